@@ -1,0 +1,1 @@
+"""The world: files, children, hypervisors."""

@@ -1,0 +1,1 @@
+"""Sockets: TLS, HTTP, websockets, the relay, command lines."""

@@ -1,0 +1,1 @@
+"""Pure: Proxmox's text formats."""

@@ -1,0 +1,1 @@
+"""The mtunnel-pvesm command: volumes of a directory storage."""

@@ -1,0 +1,1 @@
+"""The other end: everything that sends a VM."""

@@ -1,0 +1,1 @@
+"""The control path: what a tunnel's commands do."""
