@@ -247,7 +247,13 @@ Listen = Callable[[Path, Answerer], Awaitable[Listening]]
 
 
 class Stream(Protocol):
-    """One websocket's relay, as the tunnel sees it."""
+    """One websocket's relay, as the tunnel sees it; payload bytes from (`in`) and to (`out`) the peer."""
+
+    @property
+    def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_out(self) -> int: ...
 
     def abort(self) -> None:
         """End both sides now."""
