@@ -1,0 +1,197 @@
+"""storage.cfg and datacenter.cfg (formats.md sections 4 and 5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mtunnel_tx.pve.sections import Section, Warn, parse_sections
+
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]")
+_DATACENTER_LINE = re.compile(r"([a-z][a-z0-9_-]*):\s*(.*\S)\s*")
+_CONTENTS = frozenset({"images", "rootdir", "vztmpl", "iso", "backup", "snippets", "import"})
+_BOOLEANS = frozenset({"disable", "shared", "mkdir", "create-base-path", "create-subdirs", "snapshot-as-volume-chain"})
+_DIR_KEYS = _BOOLEANS | {
+    "path",
+    "content",
+    "content-dirs",
+    "nodes",
+    "format",
+    "is_mountpoint",
+    "bwlimit",
+    "preallocation",
+    "prune-backups",
+    "max-protected-backups",
+}
+_FOLDERS = {
+    "images": "images",
+    "rootdir": "private",
+    "vztmpl": "template/cache",
+    "iso": "template/iso",
+    "backup": "dump",
+    "snippets": "snippets",
+    "import": "import",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """What a storage type brings along; `formats` starts with the default one."""
+
+    content: str = "images"
+    formats: tuple[str, ...] = ("raw",)
+    mounted: bool = False
+    shared: bool = False
+
+
+_FILES = ("raw", "qcow2", "vmdk")
+# Only `dir` is ours to drive; the others belong to Proxmox's own pvesm, which checks them itself.
+_KINDS: Mapping[str, _Kind] = {
+    "dir": _Kind(content="images,rootdir", formats=(*_FILES, "subvol")),
+    "btrfs": _Kind(content="images,rootdir", formats=("raw", "subvol")),
+    "nfs": _Kind(formats=_FILES, mounted=True, shared=True),
+    "cifs": _Kind(formats=_FILES, mounted=True, shared=True),
+    "glusterfs": _Kind(formats=_FILES, mounted=True, shared=True),
+    "cephfs": _Kind(content="backup", mounted=True, shared=True),
+    "lvm": _Kind(),
+    "lvmthin": _Kind(content="images,rootdir"),
+    "zfspool": _Kind(content="images,rootdir", formats=("raw", "subvol")),
+    "zfs": _Kind(shared=True),
+    "rbd": _Kind(shared=True),
+    "iscsi": _Kind(shared=True),
+    "iscsidirect": _Kind(shared=True),
+    "pbs": _Kind(content="backup", shared=True),
+    "esxi": _Kind(content="import", shared=True),
+}
+
+
+def _items(text: str) -> frozenset[str]:
+    return frozenset(item for item in re.split(r"[,;\s]+", text) if item)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageEntry:
+    """One storage; `options` as written, values checked."""
+
+    id: str
+    type: str
+    options: Mapping[str, str]
+
+    @property
+    def _kind(self) -> _Kind:
+        return _KINDS.get(self.type, _Kind())
+
+    @property
+    def content(self) -> frozenset[str]:
+        """What it may hold: `images`, `iso`, …; `none` is nothing."""
+        return _items(self.options.get("content", self._kind.content)) & _CONTENTS
+
+    @property
+    def enabled(self) -> bool:
+        return self.options.get("disable") != "1"
+
+    @property
+    def nodes(self) -> frozenset[str] | None:
+        """The nodes that have it; None for all."""
+        names = _items(self.options.get("nodes", ""))
+        return names or None
+
+    @property
+    def path(self) -> str | None:
+        """Its folder, without a slash at the end; None for a storage that has no files."""
+        default = f"/mnt/pve/{self.id}" if self._kind.mounted else None
+        path = self.options.get("path", default)
+        return path.rstrip("/") or "/" if path else None
+
+    @property
+    def valid_formats(self) -> tuple[str, ...]:
+        if self.type == "lvm" and self.options.get("snapshot-as-volume-chain") == "1":
+            return ("raw", "qcow2")
+        return self._kind.formats
+
+    @property
+    def default_format(self) -> str:
+        chosen = self.options.get("format")
+        return chosen if chosen in self.valid_formats else self.valid_formats[0]
+
+    @property
+    def bwlimit(self) -> str | None:
+        """The limit string, KiB/s by operation; None: no limit of its own."""
+        return self.options.get("bwlimit")
+
+    @property
+    def shared(self) -> bool:
+        return self._kind.shared or self.options.get("shared") == "1"
+
+    def on_node(self, node: str) -> bool:
+        """Whether this node has it."""
+        return self.nodes is None or node in self.nodes
+
+    def folder(self, content: str) -> str | None:
+        """The folder for one kind of content, `content-dirs` obeyed; None where there are no files."""
+        if self.path is None or content not in _FOLDERS:
+            return None
+        chosen = dict(item.split("=", 1) for item in _items(self.options.get("content-dirs", "")) if "=" in item)
+        return f"{self.path.rstrip('/')}/{chosen.get(content, _FOLDERS[content]).strip('/')}"
+
+
+def _ignore(reason: str) -> None:
+    """Nobody wants to know."""
+
+
+def parse_storage_config(text: str, warn: Warn = _ignore) -> dict[str, StorageEntry]:
+    """Ids to entries, in the order of the file.
+
+    Args: warn: told of everything that is skipped, as `line N: REASON`.
+    """
+    entries: dict[str, StorageEntry] = {}
+    for section in parse_sections(text, warn):
+        reason = _reject(section)
+        if reason:
+            warn(f"line {section.line}: storage '{section.id}' skipped: {reason}")
+            continue
+        if section.id in entries:
+            warn(f"line {section.line}: storage '{section.id}' again, the former one is dropped")
+        options = _check_options(section, warn)
+        entries[section.id] = StorageEntry(section.id, section.type, MappingProxyType(options))
+    return entries
+
+
+def _reject(section: Section) -> str | None:
+    if not _ID.fullmatch(section.id):
+        return "not a storage ID"
+    if section.type not in _KINDS:
+        return f"unknown type '{section.type}'"
+    if section.type == "dir" and not section.options.get("path", "").startswith("/"):
+        return "no absolute path"
+    return None
+
+
+def _check_options(section: Section, warn: Warn) -> dict[str, str]:
+    kept = {}
+    for key, value in section.options.items():
+        reason = _object(section.type, key, value)
+        if reason:
+            warn(f"line {section.line}: storage '{section.id}': '{key}' skipped: {reason}")
+        else:
+            kept[key] = value
+    return kept
+
+
+def _object(type: str, key: str, value: str) -> str | None:
+    """What is wrong with an option; None: nothing. Other types' keys are Proxmox's own business."""
+    if type == "dir" and key not in _DIR_KEYS:
+        return "unknown"
+    if key in _BOOLEANS and value not in ("0", "1"):
+        return "neither 0 nor 1"
+    if key == "format" and value not in _KINDS["dir"].formats:
+        return "unknown format"
+    return None
+
+
+def parse_datacenter_config(text: str) -> dict[str, str]:
+    """Lines `key: value`; comments and what cannot be read are skipped."""
+    matches = (_DATACENTER_LINE.fullmatch(line) for line in text.split("\n"))
+    return {match[1]: match[2] for match in matches if match}

@@ -1,0 +1,121 @@
+"""Volume ids, and the volume names of storages that have files (formats.md section 5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.storagecfg import StorageEntry
+
+# What no file name may hold here: control characters, and surrogates, which are no text.
+_CONTROL = r"\x00-\x1f\x7f\x80-\x9f\ud800-\udfff"
+# A VMID has one spelling, or two names would lead to one file.
+_VMID = r"[1-9][0-9]{0,8}"
+_WORD = rf"[^\s{_CONTROL}]+"
+_VOLUME_ID = re.compile(rf"([A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]):([^{_CONTROL}]+)")
+_CLONE = re.compile(rf"({_VMID})/({_WORD})/({_VMID})/({_WORD})")
+_IMAGE = re.compile(rf"({_VMID})/({_WORD})")
+_FILE_NAME = re.compile(rf"[^/\s{_CONTROL}]+\.(raw|qcow2|vmdk|subvol)")
+_OTHER = re.compile(rf"(iso|vztmpl|backup|snippets|import|rootdir)/([^/{_CONTROL}]+)")
+_BACKUP_OWNER = re.compile(rf"vzdump-(?:openvz|lxc|qemu)-({_VMID})-.+")
+_ENDINGS = {
+    "iso": re.compile(r"(?i:.+\.(?:iso|img))"),
+    "vztmpl": re.compile(r".+\.tar\.(?:gz|xz|zst|bz2)"),
+    "backup": re.compile(r".+\.(?:tgz|(?:tar|vma)(?:\.(?:gz|lzo|zst|bz2))?)"),
+    "snippets": re.compile(r"(?!\.\.?$).+"),
+    "import": re.compile(r".+\.(?:ova|ovf|qcow2|raw|vmdk)"),
+    "rootdir": re.compile(_VMID),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeId:
+    """`storage:name`."""
+
+    storage: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.storage}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirVolume:
+    """A volume of a storage with files.
+
+    `content` is `images`, `iso`, `vztmpl`, `backup`, `snippets`, `import` or `rootdir`; `name` the file name; `base`
+    is `BASEVMID/BASENAME` for a linked clone.
+    """
+
+    content: str
+    name: str
+    vmid: int | None
+    base: str | None
+    format: str
+
+    @property
+    def is_base(self) -> bool:
+        """Whether linked clones may stand on it."""
+        return self.content == "images" and self.name.startswith("base-")
+
+    def file(self, entry: StorageEntry) -> str | None:
+        """Its path in the file system; None where the storage has no files."""
+        folder = entry.folder(self.content)
+        if folder is None:
+            return None
+        return f"{folder}/{self.vmid}/{self.name}" if self.content == "images" else f"{folder}/{self.name}"
+
+
+def parse_volume_id(text: str) -> VolumeId:
+    """Raises: TunnelError: `unable to parse volume ID 'X'`."""
+    match = _VOLUME_ID.fullmatch(text)
+    if match is None:
+        raise TunnelError(f"unable to parse volume ID '{text}'")
+    return VolumeId(match[1], match[2])
+
+
+def parse_dir_volume(name: str) -> DirVolume:
+    """Read the part behind the colon.
+
+    Raises: TunnelError: `unable to parse volume filename 'X'` for an image whose file name is not one (a `/` in it,
+        no known ending), `unable to parse directory volume name 'X'` for the rest.
+    """
+    if match := _CLONE.fullmatch(name):
+        _file_format(match[2])
+        base = f"{match[1]}/{match[2]}"
+        return DirVolume(content="images", name=match[4], vmid=int(match[3]), base=base, format=_file_format(match[4]))
+    if match := _IMAGE.fullmatch(name):
+        return DirVolume(content="images", name=match[2], vmid=int(match[1]), base=None, format=_file_format(match[2]))
+    match = _OTHER.fullmatch(name)
+    if match is None or not _ENDINGS[match[1]].fullmatch(match[2]):
+        raise TunnelError(f"unable to parse directory volume name '{name}'")
+    return _other_volume(match[1], match[2])
+
+
+def _file_format(name: str) -> str:
+    match = _FILE_NAME.fullmatch(name)
+    if match is None:
+        raise TunnelError(f"unable to parse volume filename '{name}'")
+    return match[1]
+
+
+def _other_volume(content: str, name: str) -> DirVolume:
+    owner = {"backup": _BACKUP_OWNER, "rootdir": re.compile(f"({_VMID})")}.get(content)
+    match = owner.fullmatch(name) if owner else None
+    return DirVolume(
+        content=content,
+        name=name,
+        vmid=int(match[1]) if match else None,
+        base=None,
+        format={"import": name.rpartition(".")[2], "rootdir": "subvol"}.get(content, "raw"),
+    )
+
+
+def next_disk_name(vmid: int, taken: Iterable[str], format: str) -> str:
+    """`vm-VMID-disk-N.FORMAT` with the first N that is free in every format, bases included."""
+    pattern = re.compile(rf"(?:vm|base|subvol)-{vmid}-disk-([0-9]{{1,9}})(?![0-9]).*")
+    used = {int(match[1]) for match in map(pattern.fullmatch, taken) if match}
+    number = next(number for number in range(len(used) + 1) if number not in used)
+    return f"vm-{vmid}-disk-{number}.{format}"
