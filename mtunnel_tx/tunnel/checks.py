@@ -1,0 +1,72 @@
+"""May this token use this storage, this volume? The order of the checks is Proxmox's, and so are the texts."""
+
+from __future__ import annotations
+
+import re
+
+from mtunnel_tx.errors import PermissionDenied, TunnelError
+from mtunnel_tx.pve.rights import Rights
+from mtunnel_tx.pve.storagecfg import StorageEntry
+from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
+from mtunnel_tx.tunnel.world import World
+
+_OWNER = re.compile(r"(?:vm|base|subvol|basevol)-(\d+)-")
+
+
+def known_storage(world: World, storage: str) -> StorageEntry:
+    """Raises: TunnelError: `storage 'X' does not exist`."""
+    entry = world.storage.config().get(storage)
+    if entry is None:
+        raise TunnelError(f"storage '{storage}' does not exist")
+    return entry
+
+
+def usable_storage(world: World, rights: Rights, storage: str) -> StorageEntry:
+    """The storage check of protocol.md section 6. Raises: TunnelError, PermissionDenied."""
+    entry = known_storage(world, storage)
+    if not entry.enabled:
+        raise TunnelError(f"storage '{storage}' is disabled")
+    if entry.nodes is not None and world.guests.node not in entry.nodes:
+        raise TunnelError(f"storage '{storage}' is not available on node '{world.guests.node}'")
+    rights.check(f"/storage/{storage}", "Datastore.AllocateSpace")
+    if "images" not in entry.content:
+        raise TunnelError(f"storage '{storage}' does not support vm images")
+    return entry
+
+
+def volume_owner(entry: StorageEntry, volume: VolumeId) -> tuple[str, int | None]:
+    """What a volume is (`images`, `iso`, …) and whose; None: nobody's. Raises: TunnelError: no such name can be."""
+    if entry.path is None:
+        found = _OWNER.match(volume.name.rsplit("/", 1)[-1])
+        return "images", int(found[1]) if found else None
+    parsed = parse_dir_volume(volume.name)
+    return parsed.content, parsed.vmid
+
+
+def refuse_foreign(entry: StorageEntry, volume: VolumeId, vmid: int) -> None:
+    """An image of another guest, by its folder, its name or its base, is nobody's to give away."""
+    content, owner = volume_owner(entry, volume)
+    names = [found[1] for part in volume.name.split("/") if (found := _OWNER.match(part))]
+    if content in ("images", "rootdir") and (owner != vmid or any(int(name) != vmid for name in names)):
+        raise TunnelError(f"volume '{volume}' does not belong to VM {vmid}")
+
+
+def check_volume_access(entry: StorageEntry, rights: Rights, volume: VolumeId, vmid: int) -> None:
+    """The access rules of formats.md section 3. Raises: TunnelError: `missing privileges to access V`."""
+    refuse_foreign(entry, volume, vmid)
+    if rights.has(f"/storage/{volume.storage}", "Datastore.Allocate"):
+        return
+    content, owner = volume_owner(entry, volume)
+    if content in ("images", "rootdir") and owner == vmid:
+        return
+    if content in ("iso", "import") and _may_look(rights, volume.storage):
+        return
+    raise TunnelError(f"missing privileges to access {volume}")
+
+
+def _may_look(rights: Rights, storage: str) -> bool:
+    try:
+        rights.check_any(f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
+    except PermissionDenied:
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""The `config` command: what the source says the VM is, checked key by key, volume by volume, and written."""
+
+from __future__ import annotations
+
+from mtunnel_tx.errors import InvalidParameters, TunnelError
+from mtunnel_tx.pve.drive import Drive, format_drive
+from mtunnel_tx.pve.firewall import format_firewall
+from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestkeys import check_config_privileges
+from mtunnel_tx.pve.sentconf import check_consistency, fill_macs, iter_volumes, read_sent_config, update_line
+from mtunnel_tx.pve.volume import parse_volume_id
+from mtunnel_tx.tunnel.checks import check_volume_access, known_storage
+from mtunnel_tx.tunnel.live import Guest, Tunnel, marked
+from mtunnel_tx.tunnel.session import DONE, Result
+from mtunnel_tx.wire.args import Config
+
+
+async def set_config(guest: Guest, args: Config) -> Result:
+    """Write the VM's config and firewall file; any failure leaves the config as it was.
+
+    Source: protocol.md section 7.
+    """
+    tunnel = guest.tunnel
+    if args.firewall is not None:
+        await _write_firewall(tunnel, args.firewall)
+    conf, warnings = read_sent_config(args.conf, tunnel.vmid)
+    _check_first(guest.conf)
+    await _check(tunnel, conf)
+    for text in warnings:
+        tunnel.warn(text)
+    tunnel.task.line(update_line(tunnel.vmid, conf))
+    await _write(tunnel, marked(conf, "migrate"))
+    return DONE
+
+
+async def _write_firewall(tunnel: Tunnel, text: str) -> None:
+    canonical, warnings = format_firewall(text)
+    for warning in warnings:
+        tunnel.warn(warning)
+    await tunnel.ledger.write("firewall")
+    await tunnel.world.guests.write_firewall(tunnel.vmid, canonical)
+
+
+def _check_first(present: GuestConfig) -> None:
+    """Only the empty config of the claim may be replaced."""
+    if present.lock is None:
+        raise TunnelError("no lock found trying to remove 'create' lock")
+    if present.lock != "create":
+        raise TunnelError(f"found lock '{present.lock}' trying to remove 'create' lock")
+
+
+async def _check(tunnel: Tunnel, conf: GuestConfig) -> None:
+    if not conf.options:
+        raise TunnelError("no options specified")
+    await _check_hookscript(tunnel, conf)
+    check_config_privileges(conf, tunnel.vmid, tunnel.rights)
+    _check_state_storage(tunnel, conf)
+    check_consistency(conf)
+    fill_macs(conf, tunnel.world.random_bytes)
+    for key, drive in iter_volumes(conf):
+        conf.options[key] = format_drive(await _placed(tunnel, key, drive))
+
+
+async def _check_hookscript(tunnel: Tunnel, conf: GuestConfig) -> None:
+    script = conf.options.get("hookscript")
+    if script is not None and await _size_of(tunnel, script) is None:
+        raise InvalidParameters({"hookscript": f"script '{script}' does not exist\n"})
+
+
+async def _size_of(tunnel: Tunnel, volid: str) -> int | None:
+    try:
+        return await tunnel.world.storage.size_bytes(str(parse_volume_id(volid)))
+    except TunnelError:
+        return None
+
+
+def _check_state_storage(tunnel: Tunnel, conf: GuestConfig) -> None:
+    storage = conf.options.get("vmstatestorage")
+    if storage is not None:
+        known_storage(tunnel.world, storage)
+        tunnel.rights.check(f"/storage/{storage}", "Datastore.AllocateSpace")
+
+
+async def _placed(tunnel: Tunnel, key: str, drive: Drive) -> Drive:
+    """A drive with its volume's actual size, after the volume was found to be there and allowed."""
+    if drive.volume in ("none", "cdrom"):
+        return drive.sized(None)
+    if drive.volume.startswith("/"):
+        raise TunnelError("Only root can pass arbitrary filesystem paths.")
+    if drive.allocates:
+        raise TunnelError(f"{key}: '{drive.volume}' would make a new volume, which a tunnel's config may not")
+    volume = parse_volume_id(drive.volume)
+    check_volume_access(known_storage(tunnel.world, volume.storage), tunnel.rights, volume, tunnel.vmid)
+    size_bytes = await tunnel.world.storage.size_bytes(str(volume))
+    if size_bytes is None:
+        raise TunnelError(f"volume '{volume}' does not exist")
+    return drive.sized(size_bytes)
+
+
+async def _write(tunnel: Tunnel, conf: GuestConfig) -> None:
+    await tunnel.ledger.write("config")
+    await tunnel.world.guests.write(tunnel.vmid, conf)
+    await tunnel.ledger.write("configured")
+    tunnel.mark = "migrate"

@@ -1,0 +1,142 @@
+"""Commands that make volumes: disk, disk-import, query-disk-import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports import ImportRequest
+from mtunnel_tx.pve.drive import Drive, format_drive
+from mtunnel_tx.pve.storagecfg import StorageEntry
+from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
+from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
+from mtunnel_tx.tunnel.imports import SUFFIX, DiskImport
+from mtunnel_tx.tunnel.live import Guest, Tunnel
+from mtunnel_tx.tunnel.session import Result
+from mtunnel_tx.wire.args import Disk, DiskImport as ImportArgs, NoArgs
+
+_BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
+_IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
+
+
+async def allocate(guest: Guest, args: Disk) -> Result:
+    """`disk`: an empty volume for a disk that will be mirrored into it."""
+    tunnel = guest.tunnel
+    entry = usable_storage(tunnel.world, tunnel.rights, args.storage)
+    drive = Drive.from_sent(args.drive)
+    size_bytes = _sent_size(args)
+    wanted = args.format if args.format in entry.valid_formats else entry.default_format
+    volid = await _allocate(tunnel, args.storage, size_bytes, wanted or entry.default_format)
+    drivestr = format_drive(drive.placed(volid, format=_actual_format(entry, volid, wanted), size_bytes=size_bytes))
+    tunnel.drives[volid] = drivestr
+    return {"volid": volid, "drivestr": drivestr}
+
+
+def _sent_size(args: Disk) -> int:
+    size = args.drive.get("size")
+    try:
+        size_bytes = int(str(size))
+    except ValueError as error:
+        raise TunnelError(f"unable to allocate a disk of size '{size}'") from error
+    if not 0 < size_bytes < 1 << 62:
+        raise TunnelError(f"unable to allocate a disk of {size_bytes} bytes")
+    return size_bytes
+
+
+async def _allocate(tunnel: Tunnel, storage: str, size_bytes: int, format: str) -> str:
+    await tunnel.own.will_make(storage)
+    try:
+        volid = await tunnel.world.storage.alloc(storage, tunnel.vmid, size_bytes, format, tunnel.task.line)
+    except TunnelError:
+        await tunnel.own.made_nothing(storage)
+        raise
+    await tunnel.own.has_made(storage, volid)
+    return volid
+
+
+def _actual_format(entry: StorageEntry, volid: str, wanted: str) -> str:
+    name = volid.split(":", 1)[1]
+    return parse_dir_volume(name).format if entry.path is not None else wanted
+
+
+async def start_import(guest: Guest, args: ImportArgs) -> Result:
+    """`disk-import`: run a child that waits for the image on a socket."""
+    tunnel = guest.tunnel
+    running = tunnel.disk_import
+    if running is not None and not running.over:
+        raise TunnelError(f"disk import already running as PID '{running.pid}'")
+    entry = usable_storage(tunnel.world, tunnel.rights, args.storage)
+    request = _import_request(tunnel, entry, args)
+    job = DiskImport(tunnel.world, tunnel.own, tunnel.task, request, tunnel.vmid)
+    tunnel.disk_import = job
+    try:
+        await job.start()
+    except TunnelError:
+        job.over = True
+        raise
+    socket = tunnel.sockets.add(SUFFIX, single=True, ended=job.stream_ended)
+    return {"socket": socket.name, "format": request.stream_format}
+
+
+def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> ImportRequest:
+    if args.format not in entry.valid_formats:
+        raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
+    volume = _target_volume(tunnel, entry, args)
+    stream_format = choose_stream(entry, args.format, args.export_formats, with_snapshots=args.with_snapshots)
+    return ImportRequest(
+        volid=str(volume),
+        stream_format=stream_format,
+        socket=tunnel.sockets.file(SUFFIX),
+        with_snapshots=args.with_snapshots,
+        allow_rename=args.allow_rename,
+        snapshot=args.snapshot,
+        delete_snapshot=args.snapshot if args.migration_snapshot else None,
+    )
+
+
+def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> VolumeId:
+    name = args.volname.removesuffix(f".{args.format}")
+    if not name or "/" in name:
+        raise TunnelError(f"unable to parse volume filename '{args.volname}'")
+    if entry.path is not None:
+        name = f"{tunnel.vmid}/{name}.{args.format}"
+        parse_dir_volume(name)
+    volume = VolumeId(entry.id, name)
+    refuse_foreign(entry, volume, tunnel.vmid)
+    return volume
+
+
+def choose_stream(entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool) -> str:
+    """The first stream format of the exporter's that this storage can take.
+
+    Raises: TunnelError: there is none.
+    Source: protocol.md section 8.3.
+    """
+    possible = _possible_streams(entry, format, with_snapshots=with_snapshots)
+    for stream_format in offered:
+        if stream_format in possible:
+            return stream_format
+    raise TunnelError(f"no matching import/export format found for storage '{entry.id}'")
+
+
+def _possible_streams(entry: StorageEntry, format: str, *, with_snapshots: bool) -> tuple[str, ...]:
+    if entry.path is not None:
+        if format == "subvol":
+            return ("tar+size",)
+        image = _IMAGE_STREAMS.get(format)
+        return ((image,) if image else ()) if with_snapshots else ("raw+size",)
+    block = _BLOCK_STREAMS.get(entry.type, ("raw+size",))
+    return tuple(name for name in block if not (with_snapshots and name == "raw+size"))
+
+
+async def query_import(guest: Guest, _args: NoArgs) -> Result:
+    """`query-disk-import`: the child's next line, or how it ended."""
+    tunnel = guest.tunnel
+    job = tunnel.disk_import
+    if job is None or job.over:
+        raise TunnelError("no disk import running")
+    try:
+        return await job.query()
+    finally:
+        if job.over:
+            tunnel.sockets.drop(SUFFIX)

@@ -1,0 +1,63 @@
+"""The control path: one line in, one reply out, from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from twisted.logger import Logger
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.tunnel.live import Guest, State, Tunnel
+from mtunnel_tx.tunnel.table import COMMANDS, Command, Lock
+from mtunnel_tx.wire.lines import command_name, encode_failure, encode_ok, handler_failure, parse_request
+
+log = Logger()
+
+
+async def answer(tunnel: Tunnel, line: bytes) -> bytes:
+    """Do what a line asks for.
+
+    Args: line: one command line, without its LF.
+    Returns: the reply, one JSON object without LF. Never raises.
+    Source: protocol.md section 4.
+    """
+    try:
+        request = parse_request(line)
+        command = admit(tunnel, command_name(request))
+    except TunnelError as error:
+        return encode_failure(error.text)
+    try:
+        arguments = command.read(request)
+        async with opened(tunnel, command.lock) as guest:
+            return encode_ok(await command.handler(guest, arguments))
+    except TunnelError as error:
+        return encode_failure(handler_failure(command.name, error))
+    except Exception:
+        log.failure("unexpected failure in command {name} of VM {vmid}", name=command.name, vmid=tunnel.vmid)
+        return encode_failure(handler_failure(command.name, TunnelError("internal error")))
+
+
+def admit(tunnel: Tunnel, name: str) -> Command:
+    """Refuse everything after `quit`, then what is no command."""
+    if tunnel.state in (State.LEAVING, State.ENDING):
+        raise TunnelError(f"tunnel is in exit-mode, processing '{name}' cmd not possible")
+    command = COMMANDS.get(name)
+    if command is None:
+        raise TunnelError(f"unknown command '{name}' given")
+    tunnel.task.line(f"received command '{name}'")
+    return command
+
+
+@asynccontextmanager
+async def opened(tunnel: Tunnel, lock: Lock) -> AsyncIterator[Guest]:
+    """The VM's config as it is now, its mark compared; the lock is held on if the command says so."""
+    guests, limits = tunnel.world.guests, tunnel.world.limits
+    async with guests.locked(tunnel.vmid, limits.command_lock_s):
+        conf = guests.read(tunnel.vmid)
+        tunnel.check_mark(conf)
+        guest = Guest(tunnel, conf)
+        if lock is Lock.HOLD:
+            yield guest
+    if lock is Lock.READ:
+        yield guest

@@ -1,0 +1,124 @@
+"""One disk import: a `pvesm import` child, the stream that feeds it, and the volume that comes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.logger import Logger
+
+from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.ports import Child, ImportRequest, TaskLog
+from mtunnel_tx.pve.volume import parse_volume_id
+from mtunnel_tx.tunnel.checks import known_storage, refuse_foreign
+from mtunnel_tx.tunnel.waiting import Task
+from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.tunnel.ownership import Ownership
+
+log = Logger()
+SUFFIX = ".storage"
+_SUCCESS = re.compile(r"successfully imported '([^'\n]+)'\n?")
+
+
+class DiskImport:
+    """A running import; over when `query` has told its end."""
+
+    def __init__(self, world: World, own: Ownership, task: TaskLog, request: ImportRequest, vmid: int) -> None:
+        self._world = world
+        self._own = own
+        self._task = task
+        self._request = request
+        self._vmid = vmid
+        self._storage = parse_volume_id(request.volid).storage
+        self._child: Child | None = None
+        self._end: Task | None = None
+        self.over = False
+
+    @property
+    def pid(self) -> int:
+        """The child's process id; 0 before it runs."""
+        return self._child.pid if self._child else 0
+
+    async def start(self) -> None:
+        """Run the child up to its `ready`. Raises: TunnelError: its own first line, or that it said nothing."""
+        await self._own.will_make(self._storage)
+        self._request.socket.unlink(missing_ok=True)
+        self._child = self._world.storage.start_import(self._request)
+        line = await self._child.next_line(self._world.limits.ready_s)
+        if line is None or line.rstrip("\n") != "ready":
+            await self.cancel()
+            raise BackendFailed(line.rstrip("\n") if line else "disk import did not become ready in time")
+        self._task.line(line)
+
+    async def query(self) -> dict[str, Any]:
+        """The next thing worth telling, within the query's time (protocol.md section 8.5)."""
+        wait_s = self._world.limits.query_s
+        if self._end is None:
+            line = await self._next_line(wait_s)
+            if self._end is None:
+                return {"status": "pending", "msg": line}
+        assert self._end is not None
+        if not await self._end.wait(self._world.clock, wait_s):
+            return {"status": "pending", "msg": ""}
+        self.over = True
+        return dict(await self._end.result())
+
+    async def _next_line(self, wait_s: float) -> str:
+        assert self._child is not None
+        line = await self._child.next_line(wait_s)
+        if line is None:
+            if self._child.exhausted():
+                self._end = Task(self._fail())
+            return ""
+        self._task.line(f"disk-import: {line}")
+        if success := _SUCCESS.fullmatch(line):
+            self._end = Task(self._succeed(success[1]))
+        return line
+
+    async def _succeed(self, volid: str) -> Mapping[str, Any]:
+        assert self._child is not None
+        self._check_name(volid)
+        if await self._child.ended() != 0:
+            return await self._fail()
+        self._request.socket.unlink(missing_ok=True)
+        await self._own.has_made(self._storage, volid)
+        await self._refuse_references(volid)
+        await self._world.storage.sync([volid])
+        return {"status": "complete", "volid": volid}
+
+    async def _fail(self) -> Mapping[str, Any]:
+        await self.cancel()
+        return {"status": "error", "msg": "import process failed\n"}
+
+    def _check_name(self, volid: str) -> None:
+        volume = parse_volume_id(volid)
+        if volume.storage != self._storage:
+            raise BackendFailed(f"import made '{volid}' on another storage")
+        refuse_foreign(known_storage(self._world, volume.storage), volume, self._vmid)
+
+    async def _refuse_references(self, volid: str) -> None:
+        if known_storage(self._world, self._storage).path is None:
+            return
+        reason = await self._world.storage.refers_elsewhere(volid)
+        if reason is not None:
+            await self._own.give_back(volid)
+            raise TunnelError(reason)
+
+    async def stream_ended(self, orderly: bool) -> None:
+        """The stream is over; if not by a Close frame, the child must not take what it got for the whole."""
+        if not orderly and self._child is not None and self._end is None:
+            await self._child.kill()
+
+    async def kill(self) -> None:
+        """End the child and remove its socket; its volume is for others to free."""
+        self.over = True
+        if self._child is not None:
+            await self._child.kill()
+            await self._child.ended()
+        self._request.socket.unlink(missing_ok=True)
+
+    async def cancel(self) -> None:
+        """End the child, and free what it may have made and not told."""
+        await self.kill()
+        await self._own.made_nothing(self._storage)

@@ -1,0 +1,106 @@
+"""The handover rule: who owns the VM decides what may be deleted (docs/states.md).
+
+Until the source gives the VM up (`ours`), an end of any kind undoes everything, newest effect first. From then on
+nothing is ever deleted. Where somebody else has taken the config over, nothing of it is touched: the journal stays and
+names what is left.
+"""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+
+from mtunnel_tx.errors import NotFound, TunnelError, WrongState
+from mtunnel_tx.tunnel.imports import SUFFIX
+from mtunnel_tx.tunnel.ledger import Ledger
+from mtunnel_tx.tunnel.live import Tunnel, marked
+from mtunnel_tx.tunnel.ownership import Ownership
+from mtunnel_tx.tunnel.world import World
+
+log = Logger()
+
+
+class Keeper:
+    """Ends tunnels by the rule; the same code for a live end and for the recovery after a crash."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def end(self, tunnel: Tunnel) -> None:
+        """The connection is over. Raises: TunnelError: why not everything could be undone; the journal stands."""
+        if tunnel.ledger.closed:
+            return
+        if tunnel.ledger.owed.ours:
+            await self.keep(tunnel.ledger)
+        else:
+            await self.roll_back(tunnel)
+
+    async def roll_back(self, tunnel: Tunnel) -> None:
+        """Undo a live tunnel; its command connection stays. Raises: TunnelError: why not everything went."""
+        await tunnel.ledger.write("undo")
+        if tunnel.disk_import is not None and not tunnel.disk_import.over:
+            await tunnel.disk_import.kill()
+        tunnel.sockets.abort_streams(but=".mtunnel")
+        tunnel.sockets.drop(SUFFIX)
+        await self.undo(tunnel.ledger, tunnel.own)
+
+    async def undo(self, ledger: Ledger, own: Ownership) -> None:
+        """Free the volumes, then remove firewall file and config, then the journal."""
+        vmid = ledger.owed.vmid
+        if self._config_state(vmid) not in ledger.owed.marks:
+            await self._step_back(ledger, own)
+            return
+        await own.free_all()
+        if ledger.owed.firewall:
+            await self._world.guests.remove_firewall(vmid)
+        await self._remove_config(ledger)
+        await ledger.close()
+
+    async def keep(self, ledger: Ledger) -> None:
+        """The VM is ours: finish an `unlock` that was announced, and forget the journal."""
+        vmid, guests = ledger.owed.vmid, self._world.guests
+        async with guests.locked(vmid, self._world.limits.command_lock_s):
+            if self._config_state(vmid) in ledger.owed.marks - {"absent"}:
+                await guests.write(vmid, marked(guests.read(vmid), None))
+        await ledger.close()
+
+    async def _remove_config(self, ledger: Ledger) -> None:
+        vmid = ledger.owed.vmid
+        async with self._world.guests.locked(vmid, self._world.limits.command_lock_s):
+            if self._config_state(vmid) in ledger.owed.marks:
+                await self._world.guests.remove(vmid)
+
+    async def _step_back(self, ledger: Ledger, own: Ownership) -> None:
+        """Somebody else has the config now: what we made is theirs to judge."""
+        left = await own.left()
+        if left:
+            raise WrongState(f"the config of VM {ledger.owed.vmid} is no longer ours; volumes left: {', '.join(left)}")
+        await ledger.close()
+
+    def _config_state(self, vmid: int) -> str:
+        try:
+            return self._world.guests.read(vmid).lock or "unlocked"
+        except NotFound:
+            return "absent"
+
+
+async def finish(world: World, tunnel: Tunnel, verdict: str) -> str | None:
+    """End a tunnel whose connection is over, and its task log with it.
+
+    Args: verdict: the task's end status; empty: OK, or its warnings.
+    Returns: why not everything could be undone, or None.
+    """
+    problem = None
+    try:
+        await Keeper(world).end(tunnel)
+    except TunnelError as error:
+        problem = error.text
+        tunnel.warn(problem)
+        log.error("tunnel of VM {vmid} could not be ended cleanly: {problem}", vmid=tunnel.vmid, problem=problem)
+    if tunnel.leaving:
+        tunnel.task.line("mtunnel exited")
+    tunnel.task.finish(verdict or _count(tunnel.warnings))
+    return problem
+
+
+def _count(warnings: int) -> str:
+    return f"WARNINGS: {warnings}" if warnings else "OK"

@@ -1,0 +1,100 @@
+"""The volumes of one tunnel: which it made, which a child may have made, and how they are freed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from twisted.logger import Logger
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports import Storage, TaskLog
+from mtunnel_tx.tunnel.ledger import Ledger
+
+log = Logger()
+
+
+class Ownership:
+    """Nothing that this tunnel did not make is ever freed.
+
+    A child chooses a volume's name itself, so before each storage's first use the VMID's volumes there are written
+    down; what is there later and was not then is ours.
+    """
+
+    def __init__(self, storage: Storage, ledger: Ledger, task: TaskLog) -> None:
+        self._storage = storage
+        self._ledger = ledger
+        self._task = task
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The volumes that this tunnel made and still has, oldest first."""
+        return self._ledger.owed.volumes
+
+    async def will_make(self, storage: str) -> None:
+        """Write down that a child is about to make a volume."""
+        if storage not in self._ledger.owed.before:
+            await self._ledger.write("storage", storage=storage, before=sorted(await self._listed(storage)))
+        await self._ledger.write("making", storage=storage)
+
+    async def has_made(self, storage: str, volid: str) -> None:
+        """Write down what the child made."""
+        await self._ledger.write("made", storage=storage, volid=volid)
+
+    async def made_nothing(self, storage: str) -> None:
+        """A child failed: free what it left, if anything."""
+        if storage in self._ledger.owed.unsettled:
+            for volid in await self._strays(storage):
+                await self._free(volid)
+            await self._ledger.write("settled", storage=storage)
+
+    async def give_back(self, volid: str) -> None:
+        """Free one volume while the tunnel goes on."""
+        await self._free(volid)
+        await self._ledger.write("freed", volid=volid)
+
+    async def free_all(self) -> None:
+        """Free everything, newest first, as far as it goes. Raises: TunnelError: the first reason why not all went."""
+        problems: list[TunnelError] = []
+        for storage in dict.fromkeys(self._ledger.owed.unsettled):
+            await self._attempt(self._free_strays(storage), problems)
+        for volid in reversed(self._ledger.owed.volumes):
+            await self._attempt(self._free_logged(volid), problems)
+        if problems:
+            raise problems[0]
+
+    async def left(self) -> list[str]:
+        """What this tunnel made, and what a child of it may have made; nothing is freed."""
+        strays = [volid for storage in self._ledger.owed.unsettled for volid in await self._strays(storage)]
+        return sorted({*self._ledger.owed.volumes, *strays})
+
+    async def _free_strays(self, storage: str) -> None:
+        for volid in await self._strays(storage):
+            await self._free_logged(volid)
+
+    async def _strays(self, storage: str) -> list[str]:
+        owed = self._ledger.owed
+        known = owed.before[storage] | frozenset(owed.volumes)
+        return sorted(await self._listed(storage) - known)
+
+    async def _listed(self, storage: str) -> frozenset[str]:
+        vmid = self._ledger.owed.vmid
+        return frozenset(volume.volid for volume in await self._storage.volumes(storage, vmid))
+
+    async def _free_logged(self, volid: str) -> None:
+        self._task.line(f"freeing volume '{volid}' as part of cleanup")
+        await self._free(volid)
+
+    async def _free(self, volid: str) -> None:
+        """A volume that is gone already is as good as freed."""
+        try:
+            await self._storage.free(volid)
+        except TunnelError:
+            if await self._storage.size_bytes(volid) is not None:
+                raise
+
+    async def _attempt(self, work: Awaitable[None], problems: list[TunnelError]) -> None:
+        try:
+            await work
+        except TunnelError as error:
+            log.warn("volume could not be freed: {reason}", reason=error.text)
+            problems.append(error)

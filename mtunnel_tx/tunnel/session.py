@@ -1,0 +1,79 @@
+"""Commands about the tunnel itself: version, bwlimit, ticket, unlock, quit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtunnel_tx.errors import TunnelError, WrongState
+from mtunnel_tx.pve.bandwidth import effective_limit
+from mtunnel_tx.tunnel.lifecycle import Keeper
+from mtunnel_tx.tunnel.live import Guest, State, marked
+from mtunnel_tx.wire.args import Bandwidth, NoArgs, Quit, Ticket
+from mtunnel_tx.wire.ticket import make_ticket, normalise
+
+API, AGE = 2, 0
+Result = Mapping[str, Any]
+DONE: Result = {}
+
+
+async def version(_guest: Guest, _args: NoArgs) -> Result:
+    """Say which protocol this is."""
+    return {"api": API, "age": AGE}
+
+
+async def bwlimit(guest: Guest, args: Bandwidth) -> Result:
+    """Tell the bandwidth limit that holds for some storages, in KiB/s; null: none."""
+    storage, tunnel = guest.tunnel.world.storage, guest.tunnel
+    limit = effective_limit(
+        storage.config(), storage.datacenter_bwlimit(), tunnel.rights, args.storages, args.operation, args.bwlimit
+    )
+    return {"bwlimit": limit}
+
+
+async def ticket(guest: Guest, args: Ticket) -> Result:
+    """Sign a ticket for a socket of this tunnel; the command socket is not one."""
+    tunnel = guest.tunnel
+    found = tunnel.sockets.find("/" + normalise(args.path))
+    if found is None or found.name == tunnel.sockets.name(".mtunnel"):
+        raise TunnelError(f"Not allowed to generate ticket for unknown socket '{args.path}'")
+    now = tunnel.world.clock.seconds()
+    return {"ticket": make_ticket(tunnel.world.ticket_key, tunnel.token, args.path, now)}
+
+
+async def unlock(guest: Guest, _args: NoArgs) -> Result:
+    """Give the VM to this node: everything on disk first, then the mark, then the lock goes."""
+    tunnel, conf = guest.tunnel, guest.conf
+    if conf.lock is None:
+        raise TunnelError("no lock found trying to remove any lock")
+    await tunnel.world.storage.sync(tunnel.own.volumes)
+    await tunnel.ledger.write("ours")
+    await tunnel.world.guests.write(tunnel.vmid, marked(conf, None))
+    tunnel.mark = None
+    return DONE
+
+
+async def leave(guest: Guest, args: Quit) -> Result:
+    """`quit`: undo everything if asked to, then exit mode."""
+    tunnel = guest.tunnel
+    try:
+        await (_clean_up(guest) if args.cleanup else _keep(guest))
+    finally:
+        tunnel.state = State.LEAVING
+        tunnel.task.line("switching to exit-mode, waiting for client to disconnect")
+    return DONE
+
+
+async def _clean_up(guest: Guest) -> None:
+    if guest.tunnel.ledger.owed.ours:
+        raise WrongState(f"refusing cleanup: VM {guest.tunnel.vmid} is already unlocked")
+    await Keeper(guest.tunnel.world).roll_back(guest.tunnel)
+
+
+async def _keep(guest: Guest) -> None:
+    tunnel = guest.tunnel
+    if tunnel.disk_import is not None and not tunnel.disk_import.over:
+        await tunnel.disk_import.cancel()
+    if not tunnel.ledger.owed.ours:
+        tunnel.warn(f"left as it is, at the source's wish: VM {tunnel.vmid} keeps its lock '{guest.conf.lock}'")
+    await tunnel.ledger.close()

@@ -1,0 +1,118 @@
+"""The sockets of a tunnel: wire names, the files behind them, and the relays that use them.
+
+The path that a peer sends is a name to look up here, never a path to open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtunnel_tx.errors import WrongState
+from mtunnel_tx.ports import Stream
+
+WIRE_DIR = "/run/qemu-server"
+Ended = Callable[[bool], Awaitable[None]]
+
+
+async def _ignore(_orderly: bool) -> None:
+    """Most sockets have nobody to tell."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Socket:
+    """One socket of a live tunnel; `single`: it takes one relay at a time. `ended(orderly)` hears of each end."""
+
+    name: str
+    file: Path
+    single: bool = False
+    ended: Ended = _ignore
+
+
+class SocketTable:
+    """All sockets of one tunnel by wire name, and all relays that lead to them."""
+
+    def __init__(self, vmid: int, token: str, runtime_dir: Path, most_streams: int) -> None:
+        self.vmid = vmid
+        self.token = token
+        self.most_streams = most_streams
+        self.passages: list[Passage] = []
+        self.bytes_before = (0, 0)
+        self._dir = runtime_dir
+        self._sockets: dict[str, Socket] = {}
+
+    def name(self, suffix: str) -> str:
+        """The wire name, e.g. `/run/qemu-server/100.storage` for `.storage`."""
+        return f"{WIRE_DIR}/{self.vmid}{suffix}"
+
+    def file(self, suffix: str) -> Path:
+        """The socket file in this daemon's runtime directory."""
+        return self._dir / f"{self.vmid}{suffix}"
+
+    def add(self, suffix: str, *, single: bool = False, ended: Ended = _ignore) -> Socket:
+        """Let websockets lead to a socket from now on."""
+        socket = Socket(name=self.name(suffix), file=self.file(suffix), single=single, ended=ended)
+        self._sockets[socket.name] = socket
+        return socket
+
+    def find(self, name: str) -> Socket | None:
+        """The socket of a wire name, written with one slash in front."""
+        return self._sockets.get(name)
+
+    def drop(self, suffix: str) -> None:
+        """Forget a socket; a relay that runs through it goes on."""
+        self._sockets.pop(self.name(suffix), None)
+
+    def abort_streams(self, *, but: str = "") -> None:
+        """End all relays, but those to the socket with this suffix: a relay never outlives its tunnel."""
+        for passage in list(self.passages):
+            if not but or passage.name != self.name(but):
+                passage.abort()
+
+    def traffic(self) -> tuple[int, int]:
+        """Payload bytes from and to the peer, all relays of this tunnel together."""
+        live = [passage.stream for passage in self.passages if passage.stream]
+        done_in, done_out = self.bytes_before
+        return done_in + sum(s.bytes_in for s in live), done_out + sum(s.bytes_out for s in live)
+
+
+class Passage:
+    """One websocket's way to a socket (ports.Route)."""
+
+    def __init__(self, table: SocketTable, socket: Socket) -> None:
+        self.name = socket.name
+        self.file = socket.file
+        self.vmid = table.vmid
+        self.token = table.token
+        self.stream: Stream | None = None
+        self._table = table
+        self._socket = socket
+
+    def opened(self, stream: Stream) -> None:
+        """Count the relay in. Raises: WrongState: there is no room for it."""
+        taken = self._table.passages
+        if self._socket.single and any(other._socket is self._socket for other in taken):
+            raise WrongState(f"tunnel of VM {self.vmid} has its command connection already")
+        if len(taken) >= self._table.most_streams:
+            raise WrongState(f"too many streams in the tunnel of VM {self.vmid}")
+        self.stream = stream
+        taken.append(self)
+
+    async def closed(self, *, orderly: bool) -> None:
+        """The relay has ended; whoever waits for that is told before the UNIX side goes."""
+        if self in self._table.passages:
+            self._count_out()
+        await self._socket.ended(orderly)
+
+    def abort(self) -> None:
+        """End the relay now."""
+        if self.stream:
+            self.stream.abort()
+
+    def _count_out(self) -> None:
+        before_in, before_out = self._table.bytes_before
+        stream = self.stream
+        if stream:
+            self._table.bytes_before = before_in + stream.bytes_in, before_out + stream.bytes_out
+        self._table.passages.remove(self)

@@ -1,0 +1,47 @@
+"""What every tunnel of this daemon shares: the world behind the ports, and the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtunnel_tx.ports import Access, Clock, Guests, Hypervisor, Journal, Listen, Storage, Tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of the control path; seconds, and counts."""
+
+    connect_s: float = 300.0
+    claim_lock_s: float = 5.0
+    command_lock_s: float = 10.0
+    ready_s: float = 5.0
+    query_s: float = 5.0
+    exit_s: float = 60.0
+    tunnels: int = 64
+    tunnels_per_token: int = 16
+    streams_per_tunnel: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The ports, joined by the composition root.
+
+    `runtime_dir` holds the socket files; `ticket_key` is 32 bytes; `random_bytes(n)` fills MAC addresses;
+    `bridge_exists(name)` looks at this host's network.
+    """
+
+    access: Access
+    guests: Guests
+    storage: Storage
+    hypervisor: Hypervisor
+    journal: Journal
+    tasks: Tasks
+    clock: Clock
+    listen: Listen
+    bridge_exists: Callable[[str], bool]
+    random_bytes: Callable[[int], bytes]
+    ticket_key: bytes
+    runtime_dir: Path
+    limits: Limits
