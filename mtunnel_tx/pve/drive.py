@@ -8,21 +8,31 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.pve.driveformats import ALL_OPTIONS, DRIVE_FORMATS, DRIVES_PER_INTERFACE
+from mtunnel_tx.pve.driveformats import ANY_OPTION, DRIVE_FORMATS, DRIVES_PER_INTERFACE, DROPPED_OPTIONS
 from mtunnel_tx.pve.property import format_error, format_property
-from mtunnel_tx.pve.values import BadValue, clean, disk_size, format_size, parse_size
+from mtunnel_tx.pve.sizes import format_size, parse_size
+from mtunnel_tx.pve.values import FormatError, clean
 
-__all__ = ["DRIVE_KEYS", "Drive", "drive_interface", "format_drive", "format_size", "is_drive_key", "parse_drive"]
+__all__ = [
+    "DRIVE_KEYS",
+    "Drive",
+    "drive_interface",
+    "format_drive",
+    "format_size",
+    "is_drive_key",
+    "parse_drive",
+    "parse_size",
+]
 
 DRIVE_KEYS = frozenset(f"{name}{index}" for name, count in DRIVES_PER_INTERFACE.items() for index in range(count))
 """Every key that names a drive: ide0 … unused255."""
 
-_INDEX = re.compile(r"[0-9]+\Z")
-_ALLOCATES = re.compile(r"(?:[^/:\s]+:)?(?:[0-9]+(?:\.[0-9]+)?|cloudinit)")
-_CLOUDINIT = re.compile(r"(?:.*[:/])?(?:vm-[0-9]+-)?cloudinit(?:\.[a-z0-9]+)?")
-_BASE = re.compile(r"[0-9]+/[^/]+/[0-9]+/.+|(?:base|basevol)-[0-9]+-[^/]+/(?:vm|subvol)-.+")
+_DISK_FORMAT = r"raw|qcow2?|qed|vmdk|cloop"
+_NEW_DISK = re.compile(r"(?:[^/:\s]+:)?[0-9]+(?:\.[0-9]+)?|(?:[^/:\s]+:)?cloudinit")
+_CLOUDINIT = re.compile(rf".*[:/](?:vm-[0-9]+-)?cloudinit(?:\.(?:{_DISK_FORMAT}))?")
+_LINKED_CLONE = re.compile(r"[0-9]+/[^/]+/[0-9]+/.+|base[a-z]*-[0-9]+-[^/]+/.+")
 _NOT_SENT = frozenset({"interface", "index", "file", "volume", "format"})
-_LIMITS = ("mbps", "iops")
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,44 +47,50 @@ class Drive:
         """The parsed drive of a source, as the `disk` command sends it.
 
         Args: drive: JSON values: interface, index, size in bytes, options; `file`, `volume`, `format` are dropped.
-        Returns: the drive on another volume.
-        Raises: TunnelError: `format error…`, `invalid key 'K'`, `illegal value with commas for K`.
+            volume: what takes the place of `file`.
+        Raises: TunnelError: `format error\\nK: REASON`, `invalid key 'K'`, `illegal value with commas for K`.
         """
         try:
             return cls(volume, _sent_options(drive))
-        except BadValue as error:
+        except FormatError as error:
             raise TunnelError(str(error).removesuffix("\n")) from error
 
     @property
     def size_bytes(self) -> int | None:
-        """The size that the drive string names; informational in Proxmox."""
+        """The size that the drive string names; only the volume itself knows the real one."""
         return parse_size(self.options["size"]) if "size" in self.options else None
 
     @property
     def has_volume(self) -> bool:
-        """Whether anything is in the drive: neither `none` nor the host's own CD-ROM."""
+        """Whether a volume is in it: neither `none` nor the host's own CD-ROM."""
         return self.volume not in ("none", "cdrom")
 
     @property
     def is_cdrom(self) -> bool:
+        """Whether it is a CD-ROM; a cloud-init drive may be one, too."""
         return self.options.get("media") == "cdrom"
 
     @property
     def is_cloudinit(self) -> bool:
-        return self.is_cdrom and _CLOUDINIT.fullmatch(self.volume) is not None
+        """Whether its volume is a cloud-init image, by its name."""
+        return _CLOUDINIT.fullmatch(self.volume) is not None
 
     @property
     def allocates(self) -> bool:
         """Whether Proxmox would make a new volume of it: `local:32`, `local:cloudinit`."""
-        return _ALLOCATES.fullmatch(self.volume) is not None or "import-from" in self.options
+        return _NEW_DISK.fullmatch(self.volume) is not None
 
     @property
     def is_linked_clone(self) -> bool:
-        """Whether the volume's name names a base volume."""
-        return _BASE.fullmatch(self.volume.partition(":")[2]) is not None
+        """Whether the volume's name names a base volume that it stands on."""
+        return _LINKED_CLONE.fullmatch(self.volume.partition(":")[2]) is not None
 
-    def with_volume(self, volume: str) -> Drive:
-        return replace(self, volume=volume)
+    def placed(self, volume: str, *, format: str | None, size_bytes: int | None) -> Drive:
+        """The drive on another volume; None drops the option."""
+        options = {key: value for key, value in self.options.items() if key not in ("format", "size")}
+        if format is not None:
+            options["format"] = format
+        return Drive(volume, options).with_size(size_bytes)
 
     def with_size(self, size_bytes: int | None) -> Drive:
         """The drive with another size, or without one."""
@@ -92,74 +108,91 @@ def is_drive_key(key: str) -> bool:
 
 def drive_interface(key: str) -> str:
     """`scsi` of `scsi0`."""
-    return _INDEX.sub("", key)
+    return key.rstrip("0123456789")
 
 
 def parse_drive(key: str, text: str) -> Drive:
     """Read a drive string; `file=` may name the volume.
 
     Args: key: e.g. `scsi0`. text: the value.
-    Raises: BadValue: not a drive key, an option this interface does not have, or options that exclude each other.
+    Raises: FormatError: not a drive key, an option this interface does not have, or options that exclude each other.
     """
     if not is_drive_key(key):
-        raise BadValue(f"unknown setting '{clean(key)}'")
+        raise FormatError(f"invalid drive key: {clean(key)}")
     options = DRIVE_FORMATS[drive_interface(key)].parse(text)
     volume = options.pop("file")
+    options = {name: value for name, value in options.items() if name not in DROPPED_OPTIONS}
+    _convert_bytes(options)
     _check_limits(options)
     if options.get("media") == "cdrom":
         _check_cdrom(key, options)
     return Drive(volume, options)
 
 
+def _convert_bytes(options: dict[str, str]) -> None:
+    """Limits in bytes per second, which once were written, become limits in MiB per second."""
+    for name in ("bps", "bps_rd", "bps_wr"):
+        if name in options:
+            if f"m{name}" in options:
+                raise FormatError(f"both {name} and m{name} specified")
+            options[f"m{name}"] = f"{int(options.pop(name)) / _MIB:.3f}"
+
+
 def _check_limits(options: Mapping[str, str]) -> None:
-    for name in _LIMITS:
-        for suffix in ("", "_max"):
-            if name + suffix in options and {f"{name}_rd{suffix}", f"{name}_wr{suffix}"} & options.keys():
-                raise BadValue("a total limit excludes limits for reading or writing")
+    for way in ("", "_rd", "_wr"):
+        for option, needed in (
+            (f"mbps{way}_max", f"mbps{way}"),
+            (f"bps{way}_max_length", f"mbps{way}_max"),
+            (f"iops{way}_max_length", f"iops{way}_max"),
+        ):
+            if _limits(options, option) and not _limits(options, needed):
+                raise FormatError(f"{option} requires {needed}")
+    for name in ("mbps", "iops"):
+        if _limits(options, name) and (_limits(options, f"{name}_rd") or _limits(options, f"{name}_wr")):
+            raise FormatError(f"{name} excludes {name}_rd and {name}_wr")
+
+
+def _limits(options: Mapping[str, str], name: str) -> bool:
+    return float(options.get(name, "0")) != 0
 
 
 def _check_cdrom(key: str, options: Mapping[str, str]) -> None:
-    if drive_interface(key) == "virtio":
-        raise BadValue("no CD-ROM on virtio")
-    if options.get("snapshot") == "1" or "format" in options:
-        raise BadValue("an option that no CD-ROM takes")
+    if drive_interface(key) == "virtio" or options.get("snapshot") == "1" or "format" in options:
+        raise FormatError("no CD-ROM can be that")
 
 
 def format_drive(drive: Drive) -> str:
     """Write a drive string: the volume, then the other keys sorted by name.
 
-    Raises: BadValue: `illegal value with commas for K`.
+    Raises: FormatError: `illegal value with commas for K`.
     """
-    if "," in drive.volume:
-        raise BadValue("illegal value with commas for file")
-    return format_property({"file": drive.volume, **drive.options}, "file", skip=("index", "interface"))
+    return format_property({**drive.options, "file": drive.volume}, "file", skip=("index", "interface"))
 
 
 def _sent_options(drive: Mapping[str, Any]) -> dict[str, str]:
+    sent = {key: value for key, value in drive.items() if key not in _NOT_SENT | DROPPED_OPTIONS and value is not None}
     kept: dict[str, str] = {}
     errors: dict[str, str] = {}
-    for key, value in drive.items():
-        if key in _NOT_SENT or value is None:
-            continue
-        if key not in ALL_OPTIONS:
-            raise BadValue(f"invalid key '{clean(key)}'")
+    for key in sent.keys() & ANY_OPTION.keys():
         try:
-            kept[key] = _sent_value(key, value)
-        except BadValue as error:
+            kept[key] = ANY_OPTION[key](_json_text(sent[key]))
+        except FormatError as error:
             errors[key] = str(error)
     if errors:
-        raise BadValue(format_error(errors))
+        raise FormatError(format_error(errors))
+    _check_writable(sent)
     return kept
 
 
-def _sent_value(key: str, value: Any) -> str:
-    text = _json_text(value)
-    if "," in text:
-        raise BadValue(f"illegal value with commas for {key}")
-    return disk_size(text) if key == "size" else ALL_OPTIONS[key](text)
+def _check_writable(sent: Mapping[str, object]) -> None:
+    for key, value in sorted(sent.items()):
+        if key not in ANY_OPTION:
+            raise FormatError(f"invalid key '{clean(key)}'")
+        if isinstance(value, str) and "," in value:
+            raise FormatError(f"illegal value with commas for {key}")
 
 
-def _json_text(value: Any) -> str:
+def _json_text(value: object) -> str:
     """A JSON scalar as Perl would print it."""
     if isinstance(value, bool):
         return "1" if value else "0"
@@ -167,4 +200,4 @@ def _json_text(value: Any) -> str:
         return str(int(value))
     if isinstance(value, str | int | float):
         return str(value)
-    raise BadValue(f"type check ('string') failed - got {'ARRAY' if isinstance(value, list) else 'HASH'}")
+    raise FormatError(f"type check ('string') failed - got {'ARRAY' if isinstance(value, list) else 'HASH'}")

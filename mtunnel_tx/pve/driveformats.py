@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mtunnel_tx.pve.property import PropertyFormat
-from mtunnel_tx.pve.values import Check, boolean, disk_size, enum, integer, number, pattern, text, volume
+from mtunnel_tx.pve.sizes import disk_size, volume, volume_id
+from mtunnel_tx.pve.values import Check, boolean, enum, formatted, integer, number, pattern
 
 DRIVES_PER_INTERFACE = {
     "ide": 4,
@@ -14,27 +15,32 @@ DRIVES_PER_INTERFACE = {
     "tpmstate": 1,
     "unused": 256,
 }
+DROPPED_OPTIONS = frozenset({"cyls", "heads", "secs", "trans"})
+"""Geometry: once options, today read and forgotten."""
 
+
+def urlencoded(max_length: int) -> Check:
+    """Text in URL encoding, at most so many characters."""
+    form = pattern(rf"[-%a-zA-Z0-9_.!~*'()]{{0,{max_length}}}", "invalid urlencoded string: {}")
+    return formatted(form)
+
+
+_WAYS = ("", "_rd", "_wr")
 _FILE: dict[str, Check] = {
-    "file": volume,
+    "file": formatted(volume),
     "format": enum("raw", "qcow", "qed", "qcow2", "vmdk", "cloop", "cow"),
-    "size": disk_size,
+    "size": formatted(disk_size),
 }
 _LIMITS: dict[str, Check] = {
-    **{f"bps{way}": integer() for way in ("", "_rd", "_wr")},
-    **{f"bps{way}_max_length": integer(1) for way in ("", "_rd", "_wr")},
-    **{f"mbps{way}": number() for way in ("", "_rd", "_wr", "_max", "_rd_max", "_wr_max")},
-    **{f"iops{way}": integer() for way in ("", "_rd", "_wr", "_max", "_rd_max", "_wr_max")},
-    **{f"iops{way}_max_length": integer(1) for way in ("", "_rd", "_wr")},
+    **{f"bps{way}": integer() for way in _WAYS},
+    **{f"mbps{way}{peak}": number() for way in _WAYS for peak in ("", "_max")},
+    **{f"iops{way}{peak}": integer() for way in _WAYS for peak in ("", "_max")},
+    **{f"{what}{way}_max_length": integer(1) for what in ("bps", "iops") for way in _WAYS},
 }
 _DISK: dict[str, Check] = {
     **_FILE,
     **_LIMITS,
     "media": enum("cdrom", "disk"),
-    "cyls": integer(),
-    "heads": integer(),
-    "secs": integer(),
-    "trans": enum("none", "lba", "auto"),
     "snapshot": boolean,
     "cache": enum("none", "writethrough", "writeback", "unsafe", "directsync"),
     "aio": enum("native", "threads", "io_uring"),
@@ -45,21 +51,21 @@ _DISK: dict[str, Check] = {
     "backup": boolean,
     "replicate": boolean,
     "shared": boolean,
-    "serial": text(60),
+    "serial": urlencoded(60),
+    **dict.fromkeys(DROPPED_OPTIONS, pattern(r"[a-z0-9]+")),
 }
-_WWN: dict[str, Check] = {"wwn": pattern(r"0x[0-9a-f]{16}", ignore_case=True)}
-_IDE: dict[str, Check] = {**_DISK, **_WWN, "ssd": boolean, "model": text(120)}
-_SATA: dict[str, Check] = {**_DISK, **_WWN, "ssd": boolean}
+_SATA: dict[str, Check] = {**_DISK, "ssd": boolean, "wwn": pattern(r"0x[0-9a-fA-F]{16}")}
+_IDE: dict[str, Check] = {**_SATA, "model": urlencoded(120)}
+_VIRTIO: dict[str, Check] = {**_DISK, "iothread": boolean, "ro": boolean}
 _SCSI: dict[str, Check] = {
     **_SATA,
     "iothread": boolean,
+    "ro": boolean,
     "queues": integer(2),
     "scsiblock": boolean,
-    "ro": boolean,
-    "vendor": pattern(r"[A-Za-z0-9\-_ ]{0,8}"),
-    "product": pattern(r"[A-Za-z0-9\-_ ]{0,16}"),
+    "vendor": pattern(r"[A-Za-z0-9_ -]{0,8}"),
+    "product": pattern(r"[A-Za-z0-9_ -]{0,16}"),
 }
-_VIRTIO: dict[str, Check] = {**_DISK, "iothread": boolean, "ro": boolean}
 _EFIDISK: dict[str, Check] = {
     **_FILE,
     "efitype": enum("2m", "4m"),
@@ -69,27 +75,25 @@ _EFIDISK: dict[str, Check] = {
 _TPMSTATE: dict[str, Check] = {**_FILE, "version": enum("v1.2", "v2.0")}
 
 _ALIASES = {
-    **{f"bps{way}_length": f"bps{way}_max_length" for way in ("_rd", "_wr")},
-    **{f"iops{way}_length": f"iops{way}_max_length" for way in ("_rd", "_wr")},
+    "volume": "file",
+    **{f"{what}{way}_length": f"{what}{way}_max_length" for what in ("bps", "iops") for way in ("_rd", "_wr")},
+}
+_CHECKS: dict[str, dict[str, Check]] = {
+    "ide": _IDE,
+    "sata": _SATA,
+    "scsi": _SCSI,
+    "virtio": _VIRTIO,
+    "efidisk": _EFIDISK,
+    "tpmstate": _TPMSTATE,
+    "unused": {"file": formatted(volume_id)},
 }
 
 DRIVE_FORMATS: dict[str, PropertyFormat] = {
     interface: PropertyFormat(checks=checks, default_key="file", aliases=_ALIASES, required=frozenset({"file"}))
-    for interface, checks in {
-        "ide": _IDE,
-        "sata": _SATA,
-        "scsi": _SCSI,
-        "virtio": _VIRTIO,
-        "efidisk": _EFIDISK,
-        "tpmstate": _TPMSTATE,
-        "unused": {"file": volume, "volume": volume},
-    }.items()
+    for interface, checks in _CHECKS.items()
 }
 
-ALL_OPTIONS: dict[str, Check] = {
-    key: check
-    for drive_format in DRIVE_FORMATS.values()
-    for key, check in drive_format.checks.items()
-    if key not in ("file", "volume")
+ANY_OPTION: dict[str, Check] = {
+    key: check for checks in _CHECKS.values() for key, check in checks.items() if key not in DROPPED_OPTIONS
 }
 """Options of any interface: what a drive may carry before it has its place in a config."""

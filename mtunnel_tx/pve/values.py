@@ -1,26 +1,30 @@
-"""The types that config values have: each a check that returns the value as Proxmox keeps it.
+"""The types that config values have: each is a check that returns the value as Proxmox keeps it.
 
-Reasons are Proxmox's own words; protocol.md sections 4 and 7.
+Reasons are Proxmox's own words (protocol.md sections 4 and 7).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 Check = Callable[[str], str]
-"""Takes a value; returns it in the form it is kept in. Raises: BadValue."""
+"""Takes a value; returns it in the form it is kept in. Raises: FormatError."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TRUE = re.compile(r"1|on|yes|true", re.IGNORECASE)
 _FALSE = re.compile(r"0|off|no|false", re.IGNORECASE)
+_WHOLE = re.compile(r"[0-9]{1,18}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})")
+_DNS_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_DNS_NAME = re.compile(rf"(?:{_DNS_LABEL}\.)*{_DNS_LABEL}")
+_LIST = re.compile(r"[,;\x00\s]+")
 
 
-class BadValue(ValueError):
-    """A value that its key does not take; the text is the reason, without a final line feed unless Proxmox has one."""
+class FormatError(ValueError):
+    """A text that does not fit its format; the message is the reason, ending in a line feed only where Proxmox's does."""
 
 
 def clean(text: str) -> str:
@@ -28,44 +32,57 @@ def clean(text: str) -> str:
     return CONTROL.sub("?", text)
 
 
+def split_list(value: str) -> list[str]:
+    """The items of a list, split as Proxmox does at blanks, `,`, `;` and NUL."""
+    return [item for item in _LIST.split(value) if item]
+
+
 def boolean(value: str) -> str:
-    """`1`/`on`/`yes`/`true` to `1`, their opposites to `0`."""
+    """`1`, `on`, `yes`, `true` to `1`, their opposites to `0`."""
     if _TRUE.fullmatch(value):
         return "1"
     if _FALSE.fullmatch(value):
         return "0"
-    raise BadValue(f"type check ('boolean') failed - got '{clean(value)}'")
+    raise FormatError(f"type check ('boolean') failed - got '{clean(value)}'")
 
 
-def _check_range(number: float, minimum: float | None, maximum: float | None) -> None:
-    if minimum is not None and number < minimum:
-        raise BadValue(f"value must have a minimum value of {minimum:g}")
-    if maximum is not None and number > maximum:
-        raise BadValue(f"value must have a maximum value of {maximum:.12g}")
-
-
-def integer(minimum: int | None = None, maximum: int | None = None) -> Check:
-    """A whole number in decimal digits, both limits included."""
+def whole(minimum: int = 0, maximum: int | None = None) -> Check:
+    """A whole number without sign, limits included; kept without leading zeros."""
 
     def check(value: str) -> str:
-        if not _INTEGER.fullmatch(value):
-            raise BadValue(f"type check ('integer') failed - got '{clean(value)}'")
+        if not _WHOLE.fullmatch(value):
+            raise FormatError(f"type check ('integer') failed - got '{clean(value)}'")
         _check_range(int(value), minimum, maximum)
         return str(int(value))
 
     return check
 
 
-def number(minimum: float | None = None, maximum: float | None = None) -> Check:
-    """A decimal fraction, both limits included; kept as it was written."""
+def integer(minimum: int | None = None, maximum: int | None = None) -> Check:
+    """A whole number inside a property string, limits included; kept as it was written."""
+    return _in_range("integer", _INTEGER, minimum, maximum)
 
+
+def number(minimum: float | None = None, maximum: float | None = None) -> Check:
+    """A decimal fraction, limits included; kept as it was written."""
+    return _in_range("number", _NUMBER, minimum, maximum)
+
+
+def _in_range(name: str, form: re.Pattern[str], minimum: float | None, maximum: float | None) -> Check:
     def check(value: str) -> str:
-        if not _NUMBER.fullmatch(value):
-            raise BadValue(f"type check ('number') failed - got '{clean(value)}'")
+        if not form.fullmatch(value):
+            raise FormatError(f"type check ('{name}') failed - got '{clean(value)}'")
         _check_range(float(value), minimum, maximum)
         return value
 
     return check
+
+
+def _check_range(value: float, minimum: float | None, maximum: float | None) -> None:
+    if maximum is not None and value > maximum:
+        raise FormatError(f"value must have a maximum value of {maximum}")
+    if minimum is not None and value < minimum:
+        raise FormatError(f"value must have a minimum value of {minimum}")
 
 
 def enum(*choices: str) -> Check:
@@ -74,92 +91,111 @@ def enum(*choices: str) -> Check:
     def check(value: str) -> str:
         if value not in choices:
             listed = ", ".join(choices)
-            raise BadValue(f"value '{clean(value)}' does not have a value in the enumeration '{listed}'")
+            raise FormatError(f"value '{clean(value)}' does not have a value in the enumeration '{listed}'")
         return value
 
     return check
 
 
-def pattern(regex: str, *, ignore_case: bool = False) -> Check:
-    """A text that matches as a whole."""
-    compiled = re.compile(regex, re.IGNORECASE | re.ASCII if ignore_case else re.ASCII)
+def pattern(regex: str, reason: str = "value does not match the regex pattern") -> Check:
+    """A text that matches as a whole (ASCII classes; control characters never match)."""
+    compiled = re.compile(regex, re.ASCII)
 
     def check(value: str) -> str:
-        if not compiled.fullmatch(value):
-            raise BadValue("value does not match the regex pattern")
+        if CONTROL.search(value) or not compiled.fullmatch(value):
+            raise FormatError(reason.replace("{}", clean(value)))
         return value
 
     return check
 
 
 def text(max_length: int | None = None) -> Check:
-    """Any text without control characters, at most so many characters long."""
+    """Any text without control characters; one pair of quotes around it is dropped."""
 
     def check(value: str) -> str:
         if CONTROL.search(value):
-            raise BadValue("value does not match the regex pattern")
+            raise FormatError("value does not match the regex pattern")
         if max_length is not None and len(value) > max_length:
-            raise BadValue(f"value may only be {max_length} characters long")
+            raise FormatError(f"value may only be {max_length} characters long")
+        return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+
+    return check
+
+
+def raw_text(value: str) -> str:
+    """Any text without control characters, as it is."""
+    if CONTROL.search(value):
+        raise FormatError("value does not match the regex pattern")
+    return value
+
+
+def each(check_item: Check) -> Check:
+    """A list whose items all pass; kept as it was written."""
+
+    def check(value: str) -> str:
+        for item in split_list(raw_text(value)):
+            check_item(item)
         return value
 
     return check
 
 
-def either(*checks: Check) -> Check:
-    """What any of the checks takes; the last one gives the reason."""
-
-    def check(value: str) -> str:
-        for attempt in checks[:-1]:
-            try:
-                return attempt(value)
-            except BadValue:
-                continue
-        return checks[-1](value)
-
-    return check
-
-
-def named_format(regex: str, reason: str, *, ignore_case: bool = False) -> Check:
-    """A text of a format with a name: what does not match is refused in that format's own words."""
-    matches = pattern(regex, ignore_case=ignore_case)
+def formatted(check_value: Check) -> Check:
+    """A format with a name inside a property string: its reasons get Proxmox's prefix and a line feed."""
 
     def check(value: str) -> str:
         try:
-            return matches(value)
-        except BadValue:
-            raise BadValue(reason) from None
+            return check_value(value)
+        except FormatError as error:
+            raise FormatError(f"invalid format - {error}\n") from error
 
     return check
 
 
-_SIZE = re.compile(r"([0-9]{1,18})(\.[0-9]{1,18})?([KMGT])?")
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_VOLUME = re.compile(r"[a-z][a-z0-9_.-]*[a-z0-9]:.+|/.+|none|cdrom", re.IGNORECASE)
+def ipv4_address(value: str) -> str:
+    """A dotted IPv4 address."""
+    try:
+        return str(IPv4Address(value))
+    except AddressValueError as error:
+        raise FormatError("value does not look like a valid IPv4 address") from error
 
 
-def parse_size(text: str) -> int:
-    """A size like `32G` or `512` in bytes. Raises: BadValue."""
-    found = _SIZE.fullmatch(text)
-    if not found:
-        raise BadValue("invalid format - value does not look like a valid disk size\n")
-    return int(Decimal(found[1] + (found[2] or "")) * _UNITS[found[3] or ""])
-
-
-def format_size(size_bytes: int) -> str:
-    """The largest unit of T, G, M, K that is exact, else bytes; nothing is `0T`, as Proxmox has it."""
-    for unit in ("T", "G", "M", "K"):
-        if size_bytes % _UNITS[unit] == 0:
-            return f"{size_bytes // _UNITS[unit]}{unit}"
-    return str(size_bytes)
-
-
-def disk_size(value: str) -> str:
-    """A size, in its largest exact unit."""
-    return format_size(parse_size(value))
-
-
-def volume(value: str) -> str:
-    """A volume id, an absolute path, `none` or `cdrom`; never with a comma or a control character."""
-    if not _VOLUME.fullmatch(value) or "," in value or CONTROL.search(value):
-        raise BadValue("invalid format - unable to parse volume ID")
+def ipv6_address(value: str) -> str:
+    """An IPv6 address; kept as it was written."""
+    try:
+        IPv6Address(value)
+    except AddressValueError as error:
+        raise FormatError("value does not look like a valid IPv6 address") from error
     return value
+
+
+def dns_name(value: str) -> str:
+    """A host name, with or without a domain."""
+    if not _DNS_NAME.fullmatch(value):
+        raise FormatError("value does not look like a valid DNS name")
+    return value
+
+
+def address(value: str) -> str:
+    """An IP address or a DNS name."""
+    for check in (ipv4_address, ipv6_address, dns_name):
+        try:
+            return check(value)
+        except FormatError:
+            continue
+    raise FormatError(f"value does not look like a valid address: {clean(value)}")
+
+
+def network(check_address: Check, bits: int, words: tuple[str, ...], name: str) -> Check:
+    """An address with a prefix length of 8 to `bits`, or one of some words."""
+
+    def check(value: str) -> str:
+        host, _, prefix = value.partition("/")
+        try:
+            if value in words or (_WHOLE.fullmatch(prefix) and 8 <= int(prefix) <= bits and check_address(host)):
+                return value
+        except FormatError:
+            pass
+        raise FormatError(f"value does not look like a valid {name} network configuration")
+
+    return check
