@@ -1,0 +1,266 @@
+"""RFC 6455 frames, decoded where they lie in a caller's buffer.
+
+The decoder is given a piece of a byte stream, in any split, and says where in that piece the payload lies and with
+which mask; payload is neither copied nor kept, so a frame may be larger than any buffer. Whether a frame is text or
+binary, whole or a fragment, makes no difference to a byte stream: only the order of fragments is checked.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum, auto
+
+from mtunnel_tx.errors import TunnelError
+
+CLOSE_NORMAL = 1000
+CLOSE_PROTOCOL_ERROR = 1002
+CLOSE_NO_STATUS = 1005
+CLOSE_BAD_PAYLOAD = 1007
+CLOSE_TOO_BIG = 1009
+
+CONTROL_BYTES = 125
+HEADER_ROOM_BYTES = 14
+SENT_PAYLOAD_BYTES = 128 * 1024
+"""A Proxmox target hangs on larger frames."""
+
+_FIN = 0x80
+_RESERVED = 0x70
+_CONTROL = 0x08
+_MASKED = 0x80
+_LENGTH_16, _LENGTH_64 = 126, 127
+_ZERO_MASK = bytes(4)
+
+
+class Role(Enum):
+    """Which end of the websocket we are: a server reads masked frames, a client unmasked ones."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+class Opcode(IntEnum):
+    """Frame types; every other value is reserved."""
+
+    CONTINUATION = 0
+    TEXT = 1
+    BINARY = 2
+    CLOSE = 8
+    PING = 9
+    PONG = 10
+
+
+class Event(Enum):
+    """What `Decoder.step` found."""
+
+    NOTHING = auto()
+    PAYLOAD = auto()
+    PING = auto()
+    PONG = auto()
+    CLOSE = auto()
+
+
+class FrameError(TunnelError):
+    """The peer broke the protocol.
+
+    Args: code: the status for the Close frame: 1002, 1007 or 1009.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+_CONTROL_EVENTS = {Opcode.CLOSE: Event.CLOSE, Opcode.PING: Event.PING, Opcode.PONG: Event.PONG}
+_KNOWN_OPCODES = frozenset(Opcode)
+
+
+class Decoder:
+    """Decodes one direction of a websocket.
+
+    Args: role: whose receiving end this is. limit_bytes: the largest payload a frame may declare.
+    After each `step` look at `event`; for PAYLOAD, the bytes are `buffer[begin:returned position]`, XORed with `mask`
+    (four bytes, turned so that the first one meets the first byte; None: they are plain); for the others `control`
+    has the payload, unmasked. `close_code` is the status of a Close frame, 1005 where it has none.
+    """
+
+    def __init__(self, role: Role, limit_bytes: int) -> None:
+        self.event = Event.NOTHING
+        self.begin = 0
+        self.mask: bytes | None = None
+        self.control = b""
+        self.close_code = CLOSE_NO_STATUS
+        self._mask_bit = _MASKED if role is Role.SERVER else 0
+        self._limit_bytes = limit_bytes
+        self._head = bytearray()
+        self._head_bytes = 2
+        self._left_bytes = 0
+        self._opcode = Opcode.BINARY
+        self._in_message = False
+        self._collected: bytearray | None = None
+        self._key: bytes | None = None
+        self._phase = 0
+
+    def step(self, buffer: bytearray | memoryview | bytes, start: int, end: int) -> int:
+        """Take the next piece of `buffer[start:end]`: a header's part, or as much payload as there is of one frame.
+
+        Returns: the position of the first byte that was not used. Raises: FrameError.
+        """
+        self.event = Event.NOTHING
+        if self._left_bytes == 0 and self._collected is None:
+            start = self._read_header(buffer, start, end)
+            if self._left_bytes == 0 and self._collected is None:
+                return start
+        if self._collected is not None:
+            return self._read_control(buffer, start, end)
+        return self._read_payload(start, end)
+
+    def _read_payload(self, start: int, end: int) -> int:
+        stop = min(end, start + self._left_bytes)
+        size_bytes = stop - start
+        if size_bytes == 0:
+            return start
+        self.event = Event.PAYLOAD
+        self.begin = start
+        self.mask = self._turned_mask()
+        self._left_bytes -= size_bytes
+        self._phase = (self._phase + size_bytes) & 3
+        return stop
+
+    def _turned_mask(self) -> bytes | None:
+        if self._key is None or self._phase == 0:
+            return self._key
+        return self._key[self._phase :] + self._key[: self._phase]
+
+    def _read_header(self, buffer: bytearray | memoryview | bytes, start: int, end: int) -> int:
+        head = self._head
+        while len(head) < self._head_bytes:
+            stop = min(end, start + self._head_bytes - len(head))
+            if stop == start:
+                return start
+            head += buffer[start:stop]
+            start = stop
+            if len(head) == 2:
+                self._check_start(head[0], head[1])
+        self._begin_frame()
+        return start
+
+    def _check_start(self, first: int, second: int) -> None:
+        opcode, length = first & 0x0F, second & 0x7F
+        if first & _RESERVED:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "reserved bits are set")
+        if opcode not in _KNOWN_OPCODES:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "reserved opcode")
+        if second & _MASKED != self._mask_bit:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "unmasked frame" if self._mask_bit else "masked frame")
+        if opcode & _CONTROL:
+            self._check_control(bool(first & _FIN), length)
+        else:
+            self._check_order(opcode == Opcode.CONTINUATION)
+            self._in_message = not first & _FIN
+        self._opcode = Opcode(opcode)
+        extended = {_LENGTH_16: 2, _LENGTH_64: 8}.get(length, 0)
+        self._head_bytes = 2 + extended + (4 if self._mask_bit else 0)
+
+    def _check_control(self, final: bool, length: int) -> None:
+        if not final:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "fragmented control frame")
+        if length > CONTROL_BYTES:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "control frame longer than 125 bytes")
+
+    def _check_order(self, continues: bool) -> None:
+        if continues and not self._in_message:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "continuation of no message")
+        if not continues and self._in_message:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "new message inside a fragmented one")
+
+    def _begin_frame(self) -> None:
+        head = self._head
+        length = self._declared_length(head)
+        key = bytes(head[-4:]) if self._mask_bit else _ZERO_MASK
+        self._key = None if key == _ZERO_MASK else key
+        self._phase = 0
+        self._left_bytes = length
+        head.clear()
+        self._head_bytes = 2
+        if self._opcode & _CONTROL:
+            self._collected = bytearray()
+
+    def _declared_length(self, head: bytearray) -> int:
+        short = head[1] & 0x7F
+        if short < _LENGTH_16:
+            return short
+        end = 4 if short == _LENGTH_16 else 10
+        length = int.from_bytes(head[2:end], "big")
+        if length >> 63 or length <= (CONTROL_BYTES if end == 4 else 0xFFFF):
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "length is not encoded as it should be")
+        if length > self._limit_bytes:
+            raise FrameError(CLOSE_TOO_BIG, f"frame of {length} bytes")
+        return length
+
+    def _read_control(self, buffer: bytearray | memoryview | bytes, start: int, end: int) -> int:
+        collected = self._collected
+        assert collected is not None
+        stop = min(end, start + self._left_bytes)
+        collected += buffer[start:stop]
+        self._left_bytes -= stop - start
+        if self._left_bytes == 0:
+            self._collected = None
+            self.control = unmask_bytes(bytes(collected), self._key)
+            self.event = _CONTROL_EVENTS[self._opcode]
+            if self._opcode is Opcode.CLOSE:
+                self.close_code = read_close(self.control)
+        return stop
+
+
+def unmask_bytes(data: bytes, mask: bytes | None) -> bytes:
+    """Undo a mask of four bytes, copying; for control frames and as the slow way for payload."""
+    if mask is None:
+        return data
+    size_bytes = len(data)
+    keys = (mask * (size_bytes // 4 + 1))[:size_bytes]
+    return (int.from_bytes(data, "little") ^ int.from_bytes(keys, "little")).to_bytes(size_bytes, "little")
+
+
+def read_close(payload: bytes) -> int:
+    """Check the payload of a Close frame.
+
+    Returns: its status, 1005 where it has none. Raises: FrameError: 1002, or 1007 for a reason that is not UTF-8.
+    """
+    if not payload:
+        return CLOSE_NO_STATUS
+    code = int.from_bytes(payload[:2], "big")
+    if len(payload) == 1 or not _is_sendable(code):
+        raise FrameError(CLOSE_PROTOCOL_ERROR, "invalid status in a Close frame")
+    try:
+        payload[2:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FrameError(CLOSE_BAD_PAYLOAD, "reason in a Close frame is not UTF-8") from error
+    return code
+
+
+def _is_sendable(code: int) -> bool:
+    return code in (1000, 1001, 1002, 1003, *range(1007, 1015)) or 3000 <= code < 5000
+
+
+def frame_header(role: Role, opcode: Opcode, size_bytes: int) -> bytes:
+    """The header of a final, unfragmented frame; a client's has the zero mask, so that its payload goes out as it is.
+
+    Args: role: the sender. size_bytes: of the payload, up to `SENT_PAYLOAD_BYTES`.
+    """
+    assert size_bytes <= SENT_PAYLOAD_BYTES
+    mask_bit, mask = (_MASKED, _ZERO_MASK) if role is Role.CLIENT else (0, b"")
+    if size_bytes <= CONTROL_BYTES:
+        return bytes((_FIN | opcode, mask_bit | size_bytes)) + mask
+    if size_bytes <= 0xFFFF:
+        return bytes((_FIN | opcode, mask_bit | _LENGTH_16)) + size_bytes.to_bytes(2, "big") + mask
+    return bytes((_FIN | opcode, mask_bit | _LENGTH_64)) + size_bytes.to_bytes(8, "big") + mask
+
+
+def pong_frame(role: Role, payload: bytes) -> bytes:
+    """The answer to a ping."""
+    return frame_header(role, Opcode.PONG, len(payload)) + payload
+
+
+def close_frame(role: Role, code: int) -> bytes:
+    """A Close frame without a reason; 1005 gives one without a status."""
+    payload = b"" if code == CLOSE_NO_STATUS else code.to_bytes(2, "big")
+    return frame_header(role, Opcode.CLOSE, len(payload)) + payload
