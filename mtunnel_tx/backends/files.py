@@ -1,0 +1,189 @@
+"""Text files that survive a power cut: replaced atomically, file and folder fsynced, read again when they changed.
+
+Everything here blocks but `Threads.run`; in the daemon, what writes goes through that. Text is UTF-8, and bytes that are not
+survive as surrogates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, ParamSpec, TypeVar
+
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+from mtunnel_tx.errors import BackendFailed
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+# A cluster file system sets modes and owners itself, and has no fsync for folders or hard links.
+_UNSUPPORTED = frozenset({errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES})
+_UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Where blocking calls run; results come back in the reactor's own thread."""
+
+    reactor: IReactorFromThreads
+    pool: ThreadPool
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Raises: BackendFailed: the operating system refused (FileExistsError stays itself); else what `call` does."""
+        try:
+            return await deferToThreadPool(self.reactor, self.pool, call, *args, **kwargs)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise refusal(error) from error
+
+
+def refusal(error: OSError) -> BackendFailed:
+    """`FILE: REASON`, for whoever runs this host."""
+    return BackendFailed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+
+
+def read_text(path: Path) -> str | None:
+    """The whole file; None where there is none."""
+    try:
+        return decode(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def decode(data: bytes) -> str:
+    """Any bytes as text."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def encode(text: str) -> bytes:
+    """The inverse of decode; what stands for no byte at all becomes `?`."""
+    return _UNENCODABLE.sub("?", text).encode("utf-8", "surrogateescape")
+
+
+def replace_file(path: Path, text: str, mode: int) -> None:
+    """Put a whole new file in place of the old one, owner kept; both states survive a crash, nothing in between."""
+    temporary = _write_aside(path, text, mode)
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def create_file(path: Path, text: str, mode: int) -> None:
+    """Write a file that must not exist yet. Raises: FileExistsError."""
+    temporary = _write_aside(path, text, mode)
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _write_new(path, text, mode)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file for good; success where there is none."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def make_folder(path: Path, mode: int = 0o700) -> None:
+    """Make a folder where there is none, entered durably in its parent; parents too."""
+    if path.is_dir():
+        return
+    make_folder(path.parent, mode)
+    path.mkdir(mode=mode, exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """fsync a folder, where the file system knows how to."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with _tolerated():
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_aside(path: Path, text: str, mode: int) -> Path:
+    """Write a temporary file beside `path`, fsynced, with its final mode and owner."""
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        _write_new(temporary, text, mode, owner=path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _write_new(path: Path, text: str, mode: int, owner: Path | None = None) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o600)
+    with open(fd, "wb") as file:  # noqa: PTH123 - pathlib opens no descriptors
+        file.write(encode(text))
+        file.flush()
+        with _tolerated():
+            os.fchmod(fd, mode)
+        with _tolerated():
+            _keep_owner(fd, owner or path)
+        os.fsync(fd)
+
+
+def _keep_owner(fd: int, path: Path) -> None:
+    """Only root can make files for others: those it replaces stay theirs, new ones belong to the folder's owner."""
+    if os.geteuid() == 0:
+        status = (path if path.exists() else path.parent).stat()
+        os.fchown(fd, status.st_uid, status.st_gid)
+
+
+@contextlib.contextmanager
+def _tolerated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+class CachedFile(Generic[T]):
+    """A parsed file, read again when it is another one than before.
+
+    Args: parse: makes the value of the text; called with the empty text where there is no file.
+    """
+
+    def __init__(self, path: Path, parse: Callable[[str], T]) -> None:
+        self._path = path
+        self._parse = parse
+        self._read: tuple[tuple[int, int, int] | None, T] | None = None
+
+    def value(self) -> T:
+        """Raises: BackendFailed: it cannot be read."""
+        try:
+            # Looked at before it is read: a change in between is seen the next time.
+            mark = self._mark()
+            if self._read is None or self._read[0] != mark:
+                self._read = mark, self._parse(read_text(self._path) or "")
+        except OSError as error:
+            raise refusal(error) from error
+        return self._read[1]
+
+    def _mark(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_mtime_ns, status.st_ino, status.st_size

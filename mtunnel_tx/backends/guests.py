@@ -1,0 +1,159 @@
+"""Guest configs, firewall files and config locks, laid out as on a Proxmox node."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO
+
+from twisted.internet.defer import Deferred
+
+from mtunnel_tx.backends.files import (
+    CachedFile,
+    Threads,
+    create_file,
+    make_folder,
+    read_text,
+    refusal,
+    remove_file,
+    replace_file,
+)
+from mtunnel_tx.errors import NotFound, TimedOut, WrongState
+from mtunnel_tx.ports import Clock, GuestEntry
+from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config, parse_guest_config
+
+RETRY_S = 0.1
+_CONFIG_FILE = re.compile(r"([1-9][0-9]{2,8})\.conf")
+_KINDS = {"qemu": "qemu-server", "lxc": "lxc"}
+_MODE = 0o640
+
+
+class GuestFiles:
+    """ports.Guests on `pve_dir/nodes/NODE/qemu-server/VMID.conf` and `pve_dir/firewall/VMID.fw`.
+
+    Args: threads: write the files. clock: times the waits for a lock.
+    """
+
+    def __init__(self, threads: Threads, clock: Clock, *, pve_dir: Path, lock_dir: Path, node: str) -> None:
+        self.node = node
+        self._threads = threads
+        self._clock = clock
+        self._pve_dir = pve_dir
+        self._lock_dir = lock_dir
+        self._names: dict[Path, CachedFile[str]] = {}
+
+    @asynccontextmanager
+    async def locked(self, vmid: int, wait_s: float) -> AsyncIterator[None]:
+        """Hold the flock on `lock-VMID.conf`. Raises: TimedOut: `can't lock file 'FILE' - got timeout`."""
+        path = self._lock_dir / f"lock-{vmid}.conf"
+        with self._open_lock(path) as file:
+            deadline = self._clock.seconds() + wait_s
+            while not _try_lock(file):
+                if self._clock.seconds() >= deadline:
+                    raise TimedOut(f"can't lock file '{path}' - got timeout")
+                await _pause(self._clock)
+            # Closing the file gives the lock back.
+            yield
+
+    def _open_lock(self, path: Path) -> IO[bytes]:
+        try:
+            self._lock_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+            return path.open("ab")
+        except OSError as error:
+            raise refusal(error) from error
+
+    def read(self, vmid: int) -> GuestConfig:
+        """Raises: NotFound: `Configuration file 'nodes/NODE/qemu-server/V.conf' does not exist`."""
+        text = self._read(self._config(vmid))
+        if text is None:
+            name = self._config(vmid).relative_to(self._pve_dir)
+            raise NotFound(f"Configuration file '{name}' does not exist")
+        return parse_guest_config(text)
+
+    def entries(self) -> list[GuestEntry]:
+        """Every guest of every node, containers included, by VMID."""
+        found = {path: (vmid, kind) for path, vmid, kind in self._configs()}
+        self._names = {path: self._names.get(path) or CachedFile(path, _guest_name) for path in found}
+        entries = [
+            GuestEntry(vmid=vmid, node=path.parent.parent.name, kind=kind, name=self._names[path].value())
+            for path, (vmid, kind) in found.items()
+        ]
+        return sorted(entries, key=lambda entry: entry.vmid)
+
+    def _configs(self) -> Iterator[tuple[Path, int, str]]:
+        for kind, folder in _KINDS.items():
+            for path in self._pve_dir.glob(f"nodes/*/{folder}/*.conf"):
+                match = _CONFIG_FILE.fullmatch(path.name)
+                if match:
+                    yield path, int(match[1]), kind
+
+    async def write(self, vmid: int, conf: GuestConfig) -> None:
+        """Replace the config atomically, file and folder fsynced."""
+        await self._threads.run(replace_file, self._config(vmid), format_guest_config(conf), _MODE)
+
+    async def create(self, vmid: int, conf: GuestConfig) -> None:
+        """Write a config that must not exist yet. Raises: WrongState: `VM V already exists on node 'NODE'`."""
+        try:
+            await self._threads.run(_create, self._config(vmid), format_guest_config(conf))
+        except FileExistsError as error:
+            raise WrongState(f"VM {vmid} already exists on node '{self.node}'") from error
+
+    async def remove(self, vmid: int) -> None:
+        """Delete the config; success where there is none."""
+        await self._threads.run(remove_file, self._config(vmid))
+
+    async def write_firewall(self, vmid: int, text: str) -> None:
+        """Replace the firewall file."""
+        await self._threads.run(_write_firewall, self._firewall(vmid), text)
+
+    async def remove_firewall(self, vmid: int) -> None:
+        """Delete the firewall file; success where there is none."""
+        await self._threads.run(remove_file, self._firewall(vmid))
+
+    def read_firewall(self, vmid: int) -> str | None:
+        """The firewall file; None where there is none."""
+        return self._read(self._firewall(vmid))
+
+    def _config(self, vmid: int) -> Path:
+        return self._pve_dir / "nodes" / self.node / "qemu-server" / f"{vmid}.conf"
+
+    def _firewall(self, vmid: int) -> Path:
+        return self._pve_dir / "firewall" / f"{vmid}.fw"
+
+    def _read(self, path: Path) -> str | None:
+        try:
+            return read_text(path)
+        except OSError as error:
+            raise refusal(error) from error
+
+
+def _pause(clock: Clock) -> Deferred[None]:
+    done: Deferred[None] = Deferred(lambda _: timer.cancel())
+    timer = clock.callLater(RETRY_S, done.callback, None)
+    return done
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _guest_name(text: str) -> str:
+    options = parse_guest_config(text).options
+    return options.get("name") or options.get("hostname", "")
+
+
+def _create(path: Path, text: str) -> None:
+    make_folder(path.parent)
+    create_file(path, text, _MODE)
+
+
+def _write_firewall(path: Path, text: str) -> None:
+    make_folder(path.parent)
+    replace_file(path, text, _MODE)

@@ -1,0 +1,111 @@
+"""What is owed for each VMID: `STATE/journal/VMID.jsonl`, written before each effect."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import DeferredLock
+
+from mtunnel_tx.backends.files import Threads, create_file, make_folder, refusal, remove_file
+from mtunnel_tx.errors import WrongState
+
+VERSION = 1
+_FILE = re.compile(r"([1-9][0-9]*)\.jsonl")
+
+
+class FileJournal:
+    """ports.Journal below a state directory; the first record carries the format's version.
+
+    A record counts when its line is whole: the effect waits for the fsync, so a torn last line announced nothing
+    that happened.
+    """
+
+    def __init__(self, threads: Threads, state_dir: Path) -> None:
+        self._threads = threads
+        self._folder = state_dir / "journal"
+        self._turns: defaultdict[int, DeferredLock] = defaultdict(DeferredLock)
+
+    async def open(self, vmid: int, record: Mapping[str, Any]) -> None:
+        """Create the journal with its first record. Raises: WrongState: one stands already."""
+        text = _line({**record, "version": VERSION})
+        try:
+            await self._threads.run(_create, self._file(vmid), text)
+        except FileExistsError as error:
+            raise WrongState(f"VM {vmid} waits for 'mtunnel settle {vmid}'") from error
+
+    async def append(self, vmid: int, record: Mapping[str, Any]) -> None:
+        """Add a record, fsynced when this returns. Raises: BackendFailed: there is no journal, or no space."""
+        line = _line(record).encode()
+        async with self._turns[vmid]:
+            await self._threads.run(_append, self._file(vmid), line)
+
+    async def close(self, vmid: int) -> None:
+        """Delete the journal; success where there is none."""
+        async with self._turns[vmid]:
+            await self._threads.run(remove_file, self._file(vmid))
+
+    def read(self, vmid: int) -> list[dict[str, Any]] | None:
+        """All whole records; None where there is no journal.
+
+        Raises: WrongState: another version wrote it, or it is damaged: hold, never delete.
+        """
+        try:
+            data = self._file(vmid).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise refusal(error) from error
+        records = [_record(vmid, line) for line in data.split(b"\n")[:-1]]
+        if records and records[0].get("version") != VERSION:
+            raise WrongState(f"the journal of VM {vmid} has an unknown version")
+        return records
+
+    def standing(self) -> list[int]:
+        """The VMIDs that have a journal."""
+        try:
+            matches = [_FILE.fullmatch(path.name) for path in self._folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise refusal(error) from error
+        return sorted(int(match[1]) for match in matches if match)
+
+    def _file(self, vmid: int) -> Path:
+        return self._folder / f"{vmid}.jsonl"
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    # ASCII only, so that no text of a peer can fail to be encoded.
+    return json.dumps(record, separators=(",", ":")) + "\n"
+
+
+def _record(vmid: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise WrongState(f"the journal of VM {vmid} is damaged") from error
+    if not isinstance(record, dict):
+        raise WrongState(f"the journal of VM {vmid} is damaged")
+    return record
+
+
+def _create(path: Path, text: str) -> None:
+    make_folder(path.parent)
+    create_file(path, text, 0o600)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Behind the last whole line: what a crash or a full disk tore off is cut away first."""
+    with path.open("r+b") as file:
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        file.seek(end)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
