@@ -1,7 +1,7 @@
 """Text files that survive a power cut: replaced atomically, file and folder fsynced, read again when they changed.
 
-Everything here blocks but `Threads.run`; in the daemon, what writes goes through that. Text is UTF-8, and bytes that are not
-survive as surrogates.
+Everything here blocks but `Threads.run`; in the daemon, what writes goes through that. Text is UTF-8, and bytes that
+are not survive as surrogates.
 """
 
 from __future__ import annotations

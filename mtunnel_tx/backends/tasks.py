@@ -1,0 +1,204 @@
+"""Task logs below the state directory, in Proxmox's own shapes (formats.md section 7)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from twisted.logger import Logger
+
+from mtunnel_tx.backends.files import decode, encode, make_folder, refusal
+from mtunnel_tx.errors import BadRequest, InvalidParameters
+from mtunnel_tx.ports import Clock
+from mtunnel_tx.pve.upid import Upid, parse_upid
+from mtunnel_tx.pve.users import split_token_id
+
+log = Logger()
+
+MOST_LOGS = 1000
+MOST_BYTES = 16 << 20
+_TAIL_BYTES = 8 << 10
+_END = re.compile(r"TASK (?:(OK|WARNINGS: \d+)|ERROR: (.*))")
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNTOLD = "unexpected status"
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in jiffies since boot; None where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # Field 22; the second field, the program's name, may hold anything, blanks and parentheses included.
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+class FileTaskLog:
+    """One growing log (ports.TaskLog). Lines behind the end, and those that exceed its size, are dropped."""
+
+    def __init__(self, upid: str, path: Path, most_bytes: int, ended: Callable[[], None]) -> None:
+        self.upid = upid
+        self._file = path.open("xb", buffering=0)
+        self._free_bytes = most_bytes
+        self._ended = ended
+
+    def line(self, text: str) -> None:
+        """Add a line; one LF at the end of `text` makes an empty line, as Proxmox's logs have it."""
+        if self._file.closed or self._free_bytes <= 0:
+            return
+        data = encode(_clean(text.removesuffix("\n")) + ("\n\n" if text.endswith("\n") else "\n"))
+        self._free_bytes -= len(data)
+        self._write(data if self._free_bytes > 0 else b"no more lines: this log is full\n")
+
+    def finish(self, status: str) -> None:
+        """`OK`, `WARNINGS: N` or the error; writes the last line `TASK …` and closes."""
+        if self._file.closed:
+            return
+        ending = f"TASK {status}"
+        if not _END.fullmatch(ending):
+            ending = f"TASK ERROR: {_clean(status.rstrip())}"
+        self._write(encode(f"{ending}\n"))
+        self._file.close()
+        self._ended()
+
+    def _write(self, data: bytes) -> None:
+        # A full disk must not end a tunnel for the sake of its log.
+        try:
+            self._file.write(data)
+        except OSError as error:
+            log.error("cannot write the task log {upid}: {reason}", upid=self.upid, reason=error.strerror)
+
+
+def _clean(text: str) -> str:
+    return _NO_TEXT.sub("?", text)
+
+
+class FileTasks:
+    """ports.Tasks, and the reading side for the API.
+
+    Args: most_logs: how many are kept; the oldest go first, running ones never. most_bytes: size of one log.
+    """
+
+    def __init__(
+        self, state_dir: Path, node: str, clock: Clock, *, most_logs: int = MOST_LOGS, most_bytes: int = MOST_BYTES
+    ) -> None:
+        self._folder = state_dir / "tasks"
+        self._node = node
+        self._clock = clock
+        self._most_logs = most_logs
+        self._most_bytes = most_bytes
+        self._live: dict[str, Upid] = {}
+
+    def start(self, vmid: int, token: str) -> FileTaskLog:
+        """Begin a task and its log. Raises: BackendFailed: the log cannot be written."""
+        pid = os.getpid()
+        first = Upid(
+            node=self._node,
+            pid=pid,
+            pstart=process_start(pid) or 0,
+            starttime=int(self._clock.seconds()),
+            id=str(vmid),
+            user=token,
+        )
+        try:
+            task = self._create(first)
+            self._prune()
+        except OSError as error:
+            raise refusal(error) from error
+        return task
+
+    def _create(self, first: Upid) -> FileTaskLog:
+        """One process runs many tasks: a second one for this VM in the same second takes the next second's name."""
+        for later_s in count():
+            upid = replace(first, starttime=first.starttime + later_s)
+            path = self._folder / upid.log_path
+            make_folder(path.parent)
+            with suppress(FileExistsError):
+                task = FileTaskLog(str(upid), path, self._most_bytes, lambda: self._live.pop(task.upid, None))
+                self._live[task.upid] = upid
+                return task
+        raise AssertionError("seconds never end")
+
+    def _prune(self) -> None:
+        logs = [path for path in self._folder.glob("?/UPID:*") if path.name not in self._live]
+        surplus = len(logs) + len(self._live) - self._most_logs
+        if surplus > 0:
+            for path in sorted(logs, key=_start_time)[:surplus]:
+                path.unlink(missing_ok=True)
+
+    def running(self) -> list[str]:
+        """The UPIDs of the tasks that have not ended, oldest first."""
+        return list(self._live)
+
+    def status(self, upid: str) -> dict[str, Any]:
+        """`GET …/tasks/UPID/status` as Proxmox has it; `exitstatus` only where it is `stopped`.
+
+        Raises: InvalidParameters: there is no such task. BadRequest: not a UPID.
+        """
+        task, path = self._find(upid)
+        user = split_token_id(task.user)
+        ending = None if upid in self._live else _ending(path, task)
+        return {
+            "upid": upid,
+            "node": task.node,
+            "pid": task.pid,
+            "pstart": task.pstart,
+            "starttime": task.starttime,
+            "type": task.type,
+            "id": task.id,
+            **({"user": user[0], "tokenid": user[1]} if user else {"user": task.user}),
+            "status": "running" if ending is None else "stopped",
+            **({} if ending is None else {"exitstatus": ending}),
+        }
+
+    def log(self, upid: str, start: int = 0, limit: int = 50) -> list[dict[str, Any]]:
+        """`GET …/tasks/UPID/log`: lines from number `start` (0 is the first) on, at most `limit` (0: all).
+
+        Raises: as status.
+        """
+        lines = self._lines(upid)[start : start + limit if limit else None]
+        shown = [{"n": number, "t": line} for number, line in enumerate(lines, start + 1)]
+        return shown or [{"n": 1, "t": "no content"}]
+
+    def total(self, upid: str) -> int:
+        """How many lines a log has. Raises: as status."""
+        return len(self._lines(upid))
+
+    def _lines(self, upid: str) -> list[str]:
+        _, path = self._find(upid)
+        try:
+            return decode(path.read_bytes()).removesuffix("\n").split("\n")
+        except OSError as error:
+            raise refusal(error) from error
+
+    def _find(self, upid: str) -> tuple[Upid, Path]:
+        task = parse_upid(upid)
+        path = self._folder / task.log_path
+        if not path.is_file():
+            raise InvalidParameters({"upid": "no such task"})
+        return task, path
+
+
+def _start_time(path: Path) -> int:
+    try:
+        return parse_upid(path.name).starttime
+    except BadRequest:
+        return 0
+
+
+def _ending(path: Path, task: Upid) -> str | None:
+    """How a task that is not ours to run has ended; None: another process runs it still."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        tail = decode(file.read())
+    match = _END.fullmatch(tail.removesuffix("\n").rpartition("\n")[2])
+    if match:
+        return match[1] or match[2]
+    alive = task.pid != os.getpid() and process_start(task.pid) == task.pstart
+    return None if alive else _UNTOLD
