@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from mtunnel_tx.backends.files import decode, encode, make_folder, refusal
+from mtunnel_tx.backends.files import encode, make_folder, refusal
 from mtunnel_tx.errors import BadRequest, InvalidParameters
 from mtunnel_tx.ports import Clock
 from mtunnel_tx.pve.upid import Upid, parse_upid
@@ -23,8 +23,10 @@ log = Logger()
 
 MOST_LOGS = 1000
 MOST_BYTES = 16 << 20
-_TAIL_BYTES = 8 << 10
-_END = re.compile(r"TASK (?:(OK|WARNINGS: \d+)|ERROR: (.*))")
+_LONGEST_ERROR = 2000
+_TAIL_BYTES = 16 << 10
+_WELL = re.compile(r"OK|WARNINGS: [0-9]+")
+_END = re.compile(rf"TASK (?:({_WELL.pattern})|ERROR: (.*))")
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNTOLD = "unexpected status"
 
@@ -42,7 +44,7 @@ def process_start(pid: int) -> int | None:
 class FileTaskLog:
     """One growing log (ports.TaskLog). Lines behind the end, and those that exceed its size, are dropped."""
 
-    def __init__(self, upid: str, path: Path, most_bytes: int, ended: Callable[[], None]) -> None:
+    def __init__(self, upid: str, path: Path, most_bytes: int, ended: Callable[[str], object]) -> None:
         self.upid = upid
         self._file = path.open("xb", buffering=0)
         self._free_bytes = most_bytes
@@ -60,12 +62,11 @@ class FileTaskLog:
         """`OK`, `WARNINGS: N` or the error; writes the last line `TASK …` and closes."""
         if self._file.closed:
             return
-        ending = f"TASK {status}"
-        if not _END.fullmatch(ending):
-            ending = f"TASK ERROR: {_clean(status.rstrip())}"
-        self._write(encode(f"{ending}\n"))
+        if not _WELL.fullmatch(status):
+            status = f"ERROR: {_clean(status.rstrip())[:_LONGEST_ERROR]}"
+        self._write(encode(f"TASK {status}\n"))
         self._file.close()
-        self._ended()
+        self._ended(self.upid)
 
     def _write(self, data: bytes) -> None:
         # A full disk must not end a tunnel for the sake of its log.
@@ -93,7 +94,7 @@ class FileTasks:
         self._clock = clock
         self._most_logs = most_logs
         self._most_bytes = most_bytes
-        self._live: dict[str, Upid] = {}
+        self._live: set[str] = set()
 
     def start(self, vmid: int, token: str) -> FileTaskLog:
         """Begin a task and its log. Raises: BackendFailed: the log cannot be written."""
@@ -120,8 +121,8 @@ class FileTasks:
             path = self._folder / upid.log_path
             make_folder(path.parent)
             with suppress(FileExistsError):
-                task = FileTaskLog(str(upid), path, self._most_bytes, lambda: self._live.pop(task.upid, None))
-                self._live[task.upid] = upid
+                task = FileTaskLog(str(upid), path, self._most_bytes, self._live.discard)
+                self._live.add(task.upid)
                 return task
         raise AssertionError("seconds never end")
 
@@ -134,7 +135,7 @@ class FileTasks:
 
     def running(self) -> list[str]:
         """The UPIDs of the tasks that have not ended, oldest first."""
-        return list(self._live)
+        return sorted(self._live, key=lambda upid: parse_upid(upid).starttime)
 
     def status(self, upid: str) -> dict[str, Any]:
         """`GET …/tasks/UPID/status` as Proxmox has it; `exitstatus` only where it is `stopped`.
@@ -173,7 +174,7 @@ class FileTasks:
     def _lines(self, upid: str) -> list[str]:
         _, path = self._find(upid)
         try:
-            return decode(path.read_bytes()).removesuffix("\n").split("\n")
+            return path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
         except OSError as error:
             raise refusal(error) from error
 
@@ -196,7 +197,7 @@ def _ending(path: Path, task: Upid) -> str | None:
     """How a task that is not ours to run has ended; None: another process runs it still."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        tail = decode(file.read())
+        tail = file.read().decode("utf-8", "replace")
     match = _END.fullmatch(tail.removesuffix("\n").rpartition("\n")[2])
     if match:
         return match[1] or match[2]
