@@ -1,0 +1,42 @@
+"""`mtunnel.toml` to frozen Settings: every key has a default, every value is checked.
+
+Nothing here creates a file; `make_private_directory` is for those who do.
+"""
+
+from mtunnel_tx.config.host import Host, check_private_directory, default_file, make_private_directory, this_host
+from mtunnel_tx.config.keys import KEYS, Key, manual_table
+from mtunnel_tx.config.reader import load_settings
+from mtunnel_tx.config.settings import (
+    DEFAULT_PORT,
+    LONGEST_RUNTIME_DIR,
+    LONGEST_SOCKET_PATH,
+    Commands,
+    ConfigError,
+    Forward,
+    Limits,
+    Node,
+    Settings,
+    Tls,
+)
+
+__all__ = [
+    "DEFAULT_PORT",
+    "KEYS",
+    "LONGEST_RUNTIME_DIR",
+    "LONGEST_SOCKET_PATH",
+    "Commands",
+    "ConfigError",
+    "Forward",
+    "Host",
+    "Key",
+    "Limits",
+    "Node",
+    "Settings",
+    "Tls",
+    "check_private_directory",
+    "default_file",
+    "load_settings",
+    "make_private_directory",
+    "manual_table",
+    "this_host",
+]

@@ -1,0 +1,92 @@
+"""Checks of single values: each returns the value to use, or raises ValueError(reason)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Check = Callable[[object], Any]
+
+
+def one_of(*words: str) -> Check:
+    """Returns: a check that takes these words only."""
+
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return value
+
+    return check
+
+
+def matching(pattern: str, what: str) -> Check:
+    """Returns: a check for a string that matches `pattern` as a whole."""
+    compiled = re.compile(pattern)
+
+    def check(value: object) -> str:
+        if not isinstance(value, str) or not compiled.fullmatch(value):
+            raise ValueError(f"must be {what}")
+        return value
+
+    return check
+
+
+def whole(least: int, most: int) -> Check:
+    """Returns: a check for an integer in these bounds."""
+
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return value
+
+    return check
+
+
+def number(least: float, most: float) -> Check:
+    """Returns: a check for a number in these bounds."""
+
+    def check(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"must be a number from {least:g} to {most:g}")
+        return value
+
+    return check
+
+
+def absolute_path(value: object) -> Path:
+    """Returns: the path of a string that starts at the root."""
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ValueError("must be an absolute path")
+    return Path(value)
+
+
+def endpoints(value: object) -> tuple[str, ...]:
+    """Returns: Twisted's server endpoint strings; TLS is always spoken on top of them."""
+    if not isinstance(value, list) or not 1 <= len(value) <= 16:
+        raise ValueError('must be a list of 1 to 16 endpoints, e.g. ["tcp6:8016"]')
+    for item in value:
+        endpoint(item)
+    return tuple(value)
+
+
+def arguments(value: object) -> tuple[str, ...]:
+    """Returns: an argument vector; a single string is a program without arguments."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not items or not all(isinstance(item, str) and item for item in items):
+        raise ValueError("must be a program, or a list of a program and its first arguments")
+    return tuple(items)
+
+
+def fingerprint(value: object) -> str:
+    """Returns: 32 hex pairs with colons, upper case."""
+    return str(matching(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}", "a SHA-256 fingerprint, AA:BB:…")(value)).upper()
+
+
+node_name = matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a host name without dots")
+endpoint = matching(
+    r"(?!ssl:|tls:)[a-z0-9]+:[\x21-\x7e]+", 'a server endpoint without TLS of its own, e.g. "tcp6:8016"'
+)
+host_name = matching(r"[0-9A-Za-z_.:-]{1,253}", "a host name or an address")
+port = whole(1, 65535)

@@ -1,0 +1,76 @@
+"""The facts about this host that defaults depend on, and its private directories."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtunnel_tx.config.settings import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the defaults depend on."""
+
+    uid: int
+    node: str
+    environ: Mapping[str, str]
+    temp_dir: Path
+
+    def directory(self, system: str, variable: str, below_home: str) -> Path:
+        """`system` for root, else `mtunnel` in the XDG directory (a relative one counts as unset)."""
+        if self.uid == 0:
+            return Path(system)
+        base = Path(self.environ.get(variable, ""))
+        return (base if base.is_absolute() else self._home() / below_home) / "mtunnel"
+
+    def runtime_dir(self) -> Path:
+        """Where no $XDG_RUNTIME_DIR is set: a directory of the user's own below the temporary one."""
+        if self.uid == 0 or Path(self.environ.get("XDG_RUNTIME_DIR", "")).is_absolute():
+            return self.directory("/run/mtunnel", "XDG_RUNTIME_DIR", "")
+        return self.temp_dir / f"mtunnel-{self.uid}"
+
+    def _home(self) -> Path:
+        return Path(self.environ.get("HOME") or Path.home())
+
+
+def default_file(host: Host) -> Path:
+    """Returns: the file that is read where none is named."""
+    return host.directory("/etc/mtunnel", "XDG_CONFIG_HOME", ".config") / "mtunnel.toml"
+
+
+def this_host(environ: Mapping[str, str]) -> Host:
+    """Returns: the facts about the running process."""
+    node = socket.gethostname().partition(".")[0]
+    return Host(uid=os.geteuid(), node=node, environ=environ, temp_dir=Path(tempfile.gettempdir()))
+
+
+def make_private_directory(path: Path) -> bool:
+    """Make a directory (mode 0700) with its parents, or check the one that is there.
+
+    Returns: whether it was made. Raises: ConfigError: it is not ours alone.
+    """
+    made = not path.exists()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made: {error.strerror}") from error
+    check_private_directory(path)
+    return made
+
+
+def check_private_directory(path: Path) -> None:
+    """Raises: ConfigError: `path` is no directory of our own that nobody else may write to."""
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"{path}: is not a directory")
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise ConfigError(f"{path}: belongs to somebody else, or others may write to it")

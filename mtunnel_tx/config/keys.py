@@ -1,0 +1,208 @@
+"""Every key of `mtunnel.toml`: name, check, default, reason. The manual's table is printed from it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mtunnel_tx.config.checks import (
+    Check,
+    absolute_path,
+    arguments,
+    endpoints,
+    fingerprint,
+    host_name,
+    matching,
+    node_name,
+    number,
+    one_of,
+    port,
+    whole,
+)
+from mtunnel_tx.config.host import Host
+from mtunnel_tx.config.settings import DEFAULT_PORT, LONGEST_RUNTIME_DIR, LONGEST_SOCKET_PATH, PROFILES, Limits
+
+Default = Callable[[Mapping[str, Any], Host], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key of the file.
+
+    Args: name: dotted. check: returns the value to use, or raises ValueError(reason). default: computed from the
+    values above it in KEYS. shown: the default as the manual prints it. reason: what it is good for.
+    """
+
+    name: str
+    check: Check
+    default: Default
+    shown: str
+    reason: str
+
+
+def _own_pvesm(values: Mapping[str, Any], _host: Host) -> tuple[str, ...]:
+    if values["profile"] == "proxmox":
+        return ("pvesm",)
+    return (sys.executable, "-P", "-m", "mtunnel_tx.pvesm")
+
+
+def _tls_file(suffix: str) -> Default:
+    def default(values: Mapping[str, Any], _host: Host) -> Path:
+        if values["profile"] == "standalone":
+            return Path(values["state_dir"] / "tls" / ("certificate.pem" if suffix == "pem" else "key.pem"))
+        folder = values["pve_dir"] / "nodes" / values["node"]
+        own = all((folder / f"pveproxy-ssl.{ending}").exists() for ending in ("pem", "key"))
+        return Path(folder / f"{'pveproxy' if own else 'pve'}-ssl.{suffix}")
+
+    return default
+
+
+def _limit(name: str, check: Check, reason: str) -> Key:
+    value = next(field.default for field in fields(Limits) if field.name == name)
+    return Key(name=f"limits.{name}", check=check, default=lambda *_: value, shown=str(value), reason=reason)
+
+
+def _key(name: str, check: Check, default: Default, shown: str, reason: str) -> Key:
+    return Key(name=name, check=check, default=default, shown=shown, reason=reason)
+
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+KEYS: tuple[Key, ...] = (
+    _key(
+        "profile",
+        one_of(*PROFILES),
+        lambda *_: "standalone",
+        "standalone",
+        "`standalone`: everything below our own state directory; `proxmox`: the files and programs of a Proxmox node",
+    ),
+    _key(
+        "node",
+        node_name,
+        lambda _, host: node_name(host.node),
+        "the short host name",
+        "our name in URLs, task ids and below `pve_dir/nodes`",
+    ),
+    _key(
+        "listen",
+        endpoints,
+        lambda *_: (f"tcp6:{DEFAULT_PORT}",),
+        f'["tcp6:{DEFAULT_PORT}"]',
+        "Twisted endpoint strings; `tcp6` takes IPv4 as well; TLS is always on",
+    ),
+    _key(
+        "workers",
+        whole(0, 256),
+        lambda *_: 0,
+        "0",
+        "processes that do TLS and carry the streams; 0: the daemon does it in its own threads",
+    ),
+    _key(
+        "user",
+        matching(r"[a-z_][a-z0-9_-]{0,31}", "a user name"),
+        lambda *_: "mtunnel",
+        "mtunnel",
+        "whom the workers run as when root starts the daemon",
+    ),
+    _key(
+        "state_dir",
+        absolute_path,
+        lambda _, host: host.directory("/var/lib/mtunnel", "XDG_STATE_HOME", ".local/state"),
+        "/var/lib/mtunnel; not root: $XDG_STATE_HOME/mtunnel",
+        "journals, task logs, certificate; in `standalone` also `pve_dir`",
+    ),
+    _key(
+        "runtime_dir",
+        absolute_path,
+        lambda _, host: host.runtime_dir(),
+        "/run/mtunnel; not root: $XDG_RUNTIME_DIR/mtunnel, without it a private directory below the temporary one",
+        f"sockets; at most {LONGEST_RUNTIME_DIR} bytes long, as a UNIX socket's path ends at {LONGEST_SOCKET_PATH}",
+    ),
+    _key(
+        "pve_dir",
+        absolute_path,
+        lambda v, _: Path("/etc/pve") if v["profile"] == "proxmox" else v["state_dir"] / "pve",
+        "STATE_DIR/pve; proxmox: /etc/pve",
+        "guest configs, users, tokens, storages, in Proxmox's own formats",
+    ),
+    _key(
+        "lock_dir",
+        absolute_path,
+        lambda v, _: Path("/var/lock/qemu-server") if v["profile"] == "proxmox" else v["runtime_dir"] / "lock",
+        "RUNTIME_DIR/lock; proxmox: /var/lock/qemu-server",
+        "the locks of guest configs, shared with every other program that changes them",
+    ),
+    _key(
+        "tls.certificate",
+        absolute_path,
+        _tls_file("pem"),
+        "STATE_DIR/tls/certificate.pem; proxmox: PVE_DIR/nodes/NODE/pveproxy-ssl.pem where it exists, else pve-ssl.pem",
+        "PEM, the chain included; its fingerprint goes into the endpoint string",
+    ),
+    _key(
+        "tls.key",
+        absolute_path,
+        _tls_file("key"),
+        "STATE_DIR/tls/key.pem; proxmox: the .key beside the certificate",
+        "PEM, without a pass phrase",
+    ),
+    _key(
+        "commands.pvesm",
+        arguments,
+        _own_pvesm,
+        "our own mtunnel-pvesm; proxmox: pvesm",
+        "the storage program, with its first arguments if it is a list",
+    ),
+    _key(
+        "commands.qm",
+        arguments,
+        lambda *_: ("qm",),
+        "qm",
+        "starts virtual machines in the `proxmox` profile; unused in `standalone`",
+    ),
+    _key(
+        "forward.api",
+        matching(r"https://[^\s/?#@]+", "https://HOST:PORT"),
+        lambda *_: None,
+        "none",
+        "where every request goes that is not for us, e.g. Proxmox's own https://127.0.0.1:8006",
+    ),
+    _limit("body_bytes", whole(_KIB, 64 * _MIB), "a request body beyond it is answered 413"),
+    _limit("header_bytes", whole(_KIB, _MIB), "all header lines of one request"),
+    _limit(
+        "request_s", number(0.1, 3600), "a request must have come as a whole, and every TLS handshake be done, by then"
+    ),
+    _limit("connections", whole(1, 65535), "open connections in all; keep below the process's limit of open files"),
+    _limit(
+        "connections_unauthenticated_per_address",
+        whole(1, 65535),
+        "connections of one address that have not shown a valid token; a real source opens a few at a time",
+    ),
+    _limit("tunnels", whole(1, 4096), "live tunnels in all"),
+    _limit("tunnels_per_token", whole(1, 4096), "live tunnels of one token"),
+    _limit(
+        "streams_per_tunnel", whole(1, 1024), "websockets of one tunnel; a source needs one for each disk, and two more"
+    ),
+    _limit("line_bytes", whole(_KIB, 64 * _MIB), "one command line; a guest config with its firewall rules has to fit"),
+    _limit("queued_lines", whole(1, 65535), "command lines that wait for their turn before the peer is paused"),
+    _limit("queued_bytes", whole(_KIB, _GIB), "the same in bytes"),
+    _limit(
+        "frame_bytes", whole(128 * _KIB, _GIB), "declared length of a websocket frame; Proxmox sends at most 131072"
+    ),
+    _limit("child_output_bytes", whole(4 * _KIB, _GIB), "unread output kept of one child program"),
+    _limit("stall_s", number(0.1, 86400), "bytes wait and the other side took none for so long: the stream is dead"),
+    _limit("half_close_s", number(0.1, 86400), "how long one direction may outlive the other"),
+    _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
+)
+
+
+def manual_table() -> str:
+    """Returns: KEYS as the Markdown table of docs/operations.md."""
+    rows = [f"| `{key.name}` | {key.shown} | {key.reason} |" for key in KEYS]
+    return "\n".join(["| key | default | what it is for |", "|---|---|---|", *rows])
+
+
+NODE_CHECKS: Mapping[str, Check] = {"host": host_name, "port": port, "fingerprint": fingerprint}

@@ -1,0 +1,147 @@
+"""Read `mtunnel.toml` and turn it into Settings."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mtunnel_tx.config.checks import node_name
+from mtunnel_tx.config.host import Host, check_private_directory, default_file, this_host
+from mtunnel_tx.config.keys import KEYS, NODE_CHECKS
+from mtunnel_tx.config.settings import (
+    DEFAULT_PORT,
+    LONGEST_RUNTIME_DIR,
+    Commands,
+    ConfigError,
+    Forward,
+    Limits,
+    Node,
+    Settings,
+    Tls,
+)
+
+TABLES = ("tls", "commands", "forward", "limits")
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str], host: Host | None = None) -> Settings:
+    """Read the file that `path`, else $MTUNNEL_CONFIG names, else the default one where it exists.
+
+    Raises: ConfigError: `FILE: KEY: reason`.
+    """
+    host = host or this_host(environ)
+    file = _find_file(path, host)
+    given = _read_file(file) if file else {}
+    return _Reader(str(file or "configuration"), host).settings(file, given)
+
+
+class _Reader:
+    """Turns the decoded file into Settings; knows the file's name for its errors."""
+
+    def __init__(self, label: str, host: Host) -> None:
+        self._label = label
+        self._host = host
+
+    def settings(self, file: Path | None, given: dict[str, Any]) -> Settings:
+        nodes = self._nodes(given)
+        flat = dict(self._flatten(given))
+        values = self._values(flat)
+        self._refuse(flat)
+        self._check_runtime_dir(values["runtime_dir"])
+        tables = {name: _below(values, name) for name in TABLES}
+        return Settings(
+            file=file,
+            **{name: value for name, value in values.items() if "." not in name},
+            tls=Tls(**tables["tls"]),
+            commands=Commands(**tables["commands"]),
+            forward=Forward(nodes=nodes, **tables["forward"]),
+            limits=Limits(**tables["limits"]),
+        )
+
+    def _flatten(self, given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        for name, value in given.items():
+            if name in TABLES:
+                yield from ((f"{name}.{key}", item) for key, item in self._table(name, value).items())
+            else:
+                yield name, value
+
+    def _table(self, name: str, value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self._error(name, "must be a table")
+        return value
+
+    def _values(self, flat: dict[str, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key in KEYS:
+            with self._named(key.name):
+                given = key.name in flat
+                values[key.name] = key.check(flat.pop(key.name)) if given else key.default(values, self._host)
+        return values
+
+    def _nodes(self, given: dict[str, Any]) -> dict[str, Node]:
+        forward = self._table("forward", given.get("forward", {}))
+        nodes = self._table("forward.nodes", forward.get("nodes", {}))
+        if "nodes" in forward:
+            given["forward"] = {key: value for key, value in forward.items() if key != "nodes"}
+        return {name: self._node(f"forward.nodes.{name}", value) for name, value in nodes.items()}
+
+    def _node(self, name: str, value: object) -> Node:
+        with self._named(name):
+            node_name(name.rpartition(".")[2])
+        rest = {"port": DEFAULT_PORT, **self._table(name, value)}
+        found = {}
+        for key, check in NODE_CHECKS.items():
+            if key not in rest:
+                raise self._error(f"{name}.{key}", "must be given")
+            with self._named(f"{name}.{key}"):
+                found[key] = check(rest.pop(key))
+        self._refuse({f"{name}.{key}": value for key, value in rest.items()})
+        return Node(**found)
+
+    def _refuse(self, unknown: Mapping[str, Any]) -> None:
+        for name in unknown:
+            raise self._error(name, "no such key")
+
+    def _check_runtime_dir(self, path: Path) -> None:
+        length = len(os.fsencode(path))
+        if length > LONGEST_RUNTIME_DIR:
+            reason = f"must have at most {LONGEST_RUNTIME_DIR} bytes for the sockets in it, has {length}: {path}"
+            raise self._error("runtime_dir", reason)
+        if path.parent == self._host.temp_dir and os.path.lexists(path):
+            check_private_directory(path)
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Say file and key where a check only knows the reason."""
+        try:
+            yield
+        except ValueError as error:
+            raise self._error(name, str(error)) from error
+
+    def _error(self, name: str, reason: str) -> ConfigError:
+        return ConfigError(f"{self._label}: {name}: {reason}")
+
+
+def _find_file(path: Path | None, host: Host) -> Path | None:
+    if path is None and host.environ.get("MTUNNEL_CONFIG"):
+        path = Path(host.environ["MTUNNEL_CONFIG"])
+    if path is not None:
+        return path.absolute()
+    file = default_file(host)
+    return file if file.exists() else None
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not valid TOML: {error}") from error
+
+
+def _below(values: Mapping[str, Any], table: str) -> dict[str, Any]:
+    return {name.partition(".")[2]: value for name, value in values.items() if name.startswith(f"{table}.")}

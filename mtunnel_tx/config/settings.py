@@ -1,0 +1,93 @@
+"""What the daemon and the commands know about their host: frozen, checked, complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtunnel_tx.errors import TunnelError
+
+LONGEST_SOCKET_PATH = 107
+LONGEST_RUNTIME_DIR = LONGEST_SOCKET_PATH - len("/999999999_nbd.migrate")
+DEFAULT_PORT = 8016
+PROFILES = ("standalone", "proxmox")
+
+
+class ConfigError(TunnelError):
+    """The configuration cannot be used; the text names file, key and reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files: the certificate with its chain, and its private key."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Programs with their leading arguments, as argument vectors."""
+
+    pvesm: tuple[str, ...]
+    qm: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Another node of the cluster; `fingerprint` is the SHA-256 of its certificate, `AA:BB:…`."""
+
+    host: str
+    port: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Where requests go that are not for us: `api` a base URL, `nodes` the daemons of other nodes."""
+
+    api: str | None
+    nodes: Mapping[str, Node]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one peer may use; the reasons stand in `KEYS`."""
+
+    body_bytes: int = 1 << 20
+    header_bytes: int = 32 << 10
+    request_s: float = 30
+    connections: int = 1024
+    connections_unauthenticated_per_address: int = 32
+    tunnels: int = 64
+    tunnels_per_token: int = 16
+    streams_per_tunnel: int = 64
+    line_bytes: int = 4 << 20
+    queued_lines: int = 64
+    queued_bytes: int = 4 << 20
+    frame_bytes: int = 64 << 20
+    child_output_bytes: int = 1 << 20
+    stall_s: float = 600
+    half_close_s: float = 60
+    connect_s: float = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything the daemon and the commands know about their host; `file` is None where defaults rule alone."""
+
+    file: Path | None
+    node: str
+    profile: str
+    listen: tuple[str, ...]
+    workers: int
+    user: str
+    pve_dir: Path
+    state_dir: Path
+    runtime_dir: Path
+    lock_dir: Path
+    tls: Tls
+    commands: Commands
+    forward: Forward
+    limits: Limits
