@@ -1,20 +1,31 @@
-"""The config of a virtual machine: a text file of `key: value` lines with sections (formats.md section 5)."""
+"""The config of a virtual machine: a text file of `key: value` lines with sections (formats.md section 5).
+
+`parse_guest_config` takes any file and loses nothing; `read_sent_config` is for a config that a source sends, and
+refuses what Proxmox refuses.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.drive import DRIVE_KEYS
+from mtunnel_tx.pve.guestformats import CHECKS, DROPPED_KEYS, check_value
+from mtunnel_tx.pve.values import CONTROL, FormatError, boolean, clean
+
 PENDING = "PENDING"
 SPECIAL = "special:"
+_CLOUDINIT = SPECIAL + "cloudinit"
+_FLEECING = SPECIAL + "fleecing"
 _BLANKS = " \t\r\f\v"
-_HEADER = re.compile(r"\[([^\]]*)\]\s*")
-_ENTRY = re.compile(r"([a-z][a-z_-]*[0-9]*):(.*)", re.DOTALL)
+_HEADER = re.compile(rf"\[([^\]]*)\][{_BLANKS}]*")
+_ENTRY = re.compile(r"([a-z][a-z_-]*[0-9]*):(.+)", re.DOTALL)
+_SNAPSHOT = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 _ESCAPED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _TO_ESCAPE = re.compile(r"[^ -~]|[%:]")
-_RENAMED = {"cdrom": "ide2", "smp": "sockets"}
 
 
 @dataclass(slots=True)
@@ -57,55 +68,77 @@ class GuestConfig(Section):
         return deepcopy(self)
 
 
-def section_name(header: str) -> str:
-    """The name under which a section is kept: `[pending]` is `[PENDING]`."""
-    return PENDING if header.upper() == PENDING else header
-
-
-def split_header(line: str) -> str | None:
-    """What stands between the brackets of a section's first line; None for any other line."""
-    found = _HEADER.fullmatch(line)
-    return found[1] if found else None
-
-
-def split_entry(line: str) -> tuple[str, str] | None:
-    """Key and trimmed value of a line `key: value`; None for any other line."""
-    found = _ENTRY.fullmatch(line)
-    value = found[2].strip(_BLANKS) if found else ""
-    return (_RENAMED.get(found[1], found[1]), value) if found and value else None
-
-
 def parse_guest_config(text: str) -> GuestConfig:
-    """Read a config file; what cannot be understood is kept as it is."""
+    """Read a config file. Unknown keys and sections stay; lines that are neither key nor comment are `strays`."""
     conf = GuestConfig()
-    section: Section = conf
-    for line in text.split("\n"):
-        header = split_header(line)
-        if header is not None:
-            section = conf.sections.setdefault(section_name(header), Section())
-        elif line.strip(_BLANKS):
-            _add_line(section, line)
+    for header, lines in _split_sections(text):
+        section = conf if header is None else conf.sections.setdefault(_section_name(header), Section())
+        _fill_section(section, lines)
     return conf
 
 
-def _add_line(section: Section, line: str) -> None:
-    entry = split_entry(line)
-    if line.startswith("#"):
-        section.description += decode_description(line[1:]) + "\n"
-    elif entry is None:
-        section.strays.append(line)
-    elif entry[0] == "description":
-        section.description += decode_description(entry[1]) + "\n"
-    else:
-        section.options[entry[0]] = entry[1]
+def _split_sections(text: str) -> Iterator[tuple[str | None, list[str]]]:
+    """Header and lines of each section, the first without header; empty lines are skipped."""
+    header: str | None = None
+    lines: list[str] = []
+    for line in text.split("\n"):
+        found = _HEADER.fullmatch(line)
+        if found:
+            yield header, lines
+            header, lines = found[1], []
+        elif line.strip(_BLANKS):
+            lines.append(line)
+    yield header, lines
+
+
+def _section_name(header: str) -> str:
+    return PENDING if header.upper() == PENDING else header
+
+
+def _fill_section(section: Section, lines: Iterable[str]) -> None:
+    description: list[str] = []
+    for line in lines:
+        entry = _split_entry(line)
+        if line.startswith("#"):
+            description.append(decode_description(line[1:]))
+        elif entry is None:
+            section.strays.append(line)
+        elif entry[0] == "description":
+            description.append(decode_description(entry[1]))
+        else:
+            section.options[entry[0]] = _normalise(*entry)
+    section.description += "".join(f"{line}\n" for line in description)
+    _rename_old(section.options)
+
+
+def _split_entry(line: str) -> tuple[str, str] | None:
+    """Key and trimmed value of `key: value`; a value of blanks alone is one blank (an empty boot order)."""
+    found = _ENTRY.fullmatch(line)
+    return (found[1], found[2].strip(_BLANKS) or " ") if found else None
+
+
+def _normalise(key: str, value: str) -> str:
+    try:
+        return boolean(value) if CHECKS.get(key) is boolean else value
+    except FormatError:
+        return value
+
+
+def _rename_old(options: dict[str, str]) -> None:
+    """Keys of former versions take their names of today."""
+    if "smp" in options:
+        options.setdefault("sockets", options.pop("smp"))
+    if "cdrom" in options:
+        value = options.pop("cdrom")
+        options.setdefault("ide2", value if "media=" in value else f"{value},media=cdrom")
 
 
 def format_guest_config(conf: GuestConfig) -> str:
     """Write a config as Proxmox does: keys in byte order, each section after an empty line."""
-    parts = [_format_section(conf)]
-    for name in sorted(conf.sections, key=_section_order):
-        parts.append(f"\n[{name}]\n" + _format_section(conf.sections[name]))
-    return "".join(parts)
+    sections = (
+        f"\n[{name}]\n{_format_section(conf.sections[name])}" for name in sorted(conf.sections, key=_section_order)
+    )
+    return _format_section(conf) + "".join(sections)
 
 
 def _section_order(name: str) -> tuple[bool, bool, str]:
@@ -138,3 +171,87 @@ def encode_description(line: str) -> str:
 def _escape(char: str) -> str:
     errors = "surrogateescape" if "\udc80" <= char <= "\udcff" else "replace"
     return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", errors))
+
+
+def read_sent_config(text: str, vmid: int) -> tuple[GuestConfig, list[str]]:
+    """Read a config that a source sends; the first error wins (protocol.md section 7).
+
+    Returns: the config without snapshots, `parent`, `[PENDING]`, `lock`, `digest` and `[special:fleecing]`; and
+        warnings for the task log.
+    Raises: TunnelError: `vm 100 - unable to parse config: LINE`, `vm 100 - unable to parse value of 'X' - REASON`, ….
+    """
+    conf = GuestConfig()
+    warnings: list[str] = []
+    try:
+        for header, lines in _split_sections(text):
+            section = conf if header is None else _new_section(conf, header)
+            warnings += _read_section(section, header, lines)
+    except FormatError as error:
+        raise TunnelError(f"vm {vmid} - {error}".removesuffix("\n")) from error
+    _drop_history(conf)
+    return conf, [f"vm {vmid} - {warning}" for warning in warnings]
+
+
+def _new_section(conf: GuestConfig, header: str) -> Section:
+    name = _section_name(header)
+    kind = "snapshot section"
+    if name == PENDING:
+        kind, header = "section", "pending"
+    elif name.lower() in (_CLOUDINIT, _FLEECING):
+        name = name.lower()
+        kind, header = "special section", name.removeprefix(SPECIAL)
+    elif not _SNAPSHOT.fullmatch(header):
+        raise FormatError(f"skipping unknown section: '{clean(header)}'")
+    if name in conf.sections:
+        raise FormatError(f"duplicate {kind}: {header}")
+    conf.sections[name] = Section()
+    return conf.sections[name]
+
+
+def _read_section(section: Section, header: str | None, lines: Iterable[str]) -> Iterator[str]:
+    """Fill a section. Returns: warnings."""
+    description: list[str] = []
+    for line in lines:
+        if line.startswith("#"):
+            description.append(decode_description(line[1:]))
+            continue
+        key, value = _sent_entry(line, header)
+        if key == "description":
+            description.append(decode_description(value))
+            continue
+        if key in section.options:
+            yield f"'{key}' is given twice, the last one counts"
+        section.options[key] = value
+    trimmed = "\n".join(description).rstrip()
+    section.description = f"{trimmed}\n" if trimmed else ""
+    _rename_old(section.options)
+
+
+def _sent_entry(line: str, header: str | None) -> tuple[str, str]:
+    entry = _split_entry(line)
+    if entry is None or CONTROL.search(entry[1]):
+        raise FormatError(f"unable to parse config: {clean(line)}")
+    key, value = entry
+    where = _section_name(header or "").lower()
+    if key == "delete":
+        if where != PENDING.lower():
+            raise FormatError("property 'delete' is only allowed in [PENDING]")
+        return entry
+    if where == _CLOUDINIT or (where == _FLEECING and key == "fleecing-images"):
+        return entry
+    return key, _check_sent(key, value)
+
+
+def _check_sent(key: str, value: str) -> str:
+    """Check a value; of a drive that cannot be parsed Proxmox names no reason."""
+    try:
+        return check_value("ide2" if key == "cdrom" else "sockets" if key == "smp" else key, value)
+    except FormatError as error:
+        reason = "" if key in DRIVE_KEYS or key == "cdrom" else f" - {error}"
+        raise FormatError(f"unable to parse value of '{key}'{reason}") from error
+
+
+def _drop_history(conf: GuestConfig) -> None:
+    conf.sections = {name: part for name, part in conf.sections.items() if name == _CLOUDINIT}
+    for key in DROPPED_KEYS:
+        conf.options.pop(key, None)

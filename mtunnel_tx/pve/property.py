@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mtunnel_tx.pve.values import Check, FormatError, boolean, clean
+from mtunnel_tx.pve.values import Check, FormatError, clean
 
 _MISSING = "property is missing and it is not optional"
 
@@ -73,8 +73,8 @@ class PropertyFormat:
         """Parse and check.
 
         Returns: the values as Proxmox keeps them.
-        Raises: FormatError: a string that cannot be taken apart, a key it does not know, or `format error\\nK: REASON\\n`
-            with a line for each value that does not fit.
+        Raises: FormatError: a string that cannot be taken apart, a key it does not know, or `format error` and a line
+            `K: REASON` for each value that does not fit.
         """
         return self.check(self._renamed(parse_property(text, self.default_key)))
 
@@ -113,11 +113,3 @@ class PropertyFormat:
 def format_error(errors: Mapping[str, str]) -> str:
     """Proxmox's text for keys of a property string that do not fit, with its final line feed."""
     return "format error\n" + "".join(f"{clean(key)}: {reason}\n" for key, reason in errors.items())
-
-
-def is_set(values: Mapping[str, str], key: str) -> bool:
-    """Whether a boolean key of a property string is on; absent or malformed is off."""
-    try:
-        return boolean(values.get(key, "0")) == "1"
-    except FormatError:
-        return False

@@ -24,7 +24,7 @@ _LIST = re.compile(r"[,;\x00\s]+")
 
 
 class FormatError(ValueError):
-    """A text that does not fit its format; the message is the reason, ending in a line feed only where Proxmox's does."""
+    """A text that does not fit its format; the message is the reason, with Proxmox's line feeds in it."""
 
 
 def clean(text: str) -> str:
@@ -163,9 +163,11 @@ def ipv4_address(value: str) -> str:
 def ipv6_address(value: str) -> str:
     """An IPv6 address; kept as it was written."""
     try:
-        IPv6Address(value)
+        scope = IPv6Address(value).scope_id
     except AddressValueError as error:
         raise FormatError("value does not look like a valid IPv6 address") from error
+    if scope is not None:
+        raise FormatError("value does not look like a valid IPv6 address")
     return value
 
 
