@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from mtunnel_tx.errors import InvalidParameters, TunnelError
-from mtunnel_tx.pve.drive import Drive, format_drive
 from mtunnel_tx.pve.firewall import format_firewall
-from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestconf import GuestConfig, read_sent_config
 from mtunnel_tx.pve.guestkeys import check_config_privileges
-from mtunnel_tx.pve.sentconf import check_consistency, fill_macs, iter_volumes, read_sent_config, update_line
+from mtunnel_tx.pve.guestrules import (
+    check_consistency,
+    fill_macs,
+    iter_drives,
+    iter_volumes,
+    require_options,
+    set_sizes,
+    update_line,
+)
 from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.tunnel.checks import check_volume_access, known_storage
 from mtunnel_tx.tunnel.live import Guest, Tunnel, marked
@@ -25,11 +32,11 @@ async def set_config(guest: Guest, args: Config) -> Result:
         await _write_firewall(tunnel, args.firewall)
     conf, warnings = read_sent_config(args.conf, tunnel.vmid)
     _check_first(guest.conf)
-    await _check(tunnel, conf)
+    complete = await _complete(tunnel, conf)
     for text in warnings:
         tunnel.warn(text)
-    tunnel.task.line(update_line(tunnel.vmid, conf))
-    await _write(tunnel, marked(conf, "migrate"))
+    tunnel.task.line(update_line(tunnel.vmid, complete))
+    await _write(tunnel, marked(complete, "migrate"))
     return DONE
 
 
@@ -49,16 +56,24 @@ def _check_first(present: GuestConfig) -> None:
         raise TunnelError(f"found lock '{present.lock}' trying to remove 'create' lock")
 
 
-async def _check(tunnel: Tunnel, conf: GuestConfig) -> None:
-    if not conf.options:
-        raise TunnelError("no options specified")
+async def _complete(tunnel: Tunnel, conf: GuestConfig) -> GuestConfig:
+    """The config as it will be written, after every check."""
+    require_options(conf)
     await _check_hookscript(tunnel, conf)
     check_config_privileges(conf, tunnel.vmid, tunnel.rights)
-    _check_state_storage(tunnel, conf)
+    if "vmstatestorage" in conf.options:
+        known_storage(tunnel.world, conf.options["vmstatestorage"])
     check_consistency(conf)
-    fill_macs(conf, tunnel.world.random_bytes)
-    for key, drive in iter_volumes(conf):
-        conf.options[key] = format_drive(await _placed(tunnel, key, drive))
+    refuse_allocation(conf)
+    sizes_bytes = {key: await _check_volume(tunnel, volume) for key, volume in iter_volumes(conf)}
+    return set_sizes(fill_macs(conf, tunnel.world.random_bytes), sizes_bytes)
+
+
+def refuse_allocation(conf: GuestConfig) -> None:
+    """Raises: TunnelError: a drive's value that would make a new volume."""
+    for key, drive in iter_drives(conf):
+        if drive.allocates:
+            raise TunnelError(f"{key}: '{drive.volume}' would make a new volume, which a tunnel's config may not")
 
 
 async def _check_hookscript(tunnel: Tunnel, conf: GuestConfig) -> None:
@@ -74,27 +89,16 @@ async def _size_of(tunnel: Tunnel, volid: str) -> int | None:
         return None
 
 
-def _check_state_storage(tunnel: Tunnel, conf: GuestConfig) -> None:
-    storage = conf.options.get("vmstatestorage")
-    if storage is not None:
-        known_storage(tunnel.world, storage)
-        tunnel.rights.check(f"/storage/{storage}", "Datastore.AllocateSpace")
-
-
-async def _placed(tunnel: Tunnel, key: str, drive: Drive) -> Drive:
-    """A drive with its volume's actual size, after the volume was found to be there and allowed."""
-    if drive.volume in ("none", "cdrom"):
-        return drive.sized(None)
-    if drive.volume.startswith("/"):
+async def _check_volume(tunnel: Tunnel, text: str) -> int:
+    """Returns: the actual size in bytes of a volume that is there and that the token may use."""
+    if text.startswith("/"):
         raise TunnelError("Only root can pass arbitrary filesystem paths.")
-    if drive.allocates:
-        raise TunnelError(f"{key}: '{drive.volume}' would make a new volume, which a tunnel's config may not")
-    volume = parse_volume_id(drive.volume)
+    volume = parse_volume_id(text)
     check_volume_access(known_storage(tunnel.world, volume.storage), tunnel.rights, volume, tunnel.vmid)
     size_bytes = await tunnel.world.storage.size_bytes(str(volume))
     if size_bytes is None:
         raise TunnelError(f"volume '{volume}' does not exist")
-    return drive.sized(size_bytes)
+    return size_bytes
 
 
 async def _write(tunnel: Tunnel, conf: GuestConfig) -> None:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.ports import ImportRequest
-from mtunnel_tx.pve.drive import Drive, format_drive
+from mtunnel_tx.pve.drive import Drive, format_drive, format_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
 from mtunnel_tx.tunnel.imports import SUFFIX, DiskImport
 from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import Result
-from mtunnel_tx.wire.args import Disk, DiskImport as ImportArgs, NoArgs
+from mtunnel_tx.wire.args import Disk, NoArgs
+from mtunnel_tx.wire.args import DiskImport as ImportArgs
 
 _BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
 _IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
@@ -23,11 +24,12 @@ async def allocate(guest: Guest, args: Disk) -> Result:
     """`disk`: an empty volume for a disk that will be mirrored into it."""
     tunnel = guest.tunnel
     entry = usable_storage(tunnel.world, tunnel.rights, args.storage)
-    drive = Drive.from_sent(args.drive)
     size_bytes = _sent_size(args)
-    wanted = args.format if args.format in entry.valid_formats else entry.default_format
-    volid = await _allocate(tunnel, args.storage, size_bytes, wanted or entry.default_format)
-    drivestr = format_drive(drive.placed(volid, format=_actual_format(entry, volid, wanted), size_bytes=size_bytes))
+    drive = Drive.from_sent(args.drive)
+    wanted = args.format if args.format and args.format in entry.valid_formats else entry.default_format
+    volid = await _allocate(tunnel, args.storage, size_bytes, wanted)
+    options = {**drive.options, "format": _actual_format(entry, volid, wanted), "size": format_size(size_bytes)}
+    drivestr = format_drive(Drive(volid, options))
     tunnel.drives[volid] = drivestr
     return {"volid": volid, "drivestr": drivestr}
 

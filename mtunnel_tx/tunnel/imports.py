@@ -12,9 +12,9 @@ from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports import Child, ImportRequest, TaskLog
 from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.tunnel.checks import known_storage, refuse_foreign
+from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.waiting import Task
 from mtunnel_tx.tunnel.world import World
-from mtunnel_tx.tunnel.ownership import Ownership
 
 log = Logger()
 SUFFIX = ".storage"

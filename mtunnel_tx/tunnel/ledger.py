@@ -6,7 +6,7 @@ after a crash read the same fold, so they cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,9 +20,9 @@ VERSION = 1
 class Owed:
     """What stands because of one tunnel.
 
-    `marks` are the states of the config that are our doing: its lock, or `absent`; `before` maps a used storage to the volumes that
-    the VMID had there first; `unsettled` are storages where a child may have made a volume that was not named yet;
-    `ours`: the source gave the VM up; `undo`: a rollback was begun.
+    `marks` are the states of the config that are our doing: its lock, or `absent`; `before` maps a used storage to
+    the volumes that the VMID had there first; `unsettled` are storages where a child may have made a volume that was
+    not named yet; `ours`: the source gave the VM up; `undo`: a rollback was begun.
     """
 
     vmid: int
@@ -68,7 +68,7 @@ class Ledger:
         self.owed = apply(self.owed, record)
         self.closed = False
 
-    async def write(self, do: str, **values: Any) -> None:
+    async def write(self, do: str, **values: object) -> None:
         """Add one record; `do` is a key of the table at the end of this module. Nothing where no journal is open."""
         if self.closed:
             return
@@ -110,7 +110,7 @@ def _freed(owed: Owed, record: Mapping[str, Any]) -> Owed:
     return replace(owed, volumes=tuple(volid for volid in owed.volumes if volid != record["volid"]))
 
 
-_CHANGES = {
+_CHANGES: Mapping[str, Callable[[Owed, Mapping[str, Any]], Owed]] = {
     "claim": _claim,
     "storage": _storage,  # before the first use of a storage: the volumes that were there
     "making": _making,  # before a child that makes a volume

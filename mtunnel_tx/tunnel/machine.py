@@ -18,7 +18,7 @@ async def start(guest: Guest, args: Start) -> Result:
     raise WrongState(f"VM {guest.tunnel.vmid} cannot be started: running VMs are not received by this version")
 
 
-def _check_export(tunnel: Tunnel, name: str, drive: Any) -> None:
+def _check_export(tunnel: Tunnel, name: str, drive: object) -> None:
     """A drive to export must be one that `disk` made, told in the very words of its reply."""
     sent: Mapping[str, Any] = drive if isinstance(drive, Mapping) else {}
     volid, drivestr = sent.get("volid"), sent.get("drivestr")

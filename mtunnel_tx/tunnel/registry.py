@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState
@@ -125,7 +125,7 @@ class Registry:
 
     async def stop(self) -> None:
         """End every tunnel, by the handover rule."""
-        await gatherResults([worker.stop() for worker in list(self._workers.values())])
+        await gatherResults([Deferred.fromCoroutine(worker.stop()) for worker in list(self._workers.values())])
 
     def _gone(self, worker: Worker, problem: str | None) -> None:
         self._workers.pop(worker.tunnel.vmid, None)

@@ -1,0 +1,334 @@
+"""Stand-ins behind the ports, all in memory: for tests of order, of time, and of every row of a rule."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from mtunnel_tx.backends.machines import StoppedMachines
+from mtunnel_tx.errors import BackendFailed, NotFound, TunnelError, WrongState
+from mtunnel_tx.ports import Answerer, GuestEntry, ImportRequest, Volume
+from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
+from mtunnel_tx.pve.rights import Rights
+from mtunnel_tx.pve.storagecfg import parse_storage_config
+from mtunnel_tx.pve.users import parse_user_config
+from mtunnel_tx.tunnel.registry import Registry
+from mtunnel_tx.tunnel.world import Limits, World
+
+NODE = "pvetest"
+TOKEN = "mig@pve!t1"
+USERS = """\
+user:mig@pve:1:0:::::
+token:mig@pve!t1:0:0::
+
+acl:1:/:mig@pve:Administrator:
+"""
+STORAGES = """\
+dir: local
+\tpath /var/lib/vz
+\tcontent images,iso
+
+dir: nodisks
+\tpath /nodisks
+\tcontent iso
+
+dir: off
+\tpath /off
+\tdisable
+
+dir: othernode
+\tpath /other
+\tnodes someothernode
+
+lvmthin: thin
+\tvgname pve
+\tthinpool data
+\tcontent images
+"""
+
+
+class FakeAccess:
+    def __init__(self, users: str = USERS) -> None:
+        self.users = users
+
+    def authenticate(self, authorization: str | None) -> str:
+        return TOKEN
+
+    def rights(self, token: str) -> Rights:
+        return Rights(parse_user_config(self.users), token)
+
+
+class FakeGuests:
+    node = NODE
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+        self.configs: dict[int, GuestConfig] = {}
+        self.firewalls: dict[int, str] = {}
+        self.others: list[GuestEntry] = []
+        self.held: set[int] = set()
+
+    @asynccontextmanager
+    async def locked(self, vmid: int, wait_s: float) -> AsyncIterator[None]:
+        assert vmid not in self.held, "the lock is held already: a deadlock in real life"
+        self.held.add(vmid)
+        try:
+            yield
+        finally:
+            self.held.discard(vmid)
+
+    def read(self, vmid: int) -> GuestConfig:
+        if vmid not in self.configs:
+            raise NotFound(f"Configuration file 'nodes/{NODE}/qemu-server/{vmid}.conf' does not exist")
+        return self.configs[vmid].copy()
+
+    def entries(self) -> list[GuestEntry]:
+        own = [GuestEntry(vmid=vmid, node=NODE, kind="qemu", name="") for vmid in self.configs]
+        return own + self.others
+
+    async def write(self, vmid: int, conf: GuestConfig) -> None:
+        self.events.append(f"write config, lock {conf.lock}")
+        self.configs[vmid] = conf.copy()
+
+    async def create(self, vmid: int, conf: GuestConfig) -> None:
+        self.events.append("create config")
+        if vmid in self.configs:
+            raise WrongState("it exists")
+        self.configs[vmid] = conf.copy()
+
+    async def remove(self, vmid: int) -> None:
+        self.events.append("remove config")
+        self.configs.pop(vmid, None)
+
+    async def write_firewall(self, vmid: int, text: str) -> None:
+        self.events.append("write firewall")
+        self.firewalls[vmid] = text
+
+    async def remove_firewall(self, vmid: int) -> None:
+        self.events.append("remove firewall")
+        self.firewalls.pop(vmid, None)
+
+    def read_firewall(self, vmid: int) -> str | None:
+        return self.firewalls.get(vmid)
+
+    def set(self, vmid: int, text: str) -> None:
+        self.configs[vmid] = parse_guest_config(text)
+
+
+class FakeChild:
+    """A child whose lines and end the test decides."""
+
+    pid = 4711
+
+    def __init__(self, clock: Clock, *lines: str) -> None:
+        self.lines = deque(lines)
+        self.code: int | None = None
+        self.killed = False
+        self._clock = clock
+        self._waiting: list[Deferred[int]] = []
+
+    async def next_line(self, wait_s: float) -> str | None:
+        if not self.lines and self.code is None:
+            waiter: Deferred[None] = Deferred()
+            self._clock.callLater(wait_s, waiter.callback, None)
+            await waiter
+        return self.lines.popleft() if self.lines else None
+
+    def exhausted(self) -> bool:
+        return self.code is not None and not self.lines
+
+    async def ended(self) -> int:
+        if self.code is None:
+            waiter: Deferred[int] = Deferred()
+            self._waiting.append(waiter)
+            await waiter
+        assert self.code is not None
+        return self.code
+
+    def exit(self, code: int) -> None:
+        self.code = code
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(code)
+
+    async def kill(self) -> None:
+        if self.code is None:
+            self.killed = True
+            self.exit(-9)
+
+
+class FakeStorage:
+    def __init__(self, events: list[str], clock: Clock) -> None:
+        self.events = events
+        self.clock = clock
+        self.sizes: dict[str, int] = {}
+        self.broken: set[str] = set()
+        self.references: dict[str, str] = {}
+        self.child: FakeChild | None = None
+        self.next_children: deque[FakeChild] = deque()
+        self.requests: list[ImportRequest] = []
+        self.alloc_error: TunnelError | None = None
+
+    def config(self) -> Mapping[str, Any]:
+        return parse_storage_config(STORAGES)
+
+    def datacenter_bwlimit(self) -> str | None:
+        return None
+
+    async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Any) -> str:
+        volid = f"{storage}:{vmid}/vm-{vmid}-disk-{len(self.sizes)}.{format}"
+        self.events.append(f"alloc {volid}")
+        if self.alloc_error is not None:
+            raise self.alloc_error
+        self.sizes[volid] = size_bytes
+        return volid
+
+    async def free(self, volid: str) -> None:
+        self.events.append(f"free {volid}")
+        if volid in self.broken or volid not in self.sizes:
+            raise BackendFailed(f"cannot free {volid}")
+        del self.sizes[volid]
+
+    async def volumes(self, storage: str, vmid: int | None = None) -> list[Volume]:
+        return [
+            Volume(volid=volid, format="raw", content="images", size_bytes=size, vmid=vmid)
+            for volid, size in self.sizes.items()
+            if volid.startswith(f"{storage}:{vmid}/")
+        ]
+
+    async def path(self, volid: str) -> str:
+        return "/" + volid
+
+    async def size_bytes(self, volid: str) -> int | None:
+        return self.sizes.get(volid)
+
+    async def refers_elsewhere(self, volid: str) -> str | None:
+        return self.references.get(volid)
+
+    async def digest(self, volid: str) -> str:
+        return "00" * 32
+
+    async def sync(self, volids: Any) -> None:
+        self.events.append(f"sync {','.join(volids)}")
+
+    def start_import(self, request: ImportRequest) -> FakeChild:
+        self.events.append(f"import {request.volid}")
+        self.requests.append(request)
+        self.child = self.next_children.popleft() if self.next_children else FakeChild(self.clock, "ready\n")
+        return self.child
+
+    def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> FakeChild:
+        raise AssertionError("a receiver exports nothing")
+
+    async def available_bytes(self, storage: str) -> int | None:
+        return None
+
+
+class FakeTask:
+    upid = "UPID:pvetest:00000001:00000001:6B035030:qmtunnel:100:mig@pve!t1:"
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.status: str | None = None
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def finish(self, status: str) -> None:
+        assert self.status is None, "a task ends once"
+        self.status = status
+
+
+class FakeTasks:
+    def __init__(self) -> None:
+        self.started: list[FakeTask] = []
+
+    def start(self, vmid: int, token: str) -> FakeTask:
+        self.started.append(FakeTask())
+        return self.started[-1]
+
+
+class FakeJournal:
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+        self.records: dict[int, list[dict[str, Any]]] = {}
+
+    async def open(self, vmid: int, record: Mapping[str, Any]) -> None:
+        self.events.append(f"journal {record['do']}")
+        if vmid in self.records:
+            raise WrongState("a journal stands")
+        self.records[vmid] = [dict(record)]
+
+    async def append(self, vmid: int, record: Mapping[str, Any]) -> None:
+        self.events.append(f"journal {record['do']}")
+        self.records[vmid].append(dict(record))
+
+    async def close(self, vmid: int) -> None:
+        self.events.append("journal closed")
+        del self.records[vmid]
+
+    def read(self, vmid: int) -> list[dict[str, Any]] | None:
+        return self.records.get(vmid)
+
+    def standing(self) -> list[int]:
+        return sorted(self.records)
+
+
+class FakeListening:
+    def __init__(self) -> None:
+        self.open = True
+
+    async def close(self) -> None:
+        self.open = False
+
+
+class FakeStream:
+    bytes_in = 10
+    bytes_out = 20
+
+    def __init__(self) -> None:
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class FakeWorld:
+    """A registry on fakes; `events` is what happened to the world, in order."""
+
+    def __init__(self, runtime_dir: str) -> None:
+        self.events: list[str] = []
+        self.clock = Clock()
+        self.clock.advance(1_700_000_000)
+        self.access = FakeAccess()
+        self.guests = FakeGuests(self.events)
+        self.storage = FakeStorage(self.events, self.clock)
+        self.journal = FakeJournal(self.events)
+        self.tasks = FakeTasks()
+        self.doors: dict[Path, tuple[Answerer, FakeListening]] = {}
+        self.world = World(
+            access=self.access,
+            guests=self.guests,
+            storage=self.storage,
+            hypervisor=StoppedMachines(),
+            journal=self.journal,
+            tasks=self.tasks,
+            clock=self.clock,
+            listen=self._listen,
+            bridge_exists=lambda name: name == "vmbr0",
+            random_bytes=bytes,
+            ticket_key=bytes(32),
+            runtime_dir=Path(runtime_dir),
+            limits=Limits(),
+        )
+        self.registry = Registry(self.world)
+
+    async def _listen(self, path: Path, answerer: Answerer) -> FakeListening:
+        self.doors[path] = (answerer, FakeListening())
+        return self.doors[path][1]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from tests.tunnel.case import DISK, TunnelCase
+
+VOLID = "local:100/vm-100-disk-0.raw"
+
+
+class ConfigTests(TunnelCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+
+    def refused(self, conf: str) -> str:
+        before = dict(self.fake.guests.configs[100].options)
+        text = self.msg(cmd="config", conf=conf)
+        self.assertEqual(self.fake.guests.configs[100].options, before)
+        return text.removeprefix("failed to handle 'config' command - ")
+
+    def written(self, conf: str) -> dict[str, str]:
+        self.assertEqual(self.ask(cmd="config", conf=conf), {"success": True})
+        return self.fake.guests.configs[100].options
+
+    def test_written_under_the_next_lock(self) -> None:
+        written = self.written("name: test\nmemory: 512\nlock: backup\ndigest: abc\n")
+        self.assertEqual(written, {"name": "test", "memory": "512", "lock": "migrate"})
+        self.assertIn("update VM 100: -memory 512 -name test", self.task.lines)
+
+    def test_only_once(self) -> None:
+        self.written("memory: 512\n")
+        self.assertEqual(self.refused("memory: 512\n"), "found lock 'migrate' trying to remove 'create' lock\n")
+        self.assertIn("unable to parse config", self.refused("?\n"))
+
+    def test_after_unlock(self) -> None:
+        self.ask(cmd="unlock")
+        self.assertEqual(self.refused("memory: 512\n"), "no lock found trying to remove 'create' lock\n")
+
+    def test_a_refused_config_may_come_again(self) -> None:
+        self.assertEqual(
+            self.refused("nosuch: 1\n"), "vm 100 - unable to parse value of 'nosuch' - unknown setting 'nosuch'\n"
+        )
+        self.assertEqual(self.written("memory: 512\n")["lock"], "migrate")
+
+    def test_nothing_to_set(self) -> None:
+        self.assertEqual(self.refused(""), "no options specified\n")
+
+    def test_drives_get_their_actual_size(self) -> None:
+        self.ask(**DISK)
+        written = self.written(f"memory: 512\nscsi0: {VOLID},size=5T,discard=on\nide2: none,media=cdrom\n")
+        self.assertEqual(written["scsi0"], f"{VOLID},discard=on,size=1G")
+        self.assertEqual(written["ide2"], "none,media=cdrom")
+
+    def test_volumes(self) -> None:
+        self.fake.storage.sizes["local:101/vm-101-disk-0.raw"] = 1
+        for value, text in (
+            (VOLID, f"volume '{VOLID}' does not exist\n"),
+            ("nosuch:100/vm-100-disk-0.raw", "storage 'nosuch' does not exist\n"),
+            ("local:101/vm-101-disk-0.raw", "volume 'local:101/vm-101-disk-0.raw' does not belong to VM 100\n"),
+            ("/dev/sda", "Only root can pass arbitrary filesystem paths.\n"),
+        ):
+            self.assertEqual(self.refused(f"memory: 512\nscsi0: {value}\n"), text)
+
+    def test_bases_of_others(self) -> None:
+        clone = "local:99/base-99-disk-0.raw/100/vm-100-disk-0.qcow2"
+        self.fake.storage.sizes[clone] = 1
+        self.assertIn("does not belong to VM 100", self.refused(f"memory: 512\nscsi0: {clone}\n"))
+
+    def test_nothing_is_allocated(self) -> None:
+        for value in ("local:32", "local:cloudinit"):
+            self.assertIn("would make a new volume", self.refused(f"memory: 512\nscsi0: {value}\n"))
+
+    def test_foreign_content_needs_a_right_on_the_storage(self) -> None:
+        iso = "local:iso/debian.iso"
+        self.fake.storage.sizes[iso] = 2048
+        users = self.fake.access.users
+        self.fake.access.users = users.replace("acl:1:/:mig@pve:Administrator:", "acl:1:/vms:mig@pve:PVEVMAdmin:")
+        text = f"missing privileges to access {iso}\n"
+        self.assertEqual(self.refused(f"memory: 512\nide2: {iso},media=cdrom\n"), text)
+        self.fake.access.users += "acl:1:/storage/local:mig@pve:PVEDatastoreUser:\n"
+        self.assertEqual(self.written(f"memory: 512\nide2: {iso},media=cdrom\n")["ide2"], f"{iso},media=cdrom,size=2K")
+
+    def test_privileges_key_by_key(self) -> None:
+        self.assertEqual(self.refused("memory: 512\nargs: -S\n"), "only root can set 'args' config\n")
+
+    def test_hookscript_has_to_exist_first(self) -> None:
+        text = "400 Parameter verification failed.\nhookscript: script 'local:snippets/x.pl' does not exist\n\n"
+        self.assertEqual(self.refused("memory: 512\nhookscript: local:snippets/x.pl\n"), text)
+
+    def test_firewall_is_written_and_remembered(self) -> None:
+        text = "[RULES]\nIN ACCEPT\n\n[OPTIONS]\nenable: 1\n"
+        self.ask(cmd="config", conf="memory: 512\n", **{"firewall-config": text})
+        self.assertEqual(self.fake.guests.firewalls[100], "[OPTIONS]\n\nenable: 1\n\n[RULES]\n\nIN ACCEPT\n\n")
+        self.ask(cmd="quit", cleanup=1)
+        self.assertEqual(self.fake.guests.firewalls, {})
+
+    def test_dropped_lines_are_warnings(self) -> None:
+        self.ask(cmd="config", conf="memory: 512\n", **{"firewall-config": "stray\n"})
+        self.line.disconnected()
+        self.assertTrue(any(line.startswith("WARN: ") for line in self.task.lines))

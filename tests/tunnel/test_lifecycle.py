@@ -1,0 +1,243 @@
+"""Every row of the handover rule for a VM that never ran here."""
+
+from __future__ import annotations
+
+from mtunnel_tx.errors import BackendFailed
+from tests.fakes import FakeWorld
+from tests.tunnel.case import CONFIG, DISK, IMPORT, TunnelCase
+
+FIREWALL = "[OPTIONS]\n\nenable: 1\n"
+VOLID = "local:100/vm-100-disk-0.raw"
+
+
+class EndWithoutQuitTests(TunnelCase):
+    def test_rolled_back_newest_first(self) -> None:
+        self.connect()
+        self.ask(**DISK)
+        self.ask(**DISK)
+        self.ask(**CONFIG, **{"firewall-config": FIREWALL})
+        del self.events[:]
+        self.line.disconnected()
+        self.assertEqual(
+            self.events,
+            [
+                "journal undo",
+                "free local:100/vm-100-disk-1.raw",
+                "free local:100/vm-100-disk-0.raw",
+                "remove firewall",
+                "remove config",
+                "journal closed",
+            ],
+        )
+        self.assertEqual(self.task.status, "mtunnel exited unexpectedly")
+
+    def test_kept_after_unlock(self) -> None:
+        self.connect()
+        self.ask(**DISK)
+        self.ask(**CONFIG)
+        self.ask(cmd="unlock")
+        self.line.disconnected()
+        self.assertIn(VOLID, self.fake.storage.sizes)
+        self.assertEqual(self.fake.guests.configs[100].options, {"memory": "512", "name": "test"})
+        self.assertEqual(self.fake.journal.records, {})
+
+    def test_marks_before_deeds(self) -> None:
+        self.connect()
+        self.ask(**DISK)
+        self.ask(**CONFIG)
+        del self.events[:]
+        self.ask(cmd="unlock")
+        self.assertEqual(self.events, [f"sync {VOLID}", "journal ours", "write config, lock None"])
+
+    def test_every_effect_is_written_down_first(self) -> None:
+        self.connect()
+        self.ask(**DISK)
+        self.ask(**CONFIG, **{"firewall-config": FIREWALL})
+        self.assertEqual(
+            self.events,
+            [
+                "journal claim",
+                "create config",
+                "journal storage",
+                "journal making",
+                f"alloc {VOLID}",
+                "journal made",
+                "journal firewall",
+                "write firewall",
+                "journal config",
+                "write config, lock migrate",
+                "journal configured",
+            ],
+        )
+
+    def test_volumes_that_were_there_before_are_not_ours(self) -> None:
+        self.fake.storage.sizes["local:100/vm-100-disk-77.raw"] = 1
+        self.connect()
+        self.ask(**IMPORT)
+        self.fake.storage.sizes["local:100/vm-100-disk-0.raw"] = 1  # made by the child, not told yet
+        self.line.disconnected()
+        self.assertTrue(self.fake.storage.child.killed)
+        self.assertEqual(set(self.fake.storage.sizes), {"local:100/vm-100-disk-77.raw"})
+
+    def test_a_volume_that_is_gone_already_is_no_obstacle(self) -> None:
+        self.connect()
+        self.fake.storage.sizes.pop(self.ask(**DISK)["volid"])
+        self.line.disconnected()
+        self.assertEqual((self.fake.guests.configs, self.fake.journal.records), ({}, {}))
+
+    def test_what_cannot_be_freed_keeps_config_and_journal(self) -> None:
+        self.connect()
+        self.fake.storage.broken.add(self.ask(**DISK)["volid"])
+        other = self.ask(**DISK)["volid"]
+        self.line.disconnected()
+        self.assertNotIn(other, self.fake.storage.sizes)
+        self.assertEqual(self.fake.guests.configs[100].lock, "create")
+        self.assertIn("cannot free", self.registry.held[100])
+        self.assertEqual(self.fake.journal.records[100][-1], {"do": "undo"})
+
+
+class SomebodyElseTests(TunnelCase):
+    def test_another_lock_stops_every_command_and_the_cleanup(self) -> None:
+        self.connect()
+        self.fake.guests.set(100, "lock: backup\n")
+        for cmd in ("version", "quit"):
+            text = f"failed to handle '{cmd}' command - Encountered wrong lock - aborting mtunnel command handling.\n"
+            self.assertEqual(self.msg(cmd=cmd), text)
+        self.line.disconnected()
+        self.assertEqual(self.fake.guests.configs[100].lock, "backup")
+        self.assertEqual(self.fake.journal.records, {})
+
+    def test_volumes_are_left_and_named(self) -> None:
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        self.fake.guests.set(100, "lock: backup\n")
+        self.line.disconnected()
+        self.assertIn(volid, self.fake.storage.sizes)
+        self.assertIn(volid, self.registry.held[100])
+        self.assertIn(100, self.fake.journal.records)
+
+    def test_config_gone(self) -> None:
+        self.connect()
+        del self.fake.guests.configs[100]
+        path = "Configuration file 'nodes/pvetest/qemu-server/100.conf' does not exist\n"
+        self.assertEqual(self.msg(cmd="unlock"), f"failed to handle 'unlock' command - {path}")
+        self.line.disconnected()
+        self.assertEqual((self.fake.guests.configs, self.fake.journal.records), ({}, {}))
+
+
+class QuitTests(TunnelCase):
+    def test_cleanup_after_unlock_is_refused(self) -> None:
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        self.ask(cmd="unlock")
+        text = "failed to handle 'quit' command - refusing cleanup: VM 100 is already unlocked\n"
+        self.assertEqual(self.msg(cmd="quit", cleanup=1), text)
+        self.assertIn("exit-mode", self.msg(cmd="version"))
+        self.line.disconnected()
+        self.assertIn(volid, self.fake.storage.sizes)
+        self.assertIn(100, self.fake.guests.configs)
+
+    def test_without_cleanup_all_stays(self) -> None:
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        self.assertEqual(self.ask(cmd="quit"), {"success": True})
+        self.line.disconnected()
+        self.assertIn(volid, self.fake.storage.sizes)
+        self.assertEqual(self.fake.guests.configs[100].lock, "create")
+        self.assertEqual(self.fake.journal.records, {})
+        self.assertEqual(self.task.status, "WARNINGS: 1")
+
+    def test_cleanup_ends_a_running_import(self) -> None:
+        self.connect()
+        self.ask(**IMPORT)
+        self.assertEqual(self.ask(cmd="quit", cleanup=1), {"success": True})
+        self.assertTrue(self.fake.storage.child.killed)
+        self.assertEqual((self.fake.guests.configs, self.fake.journal.records), ({}, {}))
+
+    def test_a_cleanup_that_fails_is_told_and_tried_again(self) -> None:
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        self.fake.storage.broken.add(volid)
+        self.assertIn("cannot free", self.msg(cmd="quit", cleanup=1))
+        self.fake.storage.broken.clear()
+        self.line.disconnected()
+        self.assertEqual((self.fake.storage.sizes, self.fake.guests.configs), ({}, {}))
+
+
+class RecoveryTests(TunnelCase):
+    """The daemon dies; another one finds its journal."""
+
+    def _crash(self) -> FakeWorld:
+        after = FakeWorld(self.mktemp())
+        after.guests.configs = self.fake.guests.configs
+        after.storage.sizes = self.fake.storage.sizes
+        after.journal.records = self.fake.journal.records
+        self.now(after.registry.recover())
+        return after
+
+    def test_nothing_is_left_after_any_record(self) -> None:
+        """The records of a whole migration, cut after each one; the effect after the last may or may not be there."""
+        self.connect()
+        self.ask(**DISK)
+        self.ask(**IMPORT)
+        self.fake.storage.sizes["local:100/vm-100-disk-9.raw"] = 1
+        self.ask(**CONFIG)
+        records = list(self.fake.journal.records[100])
+        sizes, configs = dict(self.fake.storage.sizes), dict(self.fake.guests.configs)
+        for count in range(1, len(records) + 1):
+            done = [record["do"] for record in records[:count]]
+            self.fake.journal.records[100] = records[:count]
+            made = list(sizes)[: done.count("making")]
+            self.fake.storage.sizes = {volid: sizes[volid] for volid in made}
+            self.fake.guests.set(100, "lock: migrate\n" if "config" in done else "lock: create\n")
+            after = self._crash()
+            left = (after.storage.sizes, after.guests.configs, after.journal.records)
+            self.assertEqual(left, ({}, {}, {}), done)
+        self.assertEqual(configs[100].lock, "migrate")
+
+    def test_claim_without_config(self) -> None:
+        self.open()
+        self.fake.guests.configs.clear()
+        self.assertEqual(self._crash().journal.records, {})
+
+    def test_ours_is_kept_and_its_unlock_finished(self) -> None:
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        self.ask(**CONFIG)
+        self.fake.journal.records[100].append({"do": "ours"})
+        after = self._crash()
+        self.assertIn(volid, after.storage.sizes)
+        self.assertEqual(after.guests.configs[100].options, {"memory": "512", "name": "test"})
+        self.assertEqual(after.journal.records, {})
+
+    def test_undo_whose_config_is_gone(self) -> None:
+        self.connect()
+        self.ask(**DISK)
+        self.fake.journal.records[100].append({"do": "undo"})
+        self.fake.guests.configs.clear()
+        after = self._crash()
+        self.assertEqual((after.storage.sizes, after.journal.records), ({}, {}))
+
+    def test_an_unknown_record_holds_everything(self) -> None:
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        self.fake.journal.records[100].append({"do": "teleport"})
+        after = self._crash()
+        self.assertIn("unknown record", after.registry.held[100])
+        self.assertIn(volid, after.storage.sizes)
+
+    def test_a_storage_that_fails_holds(self) -> None:
+        self.connect()
+        self.ask(**DISK)
+        after_storage = self.fake.storage.sizes
+
+        async def refuse(*_: object) -> None:
+            raise BackendFailed("storage is offline")
+
+        after = FakeWorld(self.mktemp())
+        after.guests.configs, after.journal.records = self.fake.guests.configs, self.fake.journal.records
+        after.storage.sizes = after_storage
+        after.storage.free = refuse  # type: ignore[method-assign]
+        self.now(after.registry.recover())
+        self.assertEqual(after.registry.held, {100: "storage is offline"})
+        self.assertIn(100, after.guests.configs)
