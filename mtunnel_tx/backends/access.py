@@ -100,39 +100,41 @@ class AccessFiles:
     secrets: dict[str, str]
 
 
-def read_access(pve_dir: Path) -> AccessFiles:
-    """Read both files for a change.
-
-    Raises: WrongState: a line would be lost by writing the file again; names it. BackendFailed.
-    """
-    return AccessFiles(
-        _strictly(parse_user_config, user_file(pve_dir)), _strictly(parse_token_config, token_file(pve_dir))
-    )
-
-
-def _strictly(parse: Callable[[str, Callable[[str], None]], T], file: Path) -> T:
-    def refuse(reason: str) -> None:
-        raise WrongState(f"{file}: {reason}; correct it by hand first")
-
-    try:
-        return parse(read_text(file) or "", refuse)
-    except OSError as error:
-        raise refusal(error) from error
+def read_users(pve_dir: Path, warn: Callable[[str], None]) -> UserConfig:
+    """Read user.cfg to show it. Args: warn: told of skipped lines. Raises: BackendFailed."""
+    return _parsed(parse_user_config, user_file(pve_dir), warn)
 
 
 @contextmanager
 def changed_access(pve_dir: Path) -> Iterator[AccessFiles]:
     """Change both files under their lock; they are written when the block ends well. Blocks, for commands only.
 
-    Raises: WrongState, BackendFailed: as read_access does.
+    Raises: WrongState: a line would be lost by writing the file again; names it. BackendFailed.
     """
     try:
         make_folder(token_file(pve_dir).parent)
         with (pve_dir / "priv" / "access.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            access = read_access(pve_dir)
+            access = AccessFiles(
+                _strictly_parsed(parse_user_config, user_file(pve_dir)),
+                _strictly_parsed(parse_token_config, token_file(pve_dir)),
+            )
             yield access
             replace_file(token_file(pve_dir), format_token_config(access.secrets), 0o600)
             replace_file(user_file(pve_dir), format_user_config(access.users), 0o640)
+    except OSError as error:
+        raise refusal(error) from error
+
+
+def _strictly_parsed(parse: Callable[[str, Callable[[str], None]], T], file: Path) -> T:
+    def refuse(reason: str) -> None:
+        raise WrongState(f"{file}: {reason}; correct it by hand first")
+
+    return _parsed(parse, file, refuse)
+
+
+def _parsed(parse: Callable[[str, Callable[[str], None]], T], file: Path, warn: Callable[[str], None]) -> T:
+    try:
+        return parse(read_text(file) or "", warn)
     except OSError as error:
         raise refusal(error) from error
