@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError, ConnectionDone
 from twisted.internet.interfaces import IReactorUNIX
@@ -89,7 +90,7 @@ async def ask(
         return _read_reply(await call.reply.addTimeout(patience_s, reactor))
     except (ConnectError, ConnectionDone, OSError) as error:
         raise BackendFailed(f"no daemon answers at '{path}' - {error}") from error
-    except CancelledError as error:
+    except DeferredTimeout as error:
         raise TimedOut(f"no reply from the daemon within {patience_s:.0f} seconds") from error
     finally:
         call.hang_up()

@@ -47,6 +47,7 @@ class _Stage(Enum):
     OPEN = auto()
     HALF_CLOSED = auto()
     CLOSING = auto()
+    CLOSED = auto()
     LOST = auto()
 
 
@@ -103,6 +104,7 @@ class LineConnection(LineReceiver):
         self._flow = _ReplyFlow()
         self._abort_timer: Any = None
         self._told = False
+        self._in_a_row = 0
 
     # -- the connection
 
@@ -138,7 +140,7 @@ class LineConnection(LineReceiver):
     # -- lines in
 
     def dataReceived(self, data: bytes) -> None:
-        super().dataReceived(data)
+        LineReceiver.dataReceived(self, data)
         while self._overrun is not None:
             overrun, self._overrun = self._overrun, None
             self._skip_line(overrun)
@@ -158,7 +160,7 @@ class LineConnection(LineReceiver):
         _, found, rest = data.partition(self.delimiter)
         if found:
             self.setLineMode()
-            super().dataReceived(rest)
+            LineReceiver.dataReceived(self, rest)
         else:
             self.setRawMode()
 
@@ -195,18 +197,24 @@ class LineConnection(LineReceiver):
     # -- replies out
 
     async def _work(self) -> None:
-        answered = 0
         while self._queue:
             if self._stage is _Stage.HALF_CLOSED and self._peer_is_gone():
                 self._drop_queue()
                 break
             self._send(await self._answer(self._next_line()))
             await self._flow.ready()
-            answered += 1
-            if answered % LINES_IN_A_ROW == 0:
-                await _pause(self._clock)
+            await self._give_way()
         self._working = False
         self._go_on()
+
+    async def _give_way(self) -> None:
+        """Let other tunnels have their turn."""
+        self._in_a_row += 1
+        if self._in_a_row >= LINES_IN_A_ROW:
+            self._in_a_row = 0
+            turn: Deferred[None] = Deferred()
+            self._clock.callLater(0, turn.callback, None)
+            await turn
 
     async def _answer(self, line: bytes | None) -> bytes:
         if line is None:
@@ -221,7 +229,6 @@ class LineConnection(LineReceiver):
         log.failure("answering a line failed", failure=failure)
         self._working = False
         self._wind_down(FLUSH_S)
-        self._go_on()
 
     def _peer_is_gone(self) -> bool:
         """A UNIX socket knows no reset: a hang-up means that the peer closed both directions."""
@@ -239,7 +246,8 @@ class LineConnection(LineReceiver):
             return
         if self._stage is _Stage.HALF_CLOSED:
             self._wind_down(self._limits.half_close_s)
-        elif self._stage is _Stage.CLOSING and self.transport is not None:
+        elif self._stage is _Stage.CLOSING:
+            self._stage = _Stage.CLOSED
             self.transport.unregisterProducer()
             self.transport.loseConnection()
         elif self._stage is _Stage.LOST and not self._told:
@@ -247,12 +255,11 @@ class LineConnection(LineReceiver):
             self._ended(self)
 
     def _wind_down(self, patience_s: float) -> None:
-        if self._stage is _Stage.LOST:
-            return
-        self._stage = _Stage.CLOSING
-        self._drop_queue()
-        self._stop_timer()
-        self._abort_timer = self._clock.callLater(patience_s, self._abort)
+        if self._stage is not _Stage.LOST:
+            self._stage = _Stage.CLOSED if self._stage is _Stage.CLOSED else _Stage.CLOSING
+            self._drop_queue()
+            self._stop_timer()
+            self._abort_timer = self._clock.callLater(patience_s, self._abort)
         self._go_on()
 
     def _stop_timer(self) -> None:
@@ -266,13 +273,6 @@ class LineConnection(LineReceiver):
 
 def _run(work: Coroutine[Any, Any, None], broke: Callable[[Failure], None]) -> None:
     Deferred.fromCoroutine(work).addErrback(broke)
-
-
-def _pause(clock: Clock) -> Deferred[None]:
-    """Let other tunnels have their turn."""
-    turn: Deferred[None] = Deferred()
-    clock.callLater(0, turn.callback, None)
-    return turn
 
 
 class LineFactory(Factory):
