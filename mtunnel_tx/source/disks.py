@@ -1,0 +1,180 @@
+"""One disk on its way: import there, export here, the stream between them, and what became of it.
+
+An end of file of the exporter means nothing until it has exited well. So the socket into the websocket is ours: it
+is shut down, which sends Close, only then; in every other case the websocket is aborted, and the target does not take
+half a disk for a whole one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from twisted.internet.defer import Deferred
+
+from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.ports import Child, Storage
+from mtunnel_tx.pve.values import clean
+from mtunnel_tx.source.channel import one_line
+from mtunnel_tx.source.flow import Bucket, Flow
+from mtunnel_tx.source.inventory import Disk
+from mtunnel_tx.source.links import Json, Link, Progress, Reactor
+from mtunnel_tx.source.tunnel import Tunnel, read_text
+from mtunnel_tx.source.waiting import finish, first_of, pause
+
+QUERY_PAUSE_S = 1.0
+REASON_S = 10.0
+"""How long to ask for the target's reason after a stream has failed."""
+LAST_LINES = 5
+KIB = 1024
+
+
+class StreamFailed(BackendFailed):
+    """The stream of a disk did not get through as a whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipment:
+    """A disk, what it shall be called there, on which storage, and how fast it may go (KiB/s; 0: no limit)."""
+
+    disk: Disk
+    name: str
+    storage: str
+    limit_kib_s: int
+
+
+class Shipping:
+    """Sends disks through a tunnel, one after another."""
+
+    def __init__(self, reactor: Reactor, tunnel: Tunnel, storage: Storage, progress: Progress) -> None:
+        self._reactor = reactor
+        self._tunnel = tunnel
+        self._storage = storage
+        self._progress = progress
+
+    async def send(self, shipment: Shipment) -> str:
+        """Returns: the volume's id at the target. Raises: TunnelError: with the target's reason where it has one."""
+        path, stream = await self._tunnel.start_import(shipment.disk, shipment.name, shipment.storage)
+        self._progress.begin(shipment.disk.label, shipment.disk.stream_bytes)
+        try:
+            await self._stream(shipment, path, stream)
+        except Exception as error:
+            reason = await finish(self._settle())
+            if isinstance(error, StreamFailed) and reason:
+                raise StreamFailed(f"{error.text}; target: {reason}") from error
+            raise
+        finally:
+            self._progress.finish()
+        return await self._complete()
+
+    async def _stream(self, shipment: Shipment, path: str, stream: str) -> None:
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            link = await self._tunnel.connect_stream(path, theirs)
+            try:
+                await self._feed(shipment, stream, ours, link)
+            except Exception:
+                link.abort()
+                raise
+
+    async def _feed(self, shipment: Shipment, stream: str, sink: socket.socket, link: Link) -> None:
+        ended = Deferred.fromCoroutine(link.ended())
+        exported = await first_of(self._export(shipment, stream, sink), ended)
+        if exported is None:
+            raise StreamFailed(f"{shipment.disk.label}: the target ended the stream before all was sent")
+        sink.shutdown(socket.SHUT_WR)
+        if not await ended:
+            raise StreamFailed(f"{shipment.disk.label}: the connection broke off at the end of the stream")
+
+    async def _export(self, shipment: Shipment, stream: str, sink: socket.socket) -> int:
+        """Run the exporter into the socket. Returns: the bytes it wrote. Raises: StreamFailed: it did not go well."""
+        disk = shipment.disk
+        source, child = self._start(disk, stream)
+        lines = OutputTail(child)
+        try:
+            flow = Flow(
+                self._reactor, source, sink, Bucket(self._reactor, shipment.limit_kib_s * KIB), self._progress.advance
+            )
+            moved_bytes = await flow.run()
+            code = await child.ended()
+        except Exception:
+            await finish(child.kill())
+            raise
+        finally:
+            os.close(source)
+        if code:
+            raise StreamFailed(f"{disk.label}: export failed with exit code {code}: {await lines.text()}")
+        return moved_bytes
+
+    def _start(self, disk: Disk, stream: str) -> tuple[int, Child]:
+        source, sink = os.pipe()
+        try:
+            child = self._storage.start_export(str(disk.volid), stream, with_snapshots=disk.with_snapshots, stdout=sink)
+        except Exception:
+            os.close(source)
+            raise
+        finally:
+            os.close(sink)
+        os.set_blocking(source, False)
+        return source, child
+
+    async def _complete(self) -> str:
+        """Ask until the import has ended. Returns: the volume's id there."""
+        while True:
+            reply = await self._tunnel.query_import()
+            message = self._say(reply)
+            match reply.get("status"):
+                case "complete":
+                    return read_text(reply, "volid")
+                case "pending":
+                    await pause(self._reactor, 0 if message else QUERY_PAUSE_S)
+                case "error":
+                    raise StreamFailed(f"target: {message or 'import failed'}")
+                case _:
+                    raise BackendFailed("the target's reply to 'query-disk-import' has an unknown status")
+
+    def _say(self, reply: Mapping[str, Json]) -> str:
+        message = one_line(reply.get("msg"))
+        if message in ("", "0"):
+            return ""
+        self._progress.say(f"target: {message}")
+        return message
+
+    async def _settle(self) -> str:
+        """Hear the import out, for a while: why it failed, and so that the target knows what it has to remove."""
+        said: list[str] = []
+        until_s = self._reactor.seconds() + REASON_S
+        with suppress(TunnelError):
+            while self._reactor.seconds() < until_s:
+                reply = await self._tunnel.query_import()
+                message = one_line(reply.get("msg"))
+                said += [message] if message not in ("", "0") else []
+                if reply.get("status") != "pending":
+                    break
+                await pause(self._reactor, 0 if message else QUERY_PAUSE_S)
+        return "; ".join(said[-LAST_LINES:])
+
+
+class OutputTail:
+    """The last lines of a child, read as they come."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._read = Deferred.fromCoroutine(self._follow())
+
+    async def text(self) -> str:
+        """All that it said at last, once it has ended."""
+        await self._read
+        return "; ".join(self._lines) or "it said nothing"
+
+    async def _follow(self) -> None:
+        while not self._child.exhausted():
+            line = await self._child.next_line(60.0)
+            if line and line.strip():
+                self._lines.append(clean(line.strip()))

@@ -1,0 +1,166 @@
+"""What a VM's config says about the way out: disks that have to be sent, and what stands in the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.drive import Drive, is_drive_key, parse_drive
+from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.storagecfg import StorageEntry
+from mtunnel_tx.pve.values import FormatError, clean
+from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume, parse_volume_id
+
+_DEVICE = re.compile(r"(hostpci|usb|serial|parallel|virtiofs)[0-9]+|ivshmem")
+_DEVICE_NAMES = {
+    "hostpci": "a PCI device",
+    "usb": "a USB device",
+    "serial": "a serial device",
+    "parallel": "a parallel device",
+    "virtiofs": "a folder",
+    "ivshmem": "shared memory",
+}
+_OWNER = re.compile(r"(?:vm|base|subvol|basevol)-([0-9]+)-")
+_CUSTOM_CPU = re.compile(r"(?:cputype=)?custom-([^,]+)")
+# Proxmox's own order: the first that the target's storage takes is used.
+_BLOCK_STREAMS = {"zfspool": "zfs", "btrfs": "btrfs,raw+size"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A volume that has to be sent.
+
+    `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `streams`
+    the formats it can be exported in, comma-separated as the target takes them. `size_bytes` is its virtual size,
+    `stream_bytes` the length of its stream, both 0 until it was measured.
+    """
+
+    keys: tuple[str, ...]
+    volid: VolumeId
+    name: str
+    format: str
+    streams: str
+    size_bytes: int = 0
+    stream_bytes: int = 0
+
+    @property
+    def label(self) -> str:
+        """The first key: what its owner calls it."""
+        return self.keys[0]
+
+    @property
+    def with_snapshots(self) -> bool:
+        """Whether the file is sent as it is, with what is stored in it."""
+        return self.format in ("qcow2", "vmdk")
+
+    @property
+    def is_cloudinit(self) -> bool:
+        """Whether it is a generated image, which is found by its name."""
+        return re.fullmatch(r"vm-[0-9]+-cloudinit(\.[a-z0-9]+)?", self.name) is not None
+
+    def name_for(self, vmid: int, target_vmid: int) -> str:
+        """Its name with the target's VMID in it."""
+        return self.name.replace(f"-{vmid}-", f"-{target_vmid}-", 1)
+
+
+class Obstacle(TunnelError):
+    """One thing that stands in the way."""
+
+
+def find_obstacles(vmid: int, conf: GuestConfig) -> Iterator[str]:
+    """What in a config keeps the VM here, its disks aside; one sentence each."""
+    if conf.lock is not None:
+        yield f"VM {vmid} is locked ({clean(conf.lock)})"
+    if conf.options.get("template") == "1":
+        yield f"VM {vmid} is a template"
+    if conf.snapshots:
+        yield f"VM {vmid} has snapshots: {clean(', '.join(conf.snapshots))}"
+    if conf.pending is not None and conf.pending.options:
+        yield f"VM {vmid} has pending changes: {clean(', '.join(conf.pending.options))}"
+    for key, value in conf.options.items():
+        if _is_host_device(key, value):
+            yield f"{key}: {_DEVICE_NAMES[key.rstrip('0123456789')]} of this host cannot move: {clean(value)}"
+
+
+def _is_host_device(key: str, value: str) -> bool:
+    if not _DEVICE.fullmatch(key):
+        return False
+    first = value.partition(",")[0].removeprefix("host=")
+    return not (key.startswith("usb") and first == "spice") and not (key.startswith("serial") and first == "socket")
+
+
+def custom_cpu(conf: GuestConfig) -> str | None:
+    """The name of a CPU model of the cluster's own; None: the CPU is a common one."""
+    found = _CUSTOM_CPU.match(conf.options.get("cpu", ""))
+    return found[1] if found else None
+
+
+def find_drives(conf: GuestConfig) -> Iterator[tuple[str, str]]:
+    """Keys and values of everything that names a volume, unused ones included; in byte order."""
+    return ((key, conf.options[key]) for key in sorted(conf.options) if is_drive_key(key))
+
+
+def find_disks(vmid: int, conf: GuestConfig, entries: Mapping[str, StorageEntry]) -> tuple[list[Disk], list[str]]:
+    """Returns: the disks, each volume once, not measured yet; and why others cannot be sent."""
+    found: dict[str, Disk] = {}
+    obstacles: list[str] = []
+    for key, value in find_drives(conf):
+        try:
+            disk = _find_disk(vmid, key, value, entries)
+        except TunnelError as error:
+            obstacles.append(f"{key}: {clean(error.text)}")
+            continue
+        if disk is not None:
+            first = found.get(str(disk.volid), disk)
+            keys = (*first.keys, key) if first is not disk else first.keys
+            found[str(disk.volid)] = _named(first, keys)
+    return list(found.values()), obstacles
+
+
+def _named(disk: Disk, keys: tuple[str, ...]) -> Disk:
+    return Disk(keys=keys, volid=disk.volid, name=disk.name, format=disk.format, streams=disk.streams)
+
+
+def _find_disk(vmid: int, key: str, value: str, entries: Mapping[str, StorageEntry]) -> Disk | None:
+    try:
+        drive = parse_drive(key, value)
+    except FormatError as error:
+        raise Obstacle(f"cannot be read: {str(error).strip()}") from error
+    if not drive.has_volume:
+        return None
+    _check_drive(key, drive)
+    disk = _describe(key, parse_volume_id(drive.volume), entries)
+    owner = _OWNER.match(disk.name)
+    if owner is not None and int(owner[1]) != vmid:
+        raise Obstacle(f"'{drive.volume}' belongs to VM {owner[1]}")
+    return disk
+
+
+def _check_drive(key: str, drive: Drive) -> None:
+    if key.startswith("tpmstate"):
+        raise Obstacle("the state of a TPM cannot be sent")
+    if drive.volume.startswith("/"):
+        raise Obstacle(f"'{drive.volume}' is a path of this host")
+    if drive.is_cdrom and not drive.is_cloudinit:
+        raise Obstacle(f"the CD-ROM drive holds '{drive.volume}', a file of this host; eject it first")
+    if drive.allocates:
+        raise Obstacle(f"'{drive.volume}' has not been allocated yet")
+    if drive.is_linked_clone:
+        raise Obstacle(f"'{drive.volume}' is a linked clone")
+
+
+def _describe(key: str, volid: VolumeId, entries: Mapping[str, StorageEntry]) -> Disk:
+    entry = entries.get(volid.storage)
+    if entry is None:
+        raise Obstacle(f"storage '{volid.storage}' does not exist")
+    if entry.path is None or entry.type == "btrfs":
+        streams = _BLOCK_STREAMS.get(entry.type, "raw+size")
+        return Disk(keys=(key,), volid=volid, name=volid.name.rpartition("/")[2], format="raw", streams=streams)
+    volume = parse_dir_volume(volid.name)
+    if volume.content != "images" or volume.format == "subvol":
+        raise Obstacle(f"'{volid}' is no disk image")
+    if volume.is_base:
+        raise Obstacle(f"'{volid}' is a base image")
+    return Disk(keys=(key,), volid=volid, name=volume.name, format=volume.format, streams=f"{volume.format}+size")

@@ -1,0 +1,57 @@
+"""What a migration was asked to do, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mtunnel_tx.ports import Guests, Storage
+from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.maps import Map
+from mtunnel_tx.source.inventory import Disk
+from mtunnel_tx.source.links import Dial, Progress, Reactor
+from mtunnel_tx.source.target import TargetApi
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Which VM, as which VM there, onto which storages and bridges (None: bridges are called the same there).
+
+    `bwlimit_kib_s` replaces the limits of our own files where it is given; 0 is no limit. `delete`: remove the VM
+    here once the target has it. `online`: move it while it runs.
+    """
+
+    vmid: int
+    target_vmid: int
+    storages: Map
+    bridges: Map | None = None
+    bwlimit_kib_s: int | None = None
+    delete: bool = False
+    online: bool = False
+
+    def bridge(self, name: str) -> str:
+        """What a bridge is called at the target. Raises: BadRequest: not in the map."""
+        return name if self.bridges is None else self.bridges.target(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Both hosts: files, storages and VMs of this one, API and websockets of the other, and who watches."""
+
+    reactor: Reactor
+    guests: Guests
+    storage: Storage
+    running: Callable[[int], bool]
+    target: TargetApi
+    dial: Dial
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a survey found: all that is sent, the target's node, and what it says it is (`repoid`)."""
+
+    conf: GuestConfig
+    disks: tuple[Disk, ...]
+    node: str
+    repoid: str

@@ -1,0 +1,52 @@
+"""A VM's config as the target gets it: other volumes, other bridges, everything else as it was."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from mtunnel_tx.pve.drive import is_drive_key, parse_drive
+from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config
+
+_NET = re.compile(r"net[0-9]+")
+
+Rename = Callable[[str], str]
+"""A name here to its name there."""
+
+
+def find_bridges(conf: GuestConfig) -> Iterator[str]:
+    """The bridges that the network cards of a VM are on, each once."""
+    names = (_bridge(value) for key, value in sorted(conf.options.items()) if _NET.fullmatch(key))
+    return iter(dict.fromkeys(name for name in names if name))
+
+
+def _bridge(net: str) -> str | None:
+    return next((part.removeprefix("bridge=") for part in net.split(",") if part.startswith("bridge=")), None)
+
+
+def rewrite_config(conf: GuestConfig, volids: Mapping[str, str], bridge: Rename, storage: Rename) -> str:
+    """Returns: the text of `config`.
+
+    Args: volids: volume ids here to those there, of every drive that holds a volume. bridge, storage: where each
+        bridge, and the storage for the state of a suspended VM, is called otherwise there.
+    """
+    sent = conf.copy()
+    sent.options.pop("lock", None)
+    for key, value in sent.options.items():
+        if is_drive_key(key):
+            sent.options[key] = _rewrite_drive(key, value, volids)
+        elif _NET.fullmatch(key):
+            sent.options[key] = ",".join(_rewrite_part(part, bridge) for part in value.split(","))
+        elif key == "vmstatestorage":
+            sent.options[key] = storage(value)
+    return format_guest_config(sent)
+
+
+def _rewrite_drive(key: str, value: str, volids: Mapping[str, str]) -> str:
+    drive = parse_drive(key, value)
+    return str(replace(drive, volume=volids[drive.volume])) if drive.has_volume else value
+
+
+def _rewrite_part(part: str, bridge: Rename) -> str:
+    return f"bridge={bridge(part.removeprefix('bridge='))}" if part.startswith("bridge=") else part

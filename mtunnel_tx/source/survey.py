@@ -1,0 +1,200 @@
+"""Looks at both hosts before anything is changed, and names everything that stands in the way.
+
+Only GET requests: nothing at the target notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.sizes import format_size
+from mtunnel_tx.pve.values import clean, split_list
+from mtunnel_tx.source.inventory import Disk, custom_cpu, find_disks, find_obstacles
+from mtunnel_tx.source.links import Json
+from mtunnel_tx.source.order import Order, Plan, World
+from mtunnel_tx.source.rewriting import find_bridges
+from mtunnel_tx.source.target import NotImplementedThere, Unreachable
+from mtunnel_tx.source.tunnel import read_text
+
+T = TypeVar("T")
+HEADER_BYTES = 8
+
+
+class Obstructed(WrongState):
+    """Something stands in the way of a migration; `obstacles` has one sentence for each."""
+
+    def __init__(self, obstacles: Sequence[str]) -> None:
+        super().__init__("; ".join(obstacles))
+        self.obstacles = tuple(obstacles)
+
+
+class Survey:
+    """One look at both hosts."""
+
+    def __init__(self, order: Order, world: World) -> None:
+        self._order = order
+        self._world = world
+        self._obstacles: dict[str, None] = {}
+
+    async def plan(self, *, ask_privileges: bool = False) -> Plan:
+        """Check all that can be checked.
+
+        Args: ask_privileges: also ask what the token may do; a tunnel's own answers would tell otherwise.
+        Raises: Obstructed: with everything that stands in the way; NotFound: there is no such VM here.
+        """
+        conf = self._world.guests.read(self._order.vmid)
+        disks = await self._look_here(conf)
+        plan = None
+        try:
+            plan = await self._look_there(conf, disks)
+            if ask_privileges:
+                await self._look_at_privileges(disks)
+        except (Unauthenticated, Unreachable, TimedOut) as error:
+            self._add(f"target: {error.text}")
+        if self._obstacles or plan is None:
+            raise Obstructed(tuple(self._obstacles))
+        return plan
+
+    def _add(self, *obstacles: str) -> None:
+        self._obstacles.update(dict.fromkeys(obstacles))
+
+    # Here
+
+    async def _look_here(self, conf: GuestConfig) -> tuple[Disk, ...]:
+        order = self._order
+        if self._world.running(order.vmid):
+            how = "--online is not yet available for running VMs" if order.online else "shut it down first"
+            self._add(f"VM {order.vmid} is running: {how}")
+        self._add(*find_obstacles(order.vmid, conf))
+        disks, obstacles = find_disks(order.vmid, conf, self._world.storage.config())
+        self._add(*obstacles, *self._find_gaps(conf, disks))
+        measured = [await self._measure(disk) for disk in disks]
+        return tuple(disk for disk in measured if disk is not None)
+
+    def _find_gaps(self, conf: GuestConfig, disks: Sequence[Disk]) -> Iterator[str]:
+        """What the maps leave out."""
+        storages = [disk.volid.storage for disk in disks]
+        storages += [conf.options["vmstatestorage"]] if "vmstatestorage" in conf.options else []
+        for name in dict.fromkeys(storages):
+            yield from _reason(f"storage '{name}'", partial(self._order.storages.target, name))
+        for name in find_bridges(conf):
+            yield from _reason(f"bridge '{name}'", partial(self._order.bridge, name))
+
+    async def _measure(self, disk: Disk) -> Disk | None:
+        try:
+            size_bytes = await self._world.storage.size_bytes(str(disk.volid))
+            if size_bytes is None:
+                raise NotFound(f"volume '{disk.volid}' does not exist")
+            stream_bytes = await self._file_bytes(disk) if disk.with_snapshots else size_bytes
+        except TunnelError as error:
+            self._add(f"{disk.label}: {clean(error.text)}")
+            return None
+        return replace(disk, size_bytes=size_bytes, stream_bytes=stream_bytes + HEADER_BYTES)
+
+    async def _file_bytes(self, disk: Disk) -> int:
+        path = await self._world.storage.path(str(disk.volid))
+        try:
+            return Path(path).stat().st_size
+        except OSError as error:
+            raise NotFound(f"'{path}': {error.strerror}") from error
+
+    # There
+
+    async def _look_there(self, conf: GuestConfig, disks: Sequence[Disk]) -> Plan:
+        node = await self._ask(self._find_node(), "")
+        repoid = await self._ask(self._find_repoid(), "")
+        await self._ask(self._check_vmid(), None)
+        await self._ask(self._check_storages(disks), None)
+        await self._ask(self._check_cpu(conf), None)
+        return Plan(conf=conf, disks=tuple(disks), node=node, repoid=repoid)
+
+    async def _ask(self, question: Awaitable[T], default: T) -> T:
+        """A refusal is an obstacle like others; only where nobody can answer, more questions make no sense."""
+        try:
+            return await question
+        except (Unauthenticated, Unreachable, TimedOut):
+            raise
+        except TunnelError as error:
+            self._add(f"target: {clean(error.text)}")
+            return default
+
+    async def _find_node(self) -> str:
+        for entry in _objects(await self._world.target.get("cluster", "status")):
+            if entry.get("type") == "node" and entry.get("local") in (1, True, "1"):
+                return read_text(entry, "name")
+        raise NotFound("its cluster status names no local node")
+
+    async def _find_repoid(self) -> str:
+        version = await self._world.target.get("version")
+        return str(version.get("repoid", "")) if isinstance(version, dict) else ""
+
+    async def _check_vmid(self) -> None:
+        vmid = self._order.target_vmid
+        for entry in _objects(await self._world.target.get("cluster", "resources", type="vm")):
+            if str(entry.get("vmid")) == str(vmid):
+                self._add(f"target: VM {vmid} already exists on node '{clean(str(entry.get('node')))}'")
+
+    async def _check_storages(self, disks: Sequence[Disk]) -> None:
+        listed = _objects(await self._world.target.get("nodes", "localhost", "storage", enabled="1"))
+        storages = {str(entry.get("storage")): entry for entry in listed}
+        for name in self._order.storages.targets:
+            if name not in storages:
+                self._add(f"target: storage '{name}' is not there, is disabled, or the token may not use it")
+            elif "images" not in split_list(str(storages[name].get("content", ""))):
+                self._add(f"target: storage '{name}' does not support vm images")
+            else:
+                self._check_space(name, storages[name].get("avail"), disks)
+
+    def _check_space(self, name: str, avail: Json, disks: Sequence[Disk]) -> None:
+        mapped = (disk for disk in disks if _target_or_none(self._order, disk) == name)
+        needed_bytes = sum(disk.size_bytes for disk in mapped)
+        if isinstance(avail, int) and needed_bytes > avail:
+            self._add(
+                f"target: storage '{name}' has no space: {format_size(needed_bytes)} needed, "
+                f"{format_size(avail)} available"
+            )
+
+    async def _check_cpu(self, conf: GuestConfig) -> None:
+        name = custom_cpu(conf)
+        if name is not None:
+            await self._world.target.get("cluster", "qemu", "custom-cpu-models", name)
+
+    async def _look_at_privileges(self, disks: Sequence[Disk]) -> None:
+        used = dict.fromkeys(_target_or_none(self._order, disk) for disk in disks)
+        needed = {f"/vms/{self._order.target_vmid}": "VM.Allocate", "/": "Sys.Incoming"}
+        needed |= {f"/storage/{name}": "Datastore.AllocateSpace" for name in used if name}
+        for path, privilege in needed.items():
+            await self._ask(self._check_privilege(path, privilege), None)
+
+    async def _check_privilege(self, path: str, privilege: str) -> None:
+        try:
+            held = await self._world.target.get("access", "permissions", path=path)
+        except (NotImplementedThere, NotFound, Forbidden):
+            return  # nothing is known then; the tunnel itself will tell
+        if isinstance(held, dict) and privilege not in (held.get(path) or {}):
+            self._add(f"target: 403 Permission check failed ({path}, {privilege})")
+
+
+def _objects(data: Json) -> list[Mapping[str, Json]]:
+    """The objects in a list; what is none of both is left out."""
+    return [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+
+
+def _reason(what: str, ask: Callable[[], str]) -> Iterator[str]:
+    try:
+        ask()
+    except BadRequest as error:
+        yield f"{what}: {error.text}"
+
+
+def _target_or_none(order: Order, disk: Disk) -> str | None:
+    try:
+        return order.storages.target(disk.volid.storage)
+    except BadRequest:
+        return None

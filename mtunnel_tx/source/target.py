@@ -1,0 +1,139 @@
+"""The target's HTTP API, as a source uses it (protocol.md section 1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Mapping
+from urllib.parse import quote, urlencode
+
+import treq
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, ConnectionLost
+from twisted.web.client import ResponseFailed
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
+
+from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated
+from mtunnel_tx.pve.maps import Endpoint
+from mtunnel_tx.pve.values import clean
+from mtunnel_tx.source.links import Json, Reactor
+from mtunnel_tx.source.waiting import within
+
+BASE = "/api2/json"
+PATIENCE_S = 30.0
+BODY_LIMIT_BYTES = 16 << 20
+_KINDS: Mapping[int, type[TunnelError]] = {400: BadRequest, 401: Unauthenticated, 403: Forbidden, 404: NotFound}
+
+
+class Unreachable(BackendFailed):
+    """Nobody there speaks to us: no route, no TLS, another certificate."""
+
+
+class NotImplementedThere(TunnelError):
+    """The target does not know this call."""
+
+    status = 501
+
+
+class TargetApi:
+    """Calls to the target, with its token.
+
+    Args: client: makes connections to nobody but the endpoint's owner. endpoint: where, and with which token.
+    """
+
+    def __init__(self, client: HTTPClient, endpoint: Endpoint, clock: Reactor) -> None:
+        self._client = client
+        self._clock = clock
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        self._url = f"https://{host}:{endpoint.port}{BASE}"
+        self._headers = {"Authorization": [endpoint.apitoken], "Accept": ["application/json"]}
+
+    async def get(self, *path: str, wait_s: float = PATIENCE_S, **params: str) -> Json:
+        """`data` of a GET. Raises: TunnelError: with the status text; Unreachable; TimedOut."""
+        query = f"?{urlencode(params)}" if params else ""
+        return await self._call("GET", make_path(*path) + query, None, wait_s)
+
+    async def post(self, *path: str, wait_s: float = PATIENCE_S, **fields: str) -> Json:
+        """`data` of a POST with a form; raises what `get` does."""
+        return await self._call("POST", make_path(*path), urlencode(fields).encode("ascii"), wait_s)
+
+    async def _call(self, method: str, uri: str, body: bytes | None, wait_s: float) -> Json:
+        answer = Deferred.fromCoroutine(self._exchange(method, uri, body))
+        late = f"no answer within {wait_s:g} s to {method} {uri.partition('?')[0]}"
+        return await within(self._clock, wait_s, answer, late)
+
+    async def _exchange(self, method: str, uri: str, body: bytes | None) -> Json:
+        headers = Headers(self._headers)
+        if body is not None:
+            headers.addRawHeader("Content-Type", "application/x-www-form-urlencoded")
+        try:
+            response = await self._client.request(
+                method, self._url + uri, headers=headers, data=body, allow_redirects=False, unbuffered=True
+            )
+            content = await _read_body(response)
+        except (ConnectError, ConnectionLost, ResponseFailed, OSError) as error:
+            raise _translate(error) from error
+        return _read_answer(response.code, _phrase(response), content)
+
+
+def make_path(*path: str) -> str:
+    """Path components, escaped, each after a slash."""
+    return "".join(f"/{quote(part, safe='')}" for part in path)
+
+
+def _phrase(response: IResponse) -> str:
+    return clean(response.phrase.decode("latin-1"))
+
+
+async def _read_body(response: IResponse) -> bytes:
+    """Raises: BackendFailed: no answer of this API is that long."""
+    parts: list[bytes] = []
+    kept_bytes = 0
+
+    def collect(part: bytes) -> None:
+        nonlocal kept_bytes
+        kept_bytes += len(part)
+        if kept_bytes <= BODY_LIMIT_BYTES:
+            parts.append(part)
+
+    collected: Awaitable[None] = treq.collect(response, collect)
+    await collected
+    if kept_bytes > BODY_LIMIT_BYTES:
+        raise BackendFailed("the target's answer is too long")
+    return b"".join(parts)
+
+
+def _translate(error: Exception) -> TunnelError:
+    """What Twisted says, in one line; the reasons of a failed TLS handshake are lists of tuples."""
+    reasons = [failure.value for failure in getattr(error, "reasons", [])] or [error]
+    if any(isinstance(reason, CancelledError) for reason in reasons):
+        return Unreachable("the call to the target was cancelled")
+    return Unreachable(f"cannot talk to the target: {clean('; '.join(map(_describe, reasons)))}")
+
+
+def _describe(reason: BaseException) -> str:
+    details = reason.args[0] if reason.args else None
+    if isinstance(details, list):
+        return "TLS: " + ", ".join(str(item[-1]) for item in details if isinstance(item, tuple) and item)
+    return str(reason) or type(reason).__name__
+
+
+def _read_answer(status: int, phrase: str, content: bytes) -> Json:
+    try:
+        body = json.loads(content) if content else {}
+    except (ValueError, RecursionError):
+        body = None
+    if status != 200:
+        raise _refusal(status, phrase, body)
+    if not isinstance(body, dict) or "data" not in body:
+        raise BackendFailed("the target's answer is no JSON object with 'data'")
+    return body["data"]
+
+
+def _refusal(status: int, phrase: str, body: Json) -> TunnelError:
+    errors = body.get("errors") if isinstance(body, dict) else None
+    reasons = [f"{name}: {str(reason).strip()}" for name, reason in errors.items()] if isinstance(errors, dict) else []
+    text = clean(" ".join([f"{status} {phrase}", "; ".join(reasons)]).strip())
+    kind = NotImplementedThere if status == 501 else _KINDS.get(status, BackendFailed)
+    return kind(text)

@@ -1,0 +1,153 @@
+"""An open tunnel: the commands that a source sends, each with the patience it deserves (protocol.md section 4)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
+
+from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.source.channel import Commands
+from mtunnel_tx.source.inventory import Disk
+from mtunnel_tx.source.links import Dial, Json, Link, Reactor
+from mtunnel_tx.source.target import BASE, TargetApi, make_path
+from mtunnel_tx.source.waiting import within
+
+API_VERSION = 2
+SHORT_S = 10.0
+QUIT_S = 30.0
+CONFIG_S = 120.0
+LONG_S = 600.0
+
+
+class Tunnel:
+    """The tunnel of one VM at the target; closed until `open`.
+
+    Args: node, vmid: where the VM goes. dial: opens websockets.
+    """
+
+    def __init__(self, reactor: Reactor, target: TargetApi, dial: Dial, *, node: str, vmid: int) -> None:
+        self._reactor = reactor
+        self._target = target
+        self._dial = dial
+        self._guest = ("nodes", node, "qemu", str(vmid))
+        self._socket_start = f"/run/qemu-server/{vmid}."
+        self._commands = Commands(reactor)
+        self._link: Link | None = None
+        self.is_unlocked = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there ever was a command connection, so that there is something to end."""
+        return self._link is not None
+
+    async def open(self, storages: Sequence[str], bridges: Sequence[str]) -> None:
+        """Claim the VMID, connect, compare versions. Raises: TunnelError."""
+        opened = await self._target.post(
+            *self._guest, "mtunnel", storages=",".join(storages), bridges=",".join(bridges), wait_s=LONG_S / 10
+        )
+        ticket, path = read_text(opened, "ticket"), read_text(opened, "socket")
+        await self._connect(self._url(("ticket", ticket), ("socket", path)))
+        check_version(await self._commands.call("version", SHORT_S))
+
+    async def _connect(self, path_query: str) -> None:
+        ours, theirs = socket.socketpair()
+        with ours:
+            self._link = await self._dial(path_query, theirs)
+            ours.setblocking(False)
+            factory = Factory.forProtocol(lambda: self._commands)
+            self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
+
+    def _url(self, *params: tuple[str, str]) -> str:
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in params)
+        return f"{BASE}{make_path(*self._guest, 'mtunnelwebsocket')}?{query}"
+
+    async def bandwidth_limit(self, storage: str, override_kib_s: int | None) -> Json:
+        """What the target allows for a storage, as it says it: null, a number, or a number as text."""
+        fields = {"operation": "migration", "storages": [storage], "bwlimit": override_kib_s}
+        return (await self._commands.call("bwlimit", SHORT_S, fields)).get("bwlimit")
+
+    async def start_import(self, disk: Disk, name: str, storage: str) -> tuple[str, str]:
+        """Returns: the socket's name on the wire, and the stream's format, one of the disk's."""
+        fields = {
+            "volname": name,
+            "format": disk.format,
+            "export_formats": disk.streams,
+            "storage": storage,
+            "migration_snapshot": 0,
+            "with_snapshots": int(disk.with_snapshots),
+            "allow_rename": int(not disk.is_cloudinit),
+        }
+        reply = await self._commands.call("disk-import", LONG_S, fields)
+        path, stream = read_text(reply, "socket"), read_text(reply, "format")
+        if stream not in disk.streams.split(","):
+            raise BackendFailed("the target wants a stream format that was not offered")
+        if not path.startswith(self._socket_start):
+            raise BackendFailed("the target names a socket that is not this tunnel's")
+        return path, stream
+
+    async def connect_stream(self, path: str, sock: socket.socket) -> Link:
+        """Join a socket with one at the target, by a ticket of its own; takes `sock` over."""
+        try:
+            reply = await self._commands.call("ticket", SHORT_S, {"path": path})
+            path_query = self._url(("socket", path), ("ticket", read_text(reply, "ticket")))
+        except Exception:
+            sock.close()
+            raise
+        return await self._dial(path_query, sock)
+
+    async def query_import(self) -> Mapping[str, Json]:
+        """How the import goes on: `status`, `msg`, `volid`."""
+        return await self._commands.call("query-disk-import", SHORT_S)
+
+    async def set_config(self, conf: str, firewall: str | None) -> None:
+        """Define the VM at the target."""
+        await self._commands.call("config", CONFIG_S, {"conf": conf, "firewall-config": firewall})
+
+    async def unlock(self) -> None:
+        """Hand the VM over: from now on it is the target's."""
+        await self._commands.call("unlock", SHORT_S)
+        self.is_unlocked = True
+
+    async def quit(self) -> None:
+        """Say the last word: keep what is the target's by now, else remove all that the tunnel made."""
+        await self._commands.call("quit", QUIT_S, {"cleanup": int(not self.is_unlocked)})
+
+    async def close(self) -> None:
+        """End the command connection, wait until it is gone."""
+        self._commands.close()
+        if self._link is None:
+            return
+        ended = Deferred.fromCoroutine(self._link.ended())
+        try:
+            await within(self._reactor, QUIT_S, ended, "the target keeps the command connection open")
+        except TunnelError:
+            self._link.abort()
+
+
+def check_version(reply: Mapping[str, Json]) -> None:
+    """Raises: BackendFailed: that tunnel speaks another protocol."""
+    api, age = read_count(reply, "api"), read_count(reply, "age")
+    if api < API_VERSION or api - age > API_VERSION:
+        raise BackendFailed(f"the target speaks version {api} (back to {api - age}) of the tunnel, not {API_VERSION}")
+
+
+def read_count(reply: Mapping[str, Json], name: str) -> int:
+    """A number that may be written as text, of digits only."""
+    value = reply.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).isascii():
+        raise BackendFailed(f"the target's reply has no number '{name}'")
+    if not str(value).isdigit() or len(str(value)) > 9:
+        raise BackendFailed(f"the target's reply has no number '{name}'")
+    return int(value)
+
+
+def read_text(reply: Json, name: str) -> str:
+    """Raises: BackendFailed: no such field, or no text in it."""
+    value = reply.get(name) if isinstance(reply, dict) else None
+    if not isinstance(value, str) or not value:
+        raise BackendFailed(f"the target's reply has no '{name}'")
+    return value
