@@ -69,6 +69,9 @@ class Guests(Protocol):
     def entries(self) -> list[GuestEntry]:
         """Every guest of every node, containers included."""
 
+    def naming(self, volid: str) -> list[GuestEntry]:
+        """The guests, of any node, whose config names this volume anywhere."""
+
     async def write(self, vmid: int, conf: GuestConfig) -> None:
         """Replace the config atomically, file and folder fsynced."""
 

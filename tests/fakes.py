@@ -92,6 +92,10 @@ class FakeGuests:
         own = [GuestEntry(vmid=vmid, node=NODE, kind="qemu", name="") for vmid in self.configs]
         return own + self.others
 
+    def naming(self, volid: str) -> list[GuestEntry]:
+        named = [vmid for vmid, conf in self.configs.items() if volid in str(conf.options)]
+        return [GuestEntry(vmid=vmid, node=NODE, kind="qemu", name="") for vmid in named]
+
     async def write(self, vmid: int, conf: GuestConfig) -> None:
         self.events.append(f"write config, lock {conf.lock}")
         self.configs[vmid] = conf.copy()

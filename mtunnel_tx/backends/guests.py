@@ -83,6 +83,15 @@ class GuestFiles:
         ]
         return sorted(entries, key=lambda entry: entry.vmid)
 
+    def naming(self, volid: str) -> list[GuestEntry]:
+        """The guests, of any node, whose config names this volume anywhere, in a snapshot for example."""
+        names = re.compile(rf"(?:^|[\s,=]){re.escape(volid)}(?:[\s,]|$)")
+        return [
+            GuestEntry(vmid=vmid, node=path.parent.parent.name, kind=kind, name="")
+            for path, vmid, kind in self._configs()
+            if names.search(self._read(path) or "")
+        ]
+
     def _configs(self) -> Iterator[tuple[Path, int, str]]:
         for kind, folder in _KINDS.items():
             for path in self._pve_dir.glob(f"nodes/*/{folder}/*.conf"):

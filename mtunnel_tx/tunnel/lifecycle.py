@@ -46,7 +46,7 @@ class Keeper:
     async def undo(self, ledger: Ledger, own: Ownership) -> None:
         """Free the volumes, then remove firewall file and config, then the journal."""
         vmid = ledger.owed.vmid
-        if self._config_state(vmid) not in ledger.owed.marks:
+        if not self.is_ours(ledger):
             await self._step_back(ledger, own)
             return
         await own.free_all()
@@ -66,8 +66,12 @@ class Keeper:
     async def _remove_config(self, ledger: Ledger) -> None:
         vmid = ledger.owed.vmid
         async with self._world.guests.locked(vmid, self._world.limits.command_lock_s):
-            if self._config_state(vmid) in ledger.owed.marks:
+            if self.is_ours(ledger):
                 await self._world.guests.remove(vmid)
+
+    def is_ours(self, ledger: Ledger) -> bool:
+        """The config is as this tunnel left it: nobody has taken it over."""
+        return self._config_state(ledger.owed.vmid) in ledger.owed.marks
 
     async def _step_back(self, ledger: Ledger, own: Ownership) -> None:
         """Somebody else has the config now: what we made is theirs to judge."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Sequence
 
 from twisted.logger import Logger
 
@@ -52,13 +52,16 @@ class Ownership:
         await self._free(volid)
         await self._ledger.write("freed", volid=volid)
 
-    async def free_all(self) -> None:
-        """Free everything, newest first, as far as it goes. Raises: TunnelError: the first reason why not all went."""
+    async def free_all(self, but: Sequence[str] = ()) -> None:
+        """Free everything but some, newest first, as far as it goes.
+
+        Raises: TunnelError: the first reason why not all went.
+        """
         problems: list[TunnelError] = []
-        for storage in dict.fromkeys(self._ledger.owed.unsettled):
-            await self._attempt(self._free_strays(storage), problems)
-        for volid in reversed(self._ledger.owed.volumes):
-            await self._attempt(self._free_logged(volid), problems)
+        strays = [volid for storage in set(self._ledger.owed.unsettled) for volid in await self._strays(storage)]
+        for volid in [*strays, *reversed(self._ledger.owed.volumes)]:
+            if volid not in but:
+                await self._attempt(volid, problems)
         if problems:
             raise problems[0]
 
@@ -66,10 +69,6 @@ class Ownership:
         """What this tunnel made, and what a child of it may have made; nothing is freed."""
         strays = [volid for storage in self._ledger.owed.unsettled for volid in await self._strays(storage)]
         return sorted({*self._ledger.owed.volumes, *strays})
-
-    async def _free_strays(self, storage: str) -> None:
-        for volid in await self._strays(storage):
-            await self._free_logged(volid)
 
     async def _strays(self, storage: str) -> list[str]:
         owed = self._ledger.owed
@@ -80,9 +79,13 @@ class Ownership:
         vmid = self._ledger.owed.vmid
         return frozenset(volume.volid for volume in await self._storage.volumes(storage, vmid))
 
-    async def _free_logged(self, volid: str) -> None:
+    async def _attempt(self, volid: str, problems: list[TunnelError]) -> None:
         self._task.line(f"freeing volume '{volid}' as part of cleanup")
-        await self._free(volid)
+        try:
+            await self._free(volid)
+        except TunnelError as error:
+            log.warn("volume could not be freed: {reason}", reason=error.text)
+            problems.append(error)
 
     async def _free(self, volid: str) -> None:
         """A volume that is gone already is as good as freed."""
@@ -91,10 +94,3 @@ class Ownership:
         except TunnelError:
             if await self._storage.size_bytes(volid) is not None:
                 raise
-
-    async def _attempt(self, work: Awaitable[None], problems: list[TunnelError]) -> None:
-        try:
-            await work
-        except TunnelError as error:
-            log.warn("volume could not be freed: {reason}", reason=error.text)
-            problems.append(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import NotFound, TunnelError
 from mtunnel_tx.tunnel.ledger import Ledger, fold
 from mtunnel_tx.tunnel.lifecycle import Keeper
 from mtunnel_tx.tunnel.ownership import Ownership
@@ -44,8 +44,40 @@ class Recovery:
         return held
 
     async def _settle(self, vmid: int) -> None:
-        owed = fold(vmid, self._world.journal.read(vmid) or [])
-        await self.end(Ledger(self._world.journal, owed, standing=True))
+        await self.end(self._ledger(vmid))
+
+    def _ledger(self, vmid: int) -> Ledger:
+        records = self._world.journal.read(vmid)
+        if records is None:
+            raise NotFound(f"nothing is to be settled for VM {vmid}")
+        return Ledger(self._world.journal, fold(vmid, records), standing=True)
+
+    async def settle(self, vmid: int, *, discard: bool) -> list[str]:
+        """Do what somebody decided about a tunnel that was held.
+
+        Args: discard: free what the tunnel made; else keep it all and take its lock from the config. After `ours`
+            nothing is freed either way.
+        Returns: the volumes that stay.
+        Raises: NotFound: no journal stands. TunnelError: why not everything went.
+        """
+        ledger = self._ledger(vmid)
+        own = Ownership(self._world.storage, ledger, QuietTask())
+        if not discard or ledger.owed.ours:
+            left = await own.left()
+            await Keeper(self._world).keep(ledger)
+            return left
+        return await self._discard(ledger, own)
+
+    async def _discard(self, ledger: Ledger, own: Ownership) -> list[str]:
+        keeper = Keeper(self._world)
+        await ledger.write("undo")
+        if keeper.is_ours(ledger):
+            await keeper.undo(ledger, own)
+            return []
+        named = [volid for volid in await own.left() if self._world.guests.naming(volid)]
+        await own.free_all(but=named)
+        await ledger.close()
+        return named
 
     async def end(self, ledger: Ledger) -> None:
         """End a tunnel that nobody serves. Raises: TunnelError: why not everything could be undone."""

@@ -123,6 +123,14 @@ class Registry:
         """Every tunnel, by VMID."""
         return [worker.tunnel.status() for _, worker in sorted(self._workers.items())]
 
+    async def settle(self, vmid: int, *, discard: bool) -> list[str]:
+        """Decide about a tunnel that was held. Returns: the volumes that stay. Raises: WrongState: it is live."""
+        if vmid in self._workers or vmid in self._opening:
+            raise WrongState(f"VM {vmid} has a live tunnel")
+        left = await Recovery(self._world).settle(vmid, discard=discard)
+        self.held.pop(vmid, None)
+        return left
+
     async def stop(self) -> None:
         """End every tunnel, by the handover rule."""
         await gatherResults([Deferred.fromCoroutine(worker.stop()) for worker in list(self._workers.values())])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.errors import BackendFailed, NotFound, WrongState
 from tests.fakes import FakeWorld
 from tests.tunnel.case import CONFIG, DISK, IMPORT, TunnelCase
 
@@ -241,3 +241,57 @@ class RecoveryTests(TunnelCase):
         self.now(after.registry.recover())
         self.assertEqual(after.registry.held, {100: "storage is offline"})
         self.assertIn(100, after.guests.configs)
+
+
+class SettleTests(TunnelCase):
+    """Somebody changed the lock, so the end of the tunnel touched nothing; now somebody decides."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+        self.volid = self.ask(**DISK)["volid"]
+
+    def _end(self, conf: str) -> None:
+        self.fake.guests.set(100, conf)
+        self.line.disconnected()
+        self.assertIn(100, self.registry.held)
+
+    def settle(self, *, discard: bool) -> list[str]:
+        left = self.now(self.registry.settle(100, discard=discard))
+        self.assertEqual((self.registry.held, self.fake.journal.records), ({}, {}))
+        return left
+
+    def test_discard_frees_what_no_config_names(self) -> None:
+        self._end("lock: backup\n")
+        self.assertEqual(self.settle(discard=True), [])
+        self.assertEqual(self.fake.storage.sizes, {})
+        self.assertEqual(self.fake.guests.configs[100].lock, "backup")
+
+    def test_discard_leaves_what_another_config_names(self) -> None:
+        self._end(f"scsi0: {self.volid}\n")
+        self.assertEqual(self.settle(discard=True), [self.volid])
+        self.assertIn(self.volid, self.fake.storage.sizes)
+
+    def test_keep(self) -> None:
+        self._end("lock: backup\n")
+        self.assertEqual(self.settle(discard=False), [self.volid])
+        self.assertIn(self.volid, self.fake.storage.sizes)
+
+    def test_discard_of_what_could_not_be_freed_before(self) -> None:
+        self.fake.storage.broken.add(self.volid)
+        self.line.disconnected()
+        self.fake.storage.broken.clear()
+        self.assertEqual(self.settle(discard=True), [])
+        self.assertEqual((self.fake.storage.sizes, self.fake.guests.configs), ({}, {}))
+
+    def test_after_ours_nothing_is_freed(self) -> None:
+        self.fake.journal.records[100].append({"do": "ours"})
+        self.registry._workers.clear()
+        self.assertEqual(self.settle(discard=True), [self.volid])
+        self.assertIn(self.volid, self.fake.storage.sizes)
+
+    def test_a_live_tunnel_is_not_settled(self) -> None:
+        self.fails(self.registry.settle(100, discard=True), WrongState)
+
+    def test_nothing_to_settle(self) -> None:
+        self.fails(self.registry.settle(101, discard=True), NotFound)
