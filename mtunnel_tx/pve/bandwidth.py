@@ -44,7 +44,7 @@ def effective_limit(
     return _choose(override, (limit for limit in limits if limit is not None))
 
 
-def _never(path: str, privilege: str) -> bool:  # noqa: ARG001
+def _never(_path: str, _privilege: str) -> bool:
     """Without a wish of the source there is nothing that a privilege could let it override."""
     return False
 

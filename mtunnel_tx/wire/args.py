@@ -30,7 +30,7 @@ class NoArgs:
 _NOTHING = Object({})
 
 
-def read_nothing(request: Request) -> NoArgs:  # noqa: ARG001
+def read_nothing(_request: Request) -> NoArgs:
     """For commands without a schema: whatever else the request holds is ignored."""
     return NoArgs()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -179,11 +179,11 @@ class Object:
     """An object that takes these keys only; reads as a dict that has every one of them."""
 
     properties: Mapping[str, Property]
-    names: frozenset[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        older = {prop.older[0] for prop in self.properties.values() if prop.older}
-        object.__setattr__(self, "names", older | self.properties.keys())
+    @property
+    def names(self) -> set[str]:
+        """Every key it takes, older spellings included."""
+        return {prop.older[0] for prop in self.properties.values() if prop.older} | self.properties.keys()
 
     def read(self, value: object) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -195,7 +195,8 @@ class Object:
                 found[name] = prop.read(name, value)
             except Mismatch as error:
                 errors.update(error.errors)
-        undefined = (name for name in value if name not in self.names)
+        names = self.names
+        undefined = (name for name in value if name not in names)
         errors.update((name, UNDEFINED) for name in islice(undefined, MAX_UNDEFINED))
         if errors:
             raise Mismatch(errors)

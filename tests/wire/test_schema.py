@@ -1,0 +1,215 @@
+"""Each kind of parameter: what passes, what it reads as, and the reasons."""
+
+import re
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.errors import InvalidParameters
+from mtunnel_tx.wire.formats import bridge_id, cidr, list_of, node_name, split_list, storage_id, vmid
+from mtunnel_tx.wire.schema import (
+    MAX_UNDEFINED,
+    MISSING,
+    UNDEFINED,
+    Array,
+    Boolean,
+    Enum,
+    Integer,
+    Mismatch,
+    Object,
+    OpenObject,
+    Property,
+    String,
+    read_parameters,
+)
+
+
+class KindCase(SynchronousTestCase):
+    def assert_reason(self, kind, value, reason):
+        error = self.assertRaises(Mismatch, kind.read, value)
+        self.assertEqual(error.errors, {"": reason})
+
+    def assert_accepts(self, check, *texts):
+        for text in texts:
+            self.assertIsNone(check(text), text)
+
+    def assert_refuses(self, check, *texts):
+        for text in texts:
+            self.assertIsNotNone(check(text), text)
+
+
+class ScalarTests(KindCase):
+    def test_string(self):
+        for sent, text in ((5, "5"), (1.5, "1.5"), (1.0, "1"), ("x", "x"), ("", "")):
+            self.assertEqual(String().read(sent), text)
+
+    def test_no_string(self):
+        for sent, name in (([], "ARRAY"), ({}, "HASH"), (True, "JSON::PP::Boolean"), (False, "JSON::PP::Boolean")):
+            self.assert_reason(String(), sent, f"type check ('string') failed - got {name}")
+
+    def test_pattern_is_anchored(self):
+        kind = String(pattern=re.compile("a|b+"), max_length=3)
+        self.assertEqual(kind.read("bbb"), "bbb")
+        for text in ("a\n", "ab", "xa", "\na", ""):
+            self.assert_reason(kind, text, "value does not match the regex pattern")
+        self.assert_reason(kind, "bbbb", "value may only be 3 characters long")
+
+    def test_format(self):
+        self.assert_reason(
+            String(format=storage_id),
+            "storage!",
+            "invalid format - storage ID 'storage!' contains illegal characters\n",
+        )
+        self.assert_reason(Integer(format=vmid), 99, "invalid format - value does not look like a valid VM ID\n")
+
+    def test_enum(self):
+        kind = Enum(("raw", "qcow2"))
+        self.assertEqual(kind.read("raw"), "raw")
+        self.assert_reason(kind, "RAW", "value 'RAW' does not have a value in the enumeration 'raw, qcow2'")
+        self.assert_reason(kind, 5, "value '5' does not have a value in the enumeration 'raw, qcow2'")
+        self.assert_reason(kind, True, "type check ('string') failed - got JSON::PP::Boolean")
+
+    def test_integer(self):
+        for sent, number in ((5, 5), ("5", 5), (5.0, 5), ("+5", 5), ("007", 7), (0, 0), (1e3, 1000)):
+            self.assertEqual(Integer(minimum=0).read(sent), number)
+
+    def test_no_integer(self):
+        for sent, shown in (
+            ("abc", "abc"),
+            (1.5, "1.5"),
+            ("", ""),
+            ("5\n", "5\n"),
+            ("1e3", "1e3"),
+            ("\u0663", "\u0663"),
+        ):
+            self.assert_reason(Integer(), sent, f"type check ('integer') failed - got '{shown}'")
+        self.assert_reason(Integer(), True, "type check ('integer') failed - got JSON::PP::Boolean")
+        self.assert_reason(Integer(), [5], "type check ('integer') failed - got ARRAY")
+        self.assertRaises(Mismatch, Integer().read, "9" * 10_000)
+
+    def test_minimum(self):
+        self.assert_reason(Integer(minimum=0), -1, "value must have a minimum value of 0")
+        self.assert_reason(Integer(minimum=1), "0", "value must have a minimum value of 1")
+
+    def test_boolean(self):
+        for sent in (1, "1", True, 1.0):
+            self.assertIs(Boolean().read(sent), True)
+        for sent in (0, "0", False, 0.0):
+            self.assertIs(Boolean().read(sent), False)
+
+    def test_no_boolean(self):
+        for sent in ("maybe", "", 2, "1.0", "true", "01"):
+            self.assert_reason(Boolean(), sent, f"type check ('boolean') failed - got '{sent}'")
+        self.assert_reason(Boolean(), [], "type check ('boolean') failed - got ARRAY")
+        self.assertIs(Boolean(empty_is_false=True).read(""), False)
+        self.assert_reason(Boolean(empty_is_false=True), " ", "type check ('boolean') failed - got ' '")
+
+    def test_containers(self):
+        self.assertEqual(Array().read([1, None]), [1, None])
+        self.assertEqual(OpenObject().read({"a": None}), {"a": None})
+        for sent in ("x", {}, 0, True):
+            self.assert_reason(Array(), sent, "type check ('array') failed")
+        for kind in (OpenObject(), Object({})):
+            for sent in ("x", [], 0, True):
+                self.assert_reason(kind, sent, "type check ('object') failed")
+
+
+class ObjectTests(KindCase):
+    SCHEMA = Object(
+        {
+            "name": Property(String(), required=True),
+            "size": Property(Integer(minimum=0), default=7),
+            "with_dash": Property(Boolean(), default=False, older=("with-dash", Boolean())),
+            "inner": Property(Object({"type": Property(Enum(("x",)), required=True)})),
+        }
+    )
+
+    def errors(self, parameters):
+        return self.assertRaises(InvalidParameters, read_parameters, self.SCHEMA, parameters).errors
+
+    def test_defaults(self):
+        expected = {"name": "n", "size": 7, "with_dash": False, "inner": None}
+        self.assertEqual(read_parameters(self.SCHEMA, {"name": "n"}), expected)
+        nulls = {"name": "n", "size": None, "inner": None, "with-dash": None}
+        self.assertEqual(read_parameters(self.SCHEMA, nulls), expected)
+
+    def test_every_error_is_told(self):
+        sent = {"size": -1, "inner": {"type": "y", "more": 1}, "zzz": None, "with-dash": "no"}
+        self.assertEqual(
+            self.errors(sent),
+            {
+                "name": MISSING,
+                "size": "value must have a minimum value of 0",
+                "inner.type": "value 'y' does not have a value in the enumeration 'x'",
+                "inner.more": UNDEFINED,
+                "zzz": UNDEFINED,
+                "with-dash": "type check ('boolean') failed - got 'no'",
+            },
+        )
+
+    def test_nested_missing(self):
+        self.assertEqual(self.errors({"name": "n", "inner": {}}), {"inner.type": MISSING})
+        self.assertEqual(self.errors({"name": "n", "inner": []}), {"inner": "type check ('object') failed"})
+
+    def test_both_spellings(self):
+        self.assertTrue(read_parameters(self.SCHEMA, {"name": "n", "with-dash": 1})["with_dash"])
+        errors = self.errors({"name": "n", "with-dash": 1, "with_dash": 1})
+        self.assertEqual(errors, {"with-dash": "cannot be given together with 'with_dash'"})
+
+    def test_unknown_keys_are_bounded(self):
+        sent = {"name": "n", **{str(number): 1 for number in range(MAX_UNDEFINED + 5)}}
+        self.assertEqual(len(self.errors(sent)), MAX_UNDEFINED)
+
+    @given(
+        st.dictionaries(
+            st.sampled_from(["name", "size", "with_dash", "with-dash", "inner", "x"]),
+            st.none()
+            | st.text()
+            | st.integers()
+            | st.floats()
+            | st.booleans()
+            | st.lists(st.text())
+            | st.dictionaries(st.text(), st.text()),
+        )
+    )
+    @settings(deadline=None, max_examples=100)
+    def test_any_values(self, parameters):
+        try:
+            found = read_parameters(self.SCHEMA, parameters)
+        except InvalidParameters as error:
+            self.assertTrue(error.errors)
+        else:
+            self.assertEqual(found.keys(), self.SCHEMA.properties.keys())
+
+
+class FormatTests(KindCase):
+    def test_storage_id(self):
+        self.assert_accepts(storage_id, "local", "L1", "a.b-c_d9")
+        self.assert_refuses(storage_id, "", "a", "1a", "a-", "local\n", "a/b", "löcal", "a b")
+
+    def test_bridge_id(self):
+        self.assert_accepts(bridge_id, "vmbr0", "br.1", "a-b_c")
+        self.assert_refuses(bridge_id, "", "bridge!", "a/b", "br0\n")
+        self.assertEqual(bridge_id("bridge!"), "invalid bridge ID 'bridge!'")
+
+    def test_vmid(self):
+        self.assert_accepts(vmid, "100", "999999999")
+        self.assert_refuses(vmid, "99", "1000000000", "0100", "+100", "100\n", "")
+
+    def test_node_name(self):
+        self.assert_accepts(node_name, "a", "pve-1", "1")
+        self.assert_refuses(node_name, "", "-a", "a-", "a.b", "a\n", "..")
+
+    def test_cidr(self):
+        self.assert_accepts(cidr, "10.0.0.0/8", "192.168.1.7/24", "1.2.3.4/32", "fe80::/64", "::/8", "::1/128")
+        self.assert_refuses(
+            cidr, "", "10.0.0.1", "10.0.0.0/7", "1.2.3.4/33", "::1/129", "1.2.3.4/255.0.0.0", "01.2.3.4/24",
+            "fe80::1%eth0/64", "1.2.3.4/24\n", "1.2.3.4/24/24", "host/24", "/24", "1.2.3.4/", "1.2.3.4/\u0661\u0662",
+        )  # fmt: skip
+
+    def test_lists(self):
+        self.assertEqual(split_list("a,b;c d\0e\tf,,"), ("a", "b", "c", "d", "e", "f"))
+        self.assertEqual(split_list(" ,; "), ())
+        self.assert_accepts(list_of(storage_id), "", "local", "local,zfs;nfs  cifs")
+        self.assertEqual(list_of(storage_id)("local,x!"), "storage ID 'x!' contains illegal characters")
