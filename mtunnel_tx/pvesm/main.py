@@ -1,0 +1,224 @@
+"""`mtunnel-pvesm`: Proxmox's `pvesm` for storages of type `dir`, on qemu-img; arguments, lines and exit codes alike.
+
+Exit codes: 0 done; 255 failed; 2 the command line; the system's error number where a stream cannot be opened; 4 nobody
+connected; 128 and the signal's number. It imports no Twisted: it has to start fast.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+from mtunnel_tx.config import Settings, load_settings
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pvesm.allocation import allocate
+from mtunnel_tx.pvesm.failure import ExitError
+from mtunnel_tx.pvesm.incoming import STREAM_FORMATS, ImportOrder, import_volume
+from mtunnel_tx.pvesm.options import Check, Parameters, Syntax, UsageError, matching, one_of, parse_parameters
+from mtunnel_tx.pvesm.outgoing import ExportOrder, export_volume
+from mtunnel_tx.pvesm.output import say, warn
+from mtunnel_tx.pvesm.status import format_status, storage_status
+from mtunnel_tx.pvesm.streams import open_source, open_target
+from mtunnel_tx.pvesm.volumes import CONTENTS, format_list, free_volume, list_volumes, volume_path
+
+FAILED = 255
+BAD_USAGE = 2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_UNIT_BYTES = {"": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_SIZE = re.compile(r"(\d{1,15})([MG]?)", re.ASCII)
+
+
+class Interrupted(BaseException):
+    """A signal asks us to stop; everything on the way out cleans up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command's syntax, and what does it."""
+
+    syntax: Syntax
+    run: Callable[[Settings, Parameters], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns: the exit code."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        warn(error.text)
+        return BAD_USAGE
+    except ExitError as error:
+        warn(error.text)
+        return error.code
+    except (TunnelError, OSError) as error:
+        warn(error.text if isinstance(error, TunnelError) else str(error))
+        return FAILED
+    except Interrupted as error:
+        warn(f"interrupted by signal {signal.Signals(error.number).name}")
+        return 128 + error.number
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    """Only once: nothing may disturb the cleaning up."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(number)
+
+
+def _run(words: Sequence[str]) -> int:
+    name = words[0] if words else ""
+    if name in ("help", "-h", "--help"):
+        say(_usage())
+        return 0
+    if name not in COMMANDS:
+        problem = f"unknown command 'pvesm {name}'" if words else "no command specified"
+        warn(f"ERROR: {problem}\n{_usage()}")
+        return FAILED
+    command = COMMANDS[name]
+    parameters = parse_parameters(command.syntax, words[1:])
+    command.run(load_settings(None, os.environ), parameters)
+    return 0
+
+
+def _usage() -> str:
+    return "\n".join(["USAGE: mtunnel-pvesm <COMMAND> [ARGS] [OPTIONS]", *(c.syntax.usage for c in COMMANDS.values())])
+
+
+def _alloc(settings: Settings, given: Parameters) -> None:
+    match = _SIZE.fullmatch(given["size"])
+    assert match is not None
+    size_bytes = int(match[1]) * _UNIT_BYTES[match[2]]
+    volid = allocate(settings, given["storage"], int(given["vmid"]), given["filename"], size_bytes, given.get("format"))
+    say(f"successfully created '{volid}'")
+
+
+def _free(settings: Settings, given: Parameters) -> None:
+    volid = given["volume"]
+    if given.get("storage") and ":" not in volid:
+        volid = f"{given['storage']}:{volid}"
+    free_volume(settings, volid)
+    say(f"Removed volume '{volid}'")
+
+
+def _path(settings: Settings, given: Parameters) -> None:
+    say(str(volume_path(settings, given["volume"])))
+
+
+def _list(settings: Settings, given: Parameters) -> None:
+    vmid = given.get("vmid")
+    say(format_list(list_volumes(settings, given["storage"], int(vmid) if vmid else None, given.get("content"))))
+
+
+def _status(settings: Settings, given: Parameters) -> None:
+    say(format_status(storage_status(settings, given.get("storage"), given.get("content"))))
+
+
+def _import(settings: Settings, given: Parameters) -> None:
+    order = ImportOrder(
+        volid=given["volume"],
+        stream_format=given["format"],
+        with_snapshots=given.switch("with-snapshots"),
+        allow_rename=given.switch("allow-rename"),
+        delete_snapshot=given.get("delete-snapshot"),
+    )
+    with open_source(given["filename"]) as stream:
+        import_volume(settings, order, stream)
+
+
+def _export(settings: Settings, given: Parameters) -> None:
+    order = ExportOrder(
+        volid=given["volume"],
+        stream_format=given["format"],
+        with_snapshots=given.switch("with-snapshots"),
+        partial=any(given.get(name) is not None for name in ("snapshot", "base", "snapshot-list")),
+    )
+    with open_target(given["filename"]) as target:
+        export_volume(settings, order, target)
+
+
+def _vmid(value: str) -> str | None:
+    if not re.fullmatch(r"-?\d+", value, re.ASCII):
+        return f"type check ('integer') failed - got '{value}'"
+    if not re.fullmatch(r"[1-9]\d{2,8}", value, re.ASCII):
+        return "invalid format - value does not look like a valid VM ID"
+    return None
+
+
+_SNAPSHOT = matching(r"(?i:[a-z0-9_-]{1,80})")
+_CHECKS: Mapping[str, Check] = {
+    "base": matching(r"(?i:[a-z0-9_-]{1,40})"),
+    "content": one_of(*CONTENTS),
+    "delete-snapshot": _SNAPSHOT,
+    "format": one_of(*STREAM_FORMATS),
+    "size": matching(_SIZE.pattern),
+    "snapshot": _SNAPSHOT,
+    "storage": matching(r"(?i:[a-z][a-z0-9._-]*[a-z0-9])", "invalid format - storage ID contains illegal characters"),
+    "vmid": _vmid,
+}
+_ALLOC_CHECKS = {**_CHECKS, "format": one_of("raw", "qcow2", "vmdk", "subvol")}
+
+COMMANDS: Mapping[str, Command] = {
+    "alloc": Command(
+        Syntax(
+            usage="pvesm alloc <storage> <vmid> <filename> <size> [OPTIONS]",
+            arguments=("storage", "vmid", "filename", "size"),
+            values=("format",),
+            checks=_ALLOC_CHECKS,
+        ),
+        _alloc,
+    ),
+    "free": Command(
+        Syntax(
+            usage="pvesm free <volume> [OPTIONS]",
+            arguments=("volume",),
+            values=("storage", "delay"),
+            checks=_CHECKS,
+        ),
+        _free,
+    ),
+    "path": Command(Syntax(usage="pvesm path <volume>", arguments=("volume",), checks=_CHECKS), _path),
+    "list": Command(
+        Syntax(
+            usage="pvesm list <storage> [OPTIONS]",
+            arguments=("storage",),
+            values=("vmid", "content"),
+            checks=_CHECKS,
+        ),
+        _list,
+    ),
+    "status": Command(
+        Syntax(usage="pvesm status [OPTIONS]", arguments=(), values=("storage", "content"), checks=_CHECKS), _status
+    ),
+    "import": Command(
+        Syntax(
+            usage="pvesm import <volume> <format> <filename> [OPTIONS]",
+            arguments=("volume", "format", "filename"),
+            values=("snapshot", "base", "delete-snapshot"),
+            switches=("with-snapshots", "allow-rename"),
+            checks=_CHECKS,
+        ),
+        _import,
+    ),
+    "export": Command(
+        Syntax(
+            usage="pvesm export <volume> <format> <filename> [OPTIONS]",
+            arguments=("volume", "format", "filename"),
+            values=("snapshot", "base", "snapshot-list"),
+            switches=("with-snapshots",),
+            checks=_CHECKS,
+        ),
+        _export,
+    ),
+}

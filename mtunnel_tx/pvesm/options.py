@@ -1,0 +1,165 @@
+"""Command lines as Proxmox's tools take them.
+
+Options stand anywhere, with one dash or two, `-x y` or `-x=y`, cut short where that is unambiguous; a lone `-` is an
+argument; `--` ends the options. A switch takes a boolean, or nothing, which is true.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mtunnel_tx.errors import BadRequest
+
+Check = Callable[[str], str | None]
+"""Returns what is wrong with a value, else None."""
+
+_OPTION = re.compile(r"--?([A-Za-z][A-Za-z0-9_-]*)(?:=(.*))?", re.DOTALL)
+_TRUE = frozenset(("1", "on", "yes", "true"))
+_FALSE = frozenset(("0", "off", "no", "false"))
+
+
+class UsageError(BadRequest):
+    """The command line cannot be used; `text` may have several lines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Syntax:
+    """What a command takes: positional arguments, options with a value, switches; and checks of values by name."""
+
+    usage: str
+    arguments: tuple[str, ...]
+    values: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
+    checks: Mapping[str, Check]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """A command line that was read: values and arguments by name, switches by name."""
+
+    texts: Mapping[str, str]
+    switches: Mapping[str, bool]
+
+    def __getitem__(self, name: str) -> str:
+        return self.texts[name]
+
+    def get(self, name: str) -> str | None:
+        """An option's value, None where it was not given."""
+        return self.texts.get(name)
+
+    def switch(self, name: str) -> bool:
+        """A switch; off where it was not given."""
+        return self.switches.get(name, False)
+
+
+def parse_parameters(syntax: Syntax, words: Sequence[str]) -> Parameters:
+    """Read the words behind the command's name.
+
+    Raises: UsageError: in Proxmox's words, the usage line at the end.
+    """
+    try:
+        parameters = _Reader(syntax).read(words)
+        _check(syntax, parameters.texts)
+    except UsageError as error:
+        raise UsageError(f"{error.text}\n{syntax.usage}") from None
+    return parameters
+
+
+class _Reader:
+    """Goes through the words once."""
+
+    def __init__(self, syntax: Syntax) -> None:
+        self._syntax = syntax
+        self._names = (*syntax.values, *syntax.switches)
+        self._texts: dict[str, str] = {}
+        self._switches: dict[str, bool] = {}
+        self._positional: list[str] = []
+        self._complaints: list[str] = []
+
+    def read(self, words: Sequence[str]) -> Parameters:
+        rest = list(words)
+        while rest:
+            self._take(rest)
+        if self._complaints:
+            raise UsageError("\n".join([*self._complaints, "400 unable to parse option"]))
+        return Parameters(self._named_arguments() | self._texts, self._switches)
+
+    def _take(self, rest: list[str]) -> None:
+        word = rest.pop(0)
+        if word == "--":
+            self._positional += rest
+            rest.clear()
+        elif word.startswith("-") and word != "-":
+            self._take_option(word, rest)
+        else:
+            self._positional.append(word)
+
+    def _take_option(self, word: str, rest: list[str]) -> None:
+        match = _OPTION.fullmatch(word)
+        name = self._find(match[1] if match else word.lstrip("-"))
+        if name is None:
+            return
+        value = match[2] if match else None
+        if name in self._syntax.switches:
+            if value is None and rest and (rest[0] == "-" or not rest[0].startswith("-")):
+                value = rest.pop(0)
+            self._switches[name] = _read_boolean(value or "1")
+        elif value is None and not rest:
+            self._complaints.append(f"Option {name} requires an argument")
+        else:
+            self._texts[name] = rest.pop(0) if value is None else value
+
+    def _find(self, given: str) -> str | None:
+        found = [given] if given in self._names else [name for name in self._names if name.startswith(given) and given]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            self._complaints.append(f"Option {given} is ambiguous ({', '.join(sorted(found))})")
+        else:
+            self._complaints.append(f"Unknown option: {given}")
+        return None
+
+    def _named_arguments(self) -> dict[str, str]:
+        wanted = self._syntax.arguments
+        if len(self._positional) < len(wanted):
+            raise UsageError("400 not enough arguments")
+        if len(self._positional) > len(wanted):
+            raise UsageError("400 too many arguments")
+        return dict(zip(wanted, self._positional, strict=True))
+
+
+def _read_boolean(text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise UsageError("400 unable to parse boolean option")
+
+
+def _check(syntax: Syntax, texts: Mapping[str, str]) -> None:
+    reasons = {name: syntax.checks[name](value) for name, value in texts.items() if name in syntax.checks}
+    lines = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+    if lines:
+        raise UsageError("\n".join(["400 Parameter verification failed.", *lines]))
+
+
+def one_of(*choices: str) -> Check:
+    """Returns: a check for these words."""
+    listed = ", ".join(choices)
+
+    def check(value: str) -> str | None:
+        return None if value in choices else f"value '{value}' does not have a value in the enumeration '{listed}'"
+
+    return check
+
+
+def matching(pattern: str, reason: str = "value does not match the regex pattern") -> Check:
+    """Returns: a check for a pattern that has to match as a whole."""
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str | None:
+        return None if compiled.fullmatch(value) else reason
+
+    return check

@@ -1,0 +1,124 @@
+"""qemu-img, told every format, kept within bounds of memory and time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtunnel_tx.errors import BackendFailed, TimedOut
+from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused
+
+_GIB = 1 << 30
+# Reading a header needs next to nothing; a check keeps a reference count for each cluster of the image.
+_INFO_LIMITS = ("--as=2147483648", "--cpu=60")
+_CHECK_LIMITS = (f"--as={16 * _GIB}", "--cpu=14400")
+_INFO_S = 120
+_CHECK_S = 24 * 3600
+_CHECK_LEAKS = 3
+_CHECK_UNSUPPORTED = 63
+_FORMATTING = re.compile(r"^Formatting '.*', (?=fmt=)", re.DOTALL)
+
+
+def create_image(path: Path, format: str, size_bytes: int, preallocation: str | None) -> str:
+    """Make an empty image in a file that is there already.
+
+    Returns: what qemu-img says: `fmt=raw size=…`, without the name.
+    Raises: BackendFailed: its own words.
+    """
+    options = ["-o", f"preallocation={preallocation}"] if preallocation else []
+    output = _run(["create", "-f", format, *options, "--", str(path), str(size_bytes)], timeout_s=_CHECK_S)
+    return _FORMATTING.sub("", output).strip()
+
+
+def verify_image(path: Path, facts: ImageFacts) -> None:
+    """Let QEMU itself confirm what the header said, and that the image is whole.
+
+    Raises: ImageRefused, BackendFailed, TimedOut.
+    """
+    _compare(_info(path, facts.format), facts)
+    _check(path, facts)
+
+
+def _info(path: Path, format: str) -> Mapping[str, Any]:
+    output = _run(["info", "-f", format, "--output=json", "--", str(path)], limits=_INFO_LIMITS, timeout_s=_INFO_S)
+    found = json.loads(output)
+    if not isinstance(found, dict):
+        raise ImageRefused("qemu-img tells nothing about the image")
+    return found
+
+
+def _compare(info: Mapping[str, Any], facts: ImageFacts) -> None:
+    details = info.get("format-specific", {}).get("data", {})
+    if "backing-filename" in info or "full-backing-filename" in info:
+        raise ImageRefused("image has a backing file")
+    if "data-file" in details:
+        raise ImageRefused("image has an external data file")
+    if info.get("encrypted") or "encrypt" in details:
+        raise ImageRefused("image is encrypted")
+    if details.get("corrupt"):
+        raise ImageRefused("image is marked as corrupt")
+    if info.get("virtual-size") != facts.size_bytes:
+        raise ImageRefused(f"image has {info.get('virtual-size')} bytes, its header says {facts.size_bytes}")
+
+
+def _check(path: Path, facts: ImageFacts) -> None:
+    argv = ["check", "-f", facts.format, "--output=json", "--", str(path)]
+    output = _run(argv, limits=_CHECK_LIMITS, timeout_s=_CHECK_S, allowed=(0, 2, _CHECK_LEAKS, _CHECK_UNSUPPORTED))
+    if not output.startswith("{"):
+        return
+    found = json.loads(output)
+    faults = found.get("corruptions", 0) + found.get("check-errors", 0)
+    if faults:
+        raise ImageRefused(f"qemu-img check found {faults} errors in the image")
+    _refuse_missing_end(found, path, int(facts.options.get("cluster_size", 0)))
+
+
+def _refuse_missing_end(found: Mapping[str, Any], path: Path, cluster_bytes: int) -> None:
+    """A qcow2 image cut short is no error to qemu-img: what is missing reads as zeros.
+
+    Clusters that are allocated but in no use (leaks) may lie behind the end of a good image.
+    """
+    end = found.get("image-end-offset")
+    if end is None or not cluster_bytes or found.get("leaks"):
+        return
+    length = path.stat().st_size
+    if length + cluster_bytes <= end:
+        raise ImageRefused(f"image is cut short: it ends at {length} of {end} bytes")
+
+
+def delete_snapshot(path: Path, name: str) -> None:
+    """Remove an internal snapshot of a qcow2 image. Raises: BackendFailed."""
+    image = f"driver=qcow2,file.driver=file,file.filename={str(path).replace(',', ',,')}"
+    _run(["snapshot", "--image-opts", "-d", name, image], timeout_s=_CHECK_S)
+
+
+def _run(argv: Sequence[str], *, timeout_s: float, limits: Sequence[str] = (), allowed: Sequence[int] = (0,)) -> str:
+    """Returns: the standard output. Raises: BackendFailed: the command and its last words; TimedOut."""
+    prefix = ["prlimit", *limits, "--"] if limits else []
+    try:
+        done = subprocess.run(
+            [*prefix, "qemu-img", *argv],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=timeout_s,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except OSError as error:
+        raise BackendFailed(f"unable to run qemu-img: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise TimedOut(f"qemu-img {argv[0]} did not end within {timeout_s:.0f} s") from error
+    if done.returncode not in allowed:
+        raise BackendFailed(_last_words(argv[0], done))
+    return done.stdout
+
+
+def _last_words(command: str, done: subprocess.CompletedProcess[str]) -> str:
+    words = (done.stderr or done.stdout).strip()[-4096:]
+    return f"{words}\ncommand 'qemu-img {command}' failed: exit code {done.returncode}".lstrip()

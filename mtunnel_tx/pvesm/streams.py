@@ -1,0 +1,104 @@
+"""Where an import reads from and an export writes to: a UNIX socket, `-`, or a file."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mtunnel_tx.errors import BadRequest
+from mtunnel_tx.pvesm.failure import TIMED_OUT, ExitError, system_failure
+from mtunnel_tx.pvesm.output import say
+
+CONNECT_S = 30.0
+_SOCKET = "unix://"
+
+
+@contextmanager
+def open_source(name: str) -> Iterator[int]:
+    """Open what an import reads; for a socket print `ready` and wait for its one client.
+
+    Raises: ExitError: with the system's error number; 4: nobody came.
+    """
+    if name == "-":
+        yield 0
+    elif name.startswith(_SOCKET):
+        with _accept_one(name.removeprefix(_SOCKET)) as connection:
+            yield connection.fileno()
+    else:
+        with _opened(name, os.O_RDONLY) as fd:
+            yield fd
+
+
+@contextmanager
+def open_target(name: str) -> Iterator[int]:
+    """Open what an export writes; an unfinished file is removed. Raises: ExitError."""
+    if name == "-":
+        yield 1
+        return
+    with _opened(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+        try:
+            yield fd
+            os.fsync(fd)
+        except BaseException:
+            _remove_regular(Path(name))
+            raise
+
+
+@contextmanager
+def _opened(name: str, flags: int) -> Iterator[int]:
+    if "://" in name:
+        raise BadRequest(f"unable to open '{name}': only unix://, a file or - will do")
+    try:
+        fd = os.open(name, flags, 0o600)
+    except OSError as error:
+        raise system_failure(f"open({name})", error) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _remove_regular(file: Path) -> None:
+    """A device or a pipe is not ours to remove."""
+    with suppress(OSError):
+        if file.is_file():
+            file.unlink()
+
+
+@contextmanager
+def _accept_one(path: str) -> Iterator[socket.socket]:
+    with _listening(path) as listener:
+        say("ready")
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError as error:
+            raise ExitError("timed out waiting for client", TIMED_OUT) from error
+    with connection:
+        connection.settimeout(None)
+        yield connection
+
+
+@contextmanager
+def _listening(path: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        _bind(listener, path)
+        try:
+            listener.settimeout(CONNECT_S)
+            listener.listen(1)
+            yield listener
+        finally:
+            Path(path).unlink(missing_ok=True)
+
+
+def _bind(listener: socket.socket, path: str) -> None:
+    """For nobody else, from its first moment."""
+    mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    except OSError as error:
+        raise system_failure("failed to open socket", error) from error
+    finally:
+        os.umask(mask)
