@@ -32,6 +32,10 @@ dir: zero
 dir: odd
 \tpath /f
 \tbwlimit migration=lots
+
+dir: bare
+\tpath /g
+\tbwlimit 100
 """
 )
 
