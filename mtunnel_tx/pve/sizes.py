@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from mtunnel_tx.pve.values import CONTROL, FormatError, clean
 
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)([KMGT])?")
+_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)([KMGT])?")
 _UNITS = {"T": 1 << 40, "G": 1 << 30, "M": 1 << 20, "K": 1 << 10}
 _VOLUME_ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]:.+")
 
