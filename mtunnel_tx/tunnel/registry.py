@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
@@ -30,7 +30,7 @@ class Registry:
         self._workers: dict[int, Worker] = {}
         self._opening: dict[int, str] = {}
         self.held: dict[int, str] = {}
-        self.draining = False
+        self._drained: Callable[[], None] | None = None
 
     async def recover(self) -> None:
         """Finish what a crash left, before any tunnel may be opened."""
@@ -55,6 +55,7 @@ class Registry:
             return await self._open(vmid, token)
         finally:
             del self._opening[vmid]
+            self._tell_if_drained()
 
     async def _open(self, vmid: int, token: str) -> Opened:
         world, ledger = self._world, Ledger(self._world.journal, Owed(vmid=vmid), standing=False)
@@ -131,6 +132,20 @@ class Registry:
         self.held.pop(vmid, None)
         return left
 
+    @property
+    def draining(self) -> bool:
+        """No new tunnels are taken."""
+        return self._drained is not None
+
+    def drain(self, drained: Callable[[], None]) -> None:
+        """Take no new tunnels; `drained` is called when the last one has ended, at once where there is none."""
+        self._drained = drained
+        self._tell_if_drained()
+
+    def _tell_if_drained(self) -> None:
+        if self._drained is not None and not self._workers and not self._opening:
+            self._drained()
+
     async def stop(self) -> None:
         """End every tunnel, by the handover rule."""
         await gatherResults([Deferred.fromCoroutine(worker.stop()) for worker in list(self._workers.values())])
@@ -139,6 +154,7 @@ class Registry:
         self._workers.pop(worker.tunnel.vmid, None)
         if problem is not None:
             self.held[worker.tunnel.vmid] = problem
+        self._tell_if_drained()
 
 
 def _taken(reason: str) -> InvalidParameters:

@@ -77,8 +77,18 @@ class OpenTests(TunnelCase):
         self.assertEqual(text, "no more than 1 tunnels at once for one token")
 
     def test_drain_takes_no_new_tunnels(self) -> None:
-        self.registry.draining = True
+        drained: list[int] = []
+        self.connect()
+        self.registry.drain(lambda: drained.append(1))
         self.fails(self.registry.open(101, TOKEN, (), ()), WrongState)
+        self.assertEqual(drained, [])
+        self.line.disconnected()
+        self.assertEqual(drained, [1])
+
+    def test_draining_an_idle_daemon(self) -> None:
+        drained: list[int] = []
+        self.registry.drain(lambda: drained.append(1))
+        self.assertEqual(drained, [1])
 
 
 class RouteTests(TunnelCase):
