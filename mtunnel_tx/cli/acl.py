@@ -17,7 +17,7 @@ from mtunnel_tx.pve.users import ROOT, UserConfig, is_user_id, normalise_path, s
 ROLE_HELP = "a built-in role or one of user.cfg; Administrator is the only built-in one with Sys.Incoming"
 
 
-def configure(subparsers: Any) -> None:  # noqa: ANN401 - argparse's own type is private
+def configure(subparsers: Any) -> None:
     """Add `acl` to the commands of `mtunnel`."""
     parser = subparsers.add_parser("acl", help="grant roles to users, tokens and groups")
     actions = parser.add_subparsers(required=True, metavar="ACTION")

@@ -22,7 +22,7 @@ what is granted to both itself and its user, and --role is granted to both. To r
 on /vms/VMID, Sys.Incoming on / and Datastore.AllocateSpace on the storages."""
 
 
-def configure(subparsers: Any) -> None:  # noqa: ANN401 - argparse's own type is private
+def configure(subparsers: Any) -> None:
     """Add `token` to the commands of `mtunnel`."""
     parser = subparsers.add_parser("token", help="make, list and remove API tokens")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
