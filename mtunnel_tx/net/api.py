@@ -20,7 +20,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import InvalidParameters, TunnelError, Unauthenticated
 from mtunnel_tx.net.channel import LimitedSite
-from mtunnel_tx.net.parameters import join_parameters, read_body, read_query
+from mtunnel_tx.net.parameters import join_parameters, read_body, read_header, read_query
 from mtunnel_tx.net.replies import (
     Reply,
     error_reply,
@@ -128,7 +128,7 @@ class ApiResource(Resource):
 
     def _authenticate(self, request: Request) -> Rights:
         access = self._parts.access
-        return access.rights(access.authenticate(request.getHeader("authorization")))
+        return access.rights(access.authenticate(read_header(request, b"authorization")))
 
     async def _dispatch(self, request: Request, rights: Rights) -> Reply | None:
         method, path = request.method.decode("latin-1"), split_path(request.path)
@@ -179,7 +179,7 @@ def _sent(request: Request) -> dict[str, Any]:
     if request.method == b"GET":
         return dict(read_query(request.uri.partition(b"?")[2]))
     assert request.content is not None
-    return read_body(request.getHeader("content-type"), request.content.read())
+    return read_body(read_header(request, b"content-type"), request.content.read())
 
 
 def split_path(path: bytes) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+from twisted.web.http import Request
+
 from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError
 from mtunnel_tx.wire.lines import as_text
 
@@ -21,6 +23,12 @@ class UnknownMediaType(TunnelError):
     """The peer must send a form or JSON."""
 
     status = 506
+
+
+def read_header(request: Request, name: bytes) -> str | None:
+    """A header's text, whatever bytes it has; of several the last."""
+    value = request.getHeader(name)
+    return None if value is None else value.decode("utf-8", "replace")
 
 
 def read_query(query: bytes) -> dict[str, str]:

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 from twisted.web.http import Request
 
-from mtunnel_tx.errors import BackendFailed, InvalidParameters, TunnelError
+from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters, TunnelError
 from mtunnel_tx.net.replies import PRODUCT, Reply, data_reply
 from mtunnel_tx.net.websocket import Upgrader, open_websocket
 from mtunnel_tx.ports import Access, GuestEntry, Guests, Hypervisor, Storage, Tunnels
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
+from mtunnel_tx.pve.upid import parse_upid
 from mtunnel_tx.wire.formats import node_name, split_list, storage_id, vmid
 from mtunnel_tx.wire.requests import MtunnelCall, WebsocketCall, read_mtunnel_call, read_websocket_call
 from mtunnel_tx.wire.schema import Boolean, Enum, Integer, Object, Property, String, read_parameters
@@ -24,7 +25,6 @@ RELEASE = "9.2"
 LOCALHOST = "localhost"
 CERTIFICATE_FILE = "pveproxy-ssl.pem"
 
-_UPID = re.compile(r"UPID:[^:\s]+(?::[0-9A-F]{8,9}){3}:[^:\s]+:[^:\s]*:(?P<owner>[^:\s]+):")
 _CPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -36,6 +36,9 @@ class TaskReader(Protocol):
 
     def log(self, upid: str, start: int, limit: int) -> Sequence[Mapping[str, Any]]:
         """Lines as `{"n":1,"t":"line"}`. Raises: TunnelError: no such task."""
+
+    def total(self, upid: str) -> int:
+        """How many lines there are. Raises: TunnelError: no such task."""
 
 
 def _no_cpu_model(_name: str) -> Mapping[str, Any] | None:
@@ -239,16 +242,24 @@ async def _version(_call: Call) -> Reply:
 
 
 def _may_see_task(call: Call) -> None:
-    upid = _UPID.fullmatch(call.given["upid"])
-    if upid is None or upid["owner"] != call.rights.token:
+    if _owner(call.given["upid"]) != call.rights.token:
         node = call.given["node"]
         call.rights.check(f"/nodes/{call.parts.guests.node if node == LOCALHOST else node}", "Sys.Audit")
 
 
+def _owner(upid: str) -> str | None:
+    try:
+        return parse_upid(upid).user
+    except BadRequest:
+        return None
+
+
 def _read_task(given: Mapping[str, Any], **paging: Property) -> dict[str, Any]:
     values = read_parameters(Object({**_NODE, "upid": Property(String(), required=True), **paging}), given)
-    if not _UPID.fullmatch(values["upid"]):
-        raise InvalidParameters({"upid": "unable to parse worker upid"})
+    try:
+        parse_upid(values["upid"])
+    except BadRequest as error:
+        raise InvalidParameters({"upid": error.text}) from error
     return values
 
 
@@ -257,8 +268,9 @@ async def _task_status(call: Call) -> Reply:
 
 
 async def _task_log(call: Call) -> Reply:
-    values = call.values
-    return data_reply(list(call.parts.tasks.log(values["upid"], values["start"], values["limit"])))
+    tasks, values = call.parts.tasks, call.values
+    lines = list(tasks.log(values["upid"], values["start"], values["limit"]))
+    return data_reply(lines, total=tasks.total(values["upid"]))
 
 
 # -- the table

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from twisted.web.http import Request
 
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.net.parameters import read_header
 from mtunnel_tx.net.replies import Reply, data_reply, plain_reply
 from mtunnel_tx.ports import Route
 
@@ -32,7 +33,7 @@ async def open_websocket(request: Request, route: Route, socket: str, upgrader: 
     Args: socket: its wire name, as sent. Returns: the refusal, or the answer to one that asks for no upgrade; None:
     the connection is a websocket now. Raises: Unreachable, WrongState.
     """
-    asked = request.getHeader("upgrade")
+    asked = read_header(request, b"upgrade")
     if asked is None:
         return data_reply({"socket": socket})
     complaint = _complaint(request, asked)
@@ -46,11 +47,11 @@ async def open_websocket(request: Request, route: Route, socket: str, upgrader: 
 
 
 def _complaint(request: Request, asked: str) -> str | None:
-    version = request.getHeader("sec-websocket-version") or ""
+    version = read_header(request, b"sec-websocket-version") or ""
     if "websocket" not in [item.strip().lower() for item in asked.split(",")]:
         return f"unable to upgrade to protocol '{asked.lower()}'"
     if version != WEBSOCKET_VERSION:
         return f"unsupported websocket-version '{version}'"
-    if not request.getHeader("sec-websocket-key"):
+    if not read_header(request, b"sec-websocket-key"):
         return "missing websocket-key"
     return None
