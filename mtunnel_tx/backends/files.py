@@ -123,24 +123,25 @@ def sync_folder(path: Path) -> None:
 def _write_aside(path: Path, text: str, mode: int) -> Path:
     """Write a temporary file beside `path`, fsynced, with its final mode and owner."""
     temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        _write_new(temporary, text, mode, owner=path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    _write_new(temporary, text, mode, owner=path)
     return temporary
 
 
 def _write_new(path: Path, text: str, mode: int, owner: Path | None = None) -> None:
+    """Write a file that was not there, fsynced, or leave none. Raises: FileExistsError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o600)
-    with open(fd, "wb") as file:  # noqa: PTH123 - pathlib opens no descriptors
-        file.write(encode(text))
-        file.flush()
-        with _tolerated():
-            os.fchmod(fd, mode)
-        with _tolerated():
-            _keep_owner(fd, owner or path)
-        os.fsync(fd)
+    try:
+        with open(fd, "wb") as file:  # noqa: PTH123 - pathlib opens no descriptors
+            file.write(encode(text))
+            file.flush()
+            with _tolerated():
+                os.fchmod(fd, mode)
+            with _tolerated():
+                _keep_owner(fd, owner or path)
+            os.fsync(fd)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _keep_owner(fd: int, path: Path) -> None:

@@ -64,6 +64,11 @@ class WriteTest(SynchronousTestCase):
         self.assertRaises(FileExistsError, create_file, self.file, "two", 0o600)
         self.assertEqual((self.names(), read_text(self.file)), (["a.conf"], "one"))
 
+    def test_create_without_space_leaves_nothing(self):
+        self.patch(os, "fsync", refuse(errno.ENOSPC))
+        self.assertRaises(OSError, create_file, self.file, "one", 0o600)
+        self.assertEqual(self.names(), [])
+
     def test_without_links_it_is_exclusive_too(self):
         self.patch(os, "link", refuse(errno.EPERM))
         create_file(self.file, "one", 0o600)
