@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request
@@ -39,7 +40,7 @@ REFUSAL_S = 3.0
 MOST_DELAYED = 256
 
 
-def make_site(parts: Parts, reactor: Any, limits: Limits | None = None) -> Site:  # noqa: ANN401
+def make_site(parts: Parts, reactor: Any, limits: Limits | None = None) -> Site:
     """The API as a factory of HTTP connections; `reactor` needs only its clock."""
     return LimitedSite(ApiResource(parts, reactor), reactor, limits or Limits())
 
@@ -104,7 +105,7 @@ class ApiResource(Resource):
     async def _serve(self, visit: Visit) -> None:
         try:
             reply = await self._answer(visit)
-        except CancelledError:
+        except (CancelledError, ConnectionLost):
             return
         except TunnelError as error:
             reply = error_reply(error)

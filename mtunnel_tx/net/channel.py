@@ -131,7 +131,7 @@ class LimitedSite(Site):
     requestFactory = LimitedRequest
     protocol: Any
 
-    def __init__(self, resource: Resource, reactor: Any, limits: Limits) -> None:  # noqa: ANN401
+    def __init__(self, resource: Resource, reactor: Any, limits: Limits) -> None:
         Site.__init__(self, resource, reactor=reactor, timeout=limits.request_s)
         self.protocol = lambda: LimitedChannel(limits)
 

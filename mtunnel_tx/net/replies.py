@@ -29,7 +29,7 @@ class Reply:
     content_type: str = JSON
 
 
-def data_reply(data: Any, **more: Any) -> Reply:  # noqa: ANN401
+def data_reply(data: Any, **more: Any) -> Reply:
     """200 with `{"data":…}`."""
     return Reply(status=200, reason="OK", body=encode({"data": data, **more}))
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from twisted.web.http import Request
 
-from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.errors import BackendFailed, Unreachable
 from mtunnel_tx.net.parameters import read_header
 from mtunnel_tx.net.replies import Reply, data_reply, plain_reply
 from mtunnel_tx.ports import Route
@@ -17,14 +17,8 @@ Upgrader = Callable[[Request, Route], Awaitable[None]]
 """Dials the route's socket, answers 101 and relays from then on; returns once the request is taken over.
 
 Raises, before anything was written: BackendFailed: nobody listens on the UNIX socket. WrongState: the tunnel has its
-command connection already.
+command connection already. ConnectionLost: the client has gone.
 """
-
-
-class Unreachable(BackendFailed):
-    """A socket that the tunnel knows takes no connection."""
-
-    status = 502
 
 
 async def open_websocket(request: Request, route: Route, socket: str, upgrader: Upgrader) -> Reply | None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, serverFromString
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -215,6 +216,17 @@ class WebsocketTests(ApiCase):
     def test_nobody_listens(self):
         self.upgrade_failure = BackendFailed("can't connect to '300.mtunnel'")
         self.assert_error(self.get(headers=WEBSOCKET), "502 can't connect to '300.mtunnel'")
+
+    def test_a_client_that_leaves_during_the_upgrade(self):
+        self.upgrade_failure = ConnectionLost()
+        wire = self.wire()
+        wire.write(
+            self.raw(
+                "GET", "/api2/json/nodes/localhost/qemu/300/mtunnelwebsocket?socket=x&ticket=good", headers=WEBSOCKET
+            )
+        )
+        wire.hang_up()
+        self.assertTrue(wire.silent())
 
     def test_vmid_and_node_are_checked(self):
         self.assert_parameters(self.get(vmid="abc"), vmid="type check ('integer') failed - got 'abc'")
@@ -598,6 +610,15 @@ class LimitTests(ApiCase):
             wire.write(data)
             self.assertEqual(wire.response().line, "HTTP/1.1 400 Bad Request")
             self.assertTrue(wire.transport.disconnecting)
+
+    def test_a_bug_in_the_resource(self):
+        def fail(request):
+            raise ZeroDivisionError("secret")
+
+        self.site.resource.render = fail
+        response = self.ask("GET", "/version")
+        self.assertEqual((response.line, response.body), ("HTTP/1.1 500 internal error", b""))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_only_http_1_1_is_offered(self):
         self.assertEqual(self.site.acceptableProtocols(), [b"http/1.1"])
