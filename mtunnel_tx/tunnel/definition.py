@@ -35,7 +35,7 @@ async def set_config(guest: Guest, args: Config) -> Result:
     complete = await _complete(tunnel, conf)
     for text in warnings:
         tunnel.warn(text)
-    tunnel.task.line(update_line(tunnel.vmid, complete))
+    tunnel.task.line(update_line(tunnel.vmid, conf))
     await _write(tunnel, marked(complete, "migrate"))
     return DONE
 

@@ -1,0 +1,294 @@
+"""The daemon: joins the parts, and starts and stops them in the one order that is safe.
+
+Start: one daemon per state directory → door → what a crash left is settled → the port opens.
+Stop: the port closes → tunnels end by the handover rule → relays → door.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from mtunnel_tx import __version__
+from mtunnel_tx.backends.access import FileAccess
+from mtunnel_tx.backends.files import Threads, create_file
+from mtunnel_tx.backends.guests import GuestFiles
+from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.backends.machines import StoppedMachines
+from mtunnel_tx.backends.storage import PvesmStorage
+from mtunnel_tx.backends.tasks import FileTasks
+from mtunnel_tx.config import Settings, make_private_directory
+from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
+from mtunnel_tx.net.api import make_site
+from mtunnel_tx.net.certificate import fingerprint
+from mtunnel_tx.net.control import listen_control
+from mtunnel_tx.net.door import listen_door
+from mtunnel_tx.net.peer import dial
+from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.net.resources import Parts
+from mtunnel_tx.net.stream import StreamLimits
+from mtunnel_tx.net.tls import TlsContext, TlsFactory
+from mtunnel_tx.net.upgrade import upgrade
+from mtunnel_tx.ports import Answerer, Listening, Route
+from mtunnel_tx.tunnel.registry import Registry
+from mtunnel_tx.tunnel.world import Limits, World
+
+log = Logger()
+THREADS = 8
+NETWORK = Path("/sys/class/net")
+KEPT_VARIABLES = (
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+    "XDG_RUNTIME_DIR",
+    "TMPDIR",
+    "COVERAGE_PROCESS_START",
+    "PYTHONPATH",
+)
+"""What a child needs besides PATH and HOME to find the same files."""
+
+
+class Daemon(Service):
+    """Everything that `twistd mtunnel` runs. `failed` is called with the reason when the start comes to nothing."""
+
+    name = "mtunnel"
+
+    def __init__(self, settings: Settings, reactor: Any, failed: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._failed = failed
+        self._tls = TlsContext(settings.tls.certificate, settings.tls.key)
+        self._pool = ThreadPool(0, THREADS, "files")
+        self._ports: list[IListeningPort] = []
+        self._door: Listening | None = None
+        self._lock: IO[bytes] | None = None
+        self._relays = ReactorRelays(reactor)
+        self._starting: Deferred[None] | None = None
+        self.registry: Registry | None = None
+
+    def startService(self) -> None:
+        """Start in the background; a failure is told to `failed`."""
+        super().startService()
+        self._pool.start()
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._give_up)
+
+    def stopService(self) -> Deferred[None]:
+        """End every tunnel by the handover rule."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+        for port in self._ports:
+            await _ended(port.stopListening())
+        if self.registry is not None:
+            await self.registry.stop()
+        await self._relays.stop()
+        if self._door is not None:
+            await self._door.close()
+        self._pool.stop()
+        if self._lock is not None:
+            self._lock.close()
+
+    def reload(self) -> None:
+        """Read certificate and key again, for new connections; after an error the old ones stay."""
+        try:
+            self._tls.reload()
+            log.info("certificate and key were read again")
+        except TunnelError as error:
+            log.error("certificate and key stay as they are: {reason}", reason=error.text)
+
+    async def _start(self) -> None:
+        settings = self._settings
+        for folder in (settings.state_dir, settings.runtime_dir):
+            make_private_directory(folder)
+        settings.lock_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _lock_state(settings.state_dir)
+        registry, parts = self._join()
+        door = Door(self, registry, self._stop_reactor)
+        self._door = await listen_door(
+            self._reactor, settings.runtime_dir / "control.sock", door.commands, settings.limits
+        )
+        await registry.recover()
+        self.registry = registry
+        await self._listen(parts)
+
+    async def _listen(self, parts: Parts) -> None:
+        site = make_site(parts, self._reactor, self._settings.limits)
+        factory = TlsFactory(self._tls, site, self._reactor)
+        for text in self._settings.listen:
+            try:
+                self._ports.append(await serverFromString(self._reactor, text).listen(factory))
+            except Exception as error:
+                raise TunnelError(f"cannot listen on '{text}': {error}") from error
+        log.info("listening on {addresses}", addresses=", ".join(self.addresses()))
+
+    def addresses(self) -> list[str]:
+        """Where the daemon listens, as `HOST:PORT` or a path."""
+        return [_shown(port.getHost()) for port in self._ports]
+
+    def _join(self) -> tuple[Registry, Parts]:
+        settings, reactor = self._settings, self._reactor
+        threads = Threads(reactor, self._pool)
+        access = FileAccess(settings.pve_dir, reactor)
+        guests = GuestFiles(threads, reactor, pve_dir=settings.pve_dir, lock_dir=settings.lock_dir, node=settings.node)
+        storage = make_storage(settings, reactor, os.environ)
+        tasks = FileTasks(settings.state_dir, settings.node, reactor)
+        machines = StoppedMachines()
+        world = World(
+            access=access,
+            guests=guests,
+            storage=storage,
+            hypervisor=machines,
+            journal=FileJournal(threads, settings.state_dir),
+            tasks=tasks,
+            clock=reactor,
+            listen=self._listen_control,
+            bridge_exists=lambda name: (NETWORK / name).exists(),
+            random_bytes=os.urandom,
+            ticket_key=_ticket_key(settings.state_dir / "ticket.key"),
+            runtime_dir=settings.runtime_dir,
+            limits=_tunnel_limits(settings),
+        )
+        registry = Registry(world)
+        parts = Parts(
+            access=access,
+            tunnels=registry,
+            guests=guests,
+            storage=storage,
+            hypervisor=machines,
+            tasks=tasks,
+            nodes=lambda: _nodes(settings),
+            fingerprint=lambda: fingerprint(settings.tls.certificate.read_bytes()),
+            upgrader=self._upgrade,
+        )
+        return registry, parts
+
+    def _stop_reactor(self) -> None:
+        self._reactor.stop()
+
+    async def _listen_control(self, path: Path, answerer: Answerer) -> Listening:
+        return await listen_control(self._reactor, path, answerer, self._settings.limits)
+
+    async def _upgrade(self, request: Any, route: Route) -> None:
+        """Join a websocket with the socket that its route names."""
+        limits = self._settings.limits
+        stream_limits = StreamLimits(
+            frame_bytes=limits.frame_bytes, stall_s=limits.stall_s, half_close_s=limits.half_close_s
+        )
+        local = await dial(self._reactor, route.file)
+        await upgrade(request, local, route, relays=self._relays, limits=stream_limits, reactor=self._reactor)
+
+    def _give_up(self, failure: Failure) -> None:
+        """Say why there is no daemon."""
+        if failure.check(CancelledError):
+            return
+        reason = failure.value.text if isinstance(failure.value, TunnelError) else str(failure.value)
+        if not isinstance(failure.value, TunnelError):
+            log.failure("unexpected failure at the start", failure)
+        log.critical("cannot start: {reason}", reason=reason)
+        self._failed(reason)
+
+
+class Door:
+    """What `mtunnel status`, `settle` and `drain` ask for."""
+
+    def __init__(self, daemon: Daemon, registry: Registry, drained: Callable[[], None]) -> None:
+        self._daemon = daemon
+        self._registry = registry
+        self._drained = drained
+        self.commands = {"status": self._status, "settle": self._settle, "drain": self._drain}
+
+    async def _status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "listening": self._daemon.addresses(),
+            "draining": self._registry.draining,
+            "tunnels": [asdict(tunnel) for tunnel in self._registry.live()],
+            "held": {str(vmid): reason for vmid, reason in sorted(self._registry.held.items())},
+        }
+
+    async def _settle(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        vmid, discard = request.get("vmid"), request.get("discard")
+        if not isinstance(vmid, int) or not isinstance(discard, bool):
+            raise BadRequest("settle takes a number `vmid` and a truth value `discard`")
+        return {"left": await self._registry.settle(vmid, discard=discard)}
+
+    async def _drain(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Take no new tunnels, and tell `drained` when the last one has ended."""
+        self._registry.drain(self._drained)
+        return {"tunnels": len(self._registry.live())}
+
+
+def make_storage(settings: Settings, reactor: Any, environ: Mapping[str, str]) -> PvesmStorage:
+    """The storages of a node, driven through its `pvesm`, which finds the same configuration."""
+    kept = {name: value for name, value in environ.items() if name in KEPT_VARIABLES}
+    if settings.file is not None:
+        kept["MTUNNEL_CONFIG"] = str(settings.file)
+    return PvesmStorage(
+        reactor,
+        command=settings.commands.pvesm,
+        environ=kept,
+        pve_dir=settings.pve_dir,
+        output_bytes=settings.limits.child_output_bytes,
+    )
+
+
+def _lock_state(state_dir: Path) -> IO[bytes]:
+    """Two daemons on one state would undo each other's tunnels. Raises: WrongState."""
+    file = (state_dir / "daemon.lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise WrongState(f"another daemon works on '{state_dir}'") from error
+    return file
+
+
+def _ticket_key(path: Path) -> bytes:
+    """The key that signs tickets, made on first use, mode 0600."""
+    with suppress(FileExistsError):
+        create_file(path, os.urandom(32).hex(), 0o600)
+    return bytes.fromhex(path.read_text("ascii"))
+
+
+def _nodes(settings: Settings) -> list[str]:
+    folder = settings.pve_dir / "nodes"
+    found = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    return sorted(found | {settings.node})
+
+
+def _tunnel_limits(settings: Settings) -> Limits:
+    limits = settings.limits
+    return Limits(
+        connect_s=limits.connect_s,
+        tunnels=limits.tunnels,
+        tunnels_per_token=limits.tunnels_per_token,
+        streams_per_tunnel=limits.streams_per_tunnel,
+    )
+
+
+def _shown(address: Any) -> str:
+    """`HOST:PORT` of an address, or a socket's path."""
+    host = getattr(address, "host", None)
+    return f"{host}:{address.port}" if host else os.fsdecode(getattr(address, "name", b"") or b"?")
+
+
+async def _ended(stopping: Any) -> None:
+    if isinstance(stopping, Deferred):
+        await stopping

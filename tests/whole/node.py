@@ -1,0 +1,193 @@
+"""A node of its own for one test: directories, a real `twistd mtunnel` process, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mtunnel_tx.net.certificate import fingerprint
+
+USERS = """\
+user:mig@pve:1:0:::::
+token:mig@pve!t1:0:0::
+
+acl:1:/:mig@pve:Administrator:
+"""
+SECRET = "5c2b6e0a-0000-4000-8000-000000000001"
+TOKEN = "mig@pve!t1"
+PATIENCE_S = 30.0
+
+
+def wait_for(what: str, condition: Any, patience_s: float = PATIENCE_S) -> Any:
+    """Poll until `condition()` is truthy; a process of its own cannot be awaited otherwise."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {patience_s:.0f} s in vain for {what}")
+        time.sleep(0.02)
+
+
+class Node:
+    """A directory with everything a daemon needs, and the daemon itself once it was started."""
+
+    def __init__(self, name: str = "pvetest", storages: str | None = None, extra: str = "") -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="mtunnel-test-"))
+        self.name = name
+        self.config = self.root / "mtunnel.toml"
+        self.state = self.root / "state"
+        self.runtime = self.root / "run"
+        self.pve = self.state / "pve"
+        self.storage = self.state / "storage"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = self.root / "daemon.log"
+        lines = [
+            f'node = "{name}"',
+            'listen = ["tcp:0:interface=127.0.0.1"]',
+            f'state_dir = "{self.state}"',
+            f'runtime_dir = "{self.runtime}"',
+            extra,
+        ]
+        self.config.write_text("\n".join(lines) + "\n")
+        self.run("mtunnel_tx.cli", "init")
+        (self.pve / "user.cfg").write_text(USERS)
+        (self.pve / "priv" / "token.cfg").write_text(f"{TOKEN} {SECRET}\n")
+        if storages is not None:
+            (self.pve / "storage.cfg").write_text(storages.format(root=self.root))
+
+    # -- programs
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "MTUNNEL_CONFIG": str(self.config), "COLUMNS": "120"}
+
+    def run(self, module: str, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run one of our programs to its end."""
+        argv = [sys.executable, "-m", module, *arguments]
+        options = {"capture_output": True, "text": True, "timeout": 120, "env": self.environ, **options}
+        done = subprocess.run(argv, check=False, **options)
+        if check and done.returncode != 0:
+            raise AssertionError(f"{argv} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def start(self) -> Node:
+        """Start the daemon and wait until its port is open."""
+        argv = [
+            str(Path(sys.executable).parent / "twistd"),
+            "-n",
+            "--pidfile=",
+            "mtunnel",
+            "--config",
+            str(self.config),
+        ]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.port = int(wait_for(f"the daemon's port\n{self.log}", self._find_port).rpartition(":")[2])
+        return self
+
+    def _find_port(self) -> str | None:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.log.read_text()}")
+        try:
+            listening = self.ask(cmd="status")["listening"]
+        except OSError:
+            return None
+        return str(listening[0]) if listening else None
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """One question at the daemon's own door."""
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(PATIENCE_S)
+            door.connect(str(self.runtime / "control.sock"))
+            door.sendall(json.dumps(request).encode() + b"\n")
+            return dict(json.loads(door.makefile("rb").readline()))
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """End the daemon. Returns: its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal_number)
+        try:
+            return self.process.wait(PATIENCE_S)
+        finally:
+            self.process = None
+
+    def close(self) -> None:
+        """End everything, and remove the directory."""
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+        shutil.rmtree(self.root)
+
+    # -- what is there
+
+    @property
+    def endpoint(self) -> str:
+        return f"apitoken={self.authorization},host=127.0.0.1,port={self.port},fingerprint={self.fingerprint}"
+
+    @property
+    def authorization(self) -> str:
+        return f"PVEAPIToken={TOKEN}={SECRET}"
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint((self.state / "tls" / "certificate.pem").read_bytes())
+
+    def guest_file(self, vmid: int) -> Path:
+        return self.pve / "nodes" / self.name / "qemu-server" / f"{vmid}.conf"
+
+    def guest(self, vmid: int) -> str | None:
+        path = self.guest_file(vmid)
+        return path.read_text() if path.exists() else None
+
+    def firewall(self, vmid: int) -> str | None:
+        path = self.pve / "firewall" / f"{vmid}.fw"
+        return path.read_text() if path.exists() else None
+
+    def images(self, vmid: int) -> list[str]:
+        """Everything that lies in the VM's folders, temporary files included."""
+        return sorted(path.name for path in self.root.glob(f"**/images/{vmid}/*"))
+
+    def task_log(self, upid: str) -> str:
+        return next(self.state.glob(f"tasks/?/{upid}")).read_text()
+
+    def left_over(self) -> dict[str, list[str]]:
+        """What a finished tunnel must not leave: sockets but the door's, journals, children of the daemon."""
+        assert self.process is not None
+        return {
+            "sockets": sorted(
+                path.name for path in self.runtime.glob("*") if path.is_socket() and path.name != "control.sock"
+            ),
+            "journals": sorted(path.name for path in self.state.glob("journal/*")),
+            "children": children(self.process.pid),
+            "descriptors": descriptors(self.process.pid),
+        }
+
+
+def children(pid: int) -> list[str]:
+    """The command lines of a process's children."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in pids]
+
+
+def descriptors(pid: int) -> list[str]:
+    """Sockets and pipes and files that a process has open, without numbers."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(path.readlink()).partition(":")[0])
+        except FileNotFoundError:
+            continue
+    return sorted(found)

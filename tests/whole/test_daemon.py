@@ -1,0 +1,25 @@
+"""The daemon as a process: it starts, serves, and ends."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.whole.node import Node
+from tests.whole.peer import Tunnel, call
+
+
+class DaemonTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.node = Node().start()
+        self.addCleanup(self.node.close)
+
+    def test_version_over_the_whole_path(self) -> None:
+        tunnel = Tunnel(self.node, 100, storages="local", bridges="")
+        self.assertEqual(tunnel.ask(cmd="version"), {"success": True, "api": 2, "age": 0})
+        self.assertEqual(self.node.ask(cmd="status")["tunnels"][0]["vmid"], 100)
+        self.assertEqual(tunnel.ask(cmd="quit", cleanup=1), {"success": True})
+        tunnel.leave()
+
+    def test_http(self) -> None:
+        answer = call(self.node, "GET", "/version")
+        self.assertEqual((answer.status, answer.json["data"]["release"]), (200, "9.2"))
