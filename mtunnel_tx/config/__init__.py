@@ -4,7 +4,7 @@ Nothing here creates a file; `make_private_directory` is for those who do.
 """
 
 from mtunnel_tx.config.host import Host, check_private_directory, default_file, make_private_directory, this_host
-from mtunnel_tx.config.keys import KEYS, Key, manual_table
+from mtunnel_tx.config.keys import KEYS, Key
 from mtunnel_tx.config.reader import load_settings
 from mtunnel_tx.config.settings import (
     DEFAULT_PORT,
@@ -37,6 +37,5 @@ __all__ = [
     "default_file",
     "load_settings",
     "make_private_directory",
-    "manual_table",
     "this_host",
 ]

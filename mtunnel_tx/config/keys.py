@@ -33,7 +33,8 @@ class Key:
     """One key of the file.
 
     Args: name: dotted. check: returns the value to use, or raises ValueError(reason). default: computed from the
-    values above it in KEYS. shown: the default as the manual prints it. reason: what it is good for.
+    values above it in KEYS. shown: the default as the manual prints it. reason: what it is good for. example: a value
+    for the example file, where the default is none that a person would write.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Key:
     default: Default
     shown: str
     reason: str
+    example: str | None = None
 
 
 def _own_pvesm(values: Mapping[str, Any], _host: Host) -> tuple[str, ...]:
@@ -65,8 +67,8 @@ def _limit(name: str, check: Check, reason: str) -> Key:
     return Key(name=f"limits.{name}", check=check, default=lambda *_: value, shown=str(value), reason=reason)
 
 
-def _key(name: str, check: Check, default: Default, shown: str, reason: str) -> Key:
-    return Key(name=name, check=check, default=default, shown=shown, reason=reason)
+def _key(name: str, check: Check, default: Default, shown: str, reason: str, example: str | None = None) -> Key:
+    return Key(name=name, check=check, default=default, shown=shown, reason=reason, example=example)
 
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
@@ -155,6 +157,7 @@ KEYS: tuple[Key, ...] = (
         _own_pvesm,
         "our own mtunnel-pvesm; proxmox: pvesm",
         "the storage program, with its first arguments if it is a list",
+        "mtunnel-pvesm",
     ),
     _key(
         "commands.qm",
@@ -169,6 +172,7 @@ KEYS: tuple[Key, ...] = (
         lambda *_: None,
         "none",
         "where every request goes that is not for us, e.g. Proxmox's own https://127.0.0.1:8006",
+        "https://127.0.0.1:8006",
     ),
     _limit("body_bytes", whole(_KIB, 64 * _MIB), "a request body beyond it is answered 413"),
     _limit("header_bytes", whole(_KIB, _MIB), "all header lines of one request"),
@@ -197,12 +201,6 @@ KEYS: tuple[Key, ...] = (
     _limit("half_close_s", number(0.1, 86400), "how long one direction may outlive the other"),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
 )
-
-
-def manual_table() -> str:
-    """Returns: KEYS as the Markdown table of docs/operations.md."""
-    rows = [f"| `{key.name}` | {key.shown} | {key.reason} |" for key in KEYS]
-    return "\n".join(["| key | default | what it is for |", "|---|---|---|", *rows])
 
 
 NODE_CHECKS: Mapping[str, Check] = {"host": host_name, "port": port, "fingerprint": fingerprint}

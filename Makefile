@@ -1,0 +1,34 @@
+# Every goal sets up what it needs, in a bare Debian 12 or 13 tree too: as root it installs missing packages, else it
+# names them. Python packages go into .venv.
+
+PYTHON = .venv/bin/python
+TESTS = tests
+
+help:
+	@echo 'make demo    send a virtual machine from one node to another, both made for it'
+	@echo 'make test    all tests, or some of them: make test TESTS=tests.wire'
+	@echo 'make lint    style and types'
+	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
+	@echo 'make clean   remove what the goals made'
+
+demo: ready
+	$(PYTHON) -m mtunnel_tx.cli demo
+
+test: ready
+	tools/run-tests $(TESTS)
+
+lint: ready
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy --strict
+
+fresh:
+	tools/run-fresh
+
+ready:
+	@tools/set-up
+
+clean:
+	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help demo test lint fresh ready clean

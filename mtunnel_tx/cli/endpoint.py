@@ -1,0 +1,81 @@
+"""`mtunnel endpoint`: the one string that a source needs to reach this host."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import socket
+from typing import Any
+
+from mtunnel_tx.backends.access import token_file
+from mtunnel_tx.backends.files import read_text, refusal
+from mtunnel_tx.config import DEFAULT_PORT, ConfigError, Settings
+from mtunnel_tx.errors import NotFound
+from mtunnel_tx.net.certificate import fingerprint
+from mtunnel_tx.pve.maps import Endpoint, format_endpoint
+from mtunnel_tx.pve.tokens import parse_token_config
+
+_DESCRIPTION = """\
+Print the target endpoint for `qm remote-migrate` and `mtunnel migrate`, ready to be pasted. The token's secret is in
+it: keep it out of logs and histories."""
+_PORT = re.compile(r"tcp[46]?:(?:port=)?(\d+)(?::|$)")
+
+
+def configure(subparsers: Any) -> None:
+    """Add `endpoint` to the commands of `mtunnel`."""
+    parser = subparsers.add_parser(
+        "endpoint", help="print what a source needs to reach this host", description=_DESCRIPTION
+    )
+    parser.add_argument("--host", help="name or address under which the source sees this host (default: our own name)")
+    parser.add_argument("--port", type=int, help="port (default: the first one in `listen`)")
+    parser.add_argument("--token", metavar="USER@REALM!TOKENID", help="default: the only one there is")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Print the endpoint. Returns: the exit code."""
+    token, secret = _find_token(settings, args.token)
+    endpoint = Endpoint(
+        apitoken=f"PVEAPIToken={token}={secret}",
+        host=args.host or socket.getfqdn(),
+        port=args.port or listening_port(settings),
+        fingerprint=own_fingerprint(settings),
+    )
+    print(format_endpoint(endpoint))
+    return 0
+
+
+def _find_token(settings: Settings, wanted: str | None) -> tuple[str, str]:
+    file = token_file(settings.pve_dir)
+    try:
+        secrets = parse_token_config(read_text(file) or "")
+    except OSError as error:
+        raise refusal(error) from error
+    names = [wanted] if wanted else sorted(secrets)
+    if not names:
+        raise NotFound("there is no token yet: see 'mtunnel token add --help'")
+    if len(names) > 1:
+        raise NotFound(f"there are several tokens: choose one with --token: {', '.join(names)}")
+    if names[0] not in secrets:
+        raise NotFound(f"token '{names[0]}' does not exist in {file}")
+    return names[0], secrets[names[0]]
+
+
+def listening_port(settings: Settings) -> int:
+    """Returns: the port of the first TCP endpoint in `listen`. Raises: NotFound: it is chosen at each start."""
+    matches = [_PORT.match(endpoint) for endpoint in settings.listen]
+    port = next((int(match[1]) for match in matches if match), DEFAULT_PORT)
+    if port == 0:
+        raise NotFound("the daemon chooses its port when it starts: name it with --port")
+    return port
+
+
+def own_fingerprint(settings: Settings) -> str:
+    """Returns: the SHA-256 of the daemon's certificate. Raises: BackendFailed, ConfigError."""
+    file = settings.tls.certificate
+    try:
+        return fingerprint(file.read_bytes())
+    except OSError as error:
+        raise refusal(error) from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: is no certificate in PEM: {error}") from error

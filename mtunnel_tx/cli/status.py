@@ -1,0 +1,105 @@
+"""`mtunnel status`: what the running daemon does, and what waits for a decision; also where no daemon runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+
+from mtunnel_tx.config import Settings
+from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.net.door import ask
+
+PATIENCE_S = 10.0
+HEADINGS = ("VMID", "STATE", "FOR", "STREAMS", "IN", "OUT", "TOKEN")
+
+
+def configure(subparsers: Any) -> None:
+    """Add `status` to the commands of `mtunnel`."""
+    text = "show the tunnels of the running daemon"
+    parser = subparsers.add_parser("status", help=text, description=f"{text.capitalize()}. Exit code 1: none answers.")
+    parser.add_argument("--json", action="store_true", help="the daemon's answer as it is")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Ask the daemon and print what it says. Returns: the exit code."""
+    try:
+        status = ask_daemon(settings, {"cmd": "status"})
+    except BackendFailed as error:
+        return _show_absence(settings, error, as_json=args.json)
+    if args.json:
+        print(json.dumps(status, indent=2, sort_keys=True))
+    else:
+        show(status, datetime.now(UTC), Console())
+    return 0
+
+
+def ask_daemon(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Send one command through the daemon's door; blocks, once in a process.
+
+    Returns: its reply. Raises: BackendFailed: no daemon answers. TunnelError: it refused.
+    """
+    replies: list[dict[str, Any]] = []
+    errors: list[TunnelError] = []
+
+    async def call(reactor: Any) -> None:
+        try:
+            replies.append(await ask(reactor, settings.runtime_dir / "control.sock", request, PATIENCE_S))
+        except TunnelError as error:
+            errors.append(error)
+
+    try:
+        react(lambda reactor: Deferred.fromCoroutine(call(reactor)))
+    except SystemExit:
+        for error in errors:
+            raise error from None
+    return _accepted(replies[0])
+
+
+def _accepted(reply: dict[str, Any]) -> dict[str, Any]:
+    if reply.get("success") is not True:
+        raise TunnelError(str(reply.get("msg", "the daemon's reply cannot be read")))
+    return reply
+
+
+def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
+    """Print the daemon's reply for people."""
+    listening = ", ".join(status.get("listening", [])) or "nowhere yet"
+    drain = ", takes no new tunnels" if status.get("draining") else ""
+    console.print(f"mtunnel-tx {status['version']}, pid {status['pid']}, listening on {listening}{drain}", markup=False)
+    if status["tunnels"]:
+        console.print(_table(status["tunnels"], now))
+    else:
+        console.print("no tunnels")
+    for vmid, reason in status.get("held", {}).items():
+        console.print(f"VM {vmid} waits for 'mtunnel settle {vmid}': {reason}", markup=False)
+
+
+def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
+    table = Table(*HEADINGS, box=None, pad_edge=False)
+    for tunnel in tunnels:
+        age = timedelta(seconds=int(now.timestamp() - tunnel["since"]))
+        sizes = [f"{tunnel[name] / (1 << 20):.1f} MiB" for name in ("bytes_in", "bytes_out")]
+        table.add_row(str(tunnel["vmid"]), tunnel["state"], str(age), str(tunnel["streams"]), *sizes, tunnel["token"])
+    return table
+
+
+def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> int:
+    journals = (settings.state_dir / "journal").glob("*.jsonl")
+    waiting = sorted(int(journal.stem) for journal in journals if journal.stem.isdigit())
+    if as_json:
+        print(json.dumps({"success": False, "msg": error.text, "journals": waiting}))
+        return 1
+    print(f"mtunnel: {error.text}", file=sys.stderr)
+    for vmid in waiting:
+        print(f"VM {vmid}: a tunnel did not end; the daemon looks after it when it starts")
+    return 1

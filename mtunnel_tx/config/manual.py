@@ -1,0 +1,58 @@
+"""What people read about the keys: the manual's table and the example file, both printed from KEYS."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mtunnel_tx.config.host import Host
+from mtunnel_tx.config.keys import KEYS, Key
+
+_HEAD = """\
+# mtunnel-tx. Every key has a default; a line that is commented out shows it (for root, in the standalone profile).
+# What is misspelled or out of bounds is an error that names the key. See docs/operations.md.
+"""
+
+_NODES = """
+# Daemons of other nodes, to which requests for them are passed on.
+#[forward.nodes.NAME]
+#host = "192.0.2.1"
+#port = 8016
+#fingerprint = "AA:BB:…"
+"""
+
+
+def manual_table() -> str:
+    """Returns: KEYS as the Markdown table of docs/operations.md."""
+    rows = [f"| `{key.name}` | {key.shown} | {key.reason} |" for key in KEYS]
+    return "\n".join(["| key | default | what it is for |", "|---|---|---|", *rows])
+
+
+def example_file() -> str:
+    """Returns: etc/mtunnel.toml, which is also what `mtunnel init` writes."""
+    return "".join([_HEAD, *_entries(), _NODES])
+
+
+def _entries() -> Iterator[str]:
+    host = Host(uid=0, node="NODE", environ={}, temp_dir=Path("/tmp"))  # noqa: S108 - root's defaults have none in it
+    values: dict[str, Any] = {}
+    table = ""
+    for key in KEYS:
+        values[key.name] = key.default(values, host)
+        inside, _, name = key.name.rpartition(".")
+        if inside != table:
+            table = inside
+            yield f"\n[{table}]\n"
+        yield _entry(key, name, values[key.name])
+
+
+def _entry(key: Key, name: str, default: object) -> str:
+    comment = textwrap.fill(key.reason, 110, initial_indent="# ", subsequent_indent="# ")
+    return f"\n{comment}\n#{name} = {_literal(key.example or default)}\n"
+
+
+def _literal(value: object) -> str:
+    return json.dumps(value if isinstance(value, int | float | tuple) else str(value))
