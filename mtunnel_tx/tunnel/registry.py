@@ -62,6 +62,7 @@ class Registry:
         try:
             await self._claim(ledger, token)
             task = world.tasks.start(vmid, token)
+            task.line("mtunnel started")
             worker = Worker(Tunnel(world, ledger, task), self._gone)
             await worker.listen()
         except TunnelError:

