@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 from collections.abc import Iterator
 from itertools import groupby
@@ -169,8 +170,13 @@ class RecordingTests(SynchronousTestCase):
             if "query-disk-import" in row.get("request", "") and name.startswith("disk-import") and not queried:
                 queried = True
                 replay.feed(b"" if failing else struct.pack("<Q", len(IMAGE)) + IMAGE)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """What a session left on purpose must not meet the next one."""
         self.node.guest_file(VMID).unlink(missing_ok=True)
-        self.node.firewall(VMID) and (self.node.pve / "firewall" / f"{VMID}.fw").unlink()
+        (self.node.pve / "firewall" / f"{VMID}.fw").unlink(missing_ok=True)
+        shutil.rmtree(self.node.root / "local" / "images" / str(VMID), ignore_errors=True)
 
     def without_polling(self, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Where an import is fed, go on at the first row that is not `pending` (as the rule says)."""
