@@ -1,0 +1,259 @@
+"""Volumes through `pvesm`, Proxmox's own or ours, always as a child (ports.Storage)."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
+from mtunnel_tx.backends.images import find_reference
+from mtunnel_tx.errors import BackendFailed, NotFound
+from mtunnel_tx.ports import ImportRequest, Report, Volume
+from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
+from mtunnel_tx.pve.volume import parse_dir_volume, parse_volume_id
+
+log = Logger()
+ALLOC_S = 600.0
+FREE_S = 600.0
+QUERY_S = 120.0
+DIGEST_S = 24 * 3600.0
+_CREATED = re.compile(r"successfully created '([^']+)'")
+_LISTED = re.compile(
+    r"(\S.*?)\s+(\S+)\s+(images|rootdir|iso|vztmpl|backup|snippets|import|none)\s+(\d+)(?:\s+(\d+))?\s*", re.ASCII
+)
+_STATUS_FIELDS = 7
+_DIGEST = re.compile(r"^\\?([0-9a-f]{64}) ", re.MULTILINE)
+_OWNER = re.compile(r"(?:vm|base|subvol|basevol)-(\d+)-")
+# Where the path of a volume follows from its name; btrfs, for one, has folders of its own making.
+_PLAIN_TYPES = frozenset(("dir", "nfs", "cifs", "glusterfs"))
+
+
+class _WatchedFile:
+    """A text file, read again when it changed; a missing one is empty."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        self._text = ""
+
+    def read(self) -> tuple[str, bool]:
+        """Returns: the text, and whether it is new. Raises: BackendFailed."""
+        try:
+            status = self._path.stat()
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns)
+            if seen == self._seen:
+                return self._text, False
+            self._text = self._path.read_text("utf-8", "replace")
+        except FileNotFoundError:
+            fresh, self._seen, self._text = self._seen != (), (), ""
+            return self._text, fresh
+        except OSError as error:
+            raise BackendFailed(f"unable to read '{self._path}': {error.strerror}") from error
+        self._seen = seen
+        return self._text, True
+
+
+class PvesmStorage:
+    """ports.Storage.
+
+    Args: command: the program with its first arguments. environ: the children's whole environment. pve_dir: where
+        storage.cfg and datacenter.cfg are. output_bytes: unread output kept of one child.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        pve_dir: Path,
+        output_bytes: int = OUTPUT_BYTES,
+    ) -> None:
+        self._reactor = reactor
+        self._command = tuple(command)
+        self._environ = {**environ, "LC_ALL": "C"}
+        self._output_bytes = output_bytes
+        self._storage_file = _WatchedFile(pve_dir / "storage.cfg")
+        self._datacenter_file = _WatchedFile(pve_dir / "datacenter.cfg")
+        self._entries: Mapping[str, StorageEntry] = {}
+
+    def config(self) -> Mapping[str, StorageEntry]:
+        """See ports.Storage. Raises: BackendFailed: storage.cfg cannot be read."""
+        text, fresh = self._storage_file.read()
+        if fresh:
+            self._entries = parse_storage_config(text, _log_skipped)
+        return self._entries
+
+    def datacenter_bwlimit(self) -> str | None:
+        """See ports.Storage. Raises: BackendFailed: datacenter.cfg cannot be read."""
+        return parse_datacenter_config(self._datacenter_file.read()[0]).get("bwlimit")
+
+    async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Report) -> str:
+        """See ports.Storage."""
+        size_kib = str(-(-size_bytes // 1024))
+        output = await self._run(ALLOC_S, "alloc", storage, str(vmid), "", size_kib, "-format", format)
+        volid = None
+        for line in output.splitlines():
+            if match := _CREATED.fullmatch(line):
+                volid = match[1]
+            else:
+                report(line)
+        if volid is None:
+            raise BackendFailed(f"'pvesm alloc' did not say what it made on storage '{storage}'")
+        return volid
+
+    async def free(self, volid: str) -> None:
+        """See ports.Storage."""
+        await self._run(FREE_S, "free", volid)
+
+    async def volumes(self, storage: str, vmid: int | None = None) -> list[Volume]:
+        """See ports.Storage. Raises: BackendFailed."""
+        options = [] if vmid is None else ["-vmid", str(vmid)]
+        output = await self._run(QUERY_S, "list", storage, *options)
+        matches = map(_LISTED.fullmatch, output.splitlines())
+        return [_volume(match) for match in matches if match and match[1].startswith(f"{storage}:")]
+
+    async def path(self, volid: str) -> str:
+        """See ports.Storage. Raises: BackendFailed."""
+        lines = (await self._run(QUERY_S, "path", volid)).splitlines()
+        if not lines:
+            raise BackendFailed(f"'pvesm path' did not say where volume '{volid}' is")
+        return lines[-1]
+
+    async def size_bytes(self, volid: str) -> int | None:
+        """See ports.Storage. Raises: BackendFailed, TunnelError: no such storage, or no volume id."""
+        volume = parse_volume_id(volid)
+        if self._entry(volume.storage).path is None:
+            match = _OWNER.match(volume.name.rpartition("/")[2])
+            owner = int(match[1]) if match else None
+        else:
+            parsed = parse_dir_volume(volume.name)
+            owner = parsed.vmid
+            if parsed.content not in ("images", "rootdir"):
+                size: int | None = await self._in_thread(_file_size, await self.path(volid))
+                return size
+        listed = await self.volumes(volume.storage, owner)
+        return next((found.size_bytes for found in listed if found.volid == volid), None)
+
+    async def refers_elsewhere(self, volid: str) -> str | None:
+        """See ports.Storage. Raises: BackendFailed, TimedOut."""
+        ending = volid.rpartition(".")[2]
+        if ending not in ("qcow2", "vmdk"):
+            return None
+        return await find_reference(self._reactor, await self.path(volid), ending, self._environ)
+
+    async def digest(self, volid: str) -> str:
+        """See ports.Storage. Raises: BackendFailed, TimedOut."""
+        output = await run(self._reactor, ["sha256sum", "--", await self.path(volid)], self._environ, DIGEST_S)
+        match = _DIGEST.search(output)
+        if match is None:
+            raise BackendFailed(f"'sha256sum' did not give a digest of volume '{volid}'")
+        return match[1]
+
+    async def sync(self, volids: Sequence[str]) -> None:
+        """See ports.Storage. Raises: BackendFailed: a volume is not safe on disk."""
+        for volid in volids:
+            path = await self._file(volid)
+            if path is not None:
+                await self._in_thread(_sync_file, path)
+
+    async def _file(self, volid: str) -> str | None:
+        """A volume's path, without a child where its name tells; None on a storage without files.
+
+        A running VM waits for this.
+        """
+        volume = parse_volume_id(volid)
+        entry = self._entry(volume.storage)
+        if entry.path is None:
+            return None
+        if entry.type in _PLAIN_TYPES:
+            return parse_dir_volume(volume.name).file(entry)
+        return await self.path(volid)
+
+    def start_import(self, request: ImportRequest) -> PipedChild:
+        """See ports.Storage. Raises: BackendFailed."""
+        argv = [*self._command, "import", request.volid, request.stream_format, f"unix://{request.socket}"]
+        argv += ["-with-snapshots", str(int(request.with_snapshots))]
+        if request.snapshot is not None:
+            argv += ["-snapshot", request.snapshot]
+        if request.delete_snapshot is not None:
+            argv += ["-delete-snapshot", request.delete_snapshot]
+        argv += ["-allow-rename", str(int(request.allow_rename))]
+        # Our own program then looks whether its daemon is still there before it calls a stream whole.
+        environ = {**self._environ, "MTUNNEL_ATTACHED": "1"}
+        return spawn_child(self._reactor, argv, environ, limit_bytes=self._output_bytes)
+
+    def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> PipedChild:
+        """See ports.Storage. Raises: BackendFailed."""
+        argv = [*self._command, "export", volid, stream_format, "-", "-with-snapshots", str(int(with_snapshots))]
+        return spawn_child(self._reactor, argv, self._environ, limit_bytes=self._output_bytes, stdout=stdout)
+
+    async def available_bytes(self, storage: str) -> int | None:
+        """See ports.Storage. Raises: BackendFailed."""
+        for line in (await self._run(QUERY_S, "status", "-storage", storage)).splitlines():
+            fields = line.split()
+            if len(fields) == _STATUS_FIELDS and fields[0] == storage and fields[2] == "active":
+                return int(fields[5]) * 1024 if fields[5].isdigit() else None
+        return None
+
+    def _entry(self, storage: str) -> StorageEntry:
+        entry = self.config().get(storage)
+        if entry is None:
+            raise NotFound(f"storage '{storage}' does not exist")
+        return entry
+
+    async def _run(self, timeout_s: float, command: str, *arguments: str) -> str:
+        argv = [*self._command, command, *arguments]
+        return await run(self._reactor, argv, self._environ, timeout_s, name=f"pvesm {command}")
+
+    async def _in_thread(self, call: Callable[[str], Any], path: str) -> Any:
+        return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), call, path)
+
+
+def _log_skipped(reason: str) -> None:
+    log.warn("storage.cfg: {reason}", reason=reason)
+
+
+def _volume(match: re.Match[str]) -> Volume:
+    return Volume(
+        volid=match[1],
+        format=match[2],
+        content=match[3],
+        size_bytes=int(match[4]),
+        vmid=int(match[5]) if match[5] else None,
+    )
+
+
+def _file_size(path: str) -> int | None:
+    """The size of a regular file; None where there is none."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _sync_file(path: str) -> None:
+    """Make a file and its folder safe on disk; what is no regular file, or gone, is skipped."""
+    if _file_size(path) is None:
+        return
+    for each in (path, str(Path(path).parent)):
+        try:
+            _sync(each)
+        except OSError as error:
+            raise BackendFailed(f"unable to sync '{each}': {error.strerror}") from error
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
