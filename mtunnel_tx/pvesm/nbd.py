@@ -65,12 +65,17 @@ def read_disk(connection: socket.socket, size_bytes: int) -> Iterator[memoryview
     served_bytes = _shake_hands(connection)
     if served_bytes != size_bytes:
         raise BackendFailed(f"qemu-nbd offers {served_bytes} bytes, the image says {size_bytes}")
+    lengths: dict[int, int] = {}
+    answers: dict[int, memoryview] = {}
     asked = 0
     for offset in range(0, size_bytes, _READ_BYTES):
         while asked < min(size_bytes, offset + _AHEAD * _READ_BYTES):
-            _ask(connection, asked, min(_READ_BYTES, size_bytes - asked))
-            asked += _READ_BYTES
-        yield _answer(connection, offset, min(_READ_BYTES, size_bytes - offset))
+            lengths[asked] = min(_READ_BYTES, size_bytes - asked)
+            _ask(connection, asked, lengths[asked])
+            asked += lengths[asked]
+        while offset not in answers:
+            _take_answer(connection, lengths, answers)
+        yield answers.pop(offset)
     connection.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _DISCONNECT, 0, 0, 0))
 
 
@@ -88,13 +93,14 @@ def _ask(connection: socket.socket, offset: int, count: int) -> None:
     connection.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _READ, offset, offset, count))
 
 
-def _answer(connection: socket.socket, offset: int, count: int) -> memoryview:
-    magic, error, cookie = _REPLY.unpack(_receive(connection, _REPLY.size))
-    if magic != _REPLY_MAGIC or cookie != offset:
+def _take_answer(connection: socket.socket, lengths: dict[int, int], answers: dict[int, memoryview]) -> None:
+    """Answers come in any order; each request's offset is its cookie."""
+    magic, error, offset = _REPLY.unpack(_receive(connection, _REPLY.size))
+    if magic != _REPLY_MAGIC or offset not in lengths:
         raise BackendFailed("qemu-nbd answers something else")
     if error:
         raise BackendFailed(f"qemu-nbd cannot read at {offset}: {os.strerror(error)}")
-    return _receive(connection, count)
+    answers[offset] = _receive(connection, lengths.pop(offset))
 
 
 def _receive(connection: socket.socket, count: int) -> memoryview:

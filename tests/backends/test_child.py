@@ -35,7 +35,7 @@ def is_gone(pid: int) -> bool:
 
 
 def open_descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 class ChildCase(TestCase):
