@@ -1,0 +1,169 @@
+"""Two nodes for `mtunnel demo`, made and run with nothing but the project's own commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mtunnel_tx
+from mtunnel_tx.errors import BackendFailed, TimedOut
+
+START_S = 60.0
+STOP_S = 20.0
+COMMAND_S = 120.0
+LOG_LINES = 20
+
+_CONFIG = """\
+node = "{node}"
+listen = ["tcp:0:interface=127.0.0.1"]
+state_dir = "{folder}/state"
+runtime_dir = "{folder}/run"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node: a folder with its configuration file, state and sockets."""
+
+    name: str
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Its mtunnel.toml."""
+        return self.folder / "mtunnel.toml"
+
+    @property
+    def guests(self) -> Path:
+        """The folder of its VM configs."""
+        return self.folder / "state" / "pve" / "nodes" / self.name / "qemu-server"
+
+    @property
+    def images(self) -> Path:
+        """The folder of its storage `local` that holds disks."""
+        return self.folder / "state" / "storage" / "images"
+
+    def create(self) -> None:
+        """Write the configuration file and run `mtunnel init`."""
+        self.folder.mkdir(mode=0o700)
+        self.config.write_text(_CONFIG.format(node=self.name, folder=self.folder))
+        self.mtunnel("init")
+
+    def mtunnel(self, *args: str) -> str:
+        """Run `mtunnel ARGS` here. Returns: its output. Raises: BackendFailed, TimedOut."""
+        return run_command([*mtunnel_command(), *args], self.environment())
+
+    def volume_file(self, volid: str) -> Path:
+        """Ask `mtunnel-pvesm` where a volume is."""
+        command = [sys.executable, "-P", "-m", "mtunnel_tx.pvesm", "path", volid]
+        return Path(run_command(command, self.environment()).strip())
+
+    def task_log(self) -> str:
+        """The newest task log."""
+        logs = (self.folder / "state" / "tasks").glob("*/UPID*")
+        return max(logs, key=lambda log: log.stat().st_mtime_ns).read_text()
+
+    def environment(self) -> dict[str, str]:
+        """Ours, with this node's configuration; the package is found from a source tree too."""
+        package = str(Path(mtunnel_tx.__file__).parents[1])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {**os.environ, "MTUNNEL_CONFIG": str(self.config), "PYTHONPATH": os.pathsep.join(paths)}
+
+    @contextmanager
+    def running(self) -> Iterator[Mapping[str, Any]]:
+        """Run the daemon. Yields: what it says of itself once it listens. Raises: BackendFailed, TimedOut."""
+        log = self.folder / "daemon.log"
+        command = [*_twistd(), "--nodaemon", "--pidfile=", "mtunnel", "--config", str(self.config)]
+        with log.open("wb") as output, started(command, self.environment(), stdout=output, stderr=output) as daemon:
+            yield self._await_listening(daemon, log)
+
+    def _await_listening(self, daemon: subprocess.Popen[bytes], log: Path) -> Mapping[str, Any]:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if daemon.poll() is not None:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+                raise BackendFailed(f"the daemon of {self.name} ended with status {daemon.returncode}:\n{tail}")
+            status = _ask_status(self.folder / "run" / "control.sock")
+            if status.get("listening"):
+                return status
+            time.sleep(0.05)
+        raise TimedOut(f"the daemon of {self.name} does not listen after {START_S:.0f} seconds")
+
+
+def mtunnel_command() -> list[str]:
+    """The `mtunnel` command of this very installation."""
+    return [sys.executable, "-P", "-m", "mtunnel_tx.cli"]
+
+
+def _twistd() -> list[str]:
+    beside = Path(sys.executable).with_name("twistd")
+    if beside.exists():
+        return [str(beside)]
+    return [sys.executable, "-P", "-c", "from twisted.scripts.twistd import run; run()"]
+
+
+def _ask_status(door: Path) -> dict[str, Any]:
+    """What the daemon says; nothing where it is not there yet."""
+    try:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.settimeout(START_S)
+            caller.connect(str(door))
+            caller.sendall(b'{"cmd":"status"}\n')
+            with caller.makefile("rb") as answers:
+                line = answers.readline()
+    except OSError:
+        return {}
+    return dict(json.loads(line)) if line.endswith(b"\n") else {}
+
+
+@contextmanager
+def started(command: list[str], environment: Mapping[str, str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, which is ended when the block is left, however that happens."""
+    process = subprocess.Popen(
+        command, env=environment, cwd="/", stdin=subprocess.DEVNULL, start_new_session=True, **streams
+    )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask first, then kill what is left of its session."""
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_command(command: list[str], environment: Mapping[str, str]) -> str:
+    """Run a short command. Returns: its standard output. Raises: BackendFailed: its whole output, TimedOut."""
+    with started(command, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            output, errors = process.communicate(timeout=COMMAND_S)
+        except subprocess.TimeoutExpired as error:
+            raise TimedOut(f"{command[0]} takes longer than {COMMAND_S:.0f} seconds") from error
+    if process.returncode != 0:
+        text = (output + errors).decode(errors="replace").strip()
+        raise BackendFailed(f"{' '.join(command)} failed with status {process.returncode}:\n{text}")
+    return output.decode()
+
+
+def require_programs(*names: str) -> None:
+    """Raises: BackendFailed: one of them is not installed."""
+    missing = [name for name in names if shutil.which(name) is None]
+    if missing:
+        raise BackendFailed(f"not installed: {', '.join(missing)}; on Debian: apt-get install qemu-utils")
