@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mtunnel_tx.errors import WrongState
-from mtunnel_tx.ports import Report
+from mtunnel_tx.ports import Incoming, MachineState, Report
+from mtunnel_tx.pve.guestconf import GuestConfig
 
 
 class StoppedMachines:
@@ -12,6 +13,21 @@ class StoppedMachines:
     def running(self, _vmid: int) -> bool:
         """Never."""
         return False
+
+    def check(self, conf: GuestConfig) -> None:
+        """A VM that is never started may be anything."""
+
+    async def state(self, _vmid: int) -> MachineState:
+        """Always off."""
+        return MachineState(status="off")
+
+    async def start(self, vmid: int, _conf: GuestConfig, _incoming: Incoming, _report: Report) -> int | None:
+        """Refuse: there is no QEMU behind this."""
+        raise WrongState(f"VM {vmid} cannot be started: running VMs are not received by this version")
+
+    async def wait_whole(self, vmid: int) -> None:
+        """There is no state to wait for."""
+        raise WrongState(f"VM {vmid} not running")
 
     async def stop(self, vmid: int) -> None:
         """It is off already."""
