@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
@@ -89,7 +90,9 @@ def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
     for tunnel in tunnels:
         age = timedelta(seconds=int(now.timestamp() - tunnel["since"]))
         sizes = [f"{tunnel[name] / (1 << 20):.1f} MiB" for name in ("bytes_in", "bytes_out")]
-        table.add_row(str(tunnel["vmid"]), tunnel["state"], str(age), str(tunnel["streams"]), *sizes, tunnel["token"])
+        cells = (str(tunnel["vmid"]), tunnel["state"], str(age), str(tunnel["streams"]), *sizes, tunnel["token"])
+        # As Text, brackets are no markup.
+        table.add_row(*map(Text, cells))
     return table
 
 

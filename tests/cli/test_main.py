@@ -1,0 +1,142 @@
+"""The `mtunnel` command itself: where --config may stand, how errors end."""
+
+import contextlib
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.cli.main import find_command, main
+
+
+def run(*argv):
+    """Run `mtunnel ARGV` in this process. Returns: status, output, errors."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(word) for word in argv])
+        except SystemExit as error:
+            status = error.code
+    return status, out.getvalue(), err.getvalue()
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.config = self.folder / "mtunnel.toml"
+        self.write()
+
+    def write(self, more=""):
+        self.config.write_text(
+            f'node = "here"\nstate_dir = "{self.folder}/state"\nruntime_dir = "{self.folder}/run"\n{more}'
+        )
+
+
+class Frame(Case):
+    def test_config_before_and_after_the_command(self):
+        words = ["--config", self.config], ["endpoint"]
+        expected = (1, "", "mtunnel: there is no token yet: see 'mtunnel token add --help'\n")
+        self.assertEqual(run(*words[0], *words[1]), expected)
+        self.assertEqual(run(*words[1], *words[0]), expected)
+        self.assertEqual(run(f"--config={self.config}", "endpoint"), expected)
+
+    def test_config_behind_a_command_of_a_command(self):
+        status, out, _ = run("token", "list", "--config", self.config)
+        self.assertEqual((status, out), (0, "TOKEN  EXPIRES  PRIVSEP  COMMENT\n"))
+
+    def test_config_from_the_environment(self):
+        self.patch(os, "environ", {**os.environ, "MTUNNEL_CONFIG": str(self.config)})
+        self.assertEqual(run("endpoint")[0], 1)
+        self.assertEqual(run("token", "list")[0], 0)
+
+    def test_a_bad_file(self):
+        self.write("limits.stall_s = 0")
+        text = f"mtunnel: {self.config}: limits.stall_s: must be a number from 0.1 to 86400\n"
+        self.assertEqual(run("token", "list", "--config", self.config), (1, "", text))
+
+    def test_no_command(self):
+        status, _, err = run()
+        self.assertEqual(status, 2)
+        self.assertIn("COMMAND", err)
+
+    def test_unknown_command(self):
+        status, _, err = run("websocket-tunnel")
+        self.assertEqual(status, 2)
+        self.assertIn("invalid choice: 'websocket-tunnel'", err)
+
+    def test_options_are_not_guessed(self):
+        self.assertEqual(run("endpoint", "--conf", self.config)[0], 2)
+
+    def test_version(self):
+        status, out, _ = run("--version")
+        self.assertEqual(status, 0)
+        self.assertRegex(out, r"^mtunnel-tx ")
+
+    def test_find_command(self):
+        cases = {
+            ("init",): "init",
+            ("--config", "x", "init"): "init",
+            ("--config=x", "init", "token"): "init",
+            ("--help",): None,
+            (): None,
+            ("--config",): None,
+        }
+        for argv, command in cases.items():
+            self.assertEqual(find_command(argv), command)
+
+
+class Endpoint(Case):
+    def setUp(self):
+        super().setUp()
+        self.assertEqual(run("init", "--config", self.config)[0], 0)
+
+    def add(self, token):
+        return run("token", "add", token, "--config", self.config)[1].strip().rpartition("=")[2]
+
+    def endpoint(self, *args):
+        return run("endpoint", "--config", self.config, *args)
+
+    def test_the_only_token(self):
+        secret = self.add("mig@pve!t1")
+        status, out, err = self.endpoint("--host", "192.0.2.1")
+        self.assertEqual((status, err), (0, ""))
+        self.assertRegex(
+            out,
+            rf"^apitoken=PVEAPIToken=mig@pve!t1={secret},host=192\.0\.2\.1,port=8016,"
+            r"fingerprint=[0-9A-F]{2}(:[0-9A-F]{2}){31}\n$",
+        )
+
+    def test_one_of_several_tokens(self):
+        self.add("mig@pve!t1")
+        secret = self.add("mig@pve!t2")
+        text = "mtunnel: there are several tokens: choose one with --token: mig@pve!t1, mig@pve!t2\n"
+        self.assertEqual(self.endpoint(), (1, "", text))
+        self.assertIn(f"PVEAPIToken=mig@pve!t2={secret},", self.endpoint("--token", "mig@pve!t2", "--host", "h")[1])
+        status, _, err = self.endpoint("--token", "mig@pve!t3")
+        self.assertEqual(status, 1)
+        self.assertIn("token 'mig@pve!t3' does not exist", err)
+
+    def test_ports(self):
+        self.add("mig@pve!t1")
+        for listen, port in (
+            ('"unix:/x", "tcp:9001"', 9001),
+            ('"tcp6:port=9002:interface=x"', 9002),
+            ('"unix:/x"', 8016),
+        ):
+            self.write(f"listen = [{listen}]")
+            self.assertIn(f",port={port},", self.endpoint("--host", "h")[1])
+        self.assertIn(",port=7,", self.endpoint("--host", "h", "--port", "7")[1])
+        self.write('listen = ["tcp:0"]')
+        self.assertIn("name it with --port", self.endpoint("--host", "h")[2])
+
+    def test_a_broken_certificate(self):
+        self.add("mig@pve!t1")
+        file = self.folder / "state" / "tls" / "certificate.pem"
+        file.write_text("no")
+        self.assertIn(f"{file}: is no certificate in PEM", self.endpoint()[2])
+        file.unlink()
+        self.assertIn(f"{file}: No such file", self.endpoint()[2])

@@ -1,0 +1,71 @@
+"""`mtunnel status`: what people see of a daemon's answer, and what they see where none runs."""
+
+import io
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from mtunnel_tx.cli.status import show
+from tests.cli.test_main import Case
+
+STATUS = {
+    "success": True,
+    "version": "0.1.0",
+    "pid": 7,
+    "listening": ["127.0.0.1:8016"],
+    "draining": False,
+    "tunnels": [],
+    "held": {},
+}
+TUNNEL = {
+    "vmid": 200,
+    "token": "mig@pve!t1",
+    "upid": "UPID:x",
+    "state": "serving",
+    "since": 1000.0,
+    "streams": 2,
+    "bytes_in": 3 << 20,
+    "bytes_out": 1 << 19,
+}
+
+
+class Status(Case):
+    def shown(self, **changes):
+        out = io.StringIO()
+        show({**STATUS, **changes}, datetime.fromtimestamp(1083, UTC), Console(file=out, width=120))
+        return out.getvalue()
+
+    def test_nothing_to_do(self):
+        self.assertEqual(self.shown(), "mtunnel-tx 0.1.0, pid 7, listening on 127.0.0.1:8016\nno tunnels\n")
+
+    def test_a_tunnel(self):
+        cells = self.shown(tunnels=[TUNNEL]).splitlines()[2].split()
+        self.assertEqual(cells, ["200", "serving", "0:01:23", "2", "3.0", "MiB", "0.5", "MiB", "mig@pve!t1"])
+
+    def test_brackets_are_no_markup(self):
+        tunnel = {**TUNNEL, "token": "[red]mig@pve!t1"}
+        self.assertIn("[red]mig@pve!t1", self.shown(tunnels=[tunnel]))
+        self.assertIn("[bold]why", self.shown(held={"9": "[bold]why"}))
+
+    def test_what_is_held(self):
+        self.assertIn("VM 300 waits for 'mtunnel settle 300': paused\n", self.shown(held={"300": "paused"}))
+        self.assertIn("takes no new tunnels", self.shown(draining=True, listening=[]))
+
+    def test_no_daemon(self):
+        (self.folder / "state" / "journal").mkdir(parents=True)
+        (self.folder / "state" / "journal" / "300.jsonl").touch()
+        status, out, err = self.status()
+        self.assertEqual(status, 1)
+        self.assertIn(f"mtunnel: no daemon answers at '{self.folder}/run/control.sock'", err)
+        self.assertIn("VM 300: a tunnel did not end", out)
+        status, out, _ = self.status("--json")
+        self.assertEqual((status, json.loads(out)["journals"]), (1, [300]))
+
+    def status(self, *args):
+        """In a process of its own: it runs the reactor."""
+        command = [sys.executable, "-m", "mtunnel_tx.cli", "status", "--config", str(self.config), *args]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr

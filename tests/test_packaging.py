@@ -1,0 +1,123 @@
+"""What is installed, what the commands say, and that the Makefile's goals are as promised."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from twisted.application.service import IServiceMaker
+from twisted.plugin import getPlugins
+from twisted.trial.unittest import SynchronousTestCase
+
+import mtunnel_tx
+from mtunnel_tx.cli.main import COMMANDS, make_parser
+
+TREE = Path(__file__).parents[1]
+PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text())
+
+
+def said(*command, **environment):
+    """Run a command from the root of the file system. Returns: status, output."""
+    env = {**os.environ, "PYTHONPATH": str(TREE), "COLUMNS": "100", **environment}
+    done = subprocess.run(command, cwd="/", env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    return done.returncode, (done.stdout + done.stderr).decode()
+
+
+class Plugin(SynchronousTestCase):
+    def test_twisted_finds_it(self):
+        makers = [maker for maker in getPlugins(IServiceMaker) if maker.tapname == "mtunnel"]
+        self.assertEqual([maker.module for maker in makers], ["mtunnel_tx.tap"])
+
+    def test_no_package_file_beside_it(self):
+        """pip would overwrite Twisted's own, and removing us would remove it."""
+        self.assertEqual(sorted((TREE / "twisted").rglob("__init__.py")), [])
+        self.assertEqual([file.name for file in (TREE / "twisted").rglob("*.py")], ["mtunnel_plugin.py"])
+
+
+class Commands(SynchronousTestCase):
+    def test_each_one_has_a_module_that_knows_its_help(self):
+        for name, text in COMMANDS.items():
+            self.assertIn(text, re.sub(r"\s+", " ", make_parser(name).format_help()))
+
+    def test_help_of_each(self):
+        for name in COMMANDS:
+            status, text = said(sys.executable, "-m", "mtunnel_tx.cli", name, "--help")
+            self.assertEqual(status, 0, text)
+            self.assertIn(f"usage: mtunnel {name}", text)
+            self.assertIn("--config FILE", text)
+
+    def test_help(self):
+        status, text = said(sys.executable, "-m", "mtunnel_tx.cli", "--help")
+        self.assertEqual(status, 0, text)
+        for name in COMMANDS:
+            self.assertRegex(text, rf"(?m)^    {name} ")
+
+    def test_help_of_pvesm(self):
+        status, text = said(sys.executable, "-m", "mtunnel_tx.pvesm", "--help")
+        self.assertEqual(status, 0, text)
+        self.assertIn("mtunnel-pvesm", text)
+
+    def test_help_of_the_daemon(self):
+        status, text = said(sys.executable, "-m", "twisted.trial", "--version")
+        self.assertEqual(status, 0, text)
+        status, text = said(sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "mtunnel", "--help")
+        self.assertEqual(status, 0, text)
+        self.assertIn("--config=", text)
+
+    def test_the_module_names_are_importable(self):
+        for script in PROJECT["project"]["scripts"].values():
+            module, _, function = script.partition(":")
+            self.assertTrue(callable(getattr(__import__(module, fromlist=[function]), function)))
+
+    def test_nothing_else_is_imported_for_help(self):
+        """A missing library breaks its own command only, and nobody waits for the others."""
+        code = "import sys; from mtunnel_tx.cli.main import make_parser; make_parser('endpoint'); print(*sys.modules)"
+        _, text = said(sys.executable, "-c", code)
+        loaded = text.split()
+        self.assertIn("mtunnel_tx.cli.endpoint", loaded)
+        for name in ("mtunnel_tx.cli.migrate", "mtunnel_tx.cli.demo", "twisted.internet.reactor"):
+            self.assertNotIn(name, loaded)
+
+
+class Project(SynchronousTestCase):
+    def test_version(self):
+        self.assertEqual(PROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"], "mtunnel_tx.__version__")
+        self.assertRegex(mtunnel_tx.__version__, r"^\d+\.\d+\.\d+")
+
+    def test_every_dependency_is_explained(self):
+        text = (TREE / "docs" / "dependencies.md").read_text()
+        for requirement in PROJECT["project"]["dependencies"]:
+            self.assertIn(f"| {re.split('[<>=]', requirement)[0]} |", text)
+
+    def test_every_import_is_a_dependency(self):
+        names = {"OpenSSL": "pyOpenSSL", "zope": "zope.interface", "twisted": "Twisted"}
+        wanted = {re.split("[<>=]", each)[0] for each in PROJECT["project"]["dependencies"]}
+        pattern = re.compile(r"^ *(?:from|import) ([A-Za-z_]\w*)", re.MULTILINE)
+        # Comes with autobahn, where it was built.
+        own = {"mtunnel_tx", "_nvx_xormasker", *sys.stdlib_module_names}
+        for file in (TREE / "mtunnel_tx").rglob("*.py"):
+            code = re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL)
+            for module in set(pattern.findall(code)) - own:
+                self.assertIn(names.get(module, module), wanted, f"{file} imports {module}")
+
+    def test_news_fragments_are_of_known_types(self):
+        types = {kind["directory"] for kind in PROJECT["tool"]["towncrier"]["type"]}
+        for file in (TREE / "newsfragments").glob("*.md"):
+            self.assertIn(file.name.split(".")[1], types, file.name)
+            self.assertTrue(file.read_text().strip().endswith("."), file.name)
+
+
+class Make(SynchronousTestCase):
+    def test_help_names_every_goal(self):
+        goals = re.search(r"^\.PHONY: (.*)$", (TREE / "Makefile").read_text(), re.MULTILINE)[1].split()
+        text = subprocess.run(["make", "-s", "help"], cwd=TREE, capture_output=True, timeout=20).stdout.decode()
+        self.assertEqual({"help", "ready", *re.findall(r"^make (\w+)", text, re.MULTILINE)}, set(goals))
+
+    def test_scripts_are_sound(self):
+        for script in [*(TREE / "tools").iterdir(), TREE / ".ci" / "run"]:
+            shell = "bash" if "bash" in script.read_text().splitlines()[0] else "sh"
+            checked = subprocess.run([shell, "-n", script], capture_output=True, timeout=20)
+            self.assertEqual((checked.returncode, checked.stderr), (0, b""), script)
+            self.assertTrue(os.access(script, os.X_OK), script)
