@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from mtunnel_tx.backends.machines import StoppedMachines
 from mtunnel_tx.errors import BackendFailed, NotFound, TunnelError, WrongState
-from mtunnel_tx.ports import Answerer, GuestEntry, ImportRequest, Volume
+from mtunnel_tx.ports import Answerer, GuestEntry, ImportRequest, Incoming, MachineState, Volume
 from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import parse_storage_config
@@ -284,6 +284,50 @@ class FakeJournal:
         return sorted(self.records)
 
 
+class FakeMachines(StoppedMachines):
+    """One VM whose state the test decides."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+        self.now = MachineState(status="off")
+        self.incoming: Incoming | None = None
+        self.arriving: Deferred[None] = Deferred()
+        self.refusal: TunnelError | None = None
+
+    def check(self, conf: GuestConfig) -> None:
+        if "watchdog" in conf.options:
+            raise TunnelError("watchdog: this host has none")
+
+    def running(self, vmid: int) -> bool:
+        return self.now.status != "off"
+
+    async def state(self, vmid: int) -> MachineState:
+        return self.now
+
+    async def start(self, vmid: int, conf: GuestConfig, incoming: Incoming, report: Any) -> int | None:
+        self.events.append("start QEMU")
+        if self.refusal is not None:
+            raise self.refusal
+        self.incoming = incoming
+        self.now = MachineState(status="inmigrate")
+        return None
+
+    async def wait_whole(self, vmid: int) -> None:
+        await self.arriving
+
+    def arrive(self) -> None:
+        self.now = MachineState(status="paused", whole=True)
+        self.arriving.callback(None)
+
+    async def resume(self, vmid: int) -> None:
+        self.events.append("cont")
+        self.now = MachineState(status="running", whole=True)
+
+    async def stop(self, vmid: int) -> None:
+        self.events.append("stop QEMU")
+        self.now = MachineState(status="off")
+
+
 class FakeListening:
     def __init__(self) -> None:
         self.open = True
@@ -315,12 +359,13 @@ class FakeWorld:
         self.storage = FakeStorage(self.events, self.clock)
         self.journal = FakeJournal(self.events)
         self.tasks = FakeTasks()
+        self.machines = FakeMachines(self.events)
         self.doors: dict[Path, tuple[Answerer, FakeListening]] = {}
         self.world = World(
             access=self.access,
             guests=self.guests,
             storage=self.storage,
-            hypervisor=StoppedMachines(),
+            hypervisor=self.machines,
             journal=self.journal,
             tasks=self.tasks,
             clock=self.clock,

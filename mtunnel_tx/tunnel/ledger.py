@@ -22,7 +22,8 @@ class Owed:
 
     `marks` are the states of the config that are our doing: its lock, or `absent`; `before` maps a used storage to
     the volumes that the VMID had there first; `unsettled` are storages where a child may have made a volume that was
-    not named yet; `ours`: the source gave the VM up; `undo`: a rollback was begun.
+    not named yet; `started`: there may be a QEMU; `whole`: it has the whole state; `ran`: it was told to run, `runs`:
+    and does; `ours`: the source gave the VM up; `undo`: a rollback was begun.
     """
 
     vmid: int
@@ -32,8 +33,17 @@ class Owed:
     unsettled: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     firewall: bool = False
+    started: bool = False
+    whole: bool = False
+    ran: bool = False
+    runs: bool = False
     ours: bool = False
     undo: bool = False
+
+    @property
+    def given_up(self) -> bool:
+        """The VM may have run here, or the source has given it up: nothing may be deleted any more."""
+        return self.ran or self.ours
 
 
 def apply(owed: Owed, record: Mapping[str, Any]) -> Owed:
@@ -120,6 +130,10 @@ _CHANGES: Mapping[str, Callable[[Owed, Mapping[str, Any]], Owed]] = {
     "firewall": lambda owed, _: replace(owed, firewall=True),
     "config": lambda owed, _: replace(owed, marks=frozenset({"create", "migrate"})),
     "configured": lambda owed, _: replace(owed, marks=frozenset({"migrate"})),
+    "starting": lambda owed, _: replace(owed, started=True),
+    "whole": lambda owed, _: replace(owed, whole=True),
+    "ran": lambda owed, _: replace(owed, ran=True),
+    "runs": lambda owed, _: replace(owed, runs=True),
     "ours": lambda owed, _: replace(owed, ours=True),
     "undo": lambda owed, _: replace(owed, undo=True, marks=owed.marks | {"absent"}),  # it removes the config itself
 }

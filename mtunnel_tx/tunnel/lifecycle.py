@@ -1,8 +1,7 @@
-"""The handover rule: who owns the VM decides what may be deleted (docs/states.md).
+"""The end of a tunnel, by the handover rule (verdict.py, docs/states.md).
 
-Until the source gives the VM up (`ours`), an end of any kind undoes everything, newest effect first. From then on
-nothing is ever deleted. Where somebody else has taken the config over, nothing of it is touched: the journal stays and
-names what is left.
+Rolled back, newest effect first; kept, without our lock; or held, untouched, until somebody decides. Where somebody
+else has taken the config over, nothing of it is touched either: the journal stays and names what is left.
 """
 
 from __future__ import annotations
@@ -10,10 +9,12 @@ from __future__ import annotations
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import NotFound, TunnelError, WrongState
+from mtunnel_tx.ports import MachineState
 from mtunnel_tx.tunnel.imports import SUFFIX
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.live import Tunnel, marked
 from mtunnel_tx.tunnel.ownership import Ownership
+from mtunnel_tx.tunnel.verdict import Verdict, explain, judge
 from mtunnel_tx.tunnel.world import World
 
 log = Logger()
@@ -27,25 +28,49 @@ class Keeper:
 
     async def end(self, tunnel: Tunnel) -> None:
         """The connection is over. Raises: TunnelError: why not everything could be undone; the journal stands."""
-        if tunnel.ledger.closed:
-            return
-        if tunnel.ledger.owed.ours:
-            await self.keep(tunnel.ledger)
-        else:
-            await self.roll_back(tunnel)
+        await self._end_children(tunnel)
+        await self.settle(tunnel.ledger, tunnel.own)
 
     async def roll_back(self, tunnel: Tunnel) -> None:
         """Undo a live tunnel; its command connection stays. Raises: TunnelError: why not everything went."""
         await tunnel.ledger.write("undo")
+        await self._end_children(tunnel)
+        await self.undo(tunnel.ledger, tunnel.own)
+
+    async def _end_children(self, tunnel: Tunnel) -> None:
         if tunnel.disk_import is not None and not tunnel.disk_import.over:
             await tunnel.disk_import.kill()
         tunnel.sockets.abort_streams(but=".mtunnel")
         tunnel.sockets.drop(SUFFIX)
-        await self.undo(tunnel.ledger, tunnel.own)
+
+    async def settle(self, ledger: Ledger, own: Ownership) -> None:
+        """Do what the rule says, alike after the end of a connection and after a crash.
+
+        Raises: WrongState: it is held. TunnelError: why not everything could be undone.
+        """
+        if ledger.closed:
+            return
+        machine = await self.machine(ledger)
+        verdict = judge(ledger.owed, machine)
+        if verdict is Verdict.HOLD:
+            raise WrongState(explain(ledger.owed, machine))
+        if verdict is Verdict.KEEP:
+            await self.keep(ledger)
+            return
+        await ledger.write("undo")
+        await self.undo(ledger, own)
+
+    async def machine(self, ledger: Ledger) -> MachineState:
+        """What QEMU says, if this tunnel may have started one."""
+        if not ledger.owed.started:
+            return MachineState(status="off")
+        return await self._world.hypervisor.state(ledger.owed.vmid)
 
     async def undo(self, ledger: Ledger, own: Ownership) -> None:
-        """Free the volumes, then remove firewall file and config, then the journal."""
+        """End QEMU, free the volumes, then remove firewall file and config, then the journal."""
         vmid = ledger.owed.vmid
+        if ledger.owed.started:
+            await self._world.hypervisor.stop(vmid)
         if not self.is_ours(ledger):
             await self._step_back(ledger, own)
             return

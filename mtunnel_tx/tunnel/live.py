@@ -13,6 +13,7 @@ from mtunnel_tx.tunnel.imports import DiskImport
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.sockets import SocketTable
+from mtunnel_tx.tunnel.waiting import Task
 from mtunnel_tx.tunnel.world import World
 
 WRONG_LOCK = "Encountered wrong lock - aborting mtunnel command handling."
@@ -44,6 +45,7 @@ class Tunnel:
         self.sockets = SocketTable(vmid, token, world.runtime_dir, world.limits.streams_per_tunnel)
         self.disk_import: DiskImport | None = None
         self.drives: dict[str, str] = {}
+        self.watch: Task | None = None
 
     @property
     def rights(self) -> Rights:

@@ -5,17 +5,72 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtunnel_tx.errors import TunnelError, WrongState
+from mtunnel_tx.errors import TimedOut, TunnelError, WrongState
+from mtunnel_tx.ports import Incoming
 from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import DONE, Result
+from mtunnel_tx.tunnel.waiting import Task
 from mtunnel_tx.wire.args import NoArgs, Start
+
+MIGRATE, NBD = ".migrate", "_nbd.migrate"
+WHOLE_S = 25.0
+"""How long `resume` waits for the rest of the state; a source waits 30 s for the reply."""
 
 
 async def start(guest: Guest, args: Start) -> Result:
-    """Check what would be exported; this version receives stopped VMs only."""
-    for name, drive in (args.options.nbd or {}).items():
-        _check_export(guest.tunnel, name, drive)
-    raise WrongState(f"VM {guest.tunnel.vmid} cannot be started: running VMs are not received by this version")
+    """Start the VM paused, waiting for its memory, its disks exported for mirroring."""
+    tunnel, nbd = guest.tunnel, args.options.nbd
+    for name, drive in (nbd or {}).items():
+        _check_export(tunnel, name, drive)
+    if tunnel.mark != "migrate":
+        raise WrongState(f"VM {tunnel.vmid} has no config yet")
+    if tunnel.world.hypervisor.running(tunnel.vmid):
+        raise WrongState(f"VM {tunnel.vmid} already running")
+    await tunnel.ledger.write("starting")
+    spice_port = await tunnel.world.hypervisor.start(tunnel.vmid, guest.conf, _incoming(tunnel, args), tunnel.task.line)
+    tunnel.watch = Task(_watch(tunnel))
+    return _started(tunnel, nbd, spice_port)
+
+
+def _incoming(tunnel: Tunnel, args: Start) -> Incoming:
+    nbd = args.options.nbd
+    return Incoming(
+        migrate_socket=tunnel.sockets.file(MIGRATE),
+        nbd_socket=tunnel.sockets.file(NBD) if nbd is not None else None,
+        exports={name: str(drive["volid"]) for name, drive in (nbd or {}).items()},
+        from_node=args.options.migratedfrom,
+        machine=args.params.forcemachine,
+        cpu=args.params.forcecpu,
+        nets_host_mtu=args.params.nets_host_mtu,
+        spice_ticket=args.options.spice_ticket,
+    )
+
+
+def _started(tunnel: Tunnel, nbd: Mapping[str, Any] | None, spice_port: int | None) -> Result:
+    addr = tunnel.sockets.add(MIGRATE).name
+    unix_sockets = [tunnel.sockets.add(NBD).name] if nbd is not None else []
+    result: dict[str, Any] = {
+        "migrate": {"proto": "unix", "addr": addr, "uri": f"unix:{addr}", "unix_sockets": unix_sockets}
+    }
+    if nbd:
+        result["drives"] = {name: _exported(name, drive, unix_sockets[0]) for name, drive in nbd.items()}
+    if spice_port is not None:
+        result["spice_port"] = spice_port
+    return result
+
+
+def _exported(name: str, drive: Mapping[str, Any], socket: str) -> Result:
+    uri = f"nbd:unix:{socket}:exportname=drive-{name}"
+    return {"drivestr": drive["drivestr"], "volid": drive["volid"], "nbd_uri": uri}
+
+
+async def _watch(tunnel: Tunnel) -> None:
+    """Write down that the whole state is here as soon as it is; that moment decides who owns the VM."""
+    try:
+        await tunnel.world.hypervisor.wait_whole(tunnel.vmid)
+        await tunnel.ledger.write("whole")
+    except TunnelError as error:
+        tunnel.task.line(f"VM {tunnel.vmid} ended before its state was complete: {error.text}")
 
 
 def _check_export(tunnel: Tunnel, name: str, drive: object) -> None:
@@ -36,8 +91,18 @@ def _check_export(tunnel: Tunnel, name: str, drive: object) -> None:
 
 
 async def resume(guest: Guest, _args: NoArgs) -> Result:
-    """Let the VM run."""
-    await guest.tunnel.world.hypervisor.resume(guest.tunnel.vmid)
+    """Let the VM run, once its whole state is here and everything of it is on disk."""
+    tunnel, world = guest.tunnel, guest.tunnel.world
+    if tunnel.watch is not None and not await tunnel.watch.wait(world.clock, WHOLE_S):
+        raise TimedOut(f"VM {tunnel.vmid} still waits for its state")
+    machine = await world.hypervisor.state(tunnel.vmid)
+    if machine.status == "off":
+        raise WrongState(f"VM {tunnel.vmid} not running")
+    if machine.status != "running":
+        await world.storage.sync(tunnel.own.volumes)
+        await tunnel.ledger.write("ran")
+        await world.hypervisor.resume(tunnel.vmid)
+        await tunnel.ledger.write("runs")
     return DONE
 
 

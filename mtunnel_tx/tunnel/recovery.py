@@ -55,18 +55,27 @@ class Recovery:
     async def settle(self, vmid: int, *, discard: bool) -> list[str]:
         """Do what somebody decided about a tunnel that was held.
 
-        Args: discard: free what the tunnel made; else keep it all and take its lock from the config. After `ours`
-            nothing is freed either way.
+        Args: discard: free what the tunnel made; else the VM is ours: let it run if QEMU has it, keep all, take the
+            tunnel's lock from the config. What ran here or was given up is never freed.
         Returns: the volumes that stay.
         Raises: NotFound: no journal stands. TunnelError: why not everything went.
         """
         ledger = self._ledger(vmid)
-        own = Ownership(self._world.storage, ledger, QuietTask())
-        if not discard or ledger.owed.ours:
-            left = await own.left()
-            await Keeper(self._world).keep(ledger)
-            return left
-        return await self._discard(ledger, own)
+        own = self._own(ledger)
+        if discard and not ledger.owed.given_up:
+            return await self._discard(ledger, own)
+        left = await own.left()
+        if not discard:
+            await self._resume(ledger)
+        await Keeper(self._world).keep(ledger)
+        return left
+
+    async def _resume(self, ledger: Ledger) -> None:
+        machine = await Keeper(self._world).machine(ledger)
+        if machine.status == "paused" and machine.whole:
+            await ledger.write("ran")
+            await self._world.hypervisor.resume(ledger.owed.vmid)
+            await ledger.write("runs")
 
     async def _discard(self, ledger: Ledger, own: Ownership) -> list[str]:
         keeper = Keeper(self._world)
@@ -74,6 +83,8 @@ class Recovery:
         if keeper.is_ours(ledger):
             await keeper.undo(ledger, own)
             return []
+        if ledger.owed.started:
+            await self._world.hypervisor.stop(ledger.owed.vmid)
         named = [volid for volid in await own.left() if self._world.guests.naming(volid)]
         await own.free_all(but=named)
         await ledger.close()
@@ -81,11 +92,7 @@ class Recovery:
 
     async def end(self, ledger: Ledger) -> None:
         """End a tunnel that nobody serves. Raises: TunnelError: why not everything could be undone."""
-        keeper = Keeper(self._world)
-        if ledger.closed:
-            return
-        if ledger.owed.ours:
-            await keeper.keep(ledger)
-            return
-        await ledger.write("undo")
-        await keeper.undo(ledger, Ownership(self._world.storage, ledger, QuietTask()))
+        await Keeper(self._world).settle(ledger, self._own(ledger))
+
+    def _own(self, ledger: Ledger) -> Ownership:
+        return Ownership(self._world.storage, ledger, QuietTask())

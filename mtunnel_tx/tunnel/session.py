@@ -68,8 +68,10 @@ async def leave(guest: Guest, args: Quit) -> Result:
 
 
 async def _clean_up(guest: Guest) -> None:
-    if guest.tunnel.ledger.owed.ours:
-        raise WrongState(f"refusing cleanup: VM {guest.tunnel.vmid} is already unlocked")
+    owed = guest.tunnel.ledger.owed
+    if owed.given_up:
+        why = "already unlocked" if owed.ours else "running here"
+        raise WrongState(f"refusing cleanup: VM {owed.vmid} is {why}")
     await Keeper(guest.tunnel.world).roll_back(guest.tunnel)
 
 

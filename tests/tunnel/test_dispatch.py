@@ -108,13 +108,13 @@ class MachineTests(TunnelCase):
         options = {"type": "websocket", "migratedfrom": "a", "remote_node": "b", "nbd": nbd}
         return self.msg(cmd="start", start_params={"statefile": "unix"}, migrate_opts=options).split(" - ", 1)[1]
 
-    def test_start_says_that_it_is_not_there(self) -> None:
-        self.assertIn("cannot be started", self._start())
+    def test_start_wants_a_config_first(self) -> None:
+        self.assertEqual(self._start(), "VM 100 has no config yet\n")
 
     def test_exports_are_checked(self) -> None:
         disk = self.ask(**DISK)
         volid, drivestr = disk["volid"], disk["drivestr"]
-        self.assertIn("cannot be started", self._start(scsi0=disk))
+        self.assertEqual(self._start(scsi0=disk), "VM 100 has no config yet\n")
         for drive, text in (
             ({}, "No volid set for NBD volume 'scsi0'\n"),
             ({"volid": volid}, f"No drivestr set for NBD volume 'scsi0:{volid}'\n"),

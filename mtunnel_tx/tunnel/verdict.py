@@ -1,0 +1,43 @@
+"""Who owns the VM when a tunnel has ended? The handover rule, as one table (docs/states.md).
+
+Until QEMU here has the whole state, the source owns the VM; from then on we do. Where neither is proven, nothing is
+touched until somebody decides.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from mtunnel_tx.ports import MachineState
+from mtunnel_tx.tunnel.ledger import Owed
+
+
+class Verdict(Enum):
+    """What becomes of what a tunnel made."""
+
+    ROLL_BACK = "the source owns the VM"
+    KEEP = "the VM is ours"
+    HOLD = "nobody knows who owns the VM"
+
+
+def judge(owed: Owed, machine: MachineState) -> Verdict:
+    """Decide.
+
+    Args: owed: the fold of the journal. machine: what QEMU says now; `off` where none was started.
+    """
+    if owed.ours or owed.runs:
+        return Verdict.KEEP
+    if owed.undo:
+        return Verdict.ROLL_BACK
+    if owed.ran:
+        return Verdict.KEEP if machine.status == "running" else Verdict.HOLD
+    if owed.whole or machine.whole:
+        return Verdict.HOLD
+    never_ran = not owed.started or machine.status in ("off", "inmigrate")
+    return Verdict.ROLL_BACK if never_ran else Verdict.HOLD
+
+
+def explain(owed: Owed, machine: MachineState) -> str:
+    """Why it is held, for logs and `mtunnel status`."""
+    mark = "was told to run" if owed.ran else "has its whole state"
+    return f"VM {owed.vmid} {mark} here and is {machine.status}; the source may run it too"
