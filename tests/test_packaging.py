@@ -1,5 +1,6 @@
 """What is installed, what the commands say, and that the Makefile's goals are as promised."""
 
+import ast
 import os
 import re
 import subprocess
@@ -16,6 +17,14 @@ from mtunnel_tx.cli.main import COMMANDS, make_parser
 
 TREE = Path(__file__).parents[1]
 PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text())
+
+
+MODULES = {"OpenSSL": "pyOpenSSL", "zope": "zope.interface", "twisted": "Twisted"}
+
+
+def names(requirements):
+    """Returns: the distributions' names."""
+    return {re.split("[<>=]", requirement)[0] for requirement in requirements}
 
 
 def said(*command, **environment):
@@ -88,19 +97,24 @@ class Project(SynchronousTestCase):
 
     def test_every_dependency_is_explained(self):
         text = (TREE / "docs" / "dependencies.md").read_text()
-        for requirement in PROJECT["project"]["dependencies"]:
-            self.assertIn(f"| {re.split('[<>=]', requirement)[0]} |", text)
+        for name in names(PROJECT["project"]["dependencies"]):
+            self.assertIn(f"| {name} |", text)
 
     def test_every_import_is_a_dependency(self):
-        names = {"OpenSSL": "pyOpenSSL", "zope": "zope.interface", "twisted": "Twisted"}
-        wanted = {re.split("[<>=]", each)[0] for each in PROJECT["project"]["dependencies"]}
-        pattern = re.compile(r"^ *(?:from|import) ([A-Za-z_]\w*)", re.MULTILINE)
-        # Comes with autobahn, where it was built.
-        own = {"mtunnel_tx", "_nvx_xormasker", *sys.stdlib_module_names}
-        for file in (TREE / "mtunnel_tx").rglob("*.py"):
-            code = re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL)
-            for module in set(pattern.findall(code)) - own:
-                self.assertIn(names.get(module, module), wanted, f"{file} imports {module}")
+        # The masker comes with autobahn, where it was built.
+        self.assert_known("mtunnel_tx", names(PROJECT["project"]["dependencies"]) | {"mtunnel_tx", "_nvx_xormasker"})
+
+    def test_every_import_of_the_tests_is_a_dependency(self):
+        wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+        self.assert_known("tests", names(wanted) | {"mtunnel_tx", "tests"})
+
+    def assert_known(self, folder, known):
+        for file in (TREE / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+                for module in {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names):
+                    self.assertIn(MODULES.get(module, module), known, f"{file} imports {module}")
 
     def test_news_fragments_are_of_known_types(self):
         types = {kind["directory"] for kind in PROJECT["tool"]["towncrier"]["type"]}
