@@ -130,7 +130,7 @@ class Make(SynchronousTestCase):
         self.assertEqual({"help", "ready", *re.findall(r"^make (\w+)", text, re.MULTILINE)}, set(goals))
 
     def test_scripts_are_sound(self):
-        for script in [*(TREE / "tools").iterdir(), TREE / ".ci" / "run"]:
+        for script in [*(file for file in (TREE / "tools").iterdir() if not file.suffix), TREE / ".ci" / "run"]:
             shell = "bash" if "bash" in script.read_text().splitlines()[0] else "sh"
             checked = subprocess.run([shell, "-n", script], capture_output=True, timeout=20)
             self.assertEqual((checked.returncode, checked.stderr), (0, b""), script)

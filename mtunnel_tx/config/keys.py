@@ -176,9 +176,8 @@ KEYS: tuple[Key, ...] = (
     ),
     _limit("body_bytes", whole(_KIB, 64 * _MIB), "a request body beyond it is answered 413"),
     _limit("header_bytes", whole(_KIB, _MIB), "all header lines of one request"),
-    _limit(
-        "request_s", number(0.1, 3600), "a request must have come as a whole, and every TLS handshake be done, by then"
-    ),
+    _limit("request_s", number(0.1, 3600), "a request must have come as a whole by then, counted from its first byte"),
+    _limit("handshake_s", number(0.1, 3600), "a TLS handshake that is not done by then is over"),
     _limit("connections", whole(1, 65535), "open connections in all; keep below the process's limit of open files"),
     _limit(
         "connections_unauthenticated_per_address",
@@ -198,6 +197,11 @@ KEYS: tuple[Key, ...] = (
     ),
     _limit("child_output_bytes", whole(4 * _KIB, _GIB), "unread output kept of one child program"),
     _limit("stall_s", number(0.1, 86400), "bytes wait and the other side took none for so long: the stream is dead"),
+    _limit(
+        "dead_peer_s",
+        number(2, 86400),
+        "bytes are on their way and the peer acknowledged nothing for so long: it is gone; keepalives come every 30 s",
+    ),
     _limit("half_close_s", number(0.1, 86400), "how long one direction may outlive the other"),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
 )

@@ -11,6 +11,8 @@ from typing import Any
 from mtunnel_tx.config.host import Host
 from mtunnel_tx.config.keys import KEYS, Key
 
+_TABLE_START = "<!-- keys: written by tools/write-manual -->\n"
+_TABLE_END = "<!-- end of keys -->\n"
 _HEAD = """\
 # mtunnel-tx. Every key has a default; a line that is commented out shows it (for root, in the standalone profile).
 # What is misspelled or out of bounds is an error that names the key. See docs/operations.md.
@@ -29,6 +31,13 @@ def manual_table() -> str:
     """Returns: KEYS as the Markdown table of docs/operations.md."""
     rows = [f"| `{key.name}` | {key.shown} | {key.reason} |" for key in KEYS]
     return "\n".join(["| key | default | what it is for |", "|---|---|---|", *rows])
+
+
+def with_key_table(page: str) -> str:
+    """Returns: docs/operations.md with its table as it has to be."""
+    head, start, rest = page.partition(_TABLE_START)
+    _, end, tail = rest.partition(_TABLE_END)
+    return f"{head}{start}{manual_table()}\n{end}{tail}"
 
 
 def example_file() -> str:

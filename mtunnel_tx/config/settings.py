@@ -58,6 +58,7 @@ class Limits:
     body_bytes: int = 1 << 20
     header_bytes: int = 32 << 10
     request_s: float = 30
+    handshake_s: float = 20
     connections: int = 1024
     connections_unauthenticated_per_address: int = 32
     tunnels: int = 64
@@ -69,6 +70,7 @@ class Limits:
     frame_bytes: int = 64 << 20
     child_output_bytes: int = 1 << 20
     stall_s: float = 600
+    dead_peer_s: float = 60
     half_close_s: float = 60
     connect_s: float = 300
 

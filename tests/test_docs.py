@@ -1,0 +1,123 @@
+"""What the documents say is so: keys and defaults, options, files, links, and what has no effect yet."""
+
+import argparse
+import re
+import subprocess
+import xml.etree.ElementTree
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.cli.main import COMMANDS, make_parser
+from mtunnel_tx.config import KEYS
+from mtunnel_tx.config.manual import example_file, manual_table, with_key_table
+from mtunnel_tx.pvesm.main import COMMANDS as PVESM_COMMANDS
+
+TREE = Path(__file__).parents[1]
+DOCS = sorted((TREE / "docs").glob("*.md"))
+
+
+def read(name):
+    return (TREE / name).read_text("utf-8")
+
+
+class Keys(SynchronousTestCase):
+    def test_the_table_is_true(self):
+        page = read("docs/operations.md")
+        self.assertEqual(page, with_key_table(page))
+        self.assertIn(f"\n{manual_table()}\n", page)
+
+    def test_every_key_has_its_row(self):
+        page = read("docs/operations.md")
+        for key in KEYS:
+            self.assertEqual(page.count(f"| `{key.name}` | {key.shown} | "), 1, key.name)
+
+    def test_the_example_is_true(self):
+        self.assertEqual(read("etc/mtunnel.toml"), example_file())
+
+    def test_what_has_no_effect_yet_is_named(self):
+        """A key that nobody reads would be a promise that nobody keeps."""
+        note = re.search(r"Checked, but without effect in this version: (.*?)\.\n", read("docs/operations.md"), re.S)
+        code = "".join(file.read_text() for file in (TREE / "mtunnel_tx").rglob("*.py") if "config" not in file.parts)
+        idle = {key.name for key in KEYS if not re.search(self.use_of(key.name), code)}
+        self.assertEqual(set(re.findall(r"`([\w.]+)`", note[1] if note else "")) - {"forward.nodes"}, idle)
+
+    def use_of(self, name):
+        table, _, field = name.rpartition(".")
+        return rf"\b_?{table or 'settings'}\.{field}\b"
+
+
+class Manual(SynchronousTestCase):
+    def page(self, name):
+        return read(f"man/{name}").replace("\\-", "-")
+
+    def options(self, parser):
+        """Yields: every option of a parser and of the parsers below it."""
+        for action in parser._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for below in action.choices.values():
+                    yield from self.options(below)
+
+    def test_mtunnel(self):
+        known = set()
+        for command in COMMANDS:
+            known |= set(self.options(make_parser(command)))
+        named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", self.page("mtunnel.1").partition(".SH NAME")[2]))
+        self.assertEqual(named - {"-tx", "-migrate", "-img", "-pvesm"}, known)
+
+    def test_commands(self):
+        page = self.page("mtunnel.1")
+        self.assertEqual(
+            set(re.findall(r'^\.BI? "?([a-z]+)[^\n]*\n(?=[A-Z])', page, re.M)) & set(COMMANDS), set(COMMANDS)
+        )
+        for action in ("token add", "token list", "token remove", "acl add", "acl list", "acl remove"):
+            self.assertIn(action, page)
+
+    def test_pvesm(self):
+        page = self.page("mtunnel-pvesm.1")
+        for name, command in PVESM_COMMANDS.items():
+            part = re.search(rf'^\.BI? "?{name}\b(.*?)(?=^\.TP|^\.SH)', page, re.M | re.S)
+            self.assertIsNotNone(part, name)
+            named = set(re.findall(r"(?<=\[ )-([a-z-]+)", part[1]))
+            self.assertEqual(named, {*command.syntax.values, *command.syntax.switches}, name)
+
+    def test_pages_are_sound(self):
+        for page in (TREE / "man").iterdir():
+            try:
+                done = subprocess.run(["man", "--warnings", "-l", page], capture_output=True, timeout=30)
+            except FileNotFoundError:
+                continue
+            self.assertEqual(done.stderr, b"", page)
+
+
+class Pages(SynchronousTestCase):
+    def test_links_lead_somewhere(self):
+        for page in [TREE / "README.md", *DOCS]:
+            for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+                if not target.startswith(("http:", "https:")):
+                    file, _, anchor = target.partition("#")
+                    other = page.parent / file if file else page
+                    self.assertTrue(other.exists(), f"{page.name}: {target}")
+                    if anchor:
+                        self.assertIn(anchor, self.anchors(other), f"{page.name}: {target}")
+
+    def anchors(self, page):
+        titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+        return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+    def test_the_picture_is_a_picture(self):
+        root = xml.etree.ElementTree.parse(TREE / "docs" / "path.svg").getroot()
+        self.assertTrue(root.tag.endswith("}svg"))
+
+    def test_goals_that_are_named_exist(self):
+        goals = set(re.findall(r"^([a-z]+):", read("Makefile"), re.M))
+        for page in [TREE / "README.md", *DOCS]:
+            self.assertLessEqual(set(re.findall(r"(?<=`|\s)make ([a-z]+)(?=`|  )", page.read_text())), goals, page)
+
+    def test_commands_that_are_named_exist(self):
+        # The first two are said to come (docs/states.md), the others are lines of a task log.
+        names = set(COMMANDS) | {"settle", "drain", "started", "exited"}
+        for page in [TREE / "README.md", *DOCS]:
+            for name in re.findall(r"(?:`|^ {4})mtunnel ([a-z]+)", page.read_text(), re.M):
+                self.assertIn(name, names, page)
