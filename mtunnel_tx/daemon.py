@@ -36,13 +36,14 @@ from mtunnel_tx.net.api import make_site
 from mtunnel_tx.net.certificate import fingerprint
 from mtunnel_tx.net.control import listen_control
 from mtunnel_tx.net.door import listen_door
+from mtunnel_tx.net.gate import Gate
 from mtunnel_tx.net.peer import dial
 from mtunnel_tx.net.relay import ReactorRelays
 from mtunnel_tx.net.resources import Parts
 from mtunnel_tx.net.stream import StreamLimits
 from mtunnel_tx.net.tls import TlsContext, TlsFactory
 from mtunnel_tx.net.upgrade import upgrade
-from mtunnel_tx.ports import Answerer, Listening, Route
+from mtunnel_tx.ports import Answerer, Journal, Listening, Route
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.world import Limits, World
 
@@ -65,8 +66,16 @@ class Daemon(Service):
 
     name = "mtunnel"
 
-    def __init__(self, settings: Settings, reactor: Any, failed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Any,
+        failed: Callable[[str], None],
+        *,
+        make_journal: Callable[[Threads, Path], Journal] = FileJournal,
+    ) -> None:
         self._settings = settings
+        self._make_journal = make_journal
         self._reactor = reactor
         self._failed = failed
         self._tls = TlsContext(settings.tls.certificate, settings.tls.key)
@@ -128,8 +137,10 @@ class Daemon(Service):
         await self._listen(parts)
 
     async def _listen(self, parts: Parts) -> None:
-        site = make_site(parts, self._reactor, self._settings.limits)
-        factory = TlsFactory(self._tls, site, self._reactor)
+        limits = self._settings.limits
+        site = make_site(parts, self._reactor, limits)
+        gate = Gate(limits, self._reactor)
+        factory = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, gate=gate)
         for text in self._settings.listen:
             try:
                 self._ports.append(await serverFromString(self._reactor, text).listen(factory))
@@ -154,7 +165,7 @@ class Daemon(Service):
             guests=guests,
             storage=storage,
             hypervisor=machines,
-            journal=FileJournal(threads, settings.state_dir),
+            journal=self._make_journal(threads, settings.state_dir),
             tasks=tasks,
             clock=reactor,
             listen=self._listen_control,
@@ -188,7 +199,10 @@ class Daemon(Service):
         """Join a websocket with the socket that its route names."""
         limits = self._settings.limits
         stream_limits = StreamLimits(
-            frame_bytes=limits.frame_bytes, stall_s=limits.stall_s, half_close_s=limits.half_close_s
+            frame_bytes=limits.frame_bytes,
+            stall_s=limits.stall_s,
+            dead_peer_s=limits.dead_peer_s,
+            half_close_s=limits.half_close_s,
         )
         local = await dial(self._reactor, route.file)
         await upgrade(request, local, route, relays=self._relays, limits=stream_limits, reactor=self._reactor)
@@ -245,6 +259,7 @@ def make_storage(settings: Settings, reactor: Any, environ: Mapping[str, str]) -
         command=settings.commands.pvesm,
         environ=kept,
         pve_dir=settings.pve_dir,
+        owner=str(settings.state_dir),
         output_bytes=settings.limits.child_output_bytes,
     )
 

@@ -21,6 +21,8 @@ from twisted.web.server import NOT_DONE_YET, Site
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import InvalidParameters, TunnelError, Unauthenticated
 from mtunnel_tx.net.channel import LimitedSite
+from mtunnel_tx.net.gate import address_of
+from mtunnel_tx.net.logins import Logins
 from mtunnel_tx.net.parameters import join_parameters, read_body, read_header, read_query
 from mtunnel_tx.net.replies import (
     Reply,
@@ -96,6 +98,7 @@ class ApiResource(Resource):
         self._parts = parts
         self._clock = clock
         self._delays = Delays(clock)
+        self._logins = Logins(clock.seconds)
 
     def render(self, request: Request) -> int:
         visit = Visit(request, self._clock.seconds())
@@ -118,7 +121,9 @@ class ApiResource(Resource):
     async def _answer(self, visit: Visit) -> Reply | None:
         try:
             rights = self._authenticate(visit.request)
+            visit.request.channel.trust()
         except Unauthenticated as error:
+            self._count(visit.request)
             await self._delays.hold(visit.since, visit.gone)
             return unauthenticated_reply(error)
         try:
@@ -130,6 +135,11 @@ class ApiResource(Resource):
     def _authenticate(self, request: Request) -> Rights:
         access = self._parts.access
         return access.rights(access.authenticate(read_header(request, b"authorization")))
+
+    def _count(self, request: Request) -> None:
+        """Who shows nothing has tried nothing: only what was meant as a credential is a failed login."""
+        if request.getHeader(b"authorization") is not None:
+            self._logins.fail(address_of(request.getClientAddress()))
 
     async def _dispatch(self, request: Request, rights: Rights) -> Reply | None:
         method, path = request.method.decode("latin-1"), split_path(request.path)

@@ -80,6 +80,12 @@ class LimitedChannel(HTTPChannel):
         if not self._refused:
             HTTPChannel.allContentReceived(self)
 
+    def trust(self) -> None:
+        """A request here has shown a valid token."""
+        seat = getattr(self.transport, "seat", None)
+        if seat is not None:
+            seat.trust()
+
     def refuse(self, status: bytes) -> None:
         """Answer a request that is too large, and end the connection."""
         if self._refused:

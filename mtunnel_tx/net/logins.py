@@ -1,0 +1,60 @@
+"""Failed logins: one line each that fail2ban can read, counted per address, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twisted.logger import Logger
+
+log = Logger()
+
+FORGET_S = 600.0
+MOST_ADDRESSES = 4096
+
+
+@dataclass(slots=True)
+class _Tally:
+    count: int
+    last_s: float
+
+
+class Logins:
+    """Counts by address; FORGET_S without a failure and the count begins anew.
+
+    Args: now: seconds, of any origin.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._tallies: OrderedDict[str, _Tally] = OrderedDict()
+
+    def fail(self, address: str) -> None:
+        """Somebody there has shown a token that is none of ours, or no longer one."""
+        tally = self._tally(address)
+        # docs/operations.md has the expression that finds this line: change both or none.
+        log.warn("failed login from {address}, number {count}", address=address, count=tally.count)
+
+    def count(self, address: str) -> int:
+        """How often it has failed of late."""
+        self._drop_old()
+        return self._tallies[address].count if address in self._tallies else 0
+
+    def _tally(self, address: str) -> _Tally:
+        self._drop_old()
+        tally = self._tallies.setdefault(address, _Tally(0, 0.0))
+        tally.count += 1
+        tally.last_s = self._now()
+        self._tallies.move_to_end(address)
+        if len(self._tallies) > MOST_ADDRESSES:
+            self._tallies.popitem(last=False)
+        return tally
+
+    def _drop_old(self) -> None:
+        """The order is that of the last failure, so the old ones stand first."""
+        while self._tallies:
+            address, tally = next(iter(self._tallies.items()))
+            if self._now() - tally.last_s < FORGET_S:
+                return
+            del self._tallies[address]
