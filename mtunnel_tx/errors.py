@@ -93,6 +93,12 @@ class BackendFailed(TunnelError):
     status = 500
 
 
+class Unreachable(BackendFailed):
+    """What a websocket leads to does not answer."""
+
+    status = 502
+
+
 class TimedOut(TunnelError):
     """Something took longer than its limit."""
 

@@ -1,0 +1,170 @@
+"""TLS on bytes: ciphertext and plaintext move between an OpenSSL connection and our buffers.
+
+Two ways to the same end: `NativeEngine` calls OpenSSL through the bindings that pyOpenSSL itself uses, without a copy
+or an allocation per record; `PublicEngine` uses pyOpenSSL's documented methods. Both want a connection made on memory
+BIOs whose handshake is over. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from OpenSSL import SSL
+
+RECORD_BYTES = 16 * 1024
+TAKE_BYTES = 64 * 1024
+
+
+class StreamEnded(Exception):
+    """The peer said that nothing more comes: close_notify or the end of file."""
+
+
+class StreamFailed(Exception):
+    """The connection is broken; its text says how."""
+
+
+class Engine(Protocol):
+    """What TLS does for a stream."""
+
+    def put(self, data: memoryview) -> None:
+        """Take ciphertext from the network."""
+
+    def read(self, view: memoryview, start: int) -> int:
+        """Fill `view[start:]` with plaintext as far as there is any.
+
+        Returns: the end of what is filled. Raises: StreamEnded, StreamFailed: only where nothing was filled.
+        """
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Encrypt plaintext. Raises: StreamFailed."""
+
+    def take(self, view: memoryview) -> int:
+        """Fill `view` with ciphertext for the network. Returns: how many bytes, 0 where there are none."""
+
+    def say_end(self) -> None:
+        """Encrypt a close_notify."""
+
+
+class PublicEngine:
+    """pyOpenSSL as documented; copies once more in each direction."""
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._connection = connection
+
+    def put(self, data: memoryview) -> None:
+        self._connection.bio_write(data)
+
+    def read(self, view: memoryview, start: int) -> int:
+        begin = start
+        while start < len(view):
+            try:
+                start += self._connection.recv_into(view[start : start + RECORD_BYTES])
+            except SSL.WantReadError:
+                break
+            except SSL.Error as error:
+                if start > begin:
+                    break
+                raise _translate(error) from error
+        return start
+
+    def write(self, data: memoryview | bytes) -> None:
+        try:
+            self._connection.sendall(data)
+        except SSL.Error as error:
+            raise _translate(error) from error
+
+    def take(self, view: memoryview) -> int:
+        try:
+            data = self._connection.bio_read(min(len(view), TAKE_BYTES))
+        except SSL.WantReadError:
+            return 0
+        view[: len(data)] = data
+        return len(data)
+
+    def say_end(self) -> None:
+        # A connection that failed cannot even say so.
+        with contextlib.suppress(SSL.Error):
+            self._connection.shutdown()
+
+
+def _translate(error: SSL.Error) -> Exception:
+    if isinstance(error, SSL.ZeroReturnError):
+        return StreamEnded("TLS close_notify")
+    return StreamFailed("TLS error")
+
+
+class NativeEngine:
+    """The same by cffi on the OpenSSL objects inside the connection. Raises: AttributeError: they are not there."""
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._keep = connection
+        self._ssl, self._into, self._from, bindings = _find_parts(connection)
+        self._lib: Any = bindings[0]
+        self._ffi: Any = bindings[1]
+
+    def put(self, data: memoryview) -> None:
+        if self._lib.BIO_write(self._into, self._ffi.from_buffer(data), len(data)) != len(data):
+            raise StreamFailed("TLS takes no more bytes")
+
+    def read(self, view: memoryview, start: int) -> int:
+        begin, end, read, ssl = start, len(view), self._lib.SSL_read, self._ssl
+        base = self._ffi.from_buffer("char[]", view)
+        while start < end:
+            size_bytes = read(ssl, base + start, end - start)
+            if size_bytes <= 0:
+                error = self._error(size_bytes)
+                if error is not None and start == begin:
+                    raise error
+                break
+            start += size_bytes
+        return start
+
+    def write(self, data: memoryview | bytes) -> None:
+        # pyOpenSSL lets SSL_write return after each record.
+        base, start, end = self._ffi.from_buffer("char[]", data), 0, len(data)
+        while start < end:
+            size_bytes = self._lib.SSL_write(self._ssl, base + start, end - start)
+            if size_bytes <= 0:
+                raise self._error(size_bytes) or StreamFailed("TLS takes no more bytes")
+            start += size_bytes
+
+    def take(self, view: memoryview) -> int:
+        return max(0, int(self._lib.BIO_read(self._from, self._ffi.from_buffer(view), len(view))))
+
+    def say_end(self) -> None:
+        self._lib.SSL_shutdown(self._ssl)
+        self._lib.ERR_clear_error()
+
+    def _error(self, result: int) -> Exception | None:
+        lib = self._lib
+        kind = lib.SSL_get_error(self._ssl, result)
+        lib.ERR_clear_error()
+        if kind == lib.SSL_ERROR_WANT_READ:
+            return None
+        return StreamEnded("TLS close_notify") if kind == lib.SSL_ERROR_ZERO_RETURN else StreamFailed("TLS error")
+
+
+_NAMES = (
+    "SSL_read SSL_write SSL_get_error SSL_shutdown BIO_read BIO_write ERR_clear_error "
+    "SSL_ERROR_WANT_READ SSL_ERROR_ZERO_RETURN"
+)
+
+
+def _find_parts(connection: SSL.Connection) -> tuple[Any, Any, Any, tuple[Any, Any]]:
+    """The private parts of pyOpenSSL that NativeEngine needs, each looked for by name."""
+    module: Any = SSL
+    lib, ffi = module._lib, module._ffi
+    for name in _NAMES.split():
+        getattr(lib, name)
+    return connection._ssl, connection._into_ssl, connection._from_ssl, (lib, ffi)
+
+
+def best_engine() -> Callable[[SSL.Connection], Engine]:
+    """NativeEngine where this pyOpenSSL has what it needs, tried on a connection; else PublicEngine."""
+    try:
+        _find_parts(SSL.Connection(SSL.Context(SSL.TLS_METHOD), None))
+    except AttributeError:
+        return PublicEngine
+    return NativeEngine
