@@ -87,6 +87,9 @@ class Guests(Protocol):
 
     def read_firewall(self, vmid: int) -> str | None: ...
 
+    async def tidy(self, vmid: int) -> None:
+        """Remove what a crash left in the middle of writing one of this guest's files."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
@@ -169,6 +172,9 @@ class Storage(Protocol):
 
     async def available_bytes(self, storage: str) -> int | None:
         """Free space where it is known (`pvesm status`)."""
+
+    async def end_orphans(self) -> None:
+        """End the children of an earlier daemon that work on; none of them makes a volume after that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +260,9 @@ class Tasks(Protocol):
 
     def start(self, vmid: int, token: str) -> TaskLog: ...
 
+    def close_orphans(self, status: str) -> None:
+        """Finish the logs whose daemon died before it did."""
+
 
 class Journal(Protocol):
     """One append-only file of JSON lines for a VMID; written before each effect."""
@@ -272,6 +281,9 @@ class Journal(Protocol):
 
     def standing(self) -> list[int]:
         """The VMIDs that have a journal."""
+
+    async def tidy(self) -> None:
+        """Remove what a crash left in the middle of opening a journal: it announced nothing."""
 
 
 class Answerer(Protocol):

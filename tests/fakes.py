@@ -118,6 +118,9 @@ class FakeGuests:
         self.events.append("remove firewall")
         self.firewalls.pop(vmid, None)
 
+    async def tidy(self, vmid: int) -> None:
+        self.events.append(f"tidy {vmid}")
+
     def read_firewall(self, vmid: int) -> str | None:
         return self.firewalls.get(vmid)
 
@@ -230,6 +233,9 @@ class FakeStorage:
     def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> FakeChild:
         raise AssertionError("a receiver exports nothing")
 
+    async def end_orphans(self) -> None:
+        self.events.append("end orphans")
+
     async def available_bytes(self, storage: str) -> int | None:
         return None
 
@@ -257,6 +263,9 @@ class FakeTasks:
         self.started.append(FakeTask())
         return self.started[-1]
 
+    def close_orphans(self, status: str) -> None:
+        self.closed_orphans = status
+
 
 class FakeJournal:
     def __init__(self, events: list[str]) -> None:
@@ -282,6 +291,9 @@ class FakeJournal:
 
     def standing(self) -> list[int]:
         return sorted(self.records)
+
+    async def tidy(self) -> None:
+        self.events.append("tidy journals")
 
 
 class FakeMachines(StoppedMachines):

@@ -101,6 +101,12 @@ def remove_file(path: Path) -> None:
         sync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Delete what a crash left of writing the files that match a pattern; nobody may be writing them now."""
+    for temporary in folder.glob(f"{names}.tmp.*"):
+        temporary.unlink(missing_ok=True)
+
+
 def make_folder(path: Path, mode: int = 0o700) -> None:
     """Make a folder where there is none, entered durably in its parent; parents too."""
     if path.is_dir():

@@ -19,6 +19,7 @@ from mtunnel_tx.backends.files import (
     read_text,
     refusal,
     remove_file,
+    remove_leftovers,
     replace_file,
 )
 from mtunnel_tx.errors import NotFound, TimedOut, WrongState
@@ -121,6 +122,11 @@ class GuestFiles:
     async def remove_firewall(self, vmid: int) -> None:
         """Delete the firewall file; success where there is none."""
         await self._threads.run(remove_file, self._firewall(vmid))
+
+    async def tidy(self, vmid: int) -> None:
+        """See ports.Guests."""
+        for path in (self._config(vmid), self._firewall(vmid)):
+            await self._threads.run(remove_leftovers, path.parent, path.name)
 
     def read_firewall(self, vmid: int) -> str | None:
         """The firewall file; None where there is none."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import DeferredLock
 
-from mtunnel_tx.backends.files import Threads, create_file, make_folder, refusal, remove_file
+from mtunnel_tx.backends.files import Threads, create_file, make_folder, refusal, remove_file, remove_leftovers
 from mtunnel_tx.errors import WrongState
 
 VERSION = 1
@@ -75,6 +75,10 @@ class FileJournal:
         except OSError as error:
             raise refusal(error) from error
         return sorted(int(match[1]) for match in matches if match)
+
+    async def tidy(self) -> None:
+        """See ports.Journal."""
+        await self._threads.run(remove_leftovers, self._folder, "*.jsonl")
 
     def _file(self, vmid: int) -> Path:
         return self._folder / f"{vmid}.jsonl"

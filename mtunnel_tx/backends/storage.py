@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
 from mtunnel_tx.backends.images import find_reference
+from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.ports import ImportRequest, Report, Volume
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
@@ -64,7 +65,8 @@ class PvesmStorage:
     """ports.Storage.
 
     Args: command: the program with its first arguments. environ: the children's whole environment. pve_dir: where
-        storage.cfg and datacenter.cfg are. output_bytes: unread output kept of one child.
+        storage.cfg and datacenter.cfg are. owner: whom the children work for, the daemon's state directory.
+        output_bytes: unread output kept of one child.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class PvesmStorage:
         command: Sequence[str],
         environ: Mapping[str, str],
         pve_dir: Path,
+        owner: str,
         output_bytes: int = OUTPUT_BYTES,
     ) -> None:
         self._reactor = reactor
         self._command = tuple(command)
-        self._environ = {**environ, "LC_ALL": "C"}
+        self._owner = owner
+        self._environ = {**environ, "LC_ALL": "C", VARIABLE: owner}
         self._output_bytes = output_bytes
         self._storage_file = _WatchedFile(pve_dir / "storage.cfg")
         self._datacenter_file = _WatchedFile(pve_dir / "datacenter.cfg")
@@ -186,9 +190,7 @@ class PvesmStorage:
         if request.delete_snapshot is not None:
             argv += ["-delete-snapshot", request.delete_snapshot]
         argv += ["-allow-rename", str(int(request.allow_rename))]
-        # Our own program then looks whether its daemon is still there before it calls a stream whole.
-        environ = {**self._environ, "MTUNNEL_ATTACHED": "1"}
-        return spawn_child(self._reactor, argv, environ, limit_bytes=self._output_bytes)
+        return spawn_child(self._reactor, argv, self._environ, limit_bytes=self._output_bytes)
 
     def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> PipedChild:
         """See ports.Storage. Raises: BackendFailed."""
@@ -202,6 +204,12 @@ class PvesmStorage:
             if len(fields) == _STATUS_FIELDS and fields[0] == storage and fields[2] == "active":
                 return int(fields[5]) * 1024 if fields[5].isdigit() else None
         return None
+
+    async def end_orphans(self) -> None:
+        """See ports.Storage."""
+        count = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), end_orphans, self._owner)
+        if count:
+            log.warn("ended {count} children of an earlier daemon", count=count)
 
     def _entry(self, storage: str) -> StorageEntry:
         entry = self.config().get(storage)

@@ -126,6 +126,15 @@ class FileTasks:
                 return task
         raise AssertionError("seconds never end")
 
+    def close_orphans(self, status: str) -> None:
+        """See ports.Tasks; a log that cannot be written stays as it is."""
+        for path in self._folder.glob("?/UPID:*"):
+            try:
+                if path.name not in self._live and _ending(path, parse_upid(path.name)) == _UNTOLD:
+                    _finish(path, status)
+            except (OSError, BadRequest) as error:
+                log.warn("cannot finish the task log {upid}: {reason}", upid=path.name, reason=str(error))
+
     def _prune(self) -> None:
         logs = [path for path in self._folder.glob("?/UPID:*") if path.name not in self._live]
         surplus = len(logs) + len(self._live) - self._most_logs
@@ -184,6 +193,13 @@ class FileTasks:
         if not path.is_file():
             raise InvalidParameters({"upid": "no such task"})
         return task, path
+
+
+def _finish(path: Path, status: str) -> None:
+    """Its last line, behind one that may be torn."""
+    with path.open("r+b") as file:
+        torn = not file.read().endswith(b"\n")
+        file.write(b"\n" * torn + encode(f"TASK ERROR: {_clean(status)}\n"))
 
 
 def _start_time(path: Path) -> int:

@@ -28,7 +28,7 @@ class Owed:
 
     vmid: int
     token: str = ""
-    marks: frozenset[str] = frozenset({"absent", "create"})
+    marks: frozenset[str] = frozenset()
     before: Mapping[str, frozenset[str]] = field(default_factory=dict)
     unsettled: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
@@ -51,8 +51,10 @@ def apply(owed: Owed, record: Mapping[str, Any]) -> Owed:
     change = _CHANGES.get(str(record.get("do")))
     if change is None:
         raise WrongState(f"journal of VM {owed.vmid}: unknown record {record.get('do')!r}")
-    marks = owed.marks if record["do"] == "claim" else owed.marks - {"absent"}
-    return change(replace(owed, marks=marks), record)
+    try:
+        return change(replace(owed, marks=owed.marks - {"absent"}), record)
+    except (LookupError, TypeError, ValueError) as error:
+        raise WrongState(f"journal of VM {owed.vmid}: damaged record {record.get('do')!r}") from error
 
 
 def fold(vmid: int, records: Iterable[Mapping[str, Any]]) -> Owed:
@@ -95,7 +97,7 @@ class Ledger:
 
 
 def _claim(owed: Owed, record: Mapping[str, Any]) -> Owed:
-    return replace(owed, token=record["token"])
+    return replace(owed, token=record["token"], marks=frozenset({"absent", "create"}))
 
 
 def _storage(owed: Owed, record: Mapping[str, Any]) -> Owed:
@@ -126,7 +128,7 @@ _CHANGES: Mapping[str, Callable[[Owed, Mapping[str, Any]], Owed]] = {
     "making": _making,  # before a child that makes a volume
     "made": _made,  # it made this one
     "settled": _settled,  # it made none
-    "freed": _freed,  # after a volume was freed while the tunnel goes on
+    "freed": _freed,  # after a volume was freed: the next one of its name is not ours
     "firewall": lambda owed, _: replace(owed, firewall=True),
     "config": lambda owed, _: replace(owed, marks=frozenset({"create", "migrate"})),
     "configured": lambda owed, _: replace(owed, marks=frozenset({"migrate"})),
@@ -135,5 +137,6 @@ _CHANGES: Mapping[str, Callable[[Owed, Mapping[str, Any]], Owed]] = {
     "ran": lambda owed, _: replace(owed, ran=True),
     "runs": lambda owed, _: replace(owed, runs=True),
     "ours": lambda owed, _: replace(owed, ours=True),
+    "unlocked": lambda owed, _: replace(owed, marks=frozenset()),  # after it: the next lock is not ours
     "undo": lambda owed, _: replace(owed, undo=True, marks=owed.marks | {"absent"}),  # it removes the config itself
 }

@@ -6,6 +6,8 @@ else has taken the config over, nothing of it is touched either: the journal sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import NotFound, TunnelError, WrongState
@@ -57,7 +59,8 @@ class Keeper:
         if verdict is Verdict.KEEP:
             await self.keep(ledger)
             return
-        await ledger.write("undo")
+        if not ledger.owed.undo:
+            await ledger.write("undo")
         await self.undo(ledger, own)
 
     async def machine(self, ledger: Ledger) -> MachineState:
@@ -66,15 +69,15 @@ class Keeper:
             return MachineState(status="off")
         return await self._world.hypervisor.state(ledger.owed.vmid)
 
-    async def undo(self, ledger: Ledger, own: Ownership) -> None:
-        """End QEMU, free the volumes, then remove firewall file and config, then the journal."""
+    async def undo(self, ledger: Ledger, own: Ownership, but: Sequence[str] = ()) -> None:
+        """End QEMU, free the volumes but some, then remove firewall file and config, then the journal."""
         vmid = ledger.owed.vmid
         if ledger.owed.started:
             await self._world.hypervisor.stop(vmid)
         if not self.is_ours(ledger):
             await self._step_back(ledger, own)
             return
-        await own.free_all()
+        await own.free_all(but)
         if ledger.owed.firewall:
             await self._world.guests.remove_firewall(vmid)
         await self._remove_config(ledger)

@@ -83,6 +83,8 @@ class Ownership:
         self._task.line(f"freeing volume '{volid}' as part of cleanup")
         try:
             await self._free(volid)
+            if volid in self._ledger.owed.volumes:
+                await self._ledger.write("freed", volid=volid)
         except TunnelError as error:
             log.warn("volume could not be freed: {reason}", reason=error.text)
             problems.append(error)

@@ -8,9 +8,11 @@ from mtunnel_tx.errors import NotFound, TunnelError
 from mtunnel_tx.tunnel.ledger import Ledger, fold
 from mtunnel_tx.tunnel.lifecycle import Keeper
 from mtunnel_tx.tunnel.ownership import Ownership
+from mtunnel_tx.tunnel.sockets import remove_stale
 from mtunnel_tx.tunnel.world import World
 
 log = Logger()
+DIED = "the daemon ended before the tunnel did"
 
 
 class QuietTask:
@@ -33,18 +35,31 @@ class Recovery:
         self._world = world
 
     async def run(self) -> dict[int, str]:
-        """Returns: the VMIDs that could not be settled, each with the reason."""
-        held = {}
-        for vmid in self._world.journal.standing():
-            try:
-                await self._settle(vmid)
-            except TunnelError as error:
-                held[vmid] = error.text
-                log.error("VM {vmid} is held: {reason}", vmid=vmid, reason=error.text)
-        return held
+        """What works on is ended first, so that nothing comes after what is freed.
 
-    async def _settle(self, vmid: int) -> None:
-        await self.end(self._ledger(vmid))
+        Returns: the VMIDs that could not be settled, each with the reason.
+        """
+        world = self._world
+        await world.storage.end_orphans()
+        remove_stale(world.runtime_dir)
+        await world.journal.tidy()
+        reasons = {vmid: await self._settle(vmid) for vmid in world.journal.standing()}
+        world.tasks.close_orphans(DIED)
+        return {vmid: reason for vmid, reason in reasons.items() if reason is not None}
+
+    async def _settle(self, vmid: int) -> str | None:
+        """Returns: why it is held, None if it is not. One tunnel that cannot be settled stops no other."""
+        try:
+            await self._world.guests.tidy(vmid)
+            await self.end(self._ledger(vmid))
+        except TunnelError as error:
+            log.error("VM {vmid} is held: {reason}", vmid=vmid, reason=error.text)
+            return error.text
+        except Exception:
+            log.failure("unexpected failure in the recovery of VM {vmid}", vmid=vmid)
+            return "internal error, see the daemon's log"
+        log.info("recovery: VM {vmid} is settled", vmid=vmid)
+        return None
 
     def _ledger(self, vmid: int) -> Ledger:
         records = self._world.journal.read(vmid)
@@ -80,15 +95,21 @@ class Recovery:
     async def _discard(self, ledger: Ledger, own: Ownership) -> list[str]:
         keeper = Keeper(self._world)
         await ledger.write("undo")
-        if keeper.is_ours(ledger):
-            await keeper.undo(ledger, own)
-            return []
+        ours = keeper.is_ours(ledger)
+        named = [volid for volid in await own.left() if self._named(volid, but=ledger.owed.vmid if ours else None)]
+        if ours:
+            await keeper.undo(ledger, own, but=named)
+            return named
         if ledger.owed.started:
             await self._world.hypervisor.stop(ledger.owed.vmid)
-        named = [volid for volid in await own.left() if self._world.guests.naming(volid)]
         await own.free_all(but=named)
         await ledger.close()
         return named
+
+    def _named(self, volid: str, but: int | None) -> bool:
+        """Whether the config of any guest names a volume, except this node's guest `but`."""
+        guests = self._world.guests
+        return any((entry.vmid, entry.node) != (but, guests.node) for entry in guests.naming(volid))
 
     async def end(self, ledger: Ledger) -> None:
         """End a tunnel that nobody serves. Raises: TunnelError: why not everything could be undone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredLock, gatherResults
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState
@@ -29,12 +29,14 @@ class Registry:
         self._world = world
         self._workers: dict[int, Worker] = {}
         self._opening: dict[int, str] = {}
+        self._settling = DeferredLock()
         self.held: dict[int, str] = {}
         self._drained: Callable[[], None] | None = None
 
     async def recover(self) -> None:
         """Finish what a crash left, before any tunnel may be opened."""
-        self.held.update(await Recovery(self._world).run())
+        async with self._settling:
+            self.held.update(await Recovery(self._world).run())
 
     async def open(self, vmid: int, token: str, storages: Sequence[str], bridges: Sequence[str]) -> Opened:
         """Checks, the claim, and a tunnel that waits for its command connection.
@@ -61,17 +63,33 @@ class Registry:
         world, ledger = self._world, Ledger(self._world.journal, Owed(vmid=vmid), standing=False)
         try:
             await self._claim(ledger, token)
-            task = world.tasks.start(vmid, token)
-            task.line("mtunnel started")
-            worker = Worker(Tunnel(world, ledger, task), self._gone)
-            await worker.listen()
-        except TunnelError:
-            await Recovery(world).end(ledger)
+            worker = await self._begin(ledger)
+        except Exception:
+            await self._give_up(ledger)
             raise
         self._workers[vmid] = worker
         name = worker.tunnel.sockets.name(CONTROL)
         ticket = make_ticket(world.ticket_key, token, name, world.clock.seconds())
-        return Opened(upid=task.upid, ticket=ticket, socket=name)
+        return Opened(upid=worker.tunnel.task.upid, ticket=ticket, socket=name)
+
+    async def _begin(self, ledger: Ledger) -> Worker:
+        task = self._world.tasks.start(ledger.owed.vmid, ledger.owed.token)
+        task.line("mtunnel started")
+        worker = Worker(Tunnel(self._world, ledger, task), self._gone)
+        try:
+            await worker.listen()
+        except TunnelError as error:
+            task.finish(error.text)
+            raise
+        return worker
+
+    async def _give_up(self, ledger: Ledger) -> None:
+        """The claim goes as well; where it cannot, the VMID is held."""
+        try:
+            await Recovery(self._world).end(ledger)
+        except TunnelError as error:
+            self.held[ledger.owed.vmid] = error.text
+            log.error("VM {vmid} is held: {reason}", vmid=ledger.owed.vmid, reason=error.text)
 
     def _check_room(self, token: str) -> None:
         limits = self._world.limits
@@ -97,7 +115,7 @@ class Registry:
             raise _taken(error.text) from error
 
     def _check_free(self, vmid: int) -> None:
-        if self._world.journal.read(vmid) is not None:
+        if vmid in self._world.journal.standing():
             raise InvalidParameters({"vmid": f"VM {vmid} waits for 'mtunnel settle {vmid}'"})
         for entry in self._world.guests.entries():
             if entry.vmid == vmid:
@@ -129,7 +147,8 @@ class Registry:
         """Decide about a tunnel that was held. Returns: the volumes that stay. Raises: WrongState: it is live."""
         if vmid in self._workers or vmid in self._opening:
             raise WrongState(f"VM {vmid} has a live tunnel")
-        left = await Recovery(self._world).settle(vmid, discard=discard)
+        async with self._settling:
+            left = await Recovery(self._world).settle(vmid, discard=discard)
         self.held.pop(vmid, None)
         return left
 

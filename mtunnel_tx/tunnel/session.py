@@ -53,6 +53,7 @@ async def unlock(guest: Guest, _args: NoArgs) -> Result:
     await tunnel.ledger.write("ours")
     await tunnel.world.guests.write(tunnel.vmid, marked(conf, None))
     tunnel.mark = None
+    await tunnel.ledger.write("unlocked")
     return DONE
 
 

@@ -5,6 +5,7 @@ The path that a peer sends is a name to look up here, never a path to open.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,14 @@ from mtunnel_tx.ports import Stream
 
 WIRE_DIR = "/run/qemu-server"
 Ended = Callable[[bool], Awaitable[None]]
+_OURS = re.compile(r"[1-9][0-9]*\.(mtunnel|storage)")
+
+
+def remove_stale(runtime_dir: Path) -> None:
+    """Remove the sockets that tunnels of an earlier daemon left; a QEMU's own may be in use."""
+    for file in runtime_dir.glob("*"):
+        if _OURS.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 async def _ignore(_orderly: bool) -> None:

@@ -36,6 +36,12 @@ class GuestsTest(TestCase):
 class ConfigTest(GuestsTest):
     file = "nodes/n1/qemu-server/100.conf"
 
+    async def test_what_a_crash_left_of_writing_goes(self):
+        kept = [self.put(self.file), self.put("firewall/100.fw"), self.put(self.file + "2.tmp.7.00aa00aa")]
+        left = [self.put(self.file + ".tmp.7.00aa00aa"), self.put("firewall/100.fw.tmp.7.00aa00aa")]
+        await self.guests.tidy(100)
+        self.assertEqual([path.exists() for path in kept + left], [True, True, True, False, False])
+
     def test_missing(self):
         error = self.assertRaises(NotFound, self.guests.read, 100)
         self.assertEqual(error.text, "Configuration file 'nodes/n1/qemu-server/100.conf' does not exist")

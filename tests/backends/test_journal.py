@@ -37,6 +37,13 @@ class JournalTest(TestCase):
         self.assertEqual([path.name for path in self.file.parent.iterdir()], ["100.jsonl"])
         self.assertEqual(self.file.stat().st_mode & 0o777, 0o600)
 
+    async def test_what_a_crash_left_of_opening_one_goes(self):
+        await self.journal.tidy()
+        await self.journal.open(100, {"do": "claim"})
+        (self.file.parent / "101.jsonl.tmp.77.0a0b0c0d").write_text('{"do":')
+        await self.journal.tidy()
+        self.assertEqual([path.name for path in self.file.parent.iterdir()], ["100.jsonl"])
+
     async def test_without_a_journal_nothing_is_appended(self):
         with self.assertRaises(BackendFailed):
             await self.journal.append(100, {"do": "x"})

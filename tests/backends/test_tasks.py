@@ -65,6 +65,19 @@ class LogTest(TasksTest):
         task.finish("late")
         self.assertEqual(self.text(task.upid), "TASK OK\n")
 
+    def test_what_a_dead_daemon_left_is_finished(self):
+        live = self.tasks.start(100, "a@pve!t1")
+        dead = Upid(node="n1", pid=os.getpid(), pstart=1, starttime=START + 9, id="101", user="a@pve!t1")
+        path = self.state / "tasks" / dead.log_path
+        path.parent.mkdir(exist_ok=True)
+        for before, after in (("started\n", "started\n"), ("started\ntor", "started\ntor\n")):
+            path.write_text(before)
+            for _ in range(2):
+                self.tasks.close_orphans("it\ndied")
+            self.assertEqual(path.read_text(), f"{after}TASK ERROR: it?died\n")
+        self.assertEqual(self.tasks.status(str(dead))["exitstatus"], "it?died")
+        self.assertEqual(self.text(live.upid), "")
+
     def test_is_bounded(self):
         tasks = FileTasks(self.state, "n1", self.clock, most_bytes=100)
         task = tasks.start(100, "a@pve!t1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mtunnel_tx.errors import BackendFailed, NotFound, WrongState
 from tests.fakes import FakeWorld
 from tests.tunnel.case import CONFIG, DISK, IMPORT, TunnelCase
@@ -23,7 +25,9 @@ class EndWithoutQuitTests(TunnelCase):
             [
                 "journal undo",
                 "free local:100/vm-100-disk-1.raw",
+                "journal freed",
                 "free local:100/vm-100-disk-0.raw",
+                "journal freed",
                 "remove firewall",
                 "remove config",
                 "journal closed",
@@ -47,7 +51,7 @@ class EndWithoutQuitTests(TunnelCase):
         self.ask(**CONFIG)
         del self.events[:]
         self.ask(cmd="unlock")
-        self.assertEqual(self.events, [f"sync {VOLID}", "journal ours", "write config, lock None"])
+        self.assertEqual(self.events, [f"sync {VOLID}", "journal ours", "write config, lock None", "journal unlocked"])
 
     def test_every_effect_is_written_down_first(self) -> None:
         self.connect()
@@ -93,7 +97,7 @@ class EndWithoutQuitTests(TunnelCase):
         self.assertNotIn(other, self.fake.storage.sizes)
         self.assertEqual(self.fake.guests.configs[100].lock, "create")
         self.assertIn("cannot free", self.registry.held[100])
-        self.assertEqual(self.fake.journal.records[100][-1], {"do": "undo"})
+        self.assertEqual(self.fake.journal.records[100][-2:], [{"do": "undo"}, {"do": "freed", "volid": other}])
 
 
 class SomebodyElseTests(TunnelCase):
@@ -218,6 +222,54 @@ class RecoveryTests(TunnelCase):
         after = self._crash()
         self.assertEqual((after.storage.sizes, after.journal.records), ({}, {}))
 
+    def test_what_works_on_is_ended_before_anything_is_freed(self) -> None:
+        self.connect()
+        self.ask(**DISK)
+        after = self._crash()
+        self.assertEqual(after.events[:4], ["end orphans", "tidy journals", "tidy 100", "journal undo"])
+        self.assertEqual(after.tasks.closed_orphans, "the daemon ended before the tunnel did")
+
+    def test_sockets_of_tunnels_go_and_those_of_qemu_stay(self) -> None:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        for name in ("100.mtunnel", "100.storage", "100.migrate", "100_nbd.migrate", "control.sock"):
+            (folder / name).touch()
+        self.now(FakeWorld(str(folder)).registry.recover())
+        names = sorted(path.name for path in folder.iterdir())
+        self.assertEqual(names, ["100.migrate", "100_nbd.migrate", "control.sock"])
+
+    def test_a_volume_freed_before_the_crash_is_not_freed_again(self) -> None:
+        """Somebody may have made another one of that name meanwhile."""
+        self.connect()
+        kept, freed = self.ask(**DISK)["volid"], self.ask(**DISK)["volid"]
+        self.fake.storage.broken.add(kept)
+        self.line.disconnected()
+        self.assertNotIn(freed, self.fake.storage.sizes)
+        self.fake.storage.sizes[freed] = 1
+        after = self._crash()
+        self.assertEqual(set(after.storage.sizes), {freed})
+
+    def test_a_lock_set_after_unlock_is_somebody_elses(self) -> None:
+        self.connect()
+        self.ask(**CONFIG)
+        self.ask(cmd="unlock")
+        self.fake.guests.set(100, "lock: migrate\n")
+        self.line.disconnected()
+        self.assertEqual(self.fake.guests.configs[100].lock, "migrate")
+
+    def test_an_empty_journal_announced_nothing(self) -> None:
+        self.fake.journal.records[100] = []
+        self.fake.guests.set(100, "lock: create\n")
+        after = self._crash()
+        self.assertEqual((set(after.guests.configs), after.journal.records), ({100}, {}))
+
+    def test_a_damaged_record_holds_this_vm_only(self) -> None:
+        self.fake.journal.records[100] = [{"do": "claim"}]
+        self.fake.journal.records[101] = [{"do": "claim", "token": "a"}]
+        after = self._crash()
+        self.assertEqual(after.registry.held, {100: "journal of VM 100: damaged record 'claim'"})
+        self.assertEqual(set(after.journal.records), {100})
+
     def test_an_unknown_record_holds_everything(self) -> None:
         self.connect()
         volid = self.ask(**DISK)["volid"]
@@ -271,6 +323,14 @@ class SettleTests(TunnelCase):
         self._end(f"scsi0: {self.volid}\n")
         self.assertEqual(self.settle(discard=True), [self.volid])
         self.assertIn(self.volid, self.fake.storage.sizes)
+
+    def test_discard_leaves_what_another_config_names_also_where_ours_stands(self) -> None:
+        self.fake.storage.broken.add(self.volid)
+        self.line.disconnected()
+        self.fake.storage.broken.clear()
+        self.fake.guests.set(200, f"scsi0: {self.volid}\n")
+        self.assertEqual(self.settle(discard=True), [self.volid])
+        self.assertEqual(set(self.fake.guests.configs), {200})
 
     def test_keep(self) -> None:
         self._end("lock: backup\n")
