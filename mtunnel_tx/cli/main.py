@@ -21,6 +21,8 @@ COMMANDS: Mapping[str, str] = {
     "endpoint": "print what a source needs to reach this host",
     "migrate": "send a stopped VM to another host",
     "status": "show the tunnels of the running daemon",
+    "settle": "decide about a tunnel that was held",
+    "drain": "let the daemon end when its last tunnel has ended",
     "demo": "send a virtual machine from one node to another, both made for it",
 }
 """Subcommands and their help, one module of this package each."""

@@ -14,10 +14,15 @@ from rich.table import Table
 from rich.text import Text
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
+from twisted.python.threadpool import ThreadPool
 
+from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.net.door import ask
+from mtunnel_tx.ports import Journal
+from mtunnel_tx.tunnel.ledger import fold
 
 PATIENCE_S = 10.0
 HEADINGS = ("VMID", "STATE", "FOR", "STREAMS", "IN", "OUT", "TOKEN")
@@ -34,7 +39,7 @@ def configure(subparsers: Any) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ask the daemon and print what it says. Returns: the exit code."""
     try:
-        status = ask_daemon(settings, {"cmd": "status"})
+        status = ask_daemon(settings, {"cmd": "status"}, PATIENCE_S)
     except BackendFailed as error:
         return _show_absence(settings, error, as_json=args.json)
     if args.json:
@@ -44,7 +49,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def ask_daemon(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]:
+def ask_daemon(settings: Settings, request: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
     """Send one command through the daemon's door; blocks, once in a process.
 
     Returns: its reply. Raises: BackendFailed: no daemon answers. TunnelError: it refused.
@@ -54,7 +59,7 @@ def ask_daemon(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]
 
     async def call(reactor: Any) -> None:
         try:
-            replies.append(await ask(reactor, settings.runtime_dir / "control.sock", request, PATIENCE_S))
+            replies.append(await ask(reactor, settings.runtime_dir / "control.sock", request, patience_s))
         except TunnelError as error:
             errors.append(error)
 
@@ -97,12 +102,26 @@ def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
 
 
 def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> int:
-    journals = (settings.state_dir / "journal").glob("*.jsonl")
-    waiting = sorted(int(journal.stem) for journal in journals if journal.stem.isdigit())
+    no_reactor: Any = None  # nothing is written, so no thread is needed
+    journal = FileJournal(Threads(no_reactor, ThreadPool(0)), settings.state_dir)
+    waiting = journal.standing()
     if as_json:
         print(json.dumps({"success": False, "msg": error.text, "journals": waiting}))
         return 1
     print(f"mtunnel: {error.text}", file=sys.stderr)
     for vmid in waiting:
-        print(f"VM {vmid}: a tunnel did not end; the daemon looks after it when it starts")
+        print(
+            f"VM {vmid}: a tunnel did not end{describe_journal(journal, vmid)}; the daemon looks after it at its start"
+        )
     return 1
+
+
+def describe_journal(journal: Journal, vmid: int) -> str:
+    """Returns: whose tunnel it was, how far it came and what it made, as far as the journal can be read."""
+    try:
+        owed = fold(vmid, journal.read(vmid) or [])
+    except TunnelError as error:
+        return f" ({error.text})"
+    come = "given up by its source" if owed.ours else "may have run here" if owed.ran else "not handed over"
+    made = f", made {' '.join(owed.volumes)}" if owed.volumes else ""
+    return f" ({owed.token or 'nobody'}, {come}{made})"

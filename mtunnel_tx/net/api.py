@@ -121,7 +121,7 @@ class ApiResource(Resource):
     async def _answer(self, visit: Visit) -> Reply | None:
         try:
             rights = self._authenticate(visit.request)
-            visit.request.channel.trust()
+            visit.trust()
         except Unauthenticated as error:
             self._count(visit.request)
             await self._delays.hold(visit.since, visit.gone)
@@ -172,6 +172,11 @@ class Visit:
         self.gone: Deferred[None] = Deferred()
         self.is_over = False
         request.notifyFinish().addCallbacks(self._end, self._leave)
+
+    def trust(self) -> None:
+        """The request has shown a valid token."""
+        channel: Any = self.request.channel
+        channel.trust()
 
     def _end(self, _: None) -> None:
         self.is_over = True

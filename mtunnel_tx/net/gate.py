@@ -56,9 +56,11 @@ class Gate:
         """Returns: None: there is no room for this one."""
         group = group_of(address_of(peer))
         if self.taken >= self._most:
-            return self._refuse("too many connections", peer)
+            self._tell("too many connections", peer)
+            return None
         if self._strangers[group] >= self._most_strangers:
-            return self._refuse("too many connections of one address that have shown no valid token", peer)
+            self._tell("too many connections of one address that have shown no valid token", peer)
+            return None
         self.taken += 1
         self._strangers[group] += 1
         return Seat(self, group)
@@ -69,7 +71,7 @@ class Gate:
         if not self._strangers[group]:
             del self._strangers[group]
 
-    def _refuse(self, reason: str, peer: IAddress | None) -> None:
+    def _tell(self, reason: str, peer: IAddress | None) -> None:
         """Say so, but not as often as somebody can connect."""
         self._refused += 1
         now_s = self._clock.seconds()

@@ -64,6 +64,21 @@ class Status(Case):
         status, out, _ = self.status("--json")
         self.assertEqual((status, json.loads(out)["journals"]), (1, [300]))
 
+    def test_what_a_journal_tells_without_a_daemon(self):
+        records = (
+            {"version": 1, "do": "claim", "token": "mig@pve!t1", "at": 1000},
+            {"do": "storage", "storage": "local", "before": []},
+            {"do": "making", "storage": "local"},
+            {"do": "made", "storage": "local", "volid": "local:300/vm-300-disk-0.raw"},
+        )
+        folder = self.folder / "state" / "journal"
+        folder.mkdir(parents=True)
+        (folder / "300.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / "301.jsonl").write_text('{"version":9}\n')
+        out = self.status()[1]
+        self.assertIn("VM 300: a tunnel did not end (mig@pve!t1, not handed over, made local:300/vm-300-disk-0.raw)", out)
+        self.assertIn("VM 301: a tunnel did not end (the journal of VM 301 has an unknown version)", out)
+
     def status(self, *args):
         """In a process of its own: it runs the reactor."""
         command = [sys.executable, "-m", "mtunnel_tx.cli", "status", "--config", str(self.config), *args]
