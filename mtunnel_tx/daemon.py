@@ -78,7 +78,7 @@ class Daemon(Service):
         self._make_journal = make_journal
         self._reactor = reactor
         self._failed = failed
-        self._tls = TlsContext(settings.tls.certificate, settings.tls.key)
+        self._tls = make_tls(settings)
         self._pool = ThreadPool(0, THREADS, "files")
         self._ports: list[IListeningPort] = []
         self._door: Listening | None = None
@@ -247,6 +247,12 @@ class Door:
         """Take no new tunnels, and tell `drained` when the last one has ended."""
         self._registry.drain(self._drained)
         return {"tunnels": len(self._registry.live())}
+
+
+def make_tls(settings: Settings) -> TlsContext:
+    """Certificate and key, tried. Raises: TunnelError: they cannot be used."""
+    group_reads = settings.profile == "proxmox"
+    return TlsContext(settings.tls.certificate, settings.tls.key, group_reads=group_reads)
 
 
 def make_storage(settings: Settings, reactor: Any, environ: Mapping[str, str]) -> PvesmStorage:

@@ -13,9 +13,8 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.python import usage
 
 from mtunnel_tx.config import Settings, load_settings
-from mtunnel_tx.daemon import Daemon
+from mtunnel_tx.daemon import Daemon, make_tls
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.net.tls import TlsContext
 
 reactor: Any = twisted.internet.reactor
 
@@ -44,7 +43,7 @@ class Options(usage.Options):
         path = self["config"]
         try:
             self.settings = load_settings(Path(path) if path else None, os.environ)
-            TlsContext(self.settings.tls.certificate, self.settings.tls.key)
+            make_tls(self.settings)
         except TunnelError as error:
             raise usage.UsageError(error.text) from error
 

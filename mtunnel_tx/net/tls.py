@@ -47,12 +47,14 @@ KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_
 class TlsContext:
     """The server's certificate and key; `reload` reads both again, for new connections.
 
+    Args: group_reads: the key may be readable for a group, as Proxmox's cluster file system has it (mode 0640).
     Raises (here and in reload): TunnelError: a file is missing, unusable, or the key can be read by others.
     """
 
-    def __init__(self, certificate: Path, key: Path) -> None:
+    def __init__(self, certificate: Path, key: Path, *, group_reads: bool = False) -> None:
         self._certificate = certificate
         self._key = key
+        self._most_mode = 0o640 if group_reads else 0o600
         self.context = self._load()
 
     def reload(self) -> None:
@@ -60,7 +62,7 @@ class TlsContext:
         self.context = self._load()
 
     def _load(self) -> SSL.Context:
-        _check_private(self._key)
+        _check_private(self._key, self._most_mode)
         context = new_context()
         try:
             context.use_certificate_chain_file(str(self._certificate))
@@ -74,13 +76,13 @@ class TlsContext:
         return context
 
 
-def _check_private(key: Path) -> None:
+def _check_private(key: Path, most: int) -> None:
     try:
         mode = stat.S_IMODE(key.stat().st_mode)
     except OSError as error:
         raise TunnelError(f"cannot read key '{key}': {error.strerror}") from error
-    if mode & 0o077:
-        raise TunnelError(f"key '{key}' can be read by others: mode {mode:04o}, must be 0600")
+    if mode & 0o077 & ~most:
+        raise TunnelError(f"key '{key}' can be read by others: mode {mode:04o}, must be {most:04o}")
 
 
 def new_context() -> SSL.Context:
