@@ -13,6 +13,8 @@ def start(rcfile: str) -> None:
     """Measure until the process ends."""
     os.environ["COVERAGE_PROCESS_START"] = rcfile
     measured = coverage.process_startup()
+    # Inherited, it would make coverage start itself in children, without what follows here.
+    del os.environ["COVERAGE_PROCESS_START"]
     if measured is None:
         return
     kill, leave, us = os.kill, os._exit, os.getpid()
