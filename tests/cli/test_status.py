@@ -76,7 +76,9 @@ class Status(Case):
         (folder / "300.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         (folder / "301.jsonl").write_text('{"version":9}\n')
         out = self.status()[1]
-        self.assertIn("VM 300: a tunnel did not end (mig@pve!t1, not handed over, made local:300/vm-300-disk-0.raw)", out)
+        self.assertIn(
+            "VM 300: a tunnel did not end (mig@pve!t1, not handed over, made local:300/vm-300-disk-0.raw)", out
+        )
         self.assertIn("VM 301: a tunnel did not end (the journal of VM 301 has an unknown version)", out)
 
     def status(self, *args):
