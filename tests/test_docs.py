@@ -116,8 +116,8 @@ class Pages(SynchronousTestCase):
             self.assertLessEqual(set(re.findall(r"(?<=`|\s)make ([a-z]+)(?=`|  )", page.read_text())), goals, page)
 
     def test_commands_that_are_named_exist(self):
-        # The first two are said to come (docs/states.md), the others are lines of a task log.
-        names = set(COMMANDS) | {"settle", "drain", "started", "exited"}
+        # The last two are lines of a task log.
+        names = set(COMMANDS) | {"started", "exited"}
         for page in [TREE / "README.md", *DOCS]:
             for name in re.findall(r"(?:`|^ {4})mtunnel ([a-z]+)", page.read_text(), re.M):
                 self.assertIn(name, names, page)

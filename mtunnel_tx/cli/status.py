@@ -25,6 +25,8 @@ from mtunnel_tx.ports import Journal
 from mtunnel_tx.tunnel.ledger import fold
 
 PATIENCE_S = 10.0
+WIDTH = 200
+"""Columns where nobody watches: rows are not to be broken."""
 HEADINGS = ("VMID", "STATE", "FOR", "STREAMS", "IN", "OUT", "TOKEN")
 
 
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print(json.dumps(status, indent=2, sort_keys=True))
     else:
-        show(status, datetime.now(UTC), Console())
+        show(status, datetime.now(UTC), Console(width=None if sys.stdout.isatty() else WIDTH))
     return 0
 
 
@@ -81,13 +83,14 @@ def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
     """Print the daemon's reply for people."""
     listening = ", ".join(status.get("listening", [])) or "nowhere yet"
     drain = ", takes no new tunnels" if status.get("draining") else ""
-    console.print(f"mtunnel-tx {status['version']}, pid {status['pid']}, listening on {listening}{drain}", markup=False)
+    head = f"mtunnel-tx {status['version']}, pid {status['pid']}, listening on {listening}{drain}"
+    console.print(Text(head), soft_wrap=True)
     if status["tunnels"]:
         console.print(_table(status["tunnels"], now))
     else:
         console.print("no tunnels")
     for vmid, reason in status.get("held", {}).items():
-        console.print(f"VM {vmid} waits for 'mtunnel settle {vmid}': {reason}", markup=False)
+        console.print(Text(f"VM {vmid} waits for 'mtunnel settle {vmid}': {reason}"), soft_wrap=True)
 
 
 def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
