@@ -57,14 +57,18 @@ class Node:
             'listen = ["tcp:0:interface=127.0.0.1"]',
             f'state_dir = "{self.state}"',
             f'runtime_dir = "{self.runtime}"',
-            extra,
+            extra.format(root=self.root),
         ]
         self.config.write_text("\n".join(lines) + "\n")
-        self.run("mtunnel_tx.cli", "init")
+        self.prepare()
         (self.pve / "user.cfg").write_text(USERS)
         (self.pve / "priv" / "token.cfg").write_text(f"{TOKEN} {SECRET}\n")
         if storages is not None:
             (self.pve / "storage.cfg").write_text(storages.format(root=self.root))
+
+    def prepare(self) -> None:
+        """Make what the daemon expects to be there."""
+        self.run("mtunnel_tx.cli", "init")
 
     # -- programs
 
@@ -81,22 +85,20 @@ class Node:
             raise AssertionError(f"{argv} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done
 
-    def start(self) -> Node:
-        """Start the daemon and wait until its port is open."""
-        argv = [
-            str(Path(sys.executable).parent / "twistd"),
-            "-n",
-            "--pidfile=",
-            "mtunnel",
-            "--config",
-            str(self.config),
-        ]
+    def start(self, *argv: str) -> Node:
+        """Start the daemon (or what takes its place), and wait until its port is open."""
+        self.launch(*argv)
+        self.port = int(wait_for(f"the daemon's port\n{self.log}", self._find_port).rpartition(":")[2])
+        return self
+
+    def launch(self, *argv: str) -> None:
+        """Start the daemon, and wait for nothing."""
+        twistd = str(Path(sys.executable).parent / "twistd")
+        argv = argv or (twistd, "-n", "--pidfile=", "mtunnel", "--config", str(self.config))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self.port = int(wait_for(f"the daemon's port\n{self.log}", self._find_port).rpartition(":")[2])
-        return self
 
     def _find_port(self) -> str | None:
         assert self.process is not None
