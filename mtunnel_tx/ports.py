@@ -363,8 +363,13 @@ class TunnelStatus:
 class Tunnels(Protocol):
     """All live tunnels: what the HTTP API and the daemon's own door talk to."""
 
-    async def open(self, vmid: int, token: str, storages: Sequence[str], bridges: Sequence[str]) -> Opened:
-        """Storage and bridge checks, the claim, and a worker that waits for its command connection."""
+    async def open(
+        self, vmid: int, token: str, storages: Sequence[str], bridges: Sequence[str], address: str = ""
+    ) -> Opened:
+        """Storage and bridge checks, the claim, and a worker that waits for its command connection.
+
+        `address` is the peer's, for the record.
+        """
 
     def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:
         """Check a ticket, then find the socket. Raises: NotFound: no config; Unauthenticated: the ticket."""

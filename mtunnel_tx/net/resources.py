@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from twisted.web.http import Request
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters, TunnelError
+from mtunnel_tx.net.gate import address_of
 from mtunnel_tx.net.replies import PRODUCT, Reply, data_reply
 from mtunnel_tx.net.websocket import Upgrader, open_websocket
 from mtunnel_tx.ports import Access, GuestEntry, Guests, Hypervisor, Storage, Tunnels
@@ -116,7 +117,8 @@ def _may_open(call: Call) -> None:
 
 async def _open_tunnel(call: Call) -> Reply:
     sent: MtunnelCall = call.values
-    opened = await call.parts.tunnels.open(sent.vmid, call.rights.token, sent.storages, sent.bridges)
+    address = address_of(call.request.getClientAddress())
+    opened = await call.parts.tunnels.open(sent.vmid, call.rights.token, sent.storages, sent.bridges, address)
     return data_reply({"upid": opened.upid, "ticket": opened.ticket, "socket": opened.socket})
 
 

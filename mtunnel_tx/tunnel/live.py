@@ -29,13 +29,17 @@ class State(Enum):
 
 
 class Tunnel:
-    """What the handlers of one tunnel share. `mark` is the config lock that is ours; None after `unlock`."""
+    """What the handlers of one tunnel share. `mark` is the config lock that is ours; None after `unlock`.
+
+    `address` is where the call that opened it came from.
+    """
 
     def __init__(self, world: World, ledger: Ledger, task: TaskLog) -> None:
         self.world = world
         self.vmid = vmid = ledger.owed.vmid
         self.token = token = ledger.owed.token
         self.task = task
+        self.address = ""
         self.state = State.WAITING
         self.mark: str | None = "create"
         self.since = world.clock.seconds()

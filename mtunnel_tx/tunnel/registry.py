@@ -38,7 +38,9 @@ class Registry:
         async with self._settling:
             self.held.update(await Recovery(self._world).run())
 
-    async def open(self, vmid: int, token: str, storages: Sequence[str], bridges: Sequence[str]) -> Opened:
+    async def open(
+        self, vmid: int, token: str, storages: Sequence[str], bridges: Sequence[str], address: str = ""
+    ) -> Opened:
         """Checks, the claim, and a tunnel that waits for its command connection.
 
         Raises: TunnelError, PermissionDenied: a storage or bridge cannot be used. InvalidParameters: VMID taken.
@@ -54,12 +56,12 @@ class Registry:
             raise _taken(f"VM {vmid} already exists on node '{self._world.guests.node}'")
         self._opening[vmid] = token
         try:
-            return await self._open(vmid, token)
+            return await self._open(vmid, token, address)
         finally:
             del self._opening[vmid]
             self._tell_if_drained()
 
-    async def _open(self, vmid: int, token: str) -> Opened:
+    async def _open(self, vmid: int, token: str, address: str) -> Opened:
         world, ledger = self._world, Ledger(self._world.journal, Owed(vmid=vmid), standing=False)
         try:
             await self._claim(ledger, token)
@@ -67,6 +69,7 @@ class Registry:
         except Exception:
             await self._give_up(ledger)
             raise
+        worker.tunnel.address = address
         self._workers[vmid] = worker
         name = worker.tunnel.sockets.name(CONTROL)
         ticket = make_ticket(world.ticket_key, token, name, world.clock.seconds())

@@ -8,7 +8,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from mtunnel_tx.ports import Listening, Timer
-from mtunnel_tx.tunnel import dispatch
+from mtunnel_tx.tunnel import audit, dispatch
 from mtunnel_tx.tunnel.lifecycle import finish
 from mtunnel_tx.tunnel.live import State, Tunnel
 from mtunnel_tx.tunnel.waiting import Task
@@ -79,6 +79,7 @@ class Worker:
         tunnel.sockets.abort_streams()
         if self._door is not None:
             await self._door.close()
+        audit.record(tunnel, verdict, problem)
         self._gone(self, problem)
 
     async def _finish_tunnel(self, verdict: str) -> str | None:

@@ -78,7 +78,7 @@ class FakeTunnels:
     failure: Exception | None = None
     opened: list = field(default_factory=list)
 
-    async def open(self, vmid, token, storages, bridges):
+    async def open(self, vmid, token, storages, bridges, address=""):
         self.opened.append((vmid, token, tuple(storages), tuple(bridges)))
         if self.failure:
             raise self.failure
