@@ -17,7 +17,6 @@ from typing import IO, Any
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -29,6 +28,7 @@ from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.machines import StoppedMachines
 from mtunnel_tx.backends.storage import PvesmStorage
+from mtunnel_tx.backends.systemd import Notifier
 from mtunnel_tx.backends.tasks import FileTasks
 from mtunnel_tx.config import Settings, make_private_directory
 from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
@@ -72,15 +72,17 @@ class Daemon(Service):
         reactor: Any,
         failed: Callable[[str], None],
         *,
+        notifier: Notifier | None = None,
         make_journal: Callable[[Threads, Path], Journal] = FileJournal,
     ) -> None:
         self._settings = settings
         self._make_journal = make_journal
         self._reactor = reactor
         self._failed = failed
+        self._notifier = notifier or Notifier({}, 0)
         self._tls = make_tls(settings)
         self._pool = ThreadPool(0, THREADS, "files")
-        self._ports: list[IListeningPort] = []
+        self._ports: list[Any] = []  # IListeningPort, which is no type for mypy
         self._door: Listening | None = None
         self._lock: IO[bytes] | None = None
         self._relays = ReactorRelays(reactor)
@@ -97,6 +99,7 @@ class Daemon(Service):
     def stopService(self) -> Deferred[None]:
         """End every tunnel by the handover rule."""
         super().stopService()
+        self._notifier.stopping()
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
@@ -115,11 +118,13 @@ class Daemon(Service):
 
     def reload(self) -> None:
         """Read certificate and key again, for new connections; after an error the old ones stay."""
+        self._notifier.reloading()
         try:
             self._tls.reload()
             log.info("certificate and key were read again")
         except TunnelError as error:
             log.error("certificate and key stay as they are: {reason}", reason=error.text)
+        self._notifier.ready()
 
     async def _start(self) -> None:
         settings = self._settings
@@ -135,6 +140,14 @@ class Daemon(Service):
         await registry.recover()
         self.registry = registry
         await self._listen(parts)
+        self._notifier.ready()
+
+    def summary(self) -> str:
+        """One line on what goes on, for people."""
+        if self.registry is None:
+            return "starting"
+        drain = ", takes no new ones" if self.registry.draining else ""
+        return f"tunnels: {len(self.registry.live())}, waiting for settle: {len(self.registry.held)}{drain}"
 
     async def _listen(self, parts: Parts) -> None:
         limits = self._settings.limits

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import twisted.internet.reactor
+from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService, Service
+from twisted.logger import globalLogPublisher
 from twisted.python import usage
 
+from mtunnel_tx.backends.systemd import JournalObserver, Notifier
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.daemon import Daemon, make_tls
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.tunnel import audit
 
 reactor: Any = twisted.internet.reactor
+BEAT_S = 10.0
 
 
 class Options(usage.Options):
@@ -48,6 +53,27 @@ class Options(usage.Options):
             raise usage.UsageError(error.text) from error
 
 
+class Supervision(TimerService):
+    """Tells systemd that we live and what we do, and its journal what tunnels did."""
+
+    def __init__(self, notifier: Notifier, daemon: Daemon, journal: JournalObserver) -> None:
+        super().__init__(min(BEAT_S, (notifier.watchdog_s or BEAT_S) / 3), self._tell)
+        self._notifier = notifier
+        self._daemon = daemon
+        self._journal = journal
+
+    def startService(self) -> None:
+        """Begin; the records of tunnels that end with us are still written."""
+        observer: Any = self._journal
+        if self._journal.is_heard(os.environ):
+            globalLogPublisher.addObserver(observer)
+        super().startService()
+
+    def _tell(self) -> None:
+        self._notifier.alive()
+        self._notifier.status(self._daemon.summary())
+
+
 class HangUp(Service):
     """Lets SIGHUP read certificate and key again."""
 
@@ -67,11 +93,14 @@ class HangUp(Service):
 
 def makeService(options: Options) -> IService:
     """Build the daemon; it acts in startService only."""
-    services = MultiService()
-    daemon = Daemon(options.settings, reactor, _end_in_failure)
+    services: Any = MultiService()
+    notifier = Notifier(os.environ, os.getpid())
+    daemon = Daemon(options.settings, reactor, _end_in_failure, notifier=notifier)
     daemon.setServiceParent(services)
+    Supervision(notifier, daemon, JournalObserver(audit.__name__, audit.FIELDS)).setServiceParent(services)
     HangUp(daemon).setServiceParent(services)
-    return services
+    service: IService = services
+    return service
 
 
 def _end_in_failure(reason: str) -> None:

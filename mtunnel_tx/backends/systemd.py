@@ -77,6 +77,10 @@ class JournalObserver:
         self._fields = fields
         self._path = path
 
+    def is_heard(self, environ: Mapping[str, str]) -> bool:
+        """Whether there is a journal."""
+        return "JOURNAL_STREAM" in environ or self._path.exists()
+
     def __call__(self, event: LogEvent) -> None:
         if event.get("log_namespace") == self._namespace:
             _send_datagram(str(self._path), encode_entry(self._entry(event)))
