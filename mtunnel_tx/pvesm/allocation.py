@@ -72,7 +72,10 @@ def create(reservation: Reservation, place: DirectoryStorage, format: str, size_
     if chosen in ("falloc", "full"):
         _check_space(place, size_bytes)
     with _named(reservation) as path:
-        words = create_image(path, format, size_bytes, chosen)
+        try:
+            words = create_image(path, format, size_bytes, chosen)
+        except BackendFailed as error:
+            raise BackendFailed(error.text.replace(str(path), str(reservation.path))) from error
     say(f"Formatting '{reservation.path}', {words}")
 
 

@@ -42,18 +42,21 @@ _FILE_STREAMS = ("raw+size", "tar+size", "qcow2+size", "vmdk+size")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOrder:
-    """What to import; `delete_snapshot` is removed from the image once it is here."""
+    """What to import; `delete_snapshot` is removed from the image once it is here.
+
+    `requester`: the process that must still be our parent at the end; None: no matter who.
+    """
 
     volid: str
     stream_format: str
     with_snapshots: bool
     allow_rename: bool
     delete_snapshot: str | None = None
+    requester: int | None = None
 
 
 def import_volume(settings: Settings, order: ImportOrder, stream: int) -> None:
     """Read the stream to its end, and say how the volume is called. Raises: TunnelError."""
-    parent = os.getppid()
     storage, volume = _find_target(settings, order)
     assert volume.vmid is not None
     with reserve(storage, volume.vmid, _namer(storage, volume, allow_rename=order.allow_rename)) as reservation:
@@ -64,7 +67,7 @@ def import_volume(settings: Settings, order: ImportOrder, stream: int) -> None:
             _receive_image(stream, size_bytes, reservation, storage, volume.format)
         if order.delete_snapshot:
             delete_snapshot(reservation.part, order.delete_snapshot)
-        _refuse_orphan(parent)
+        _refuse_orphan(order.requester)
         with _uninterrupted():
             reservation.publish()
             say(f"successfully imported '{reservation.volid}'")
@@ -217,9 +220,9 @@ def _store(reservation: Reservation, buffer: bytearray, count: int, offset: int)
         raise BackendFailed(f"unable to write '{reservation.path}': {error.strerror}") from error
 
 
-def _refuse_orphan(parent: int) -> None:
+def _refuse_orphan(requester: int | None) -> None:
     """A daemon that dies closes its end of the stream, which looks like a regular end of it."""
-    if os.environ.get("MTUNNEL_ATTACHED") and os.getppid() != parent:
+    if requester not in (None, os.getppid()):
         raise BackendFailed("import: whoever asked for it is gone")
 
 

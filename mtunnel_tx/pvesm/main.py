@@ -132,6 +132,7 @@ def _import(settings: Settings, given: Parameters) -> None:
         with_snapshots=given.switch("with-snapshots"),
         allow_rename=given.switch("allow-rename"),
         delete_snapshot=given.get("delete-snapshot"),
+        requester=os.getppid() if os.environ.get("MTUNNEL_ATTACHED") else None,
     )
     with open_source(given["filename"]) as stream:
         import_volume(settings, order, stream)

@@ -17,15 +17,15 @@ _SOCKET = "unix://"
 
 
 @contextmanager
-def open_source(name: str) -> Iterator[int]:
-    """Open what an import reads; for a socket print `ready` and wait for its one client.
+def open_source(name: str, connect_s: float = CONNECT_S) -> Iterator[int]:
+    """Open what an import reads; for a socket print `ready` and wait that long for its one client.
 
     Raises: ExitError: with the system's error number; 4: nobody came.
     """
     if name == "-":
         yield 0
     elif name.startswith(_SOCKET):
-        with _accept_one(name.removeprefix(_SOCKET)) as connection:
+        with _accept_one(name.removeprefix(_SOCKET), connect_s) as connection:
             yield connection.fileno()
     else:
         with _opened(name, os.O_RDONLY) as fd:
@@ -69,8 +69,9 @@ def _remove_regular(file: Path) -> None:
 
 
 @contextmanager
-def _accept_one(path: str) -> Iterator[socket.socket]:
+def _accept_one(path: str, connect_s: float) -> Iterator[socket.socket]:
     with _listening(path) as listener:
+        listener.settimeout(connect_s)
         say("ready")
         try:
             connection, _ = listener.accept()
@@ -86,7 +87,6 @@ def _listening(path: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         _bind(listener, path)
         try:
-            listener.settimeout(CONNECT_S)
             listener.listen(1)
             yield listener
         finally:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-WAIT_S = 60
+WAIT_S = 30
 MIB = 1 << 20
 CFG = """\
 dir: local
@@ -129,6 +130,15 @@ class PvesmCase(SynchronousTestCase):
             connection.shutdown(socket.SHUT_WR)
         except OSError:
             pass
+
+    def until(self, condition):
+        """Wait for something that a process does; returns what it gives once that is true."""
+        end_s = time.monotonic() + WAIT_S / 2
+        while not (found := condition()):
+            if time.monotonic() > end_s:
+                self.fail("it did not happen")
+            os.sched_yield()
+        return found
 
     def url(self) -> str:
         return f"unix://{self.socket}"

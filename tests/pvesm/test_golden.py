@@ -25,7 +25,7 @@ STRICTER = {
     # No header goes out for a volume that is not there, no conversion into a pipe is tried.
     "export missing volume": ("", "failed to stat 'LOCAL/images/100/vm-100-disk-77.raw'\n"),
 }
-# The time limit is tried by tests.pvesm.test_incoming, where it is short.
+# The time limit is tried by tests.pvesm.test_streams, where it is short.
 NOT_HERE = {"import never connected (30s timeout)"}
 
 
@@ -92,7 +92,9 @@ class GoldenCase(PvesmCase):
         self.assertNotEqual(done.code, 0)
         self.assertNotIn("successfully", done.out)
         self.assertIn(said.replace("size ", "size="), done.out)
-        self.assertEqual(sorted(os.listdir(self.folder)), ["vm-100-disk-8.raw", "vm-100-disk-9.qcow2"])
+        self.assertEqual(
+            sorted(path.name for path in self.folder.iterdir()), ["vm-100-disk-8.raw", "vm-100-disk-9.qcow2"]
+        )
 
 
 class ImportRows(GoldenCase):

@@ -1,0 +1,73 @@
+"""Command lines as Proxmox's tools take them."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.pvesm.options import Syntax, UsageError, matching, one_of, parse_parameters
+
+SYNTAX = Syntax(
+    usage="USAGE",
+    arguments=("volume", "file"),
+    values=("snapshot", "snapshot-list", "format"),
+    switches=("with-snapshots", "allow-rename"),
+    checks={"format": one_of("a", "b"), "snapshot": matching("[a-z-]*")},
+)
+
+
+class OptionTests(SynchronousTestCase):
+    def read(self, line):
+        return parse_parameters(SYNTAX, line.split())
+
+    def refused(self, line, text):
+        self.assertEqual(self.assertRaises(UsageError, self.read, line).text, f"{text}\nUSAGE")
+
+    def test_any_position_and_spelling(self):
+        for line in (
+            "v - -format a -with-snapshots 1",
+            "-format=a --with-snapshots=1 v -",
+            "v --format a - --with-snapshots",
+            "--with-snapshots --format=a v -",
+            "--with-snapshots=yes v --form a -",
+        ):
+            with self.subTest(line=line):
+                found = self.read(line)
+                self.assertEqual((found["volume"], found["file"], found.get("format")), ("v", "-", "a"))
+                self.assertTrue(found.switch("with-snapshots"))
+                self.assertFalse(found.switch("allow-rename"))
+
+    def test_switch_values(self):
+        for word, wanted in (
+            ("0", False),
+            ("off", False),
+            ("No", False),
+            ("false", False),
+            ("TRUE", True),
+            ("on", True),
+        ):
+            self.assertIs(self.read(f"v f -allow-rename {word}").switch("allow-rename"), wanted)
+        self.refused("v f -allow-rename maybe", "400 unable to parse boolean option")
+
+    def test_a_value_may_look_like_an_option(self):
+        self.assertEqual(self.read("v f -snapshot -x")["snapshot"], "-x")
+
+    def test_end_of_options(self):
+        self.assertEqual(self.read("-format a -- -v -f")["volume"], "-v")
+
+    def test_the_last_one_counts(self):
+        self.assertEqual(self.read("v f -format a -format b")["format"], "b")
+
+    def test_cut_short(self):
+        self.assertEqual(self.read("v f -snapshot x")["snapshot"], "x")
+        self.refused("v f -snap x", "Option snap is ambiguous (snapshot, snapshot-list)\n400 unable to parse option")
+
+    def test_refusals(self):
+        self.refused("v", "400 not enough arguments")
+        self.refused("v f x", "400 too many arguments")
+        self.refused("v f -bogus -evil=1", "Unknown option: bogus\nUnknown option: evil\n400 unable to parse option")
+        self.refused("v f -format", "Option format requires an argument\n400 unable to parse option")
+        self.refused(
+            "v f -format c",
+            "400 Parameter verification failed.\nformat: value 'c' does not have a value in the enumeration 'a, b'",
+        )
+        self.refused(
+            "v f -snapshot A", "400 Parameter verification failed.\nsnapshot: value does not match the regex pattern"
+        )
