@@ -1,0 +1,254 @@
+"""QEMU's command line for a virtual machine: Proxmox's machine, on a host without Proxmox."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mtunnel_tx.backends.devices import (
+    as_json,
+    bus_devices,
+    escaped,
+    nic_device,
+    serial_devices,
+    small_devices,
+    usb_devices,
+    vga_devices,
+)
+from mtunnel_tx.backends.drives import VolumeFile, blockdev, controller_names, disk_devices
+from mtunnel_tx.backends.host import PROGRAM, Host, find_firmware
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.hardware import Hardware, NumaNode
+
+QMP_FD = 3
+"""The number that the monitor's listening socket has in QEMU."""
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_HYPER_V = ("ipi", "relaxed", "reset", "runtime", "spinlocks=0x1fff", "stimer", "synic", "time", "vapic", "vpindex")
+_LEVEL_2 = ("pni", "popcnt", "sse4.1", "sse4.2", "ssse3")
+_LEVEL_3 = ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave")
+_LEVEL_4 = ("avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+_PROXMOX_CPUS = {
+    "x86-64-v2": _LEVEL_2,
+    "x86-64-v2-AES": ("aes", *_LEVEL_2),
+    "x86-64-v3": ("aes", *_LEVEL_2, *_LEVEL_3),
+    "x86-64-v4": ("aes", *_LEVEL_2, *_LEVEL_3, *_LEVEL_4),
+}
+"""CPU models that Proxmox adds to QEMU's: `qemu64` with these flags."""
+_OF_KVM = ("kvm_", "kvm-", "hv_", "hv-", "enforce")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A start.
+
+    `files`: drive key to its volume's file; `taps`: network card to the descriptors of its tap device, as QEMU knows
+    them; `host_mtus`: network card to the MTU it tells the guest; `listen_on`: wait there for another host's state;
+    `cpu`: the argument of `-cpu`, where the source of a migration says it.
+    """
+
+    vmid: int
+    hardware: Hardware
+    host: Host
+    runtime_dir: Path
+    files: Mapping[str, VolumeFile]
+    taps: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    host_mtus: Mapping[str, int] = field(default_factory=dict)
+    listen_on: Path | None = None
+    cpu: str | None = None
+
+    @property
+    def kvm(self) -> bool:
+        """Whether the machine's own hardware runs the guest."""
+        return self.hardware.kvm and self.host.has_kvm
+
+    def socket(self, name: str) -> Path:
+        """A UNIX socket of the VM's, e.g. `100.qga`."""
+        return self.runtime_dir / f"{self.vmid}.{name}"
+
+
+def command_line(setup: Setup) -> list[str]:
+    """The program and all its arguments. Raises: TunnelError: `KEY: REASON`: something this host does not have."""
+    hardware = setup.hardware
+    return [
+        *(PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-sandbox", _SANDBOX),
+        *("-name", f"{escaped(hardware.name or f'vm{setup.vmid}')},debug-threads=on"),
+        *("-chardev", f"socket,id=qmp,fd={QMP_FD},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
+        *_identity(hardware),
+        *_firmware(setup),
+        *("-boot", "strict=on,reboot-timeout=1000"),
+        *_screen(setup),
+        *("-cpu", cpu_argument(setup), "-smp", _processors(hardware)),
+        *_memory(hardware),
+        *_power(setup),
+        *bus_devices(hardware, {*controller_names(hardware), *_own_bus(hardware)}),
+        *usb_devices(hardware),
+        *vga_devices(hardware),
+        *serial_devices(hardware, setup.socket),
+        *small_devices(hardware),
+        *disk_devices(hardware, setup.files),
+        *_networks(setup),
+        *_clock(hardware),
+        *("-machine", _machine(setup)),
+        *_start(setup),
+        *shlex.split(hardware.arguments),
+    ]
+
+
+def _identity(hardware: Hardware) -> list[str]:
+    if not hardware.smbios:
+        return []
+    fields = ",".join(f"{key}={escaped(value)}" for key, value in sorted(hardware.smbios.items()))
+    return ["-smbios", f"type=1,{fields}"]
+
+
+def _firmware(setup: Setup) -> list[str]:
+    """UEFI in two flash chips, the second is the EFI disk."""
+    hardware = setup.hardware
+    if not hardware.ovmf:
+        return []
+    if hardware.efidisk is None or "efidisk0" not in setup.files:
+        raise TunnelError("bios: without an EFI disk, ovmf cannot be run here")
+    options = hardware.efidisk.options
+    code = find_firmware(options.get("efitype", "2m"), secure=options.get("pre-enrolled-keys") == "1")
+    lower = {"driver": "file", "filename": str(code), "read-only": True}
+    flash = {"driver": "raw", "node-name": "pflash0", "read-only": True, "file": lower}
+    return ["-blockdev", as_json(flash), *blockdev("efidisk0", hardware.efidisk, setup.files["efidisk0"])]
+
+
+def _screen(setup: Setup) -> list[str]:
+    return ["-vnc", f"unix:{escaped(setup.socket('vnc'))}"] if setup.hardware.vga_device else []
+
+
+def cpu_argument(setup: Setup) -> str:
+    """The model and its flags. What only KVM has is left out where there is none."""
+    hardware = setup.hardware
+    words = setup.cpu.split(",") if setup.cpu else list(_cpu_words(hardware, kvm=setup.kvm))
+    if not setup.kvm:
+        words = ["max" if word == "host" else word for word in words if not word.lstrip("+-").startswith(_OF_KVM)]
+    return ",".join(words)
+
+
+def _cpu_words(hardware: Hardware, *, kvm: bool) -> Iterator[str]:
+    cpu = hardware.cpu
+    model = cpu.get("cputype", "kvm64" if hardware.kvm else "qemu64")
+    chosen = [flag for flag in cpu.get("flags", "").split(";") if flag]
+    named = {flag[1:] for flag in chosen}
+    yield "qemu64" if model in _PROXMOX_CPUS else model
+    yield from (f"+{flag}" for flag in _PROXMOX_CPUS.get(model, ()) if flag not in named)
+    yield from (f"+{flag}" for flag in ("lahf_lm", "sep") if model == "kvm64" and flag not in named)
+    yield from chosen
+    if kvm:
+        yield from ("+kvm_pv_unhalt", "+kvm_pv_eoi")
+        yield from () if model in ("host", "max") else ("enforce",)
+        yield from _windows_words(hardware)
+    if cpu.get("hidden") == "1":
+        yield "kvm=off"
+    if "phys-bits" in cpu:
+        yield "host-phys-bits=true" if cpu["phys-bits"] == "host" else f"phys-bits={cpu['phys-bits']}"
+    yield from (f"{key}={cpu[key]}" for key in ("guest-phys-bits", "level") if key in cpu)
+
+
+def _windows_words(hardware: Hardware) -> Iterator[str]:
+    """What Windows from Vista on wants to see of Hyper-V; the newer ones more of it."""
+    if hardware.windows < 6:
+        return
+    early = ("relaxed", "spinlocks=0x1fff", "vapic", "time")
+    yield from (f"hv_{word}" for word in (_HYPER_V if hardware.windows >= 7 else early))
+    if "hv-vendor-id" in hardware.cpu:
+        yield f"hv_vendor_id={hardware.cpu['hv-vendor-id']}"
+
+
+def _processors(hardware: Hardware) -> str:
+    most = hardware.sockets * hardware.cores
+    return f"{hardware.vcpus},sockets={hardware.sockets},cores={hardware.cores},maxcpus={most}"
+
+
+def _memory(hardware: Hardware) -> list[str]:
+    arguments = ["-m", str(hardware.memory_mib)]
+    for number, node in enumerate(hardware.numa):
+        arguments += ["-object", as_json(_memory_backend(number, node))]
+        cpus = "".join(f",cpus={span}" for span in node.cpus)
+        arguments += ["-numa", f"node,nodeid={number}{cpus},memdev=ram-node{number}"]
+    return arguments
+
+
+def _memory_backend(number: int, node: NumaNode) -> dict[str, object]:
+    backend: dict[str, object] = {
+        "qom-type": "memory-backend-ram",
+        "id": f"ram-node{number}",
+        "size": node.memory_mib << 20,
+    }
+    if node.host_nodes:
+        backend |= {"host-nodes": _numbers(node.host_nodes), "policy": node.policy or "default"}
+    return backend
+
+
+def _numbers(spans: Sequence[str]) -> list[int]:
+    numbers: list[int] = []
+    for span in spans:
+        first, _, last = span.partition("-")
+        numbers += range(int(first), min(int(last or first), int(first) + 1023) + 1)
+    return numbers
+
+
+def _power(setup: Setup) -> list[str]:
+    """Sleep states, which newer machines have not, and the timer that Windows must not catch up with."""
+    hardware = setup.hardware
+    chip = "ICH9-LPC" if hardware.machine.is_q35 else "PIIX4_PM"
+    modern = hardware.machine.at_least(9, 2, 1)
+    arguments: list[str] = []
+    if setup.kvm and hardware.windows >= 6:
+        arguments += ["-global", "kvm-pit.lost_tick_policy=discard"]
+    for state in ("s3", "s4"):
+        if modern or state in hardware.sleeps:
+            arguments += ["-global", f"{chip}.disable_{state}={int(not hardware.sleeps.get(state, False))}"]
+    return arguments
+
+
+def _own_bus(hardware: Hardware) -> set[str]:
+    return {nic.key for nic in hardware.nics} | ({"rng0"} if hardware.rng else set())
+
+
+def _networks(setup: Setup) -> list[str]:
+    arguments: list[str] = []
+    for nic in setup.hardware.nics:
+        fds = setup.taps.get(nic.key)
+        arguments += ["-netdev", as_json(_netdev(setup, nic.key, fds))]
+        mtu = setup.host_mtus.get(nic.key)
+        arguments += nic_device(nic, setup.hardware, host_mtu=mtu, roms=setup.host.roms)
+    return arguments
+
+
+def _netdev(setup: Setup, key: str, fds: Sequence[int] | None) -> dict[str, object]:
+    if fds is None:
+        return {"type": "user", "id": key}
+    numbers = ":".join(map(str, fds))
+    vhost = setup.kvm and setup.host.has_vhost_net
+    return {"type": "tap", "id": key, "fd" if len(fds) == 1 else "fds": numbers, "vhost": vhost}
+
+
+def _clock(hardware: Hardware) -> list[str]:
+    return ["-rtc", ",".join(f"{key}={value}" for key, value in hardware.clock.items())] if hardware.clock else []
+
+
+def _machine(setup: Setup) -> str:
+    hardware = setup.hardware
+    options = [f"type={hardware.machine.name}", f"accel={'kvm' if setup.kvm else 'tcg'}"]
+    if hardware.windows >= 6 or (hardware.linux and hardware.machine.at_least(10, 1)):
+        options.append("hpet=off")
+    if not hardware.acpi:
+        options.append("acpi=off")
+    if not hardware.ovmf and hardware.vga.get("type", "").startswith("serial"):
+        options.append("smm=off")
+    if hardware.ovmf:
+        options += ["pflash0=pflash0", "pflash1=drive-efidisk0"]
+    return ",".join(options)
+
+
+def _start(setup: Setup) -> list[str]:
+    arguments = ["-no-reboot"] if setup.hardware.stops_at_reboot else []
+    if setup.listen_on is not None:
+        return [*arguments, "-incoming", f"unix:{setup.listen_on}", "-S"]
+    return [*arguments, "-S"] if setup.hardware.starts_frozen else arguments

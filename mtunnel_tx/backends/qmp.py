@@ -1,0 +1,214 @@
+"""QEMU's monitor protocol: one connection, JSON lines, several commands in flight, events in between.
+
+Nothing here waits for ever: each call has its time, and the end of the connection fails all that wait.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+
+from mtunnel_tx.errors import BackendFailed, TimedOut
+from mtunnel_tx.pve.values import clean
+
+log = Logger()
+LINE_BYTES = 16 << 20
+CALL_S = 10.0
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""Takes an event's name and data."""
+
+
+class MonitorLost(BackendFailed):
+    """The connection to QEMU is over; whether QEMU is, another must tell."""
+
+
+class CommandFailed(BackendFailed):
+    """QEMU refused a command; `kind` is its error class, e.g. `CommandNotFound`."""
+
+    def __init__(self, command: str, kind: str, reason: str) -> None:
+        super().__init__(f"QEMU refuses '{command}': {clean(reason)}")
+        self.kind = kind
+        self.reason = clean(reason)
+
+
+class Monitor(LineReceiver):
+    """The client's side of a QMP connection; made by `connect_monitor`, which has done the handshake."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = LINE_BYTES
+
+    def __init__(self, reactor: Any) -> None:
+        self.version: Mapping[str, Any] = {}
+        self.greeted: Deferred[None] = Deferred()
+        self._reactor = reactor
+        self._numbers = count(1)
+        self._pending: dict[int, tuple[str, Deferred[Any]]] = {}
+        self._listeners: list[Listener] = []
+        self._loss: MonitorLost | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is over."""
+        return self._loss is not None
+
+    async def call(self, command: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = CALL_S) -> Any:
+        """Run one command.
+
+        Returns: QEMU's `return`. Raises: CommandFailed; TimedOut: the reply, should it come, is dropped; MonitorLost.
+        """
+        if self._loss is not None:
+            raise MonitorLost(self._loss.text)
+        number = next(self._numbers)
+        reply: Deferred[Any] = Deferred()
+        self._pending[number] = (command, reply)
+        self._send({"execute": command, "arguments": dict(arguments or {}), "id": number})
+        try:
+            return await within(self._reactor, wait_s, reply, f"QEMU did not answer '{command}' within {wait_s:g} s")
+        finally:
+            self._pending.pop(number, None)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Have events told to `listener`, and the end of the connection as the event `""`.
+
+        Returns: a call that ends it.
+        """
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    def close(self) -> None:
+        """Hang up; what waits fails."""
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self.sendLine(json.dumps(message, separators=(",", ":")).encode("ascii"))
+
+    def lineReceived(self, line: bytes) -> None:  # noqa: N802
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            self._lose("QEMU's monitor speaks no QMP")
+        elif "event" in message:
+            self._tell(str(message["event"]), message.get("data", {}))
+        elif "QMP" in message:
+            self.version = message["QMP"].get("version", {}).get("qemu", {})
+            _fire(self.greeted)
+        else:
+            self._settle(message)
+
+    def _settle(self, message: Mapping[str, Any]) -> None:
+        command, reply = self._pending.pop(message.get("id", 0), ("", None))
+        if reply is None:
+            return  # too late, somebody gave up
+        if "error" in message:
+            error = message["error"]
+            failed = CommandFailed(command, str(error.get("class")), str(error.get("desc")))
+            reply.errback(Failure(failed))
+        else:
+            reply.callback(message.get("return"))
+
+    def _tell(self, name: str, data: Mapping[str, Any]) -> None:
+        for listener in list(self._listeners):
+            listener(name, data)
+
+    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802, ARG002
+        self._lose(f"a line of QEMU's monitor is longer than {LINE_BYTES} bytes")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802, ARG002
+        self._lose("QEMU closed its monitor")
+
+    def _lose(self, reason: str) -> None:
+        if self._loss is not None:
+            return
+        self._loss = MonitorLost(reason)
+        self.close()
+        pending, self._pending = self._pending, {}
+        for _, reply in pending.values():
+            reply.errback(Failure(MonitorLost(reason)))
+        if not self.greeted.called:
+            self.greeted.errback(Failure(MonitorLost(reason)))
+        self._tell("", {})
+
+
+async def connect_monitor(reactor: Any, path: Path, wait_s: float = CALL_S) -> Monitor:
+    """Connect to a monitor's UNIX socket and shake hands; QEMU talks to one at a time.
+
+    Raises: MonitorLost: nobody listens, or hangs up. TimedOut: another one talks to it, or it does not answer.
+    """
+    factory = Factory.forProtocol(lambda: Monitor(reactor))
+    end_s = reactor.seconds() + wait_s
+    try:
+        monitor: Monitor = await UNIXClientEndpoint(reactor, str(path), timeout=wait_s).connect(factory)
+    except (ConnectError, OSError) as error:
+        raise MonitorLost(f"nobody listens on QEMU's monitor: {error}") from error
+    try:
+        late = f"QEMU did not greet within {wait_s:g} s"
+        await within(reactor, end_s - reactor.seconds(), monitor.greeted, late)
+        await monitor.call("qmp_capabilities", wait_s=max(0.1, end_s - reactor.seconds()))
+    except BaseException:
+        monitor.close()
+        raise
+    return monitor
+
+
+async def within(reactor: Any, wait_s: float, waiting: Deferred[Any], late: str) -> Any:
+    """Await something, but not for ever; it is cancelled then.
+
+    Raises: TimedOut: `late` is its text.
+    """
+    timer = reactor.callLater(max(0.0, wait_s), waiting.cancel)
+    try:
+        return await waiting
+    except CancelledError as error:
+        if timer.active():
+            raise
+        raise TimedOut(late) from error
+    finally:
+        if timer.active():
+            timer.cancel()
+
+
+class Occasion:
+    """Something that happens now and then, and those who wait for the next time."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._waiters: list[Deferred[None]] = []
+
+    def happen(self) -> None:
+        """Wake everybody who waits, in the next turn of the reactor."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            self._reactor.callLater(0, _fire, waiter)
+
+    async def next(self, wait_s: float) -> bool:
+        """Wait for the next time, or for so long. Returns: it happened."""
+        waiter: Deferred[None] = Deferred()
+        self._waiters.append(waiter)
+        try:
+            await within(self._reactor, wait_s, waiter, "nothing happened")
+        except TimedOut:
+            return False
+        finally:
+            with suppress(ValueError):
+                self._waiters.remove(waiter)
+        return True
+
+
+def _fire(waiter: Deferred[None]) -> None:
+    if not waiter.called:
+        waiter.callback(None)

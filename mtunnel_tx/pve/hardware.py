@@ -1,0 +1,333 @@
+"""What a virtual machine is made of: a guest's config, read for a host that starts QEMU by itself.
+
+What such a host cannot run is refused by the name of its key; nothing that a guest would notice is left out silently.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.booting import boot_indexes
+from mtunnel_tx.pve.drive import Drive, drive_interface
+from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestformats import AGENT, CPU, MACHINE, MEMORY, NUMA, RNG, SMBIOS, VGA, WATCHDOG, check_value
+from mtunnel_tx.pve.guestrules import is_template, iter_drives, iter_nics
+from mtunnel_tx.pve.machinetype import MachineType, parse_machine_type
+from mtunnel_tx.pve.property import PropertyFormat
+from mtunnel_tx.pve.values import CONTROL, FormatError, clean
+
+MOST_NICS = 30
+_REFUSED = re.compile(
+    r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|hugepages|ivshmem|amd-sev|intel-tdx|audio0|tpmstate0|hookscript|vmstate"
+)
+_VGA_DEVICES = {
+    "std": "VGA",
+    "cirrus": "cirrus-vga",
+    "vmware": "vmware-svga",
+    "virtio": "virtio-vga",
+}
+_WINDOWS = {"wxp": 5, "w2k": 5, "w2k3": 5, "w2k8": 6, "wvista": 6, "win7": 7, "win8": 8, "win10": 10, "win11": 11}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A drive with its place: `scsi0` is interface `scsi`, index 0; `boot_index` None: nothing boots from it."""
+
+    key: str
+    index: int
+    drive: Drive
+    boot_index: int | None
+
+    @property
+    def interface(self) -> str:
+        """`ide`, `sata`, `scsi` or `virtio`."""
+        return drive_interface(self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """A network card: `options` as pve.nic reads them."""
+
+    key: str
+    index: int
+    options: Mapping[str, str]
+    boot_index: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumaNode:
+    """A node's share; `host_nodes` and `policy` None: anywhere."""
+
+    cpus: tuple[str, ...]
+    memory_mib: int
+    host_nodes: tuple[str, ...] = ()
+    policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """A virtual machine as its config has it; property strings are taken apart and checked.
+
+    `windows`: 5 is XP, 6 Vista, then Windows' own numbers; 0: something else. `arguments`: a line for the shell's rules.
+    """
+
+    name: str | None
+    machine: MachineType
+    sleeps: Mapping[str, bool]
+    memory_mib: int
+    balloon: bool
+    numa: tuple[NumaNode, ...]
+    sockets: int
+    cores: int
+    vcpus: int
+    cpu: Mapping[str, str]
+    kvm: bool
+    windows: int
+    linux: bool
+    ovmf: bool
+    acpi: bool
+    disks: tuple[Disk, ...]
+    efidisk: Drive | None
+    scsihw: str
+    nics: tuple[Nic, ...]
+    agent: str | None
+    serials: tuple[int, ...]
+    vga: Mapping[str, str]
+    smbios: Mapping[str, str]
+    vmgenid: str | None
+    rng: Mapping[str, str] | None
+    watchdog: Mapping[str, str] | None
+    tablet: bool
+    clock: Mapping[str, str]
+    stops_at_reboot: bool
+    starts_frozen: bool
+    arguments: str
+
+    @property
+    def vga_device(self) -> str | None:
+        """QEMU's device; None: no screen, the console is a serial port or nothing."""
+        return _VGA_DEVICES.get(self.vga.get("type", "std"))
+
+
+def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
+    """Read a config.
+
+    Args: local: it is this host's own, so that it may have `args`.
+    Raises: TunnelError: `KEY: REASON` for what this host cannot run, or a value that does not fit its key.
+    """
+    options = _checked(conf, local=local)
+    sockets, cores = int(options.get("sockets", "1")), int(options.get("cores", "1"))
+    memory_mib = int(_parse(MEMORY, options, "memory", "512")["current"])
+    machine = _parse(MACHINE, options, "machine", "pc")
+    indexes = boot_indexes(conf)
+    return Hardware(
+        name=options.get("name"),
+        machine=_machine_type(machine),
+        sleeps={state: machine[f"enable-{state}"] == "1" for state in ("s3", "s4") if f"enable-{state}" in machine},
+        memory_mib=memory_mib,
+        balloon=options.get("balloon") != "0",
+        numa=_numa_nodes(options, sockets, cores, memory_mib),
+        sockets=sockets,
+        cores=cores,
+        vcpus=_vcpus(options, sockets * cores),
+        cpu=_cpu(options),
+        kvm=options.get("kvm", "1") == "1",
+        windows=_WINDOWS.get(options.get("ostype", ""), 0),
+        linux=options.get("ostype") == "l26",
+        ovmf=options.get("bios") == "ovmf",
+        acpi=options.get("acpi", "1") == "1",
+        disks=_disks(conf, indexes),
+        efidisk=dict(iter_drives(conf)).get("efidisk0"),
+        scsihw=options.get("scsihw", "lsi"),
+        nics=_nics(conf, indexes),
+        agent=_agent(options),
+        serials=tuple(number for number in range(4) if f"serial{number}" in options),
+        vga=_vga(options),
+        smbios=_smbios(options),
+        vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
+        rng=_parse(RNG, options, "rng0") or None,
+        watchdog=_parse(WATCHDOG, options, "watchdog") or None,
+        tablet=options.get("tablet", "1") == "1",
+        clock=_clock(options),
+        stops_at_reboot=options.get("reboot") == "0",
+        starts_frozen=options.get("freeze") == "1",
+        arguments=options.get("args", ""),
+    )
+
+
+def refuse(key: str, reason: str) -> TunnelError:
+    """What cannot be run here, by its key."""
+    return TunnelError(f"{key}: {reason}")
+
+
+def _checked(conf: GuestConfig, *, local: bool) -> dict[str, str]:
+    """Every value in the form it is kept in; a file on disk may hold anything."""
+    if is_template(conf):
+        raise refuse("template", "a template cannot be started")
+    if not local and "args" in conf.options:
+        raise refuse("args", "arguments for QEMU are not taken from another host")
+    checked: dict[str, str] = {}
+    for key, value in sorted(conf.options.items()):
+        try:
+            checked[key] = check_value(key, value)
+        except FormatError as error:
+            raise refuse(clean(key), clean(str(error).strip().replace("\n", ": "))) from error
+        _check_possible(key, checked[key])
+    return checked
+
+
+def _check_possible(key: str, value: str) -> None:
+    if _REFUSED.fullmatch(key):
+        raise refuse(key, "this host cannot run that")
+    if key == "arch" and value != "x86_64":
+        raise refuse(key, f"'{value}' is not for this host")
+    if key.startswith("serial") and value != "socket":
+        raise refuse(key, "only 'socket' can be run here")
+
+
+def _parse(form: PropertyFormat, options: Mapping[str, str], key: str, default: str = "") -> dict[str, str]:
+    """A property string that `_checked` let pass; empty where it is absent."""
+    text = options.get(key, default)
+    return form.parse(text) if text else {}
+
+
+def _machine_type(machine: Mapping[str, str]) -> MachineType:
+    if "viommu" in machine:
+        raise refuse("machine", "viommu cannot be run here")
+    try:
+        return parse_machine_type(machine.get("type", "pc"))
+    except FormatError as error:
+        raise refuse("machine", str(error)) from error
+
+
+def _vcpus(options: Mapping[str, str], most: int) -> int:
+    vcpus = int(options.get("vcpus", most))
+    if vcpus > most:
+        raise refuse("vcpus", f"there are {most} at most")
+    return vcpus
+
+
+def _cpu(options: Mapping[str, str]) -> dict[str, str]:
+    cpu = _parse(CPU, options, "cpu")
+    if cpu.get("cputype", "").startswith("custom-"):
+        raise refuse("cpu", f"there is no custom CPU model '{cpu['cputype']}' here")
+    if "reported-model" in cpu:
+        raise refuse("cpu", "reported-model cannot be run here")
+    return cpu
+
+
+def _numa_nodes(options: Mapping[str, str], sockets: int, cores: int, memory_mib: int) -> tuple[NumaNode, ...]:
+    """The nodes as `numaN` has them, else one for each socket."""
+    if options.get("numa") != "1":
+        return ()
+    if "memory" in options.get("hotplug", ""):
+        raise refuse("hotplug", "memory hotplug cannot be run here")
+    named = [f"numa{index}" for index in range(8) if f"numa{index}" in options]
+    if not named:
+        share = memory_mib // sockets
+        return tuple(NumaNode(cpus=(_span(index * cores, cores),), memory_mib=share) for index in range(sockets))
+    nodes = tuple(_numa_node(key, NUMA.parse(options[key])) for key in named)
+    if sum(node.memory_mib for node in nodes) != memory_mib:
+        raise refuse(named[0], "the memory of all nodes must add up to the memory there is")
+    return nodes
+
+
+def _span(first: int, count: int) -> str:
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+def _numa_node(key: str, values: Mapping[str, str]) -> NumaNode:
+    if "memory" not in values:
+        raise refuse(key, "a node needs memory")
+    return NumaNode(
+        cpus=tuple(values["cpus"].split(";")),
+        memory_mib=int(float(values["memory"])),
+        host_nodes=tuple(filter(None, values.get("hostnodes", "").split(";"))),
+        policy=values.get("policy"),
+    )
+
+
+def _disks(conf: GuestConfig, indexes: Mapping[str, int]) -> tuple[Disk, ...]:
+    disks = []
+    for key, drive in iter_drives(conf):
+        interface = drive_interface(key)
+        if interface in ("efidisk", "tpmstate", "unused"):
+            continue
+        _check_drive(key, drive)
+        index = int(key.removeprefix(interface))
+        disks.append(Disk(key=key, index=index, drive=drive, boot_index=indexes.get(key)))
+    return tuple(sorted(disks, key=lambda disk: (disk.interface, disk.index)))
+
+
+def _check_drive(key: str, drive: Drive) -> None:
+    if drive.volume == "cdrom":
+        raise refuse(key, "the host's own CD-ROM drive cannot be used here")
+    if drive.allocates:
+        raise refuse(key, f"'{clean(drive.volume)}' is no volume")
+    for option in ("snapshot", "scsiblock"):
+        if drive.options.get(option) == "1":
+            raise refuse(key, f"{option} cannot be run here")
+
+
+def _nics(conf: GuestConfig, indexes: Mapping[str, int]) -> tuple[Nic, ...]:
+    nics = []
+    for key, options in iter_nics(conf):
+        index = int(key.removeprefix("net"))
+        if index >= MOST_NICS:
+            raise refuse(key, f"there are {MOST_NICS} network cards at most")
+        for option in ("tag", "trunks"):
+            if option in options:
+                raise refuse(key, f"VLANs ({option}) cannot be run here")
+        if options["model"] == "ne2k_isa":
+            raise refuse(key, "model ne2k_isa cannot be run here")
+        nics.append(Nic(key=key, index=index, options=options, boot_index=indexes.get(key)))
+    return tuple(nics)
+
+
+def _agent(options: Mapping[str, str]) -> str | None:
+    agent = _parse(AGENT, options, "agent")
+    return agent.get("type", "virtio") if agent.get("enabled") == "1" else None
+
+
+def _vga(options: Mapping[str, str]) -> dict[str, str]:
+    vga = _parse(VGA, options, "vga")
+    kind = vga.get("type", "std")
+    if kind.startswith("qxl") or kind == "virtio-gl":
+        raise refuse("vga", f"'{kind}' cannot be run here")
+    if kind.startswith("serial") and kind not in options:
+        raise refuse("vga", f"there is no {kind}")
+    return vga
+
+
+def _smbios(options: Mapping[str, str]) -> dict[str, str]:
+    """Type 1's fields as text."""
+    fields = _parse(SMBIOS, options, "smbios1")
+    encoded = fields.pop("base64", "0") == "1"
+    return {key: _decoded(value) if encoded and key != "uuid" else value for key, value in fields.items()}
+
+
+def _decoded(value: str) -> str:
+    try:
+        text = b64decode(value, validate=True).decode("utf-8")
+    except ValueError as error:
+        raise refuse("smbios1", "a value is not in base64") from error
+    if CONTROL.search(text):
+        raise refuse("smbios1", "a value has control characters")
+    return text
+
+
+def _clock(options: Mapping[str, str]) -> dict[str, str]:
+    """Options of the real time clock; Windows keeps local time."""
+    windows = options.get("ostype") in _WINDOWS
+    clock = {}
+    if options.get("tdf", "1" if windows and options.get("acpi") != "0" else "0") == "1":
+        clock["driftfix"] = "slew"
+    if options.get("startdate", "now") != "now":
+        clock["base"] = options["startdate"]
+    elif options.get("localtime", "1" if windows else "0") == "1":
+        clock["base"] = "localtime"
+    return clock
