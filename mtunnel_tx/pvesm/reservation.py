@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mtunnel_tx.errors import BackendFailed, NotFound, WrongState
@@ -69,13 +69,13 @@ def reserve(storage: DirectoryStorage, vmid: int, choose: Choose) -> Iterator[Re
     Raises: BackendFailed: the folder or the file cannot be made; and what `choose` raises.
     """
     try:
-        with storage.image_folder(vmid, make=True) as folder:
+        with ExitStack() as opened:
+            # Under one lock: an empty folder may be removed by whoever holds it.
             with storage.locked():
+                folder = opened.enter_context(storage.image_folder(vmid, make=True))
                 reservation = _take_name(storage, vmid, choose, folder)
-            try:
-                yield reservation
-            finally:
-                reservation.close()
+            opened.callback(reservation.close)
+            yield reservation
     finally:
         with storage.locked():
             storage.drop_empty_folder(vmid)
