@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "show the tunnels of the running daemon",
     "settle": "decide about a tunnel that was held",
     "drain": "let the daemon end when its last tunnel has ended",
+    "websocket-tunnel": "carry a Proxmox source's commands and streams, over its standard input and output",
     "demo": "send a virtual machine from one node to another, both made for it",
 }
 """Subcommands and their help, one module of this package each."""
@@ -48,7 +49,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, text in COMMANDS.items():
         if name == command:
-            import_module(f"mtunnel_tx.cli.{name}").configure(subparsers)
+            import_module(f"mtunnel_tx.cli.{name.replace('-', '_')}").configure(subparsers)
         else:
             subparsers.add_parser(name, help=text)
     return parser

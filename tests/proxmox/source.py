@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -88,6 +89,10 @@ class Disk:
     volid: str
     file: Path
 
+    def name_for(self, vmid: int) -> str:
+        """What the disk is called there: the VMID in its name becomes the target's."""
+        return re.sub(r"-\d+-", f"-{vmid}-", self.file.name, count=1)
+
     @property
     def format(self) -> str:
         return self.file.suffix.removeprefix(".")
@@ -110,9 +115,9 @@ class Released:
     def bwlimit(self, storage: str) -> dict[str, Any]:
         return {"operation": "migration", "storages": [storage], "bwlimit": None}
 
-    def disk_import(self, disk: Disk, storage: str) -> dict[str, Any]:
+    def disk_import(self, disk: Disk, vmid: int, storage: str) -> dict[str, Any]:
         return {
-            "volname": disk.file.name,
+            "volname": disk.name_for(vmid),
             "format": disk.format,
             "export_formats": disk.stream,
             "storage": storage,
@@ -132,9 +137,9 @@ class First(Released):
     def bwlimit(self, storage: str) -> dict[str, Any]:
         return {"operation": "migration", "storage": storage, "bwlimit": None}
 
-    def disk_import(self, disk: Disk, storage: str) -> dict[str, Any]:
+    def disk_import(self, disk: Disk, vmid: int, storage: str) -> dict[str, Any]:
         return {
-            "volname": disk.file.name,
+            "volname": disk.name_for(vmid),
             "format": disk.format,
             "export-formats": disk.stream,
             "storage": storage,
@@ -236,7 +241,7 @@ class Source:
 
     def start_import(self, disk: Disk, storage: str = "local") -> Path:
         """Returns: the local socket that leads to the importer."""
-        reply = self.ask("disk-import", **self.dialect.disk_import(disk, storage))
+        reply = self.ask("disk-import", **self.dialect.disk_import(disk, self.target_vmid, storage))
         if reply["format"] not in disk.stream.split(","):
             raise Failed("stream format")
         local = self.home.root / f"{self.vmid}.storage"
