@@ -7,10 +7,7 @@ write goes straight through, and `TlsProtocol.detach` hands socket, connection a
 from __future__ import annotations
 
 import contextlib
-import socket
-import stat
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -30,79 +27,17 @@ from zope.interface import implementer
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.net.certificate import Certificate, fingerprint, make_certificate
+from mtunnel_tx.net.context import TlsContext, new_context, tune
 from mtunnel_tx.net.gate import Gate, Seat
 from mtunnel_tx.net.kinds import Inner, Result
 from mtunnel_tx.ports import Clock, Timer
 
-__all__ = ["Certificate", "TlsContext", "TlsFactory", "TlsProtocol", "fingerprint", "make_certificate"]
+__all__ = ["Certificate", "TlsContext", "TlsFactory", "TlsProtocol", "fingerprint", "make_certificate", "new_context"]
 
 log = Logger()
 
 HANDSHAKE_S = 20.0
 CHUNK_BYTES = 64 * 1024
-CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20"
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
-
-
-class TlsContext:
-    """The server's certificate and key; `reload` reads both again, for new connections.
-
-    Args: group_reads: the key may be readable for a group, as Proxmox's cluster file system has it (mode 0640).
-    Raises (here and in reload): TunnelError: a file is missing, unusable, or the key can be read by others.
-    """
-
-    def __init__(self, certificate: Path, key: Path, *, group_reads: bool = False) -> None:
-        self._certificate = certificate
-        self._key = key
-        self._most_mode = 0o640 if group_reads else 0o600
-        self.context = self._load()
-
-    def reload(self) -> None:
-        """Take new files over; after an error the old ones stay in use."""
-        self.context = self._load()
-
-    def _load(self) -> SSL.Context:
-        _check_private(self._key, self._most_mode)
-        context = new_context()
-        try:
-            context.use_certificate_chain_file(str(self._certificate))
-        except SSL.Error as error:
-            raise TunnelError(f"cannot use certificate '{self._certificate}'") from error
-        try:
-            context.use_privatekey_file(str(self._key))
-            context.check_privatekey()
-        except SSL.Error as error:
-            raise TunnelError(f"cannot use key '{self._key}': it does not belong to the certificate") from error
-        return context
-
-
-def _check_private(key: Path, most: int) -> None:
-    try:
-        mode = stat.S_IMODE(key.stat().st_mode)
-    except OSError as error:
-        raise TunnelError(f"cannot read key '{key}': {error.strerror}") from error
-    if mode & 0o077 & ~most:
-        raise TunnelError(f"key '{key}' can be read by others: mode {mode:04o}, must be {most:04o}")
-
-
-def new_context() -> SSL.Context:
-    """TLS 1.2 or newer, forward secrecy and AEAD only, no renegotiation, no compression."""
-    context = SSL.Context(SSL.TLS_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
-    context.set_cipher_list(CIPHERS_TLS12)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    return context
-
-
-def tune(sock: socket.socket) -> None:
-    """Keepalive that finds a dead peer within a minute, and no waiting for full packets; nothing where it is no TCP."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in KEEPALIVE:
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class TlsFactory(Factory):
@@ -242,8 +177,7 @@ class TlsProtocol(Protocol):
                 self._fail(ConnectionLost("end of file in the TLS handshake"))
             return False
         except (SSL.Error, TunnelError) as error:
-            self._flush()
-            self._fail(error)
+            self._break(error)
             return False
         self._established = True
         self._stop_timer()
@@ -258,6 +192,15 @@ class TlsProtocol(Protocol):
     def _fail(self, error: Exception) -> None:
         self._failure = Failure(error)
         self.abortConnection()
+
+    def _break(self, error: Exception) -> None:
+        """TLS has failed: its alert still goes out."""
+        self._failure = Failure(error)
+        self.disconnecting = True
+        self._flush()
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        transport.loseConnection()
 
     def _stop_timer(self) -> None:
         if self._timer is not None and self._timer.active():
@@ -286,7 +229,7 @@ class TlsProtocol(Protocol):
         except SSL.ZeroReturnError:
             self._end_reading()
         except SSL.Error as error:
-            self._fail(error)
+            self._break(error)
         else:
             return data
         return b""
@@ -301,7 +244,9 @@ class TlsProtocol(Protocol):
             half.readConnectionLost()
         else:
             self._failure = Failure(ConnectionDone())
-            self.loseConnection()
+            self.disconnecting = True
+            # As with TCP: what a producer still has is not waited for.
+            (self.unregisterProducer if self._producing else self._say_end)()
 
     # What the inner protocol calls
 
@@ -319,10 +264,14 @@ class TlsProtocol(Protocol):
         self.write(b"".join(data))
 
     def _flush(self) -> None:
+        """Send what TLS made, in one piece: a transport pauses its producer once for each write beyond its limit."""
         transport: Any = self.transport
+        pieces = []
         with contextlib.suppress(SSL.WantReadError):
             while True:
-                transport.write(self._connection.bio_read(CHUNK_BYTES))
+                pieces.append(self._connection.bio_read(CHUNK_BYTES))
+        if pieces:
+            transport.writeSequence(pieces)
 
     def loseConnection(self) -> None:
         """Close in order, after everything written and everything a producer still has."""

@@ -11,10 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.net.certificate import fingerprint
+from tests.leaks import Account, assert_nothing_left, take_account
 
 USERS = """\
 user:mig@pve:1:0:::::
@@ -89,7 +92,16 @@ class Node:
         """Start the daemon (or what takes its place), and wait until its port is open."""
         self.launch(*argv)
         self.port = int(wait_for(f"the daemon's port\n{self.log}", self._find_port).rpartition(":")[2])
+        self.before = self._settled_account()
         return self
+
+    def _settled_account(self) -> Account:
+        """What the daemon has once our own questions at its door are over."""
+        assert self.process is not None
+        account = take_account(self.process.pid, self.root)
+        while (again := take_account(self.process.pid, self.root)).descriptors != account.descriptors:
+            account = again
+        return account
 
     def launch(self, *argv: str) -> None:
         """Start the daemon, and wait for nothing."""
@@ -128,10 +140,37 @@ class Node:
             self.process = None
 
     def close(self) -> None:
-        """End everything, and remove the directory."""
-        if self.process is not None and self.process.poll() is None:
-            self.stop()
-        shutil.rmtree(self.root)
+        """End everything, see that nothing is left of it, and remove the directory."""
+        try:
+            if self.process is not None and self.process.poll() is None:
+                if not self.ask(cmd="status")["tunnels"]:
+                    self.assert_nothing_left()
+                self.stop()
+                self._assert_gone()
+        finally:
+            if self.process is not None:
+                self.process.kill()
+            shutil.rmtree(self.root)
+
+    def _assert_gone(self) -> None:
+        """An orderly end leaves no process, no lock and no socket; journals are for the next start."""
+        journals = Counter({str(path.relative_to(self.root)): 1 for path in self.state.glob("journal/*")})
+        nothing = Account(
+            descriptors=Counter(), processes=Counter(), locks=Counter(), files=journals, threads=0, memory_bytes=0
+        )
+        assert_nothing_left(nothing, None, self.root)
+
+    def assert_idle(self) -> None:
+        """Every tunnel is over, and nothing is left of any."""
+        wait_for("the end of all tunnels", lambda: not self.ask(cmd="status")["tunnels"])
+        self.assert_nothing_left()
+
+    def assert_nothing_left(self) -> None:
+        """The daemon has no more of anything than right after its start, but for journals of what it holds."""
+        assert self.process is not None
+        held = {f"state/journal/{vmid}.jsonl": 1 for vmid in self.ask(cmd="status")["held"]}
+        before = replace(self.before, files=self.before.files + Counter(held))
+        assert_nothing_left(before, self.process.pid, self.root)
 
     # -- what is there
 

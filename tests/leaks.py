@@ -1,0 +1,111 @@
+"""What a process owes the system: counted before and after, so that nothing can be left behind unseen."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+PATIENCE_S = 15.0
+MORE_THREADS = 24
+"""Pools grow while they are used, up to their bounds, and do not shrink."""
+MORE_MEMORY_BYTES = 96 << 20
+"""What modules imported late, pools and a grown heap may take; a real leak is for the soak test to find."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Everything that is countable about a daemon and its folder.
+
+    descriptors: what they lead to, without numbers. processes: other ones that have the folder in their command line or
+    environment, wherever they hang. locks: flocks of all of them. files: UNIX sockets, journals, and files that were to
+    be temporary.
+    """
+
+    descriptors: Counter[str]
+    processes: Counter[str]
+    locks: Counter[str]
+    files: Counter[str]
+    threads: int
+    memory_bytes: int
+
+
+def take_account(pid: int | None, folder: Path) -> Account:
+    """Args: pid: the daemon's, None: it has ended. folder: everything of it is below."""
+    others = dict(_processes(folder))
+    own = others.pop(pid, None) if pid is not None else None
+    alive = pid is not None and own is not None
+    return Account(
+        descriptors=Counter(_descriptors(pid)) if alive and pid is not None else Counter(),
+        processes=Counter(others.values()),
+        locks=Counter(_locks({*others, *([pid] if alive else [])})),
+        files=Counter(_files(folder)),
+        threads=len(os.listdir(f"/proc/{pid}/task")) if alive else 0,
+        memory_bytes=_memory_bytes(pid) if alive and pid is not None else 0,
+    )
+
+
+def differences(before: Account, after: Account) -> list[str]:
+    """Returns: what is there now and was not before, in words."""
+    found = []
+    for field in fields(Account):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        if isinstance(old, Counter):
+            found += [f"{field.name}: {count} more of {name}" for name, count in sorted((new - old).items())]
+    if after.threads > before.threads + MORE_THREADS:
+        found.append(f"threads: {before.threads} before, {after.threads} now")
+    if after.memory_bytes > before.memory_bytes + MORE_MEMORY_BYTES:
+        found.append(f"memory: {before.memory_bytes} bytes before, {after.memory_bytes} now")
+    return found
+
+
+def assert_nothing_left(before: Account, pid: int | None, folder: Path, patience_s: float = PATIENCE_S) -> None:
+    """Wait until nothing is left over. Raises: AssertionError: names what stays."""
+    deadline = time.monotonic() + patience_s
+    while left := differences(before, take_account(pid, folder)):
+        if time.monotonic() > deadline:
+            raise AssertionError("left behind:\n" + "\n".join(left))
+        time.sleep(0.05)
+
+
+def _processes(folder: Path) -> Iterator[tuple[int, str]]:
+    mark = os.fsencode(folder)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+            if command and (mark in command or mark in (entry / "environ").read_bytes()):
+                yield int(entry.name), command.replace(b"\0", b" ").decode("utf-8", "replace")[:200]
+        except OSError:
+            continue  # it has just ended
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = str(path.readlink())
+        except OSError:
+            continue
+        yield target.partition(":")[0] if not target.startswith("/") else target
+
+
+def _locks(pids: set[int]) -> Iterator[str]:
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if "FLOCK" in words and int(words[4]) in pids:
+            yield f"{words[3]} {words[5]}"
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        temporary = ".tmp." in path.name or path.name.startswith(".")
+        if temporary or path.is_socket() or path.parent.name == "journal":
+            yield str(path.relative_to(folder))
+
+
+def _memory_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
