@@ -28,7 +28,7 @@ log = Logger()
 make_engine = best_engine()
 
 
-async def _nothing(orderly: bool) -> None:
+async def nobody(orderly: bool) -> None:
     """For a stream that no route wants to hear of."""
 
 
@@ -39,7 +39,7 @@ class Terms:
     role: Role = Role.SERVER
     ends_with_local: bool = False
     limits: StreamLimits = field(default_factory=StreamLimits)
-    closed: Callable[[bool], Awaitable[None]] = _nothing
+    closed: Callable[[bool], Awaitable[None]] = nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +93,17 @@ class Link:
     @property
     def bytes_out(self) -> int:
         return self.stream.bytes_out if self.stream else 0
+
+    async def ended(self) -> bool:
+        """Wait for the end. Returns: whether it was in order."""
+        told: Deferred[bool] = Deferred()
+
+        def tell(outcome: Outcome) -> Outcome:
+            told.callback(outcome.orderly)
+            return outcome
+
+        self.done.addCallback(tell)
+        return await told
 
     def abort(self) -> None:
         """End both sides now."""

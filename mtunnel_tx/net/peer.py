@@ -67,15 +67,13 @@ class _Flush:
 async def take_over(transport: Transport, opening: bytes, leftover: bytes) -> Peer:
     """Send the last bytes of HTTP, then take the connection away from the reactor.
 
-    Args: transport: TlsProtocol, or a TCP or UNIX transport. opening: not empty. leftover: what HTTP had already read.
+    Args: transport: TlsProtocol, or a TCP or UNIX transport. opening: empty only where nothing at all waits to be
+    sent. leftover: what HTTP had already read.
     Raises: ConnectionLost.
     """
     transport.pauseProducing()
-    flush = _Flush()
-    transport.registerProducer(flush, False)
-    transport.write(opening)
-    await flush.done
-    transport.unregisterProducer()
+    if opening:
+        await _flush(transport, opening)
     connection = None
     if isinstance(transport, TlsProtocol):
         transport, connection = transport.detach()
@@ -83,6 +81,14 @@ async def take_over(transport: Transport, opening: bytes, leftover: bytes) -> Pe
     # A socket object of our own: the reactor closing its one cannot hit a stranger's number.
     sock = transport.getHandle().dup()
     return Peer(sock, connection, leftover, transport.loseConnection)
+
+
+async def _flush(transport: Transport, data: bytes) -> None:
+    flush = _Flush()
+    transport.registerProducer(flush, False)
+    transport.write(data)
+    await flush.done
+    transport.unregisterProducer()
 
 
 async def dial(reactor: Reactor, path: Path, wait_s: float = DIAL_S) -> socket.socket:
