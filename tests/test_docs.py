@@ -69,7 +69,7 @@ class Manual(SynchronousTestCase):
     def test_commands(self):
         page = self.page("mtunnel.1")
         self.assertEqual(
-            set(re.findall(r'^\.BI? "?([a-z]+)[^\n]*\n(?=[A-Z])', page, re.M)) & set(COMMANDS), set(COMMANDS)
+            set(re.findall(r'^\.BI? "?([a-z-]+)[^\n]*\n(?=[A-Z])', page, re.M)) & set(COMMANDS), set(COMMANDS)
         )
         for action in ("token add", "token list", "token remove", "acl add", "acl list", "acl remove"):
             self.assertIn(action, page)

@@ -64,9 +64,9 @@ class Frame(Case):
         self.assertIn("COMMAND", err)
 
     def test_unknown_command(self):
-        status, _, err = run("websocket-tunnel")
+        status, _, err = run("teleport")
         self.assertEqual(status, 2)
-        self.assertIn("invalid choice: 'websocket-tunnel'", err)
+        self.assertIn("invalid choice: 'teleport'", err)
 
     def test_options_are_not_guessed(self):
         self.assertEqual(run("endpoint", "--conf", self.config)[0], 2)
