@@ -1,0 +1,166 @@
+"""One running QEMU: its process, its record, its monitor, which all who need it share."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import DeferredLock
+
+from mtunnel_tx.backends.process import Exit, Record, bound_stderr, open_process, read_reason, read_record
+from mtunnel_tx.backends.qmp import CALL_S, CommandFailed, Monitor, MonitorLost, Occasion, connect_monitor
+from mtunnel_tx.errors import BackendFailed, TimedOut
+
+QUIT_CALL_S = 3.0
+QUIT_S = 10.0
+TERMINATE_S = 3.0
+KILL_S = 30.0
+_LAST_WORDS_S = 5.0
+_POLL_S = 1.0
+
+
+class Places:
+    """The files of one VM's QEMU in the runtime directory."""
+
+    def __init__(self, runtime_dir: Path, vmid: int) -> None:
+        self.record = runtime_dir / f"{vmid}.pid"
+        self.monitor = runtime_dir / f"{vmid}.qmp"
+        self.stderr = runtime_dir / f"{vmid}.stderr"
+        self.agent = runtime_dir / f"{vmid}.qga"
+
+    def clear(self) -> None:
+        """Remove everything; only where no QEMU is left. The record goes last: it names the rest."""
+        record = read_record(self.record)
+        for name in record.sockets if record else ():
+            with suppress(OSError):
+                Path(name).unlink(missing_ok=True)
+        for path in (self.monitor, self.stderr, self.record):
+            path.unlink(missing_ok=True)
+
+
+class Machine:
+    """A QEMU that runs, or ran when this was made."""
+
+    def __init__(self, reactor: Any, vmid: int, places: Places, record: Record, ending: Exit) -> None:
+        self.vmid = vmid
+        self.record = record
+        self.exit = ending
+        self.places = places
+        self._reactor = reactor
+        self._monitor: Monitor | None = None
+        self._users = 0
+        self._connecting = DeferredLock()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process is there."""
+        return not self.exit.happened
+
+    @property
+    def reason(self) -> str:
+        """What QEMU said last."""
+        bound_stderr(self.places.stderr)
+        return read_reason(self.places.stderr)
+
+    @asynccontextmanager
+    async def monitor(self, wait_s: float = CALL_S) -> AsyncIterator[Monitor]:
+        """QEMU's monitor, connected while somebody uses it: QEMU talks to one at a time.
+
+        Raises: MonitorLost, TimedOut.
+        """
+        self._users += 1
+        try:
+            yield await self._connected(wait_s)
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._hang_up()
+
+    async def _connected(self, wait_s: float) -> Monitor:
+        async with self._connecting:
+            if self._monitor is None or self._monitor.is_lost:
+                self._monitor = await connect_monitor(self._reactor, self.places.monitor, wait_s)
+            return self._monitor
+
+    def _hang_up(self) -> None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.close()
+
+    async def status(self) -> str:
+        """QEMU's `query-status`."""
+        async with self.monitor() as monitor:
+            return str((await monitor.call("query-status"))["status"])
+
+    async def is_whole(self) -> bool:
+        """Whether another host's state has arrived in full."""
+        if not self.record.incoming:
+            return False
+        async with self.monitor() as monitor:
+            return str((await monitor.call("query-migrate")).get("status")) == "completed"
+
+    async def until_whole(self, wait_s: float | None = None) -> bool:
+        """Wait for the state to be there.
+
+        Returns: it is. Raises: BackendFailed: QEMU ended, with its reason.
+        """
+        happening = Occasion(self._reactor)
+        end_s = None if wait_s is None else self._reactor.seconds() + wait_s
+        try:
+            async with self.monitor() as monitor:
+                end_listening = monitor.listen(lambda _name, _data: happening.happen())
+                try:
+                    while not await self.is_whole():
+                        if end_s is not None and self._reactor.seconds() >= end_s:
+                            return False
+                        await happening.next(_POLL_S)
+                finally:
+                    end_listening()
+        except MonitorLost as error:
+            raise await self.explained(error) from error
+        return True
+
+    async def explained(self, error: BackendFailed) -> BackendFailed:
+        """The same error, with QEMU's last words where it has ended."""
+        if not await self.exit.wait(_LAST_WORDS_S):
+            return error
+        return BackendFailed(f"QEMU ended: {self.reason or 'it gave no reason'}")
+
+    async def end(self) -> None:
+        """Ask it, then tell it, then kill it. Raises: BackendFailed: not even that."""
+        if not (await self._quit() and await self.exit.wait(QUIT_S)):
+            for number, wait_s in ((signal.SIGTERM, TERMINATE_S), (signal.SIGKILL, KILL_S)):
+                self.exit.kill(number)
+                if await self.exit.wait(wait_s):
+                    break
+            else:
+                raise BackendFailed(f"QEMU of VM {self.vmid}, pid {self.exit.pid}, cannot be killed")
+        self.forget()
+
+    async def _quit(self) -> bool:
+        """Returns: it obeys, or is gone."""
+        try:
+            async with self.monitor(QUIT_CALL_S) as monitor:
+                await monitor.call("quit", wait_s=QUIT_CALL_S)
+        except MonitorLost:
+            return self.exit.happened
+        except (CommandFailed, TimedOut):
+            return False
+        return True
+
+    def forget(self) -> None:
+        """Let go of it, whether it runs or not."""
+        self._hang_up()
+        self.exit.forget()
+
+
+def find_machine(reactor: Any, vmid: int, places: Places) -> Machine | None:
+    """A QEMU that an earlier daemon, or another program, started; None: there is none."""
+    record = read_record(places.record)
+    found = open_process(record) if record is not None else None
+    if record is None or found is None:
+        return None
+    return Machine(reactor, vmid, places, record, Exit(reactor, *found))

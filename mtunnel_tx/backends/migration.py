@@ -1,0 +1,256 @@
+"""A running VM on its way out: mirrors of its disks, and the migration of its memory (the source's side)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtunnel_tx.backends.process import Exit
+from mtunnel_tx.backends.qmp import CommandFailed, Monitor, MonitorLost, Occasion
+from mtunnel_tx.errors import BackendFailed
+
+COMMAND_S = 60.0
+RECONNECT_S = 60
+OPEN_S = 10
+_POLL_S = 1.0
+_OVER = frozenset({"completed", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror:
+    """A mirror job: `ready` when the copy is level with the disk; `error` why it ended, or None."""
+
+    drive: str
+    ready: bool
+    done_bytes: int
+    total_bytes: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A migration of memory; `status` as in query-migrate, `none` before it."""
+
+    status: str
+    transferred_bytes: int = 0
+    remaining_bytes: int = 0
+    total_bytes: int = 0
+    downtime_ms: int = 0
+    error: str | None = None
+
+
+class RunningMachine:
+    """What a source does with a VM that runs; from `QemuMachines.attached`, and good only within it."""
+
+    def __init__(self, reactor: Any, monitor: Monitor, ending: Exit) -> None:
+        self._reactor = reactor
+        self._monitor = monitor
+        self._exit = ending
+        self._mirrors: dict[str, str] = {}
+
+    async def status(self) -> str:
+        """QEMU's `query-status`."""
+        return str((await self._call("query-status"))["status"])
+
+    async def machine_type(self) -> str:
+        """The type it runs with, e.g. `pc-i440fx-7.2`."""
+        kind = str(await self._call("qom-get", {"path": "/machine", "property": "type"}))
+        return kind.removesuffix("-machine")
+
+    def cpu(self) -> str | None:
+        """The `-cpu` argument that it was started with."""
+        try:
+            words = Path(f"/proc/{self._exit.pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:
+            return None
+        return words[words.index("-cpu") + 1] if "-cpu" in words[:-1] else None
+
+    async def host_mtus(self) -> dict[str, int]:
+        """The MTU that each virtio network card tells its guest, where it does."""
+        devices = {entry["name"] for entry in await self._call("qom-list", {"path": "/machine/peripheral"})}
+        mtus: dict[str, int] = {}
+        for name in sorted(device for device in devices if device.startswith("net")):
+            with suppress(CommandFailed):  # another model
+                where = {"path": f"/machine/peripheral/{name}", "property": "host_mtu"}
+                mtus[name] = int(await self._call("qom-get", where))
+        return {name: mtu for name, mtu in mtus.items() if mtu}
+
+    async def start_mirror(self, drive: str, socket: Path, export: str, *, limit_bytes_s: int = 0) -> None:
+        """Copy a disk to an NBD export, and keep the copy level.
+
+        Where QEMU cannot change its mind later, writes wait for the copy from the start (`write_through`).
+        Args: drive: its key, e.g. `scsi0`. limit_bytes_s: 0: none; holds for the first copy only.
+        """
+        node = f"mirror-{drive}"
+        server = {"type": "unix", "path": str(socket)}
+        target: dict[str, Any] = {
+            "driver": "nbd",
+            "node-name": node,
+            "server": server,
+            "export": export,
+            "discard": "unmap",
+        }
+        target |= {"reconnect-delay": RECONNECT_S, "open-timeout": OPEN_S, "detect-zeroes": "unmap"}
+        await self._call("blockdev-add", target)
+        mode = "background" if await self._knows("block-job-change") else "write-blocking"
+        job = {"job-id": node, "device": f"drive-{drive}", "target": node, "sync": "full", "copy-mode": mode}
+        try:
+            await self._call("blockdev-mirror", {**job, "speed": limit_bytes_s, "auto-dismiss": False})
+        except BackendFailed:
+            await self._remove_node(node)
+            raise
+        self._mirrors[drive] = node
+
+    async def write_through(self) -> None:
+        """From now on each write of the guest waits for its copy, so that the mirrors stay level."""
+        if await self._knows("block-job-change"):
+            for node in self._mirrors.values():
+                await self._call("block-job-change", {"id": node, "type": "mirror", "copy-mode": "write-blocking"})
+
+    async def mirrors(self) -> list[Mirror]:
+        """How far each is. Raises: BackendFailed."""
+        jobs = {job["id"]: job for job in await self._call("query-jobs")}
+        return [_mirror(drive, jobs.get(node, {})) for drive, node in self._mirrors.items()]
+
+    async def until_ready(self, told: Callable[[list[Mirror]], None] = lambda _mirrors: None) -> None:
+        """Wait until all mirrors are level.
+
+        Args: told: how far they are, about once a second.
+        Raises: BackendFailed: one has ended.
+        """
+
+        async def ready() -> bool:
+            mirrors = await self.mirrors()
+            for mirror in mirrors:
+                if mirror.error is not None:
+                    raise BackendFailed(f"mirror of {mirror.drive} failed: {mirror.error}")
+            told(mirrors)
+            return all(mirror.ready for mirror in mirrors)
+
+        await self._until(ready)
+
+    async def end_mirrors(self, *, force: bool = False) -> None:
+        """End the mirrors; level ones leave a whole copy, unless by force.
+
+        Raises: BackendFailed: a mirror had failed, or fails now.
+        """
+        for drive in list(self._mirrors):
+            await self._end_mirror(drive, force=force)
+
+    async def _end_mirror(self, drive: str, *, force: bool) -> None:
+        node = self._mirrors[drive]
+        with suppress(CommandFailed):  # it has ended by itself; its error is looked at below
+            await self._call("block-job-cancel", {"device": node, "force": force})
+
+        async def concluded() -> bool:
+            return str((await self._job(node)).get("status", "concluded")) == "concluded"
+
+        await self._until(concluded)
+        job = await self._job(node)
+        with suppress(CommandFailed):
+            await self._call("job-dismiss", {"id": node})
+        del self._mirrors[drive]
+        await self._remove_node(node)
+        if "error" in job and not force:
+            raise BackendFailed(f"mirror of {drive} failed: {job['error']}")
+
+    async def start_migration(self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None:
+        """Send memory and devices to a UNIX socket. Args: limit_bytes_s: 0: none."""
+        await self._call("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+        await self.limit(limit_bytes_s=limit_bytes_s, downtime_ms=downtime_ms)
+        await self._call("migrate", {"uri": f"unix:{socket}"})
+
+    async def limit(self, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None:
+        """Change what a migration may use; also while it is under way."""
+        most = limit_bytes_s or (1 << 40)
+        await self._call("migrate-set-parameters", {"max-bandwidth": most, "downtime-limit": downtime_ms})
+
+    async def progress(self) -> Progress:
+        """How far the migration of memory is."""
+        answer = await self._call("query-migrate")
+        memory = answer.get("ram", {})
+        return Progress(
+            status=str(answer.get("status", "none")),
+            transferred_bytes=int(memory.get("transferred", 0)),
+            remaining_bytes=int(memory.get("remaining", 0)),
+            total_bytes=int(memory.get("total", 0)),
+            downtime_ms=int(answer.get("downtime", 0)),
+            error=answer.get("error-desc"),
+        )
+
+    async def until_migrated(self, told: Callable[[Progress], None] = lambda _progress: None) -> Progress:
+        """Wait for the end of the migration.
+
+        Args: told: how far it is, about once a second.
+        Raises: BackendFailed: it failed or was cancelled; the VM runs on here.
+        """
+        last = Progress(status="none")
+
+        async def over() -> bool:
+            nonlocal last
+            last = await self.progress()
+            told(last)
+            return last.status in _OVER
+
+        await self._until(over)
+        if last.status != "completed":
+            raise BackendFailed(f"migration {last.status}: {last.error or 'QEMU gives no reason'}")
+        return last
+
+    async def cancel_migration(self) -> None:
+        """Stop sending; the VM runs on here. Returns when it is over."""
+        await self._call("migrate_cancel")
+
+        async def over() -> bool:
+            return (await self.progress()).status in {*_OVER, "none"}
+
+        await self._until(over)
+
+    async def run(self) -> None:
+        """Let it run on, after a migration that came to nothing."""
+        await self._call("cont")
+
+    async def quit(self) -> None:
+        """End QEMU. Raises: BackendFailed: it does not end."""
+        with suppress(MonitorLost):
+            await self._call("quit")
+        if not await self._exit.wait(COMMAND_S):
+            raise BackendFailed("QEMU does not end")
+
+    async def _call(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        return await self._monitor.call(command, arguments, wait_s=COMMAND_S)
+
+    async def _knows(self, command: str) -> bool:
+        return any(entry["name"] == command for entry in await self._call("query-commands"))
+
+    async def _job(self, node: str) -> Mapping[str, Any]:
+        jobs: list[Mapping[str, Any]] = await self._call("query-jobs")
+        return next((job for job in jobs if job["id"] == node), {})
+
+    async def _remove_node(self, node: str) -> None:
+        with suppress(CommandFailed):
+            await self._call("blockdev-del", {"node-name": node})
+
+    async def _until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Ask at every event, and once a second. Raises: MonitorLost."""
+        happening = Occasion(self._reactor)
+        end_listening = self._monitor.listen(lambda _name, _data: happening.happen())
+        try:
+            while not await holds():
+                await happening.next(_POLL_S)
+        finally:
+            end_listening()
+
+
+def _mirror(drive: str, job: Mapping[str, Any]) -> Mirror:
+    over = job.get("status") in (None, "concluded", "aborting")
+    return Mirror(
+        drive=drive,
+        ready=job.get("status") == "ready",
+        done_bytes=int(job.get("current-progress", 0)),
+        total_bytes=int(job.get("total-progress", 0)),
+        error=str(job.get("error", "it has ended")) if over else None,
+    )

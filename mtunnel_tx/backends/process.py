@@ -1,0 +1,238 @@
+"""QEMU as a process: in a session of its own, known by more than its number, and outliving whoever started it.
+
+Its record, `VMID.pid`, is written before it is started, and again with its pid. A daemon that comes later finds it by
+that, and sees its end through a pidfd.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mtunnel_tx.backends.qmp import Occasion
+from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.pve.values import clean
+
+log = Logger()
+VERSION = 1
+TAIL_BYTES = 4096
+STDERR_BYTES = 1 << 20
+_PROC = Path("/proc")
+_MARK_VARIABLE = "MTUNNEL_MACHINE"
+_ENDED_STATES = (b"Z", b"X")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known of a QEMU.
+
+    `pid` 0: it was about to be started. `started`: in clock ticks since the boot `boot`. `token`: in its environment.
+    `incoming`: it waits, or once waited, for another host's state. `sockets`: the files to remove after it.
+    """
+
+    token: str
+    boot: str
+    incoming: bool
+    sockets: tuple[str, ...]
+    pid: int = 0
+    started: int = 0
+
+    def with_process(self, pid: int) -> Record:
+        """The same, of a process that runs."""
+        return replace(self, pid=pid, started=_started(pid) or 0)
+
+
+def new_record(*, incoming: bool, sockets: Sequence[Path]) -> Record:
+    """The record of a QEMU that is about to be started."""
+    names = tuple(str(path) for path in sockets)
+    return Record(token=os.urandom(16).hex(), boot=_boot_id(), incoming=incoming, sockets=names)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Replace the file; it need not survive a reboot, since no process does."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps({"version": VERSION, **asdict(record)}), "utf-8")
+    temporary.replace(path)
+
+
+def read_record(path: Path) -> Record | None:
+    """None: there is none that can be read."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if values.pop("version") != VERSION:
+            log.error("{file} is of another version", file=path.name)
+            return None
+        return Record(**{**values, "sockets": tuple(values["sockets"])})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        log.error("{file} cannot be read", file=path.name)
+        return None
+
+
+def open_process(record: Record) -> tuple[int, int] | None:
+    """Find the process of a record.
+
+    Returns: its pid and a pidfd; None: it has ended.
+    """
+    if record.boot != _boot_id():
+        return None
+    pid = record.pid or _find_by_token(record.token)
+    if not pid:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    # Compared once the descriptor holds it: the number may be somebody else's by now.
+    if (record.pid and _started(pid) != record.started) or has_ended(pidfd):
+        os.close(pidfd)
+        return None
+    return pid, pidfd
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process is over, reaped or not."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _boot_id() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def _started(pid: int) -> int | None:
+    try:
+        fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in _ENDED_STATES else int(fields[19])
+
+
+def _find_by_token(token: str) -> int:
+    """The process whose environment has the token; 0: none. Only for one that lost its daemon while it was started."""
+    needle = f"{_MARK_VARIABLE}={token}".encode("ascii")
+    for folder in _PROC.iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and needle in (folder / "environ").read_bytes().split(b"\0"):
+                return int(folder.name)
+    return 0
+
+
+@implementer(IReadDescriptor)
+class Exit:
+    """The end of a process, seen through its pidfd, which this owns."""
+
+    def __init__(self, reactor: Any, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._reactor = reactor
+        self._pidfd = pidfd
+        self._seen = False
+        self._happening = Occasion(reactor)
+        reactor.addReader(self)
+
+    @property
+    def happened(self) -> bool:
+        """Whether it is over."""
+        return self._seen or has_ended(self._pidfd)
+
+    async def wait(self, wait_s: float) -> bool:
+        """Returns: it is over, within so long."""
+        return self.happened or await self._happening.next(wait_s) or self.happened
+
+    def kill(self, number: signal.Signals) -> None:
+        """Send a signal; nothing where it is over."""
+        if not self._seen:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def forget(self) -> None:
+        """Watch no more."""
+        if not self._seen:
+            self._seen = True
+            self._reactor.removeReader(self)
+            os.close(self._pidfd)
+
+    def fileno(self) -> int:
+        return self._pidfd
+
+    def logPrefix(self) -> str:  # noqa: N802
+        return "pidfd"
+
+    def doRead(self) -> None:  # noqa: N802
+        self.forget()
+        log.info("QEMU ended, pid {pid}", pid=self.pid)
+        self._happening.happen()
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: N802, ARG002
+        self.forget()
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening UNIX socket, mode 0600, that QEMU takes over. Raises: BackendFailed."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(4)
+    except OSError as error:
+        listener.close()
+        raise BackendFailed(f"unable to listen on '{path}': {error.strerror or error}") from error
+    return listener
+
+
+def spawn_qemu(reactor: Any, argv: Sequence[str], token: str, stderr: Path, fds: Mapping[int, int]) -> int:
+    """Start QEMU in a session of its own.
+
+    Args: stderr: its two outputs go there, from an empty file on. fds: its number of a descriptor to ours.
+    Returns: its pid. Raises: BackendFailed: the system refuses.
+    """
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", _MARK_VARIABLE: token}
+    null = os.open(os.devnull, os.O_RDWR)
+    output = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    try:
+        words = ["setsid", "--", *argv]
+        given = {0: null, 1: output, 2: output, **fds}
+        process = reactor.spawnProcess(ProcessProtocol(), "setsid", words, env=environ, childFDs=given)
+    except (OSError, ValueError) as error:
+        raise BackendFailed(f"unable to start QEMU: {error}") from error
+    finally:
+        os.close(null)
+        os.close(output)
+    return int(process.pid)
+
+
+def read_reason(stderr: Path) -> str:
+    """What QEMU said last, in one line; warnings only where it said nothing else."""
+    try:
+        with stderr.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line.partition("qemu-system-x86_64: ")[2] or line for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if not line.startswith("warning: ")]
+    return clean("; ".join(errors or lines))
+
+
+def bound_stderr(stderr: Path) -> None:
+    """Start the file anew where it has grown too long; QEMU appends, wherever the end is."""
+    with suppress(OSError):
+        if stderr.stat().st_size > STDERR_BYTES:
+            os.truncate(stderr, 0)

@@ -1,0 +1,92 @@
+"""Tap devices: made here and handed to QEMU as descriptors, so that they vanish with it.
+
+QEMU itself, in its sandbox, can start no script that would do this.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mtunnel_tx.errors import BackendFailed
+
+_TUN = Path("/dev/net/tun")
+_NETWORK = Path("/sys/class/net")
+_TUNSETIFF = 0x400454CA
+_IFF_TAP, _IFF_NO_PI, _IFF_MULTI_QUEUE, _IFF_VNET_HDR = 0x0002, 0x1000, 0x0100, 0x4000
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU, _SIOCBRADDIF = 0x8913, 0x8914, 0x8922, 0x89A2
+_SIOCGIFHWADDR, _SIOCSIFHWADDR = 0x8927, 0x8924
+_IFF_UP = 0x0001
+_HIGH_MAC = 0xFE
+_NAME_BYTES = 15
+
+
+def open_tap(name: str, bridge: str, queues: int = 1) -> list[int]:
+    """Make a tap device and plug it into a bridge, whose MTU it takes over.
+
+    Returns: one descriptor for each queue; the device lives as long as one of them is open.
+    Raises: BackendFailed: there is no such bridge, or it is not allowed.
+    """
+    if "/" in bridge or not (_NETWORK / bridge / "bridge").is_dir():
+        raise BackendFailed(f"there is no bridge '{bridge}' on this host")
+    fds: list[int] = []
+    try:
+        for _ in range(queues):
+            fds.append(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+            _attach(fds[-1], name, several=queues > 1)
+        _plug(name, bridge)
+    except OSError as error:
+        close_all(fds)
+        raise BackendFailed(f"unable to plug '{name}' into bridge '{bridge}': {error.strerror}") from error
+    return fds
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
+
+
+def bridge_mtu(bridge: str) -> int:
+    """Raises: BackendFailed: there is no such bridge."""
+    try:
+        return int((_NETWORK / bridge / "mtu").read_text())
+    except OSError as error:
+        raise BackendFailed(f"there is no bridge '{bridge}' on this host") from error
+
+
+def _attach(fd: int, name: str, *, several: bool) -> None:
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if several else 0)
+    fcntl.ioctl(fd, _TUNSETIFF, _request(name, flags))
+
+
+def _request(name: str, flags: int = 0) -> bytes:
+    """A `struct ifreq` with a short in it."""
+    return struct.pack("16sH22x", name.encode("ascii")[:_NAME_BYTES], flags)
+
+
+def _plug(name: str, bridge: str) -> None:
+    mtu = bridge_mtu(bridge)
+    with _control() as control:
+        # A bridge takes the least address of its ports for its own: this one must not be it.
+        address = bytearray(fcntl.ioctl(control, _SIOCGIFHWADDR, _request(name)))
+        address[18] = _HIGH_MAC
+        fcntl.ioctl(control, _SIOCSIFHWADDR, bytes(address))
+        fcntl.ioctl(control, _SIOCSIFMTU, struct.pack("16si20x", name.encode("ascii"), mtu))
+        index = socket.if_nametoindex(name)
+        fcntl.ioctl(control, _SIOCBRADDIF, struct.pack("16si20x", bridge.encode("ascii"), index))
+        reply = fcntl.ioctl(control, _SIOCGIFFLAGS, _request(name))
+        (flags,) = struct.unpack_from("H", reply, 16)
+        fcntl.ioctl(control, _SIOCSIFFLAGS, _request(name, flags | _IFF_UP))
+
+
+@contextmanager
+def _control() -> Iterator[int]:
+    """A socket to ask the kernel about interfaces."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        yield control.fileno()

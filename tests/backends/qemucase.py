@@ -1,0 +1,160 @@
+"""What the tests with real QEMUs share: a host of their own, guests that tick, and an end for every QEMU."""
+
+import os
+import shutil
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SkipTest, TestCase
+
+from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.host import PROGRAM, HostFacts
+from mtunnel_tx.backends.process import read_record
+from mtunnel_tx.backends.qemu import QemuMachines
+from mtunnel_tx.pve.guestconf import parse_guest_config
+from tests.guest.ticker import read_beats, ticker
+
+DISK_BYTES = 4 << 20
+WAIT_S = 20
+FACTS = HostFacts(reactor, {"PATH": os.environ.get("PATH", os.defpath)})
+"""The answers hold for every test of a process."""
+
+
+class Volumes:
+    """Of ports.Storage, what a hypervisor asks for."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    async def path(self, volid):
+        return str(self._folder / volid.rpartition("/")[2])
+
+    def make(self, name, content=b"", size_bytes=DISK_BYTES):
+        """A raw image. Returns: its volume id."""
+        self._folder.mkdir(exist_ok=True)
+        file = self._folder / name
+        file.write_bytes(content)
+        os.truncate(file, size_bytes)
+        return f"local:100/{name}"
+
+    def read(self, name):
+        return (self._folder / name).read_bytes()
+
+
+class QemuCase(TestCase):
+    timeout = 90
+
+    def setUp(self):
+        if shutil.which(PROGRAM) is None:
+            raise SkipTest(f"{PROGRAM} is not installed: NOTHING ABOUT REAL VIRTUAL MACHINES IS TESTED")
+        # Short: socket paths end at 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="mtq-"))
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.reports = []
+
+    def host(self, name="host"):
+        """A daemon's view of a host; the same name is the same host."""
+        folder = self.folder / name
+        runtime_dir = folder / "run"
+        if not folder.exists():
+            runtime_dir.mkdir(parents=True, mode=0o700)
+            self.addCleanup(self.kill_all, runtime_dir)
+        volumes = Volumes(folder / "images")
+        machines = QemuMachines(reactor, Threads(reactor, reactor.getThreadPool()), FACTS, volumes, runtime_dir)
+        self.addCleanup(machines.close)
+        return Host(machines, volumes, runtime_dir)
+
+    async def kill_all(self, runtime_dir):
+        """Whatever the test did, no QEMU stays."""
+        pids = [record.pid for file in runtime_dir.glob("*.pid") if (record := read_record(file)) and record.pid]
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            await self.until(lambda pid=pid: not alive(pid), f"the end of {pid}")
+
+    async def until(self, condition, what, wait_s=WAIT_S):
+        """Look again and again until it is so."""
+        end_s = reactor.seconds() + wait_s
+        while not condition():
+            if reactor.seconds() > end_s:
+                self.fail(f"waited {wait_s} s for {what}")
+            await deferLater(reactor, 0.02)
+
+    async def fails(self, kind, work):
+        """Await work that must fail. Returns: the error."""
+        try:
+            result = await work
+        except kind as error:
+            return error
+        return self.fail(f"{kind.__name__} expected, not {result!r}")
+
+
+class Host:
+    """A host's hypervisor, its volumes and its runtime directory."""
+
+    def __init__(self, machines, volumes, runtime_dir):
+        self.machines = machines
+        self.volumes = volumes
+        self.runtime_dir = runtime_dir
+
+    def files(self, vmid):
+        return sorted(file.name for file in self.runtime_dir.glob(f"{vmid}.*"))
+
+    def pid(self, vmid):
+        return read_record(self.runtime_dir / f"{vmid}.pid").pid
+
+    async def serial(self, vmid):
+        """Listen to a VM's first serial port."""
+        return await listen(self.runtime_dir / f"{vmid}.serial0")
+
+
+def guest(volid, *lines, memory=32):
+    """A config for the ticker on a SCSI disk."""
+    text = [f"scsi0: {volid}", "scsihw: virtio-scsi-pci", f"memory: {memory}", "serial0: socket", "vga: serial0"]
+    return parse_guest_config("\n".join([*text, "boot: order=scsi0", *lines]) + "\n")
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+class Listening(Protocol):
+    """Keeps what comes."""
+
+    def __init__(self):
+        self.received = bytearray()
+        self.ended = Deferred()
+
+    @property
+    def beats(self):
+        return read_beats(bytes(self.received))
+
+    def dataReceived(self, data):
+        self.received += data
+
+    def connectionLost(self, reason):
+        self.ended.callback(None)
+
+
+async def listen(path):
+    """Connect to a UNIX socket, which may not listen yet."""
+    for _ in range(100):
+        with suppress(ConnectError):
+            return await UNIXClientEndpoint(reactor, str(path)).connect(Factory.forProtocol(Listening))
+        await deferLater(reactor, 0.02)
+    raise AssertionError(f"nobody listens on {path}")
+
+
+__all__ = ["DISK_BYTES", "QemuCase", "alive", "guest", "listen", "ticker"]
