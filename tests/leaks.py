@@ -43,7 +43,7 @@ def take_account(pid: int | None, folder: Path) -> Account:
         processes=Counter(others.values()),
         locks=Counter(_locks({*others, *([pid] if alive else [])})),
         files=Counter(_files(folder)),
-        threads=len(os.listdir(f"/proc/{pid}/task")) if alive else 0,
+        threads=len([*Path(f"/proc/{pid}/task").iterdir()]) if alive else 0,
         memory_bytes=_memory_bytes(pid) if alive and pid is not None else 0,
     )
 

@@ -45,7 +45,13 @@ def wait_for(what: str, condition: Any, patience_s: float = PATIENCE_S) -> Any:
 class Node:
     """A directory with everything a daemon needs, and the daemon itself once it was started."""
 
-    def __init__(self, name: str = "pvetest", storages: str | None = None, extra: str = "") -> None:
+    def __init__(
+        self,
+        name: str = "pvetest",
+        storages: str | None = None,
+        extra: str = "",
+        listen: str = "tcp:0:interface=127.0.0.1",
+    ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="mtunnel-test-"))
         self.name = name
         self.config = self.root / "mtunnel.toml"
@@ -57,7 +63,7 @@ class Node:
         self.log = self.root / "daemon.log"
         lines = [
             f'node = "{name}"',
-            'listen = ["tcp:0:interface=127.0.0.1"]',
+            f'listen = ["{listen}"]',
             f'state_dir = "{self.state}"',
             f'runtime_dir = "{self.runtime}"',
             extra.format(root=self.root),
