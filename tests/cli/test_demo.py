@@ -55,7 +55,7 @@ class Demo(SynchronousTestCase):
         self.assert_nothing_left()
 
     def test_interrupted(self):
-        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             self.interrupt("listens on", number, status)
 
     def test_interrupted_while_it_migrates(self):
