@@ -208,6 +208,13 @@ class Stream:
         if self.phase is Phase.LINGERING:
             self._drop_peer()
 
+    def destroy(self, reason: str) -> None:
+        """End everything without a look at the sockets, after a failure that nobody expected."""
+        self.ends.give_up(reason)
+        self._spans.clear()
+        self._again = False
+        self._drop_peer()
+
     def service(self) -> None:
         """Move what can be moved."""
         now_s = self._now()

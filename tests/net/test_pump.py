@@ -1,0 +1,73 @@
+"""The pump: the same as the relay on the reactor, in threads; with TLS, both ways to OpenSSL; with and without it."""
+
+import threading
+
+from twisted.internet import reactor
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from mtunnel_tx.net import link
+from mtunnel_tx.net.engine import NativeEngine, PublicEngine, best_engine
+from mtunnel_tx.net.mask import find_native, unmask_slowly
+from mtunnel_tx.net.pump import Pump
+from tests.net.relaying import RelayTests, in_thread
+
+
+class PumpTests(RelayTests):
+    timeout = 60
+
+    def tearDown(self):
+        def check(_):
+            left = [thread.name for thread in threading.enumerate() if thread.name.startswith("pump-")]
+            self.assertEqual(left, [])
+
+        return super().tearDown().addCallback(check)
+
+
+class TlsPump(PumpTests, TestCase):
+    def setUp(self):
+        self.relays = Pump(reactor)
+
+    @in_thread
+    def test_idle_streams_hold_no_blocks(self):
+        scenes = [self.scene() for _ in range(4)]
+        for scene in scenes:
+            scene.peer.data(bytes(300_000))
+            self.assertEqual(scene.local.recv(1), b"\0")
+        for scene in scenes:
+            read = 1
+            while read < 300_000:
+                read += len(scene.local.recv(1 << 18))
+            scene.local.sendall(b"x")
+            scene.peer.payload(1)
+        self.assertEqual([worker.tools.blocks.lent for worker in self.relays._workers], [0, 0])
+
+
+class PlainPump(PumpTests, TestCase):
+    tls = False
+
+    def setUp(self):
+        self.relays = Pump(reactor, unmask=unmask_slowly)
+
+
+class PublicPump(PumpTests, TestCase):
+    """pyOpenSSL's documented methods only."""
+
+    def setUp(self):
+        self.patch(link, "make_engine", PublicEngine)
+        self.relays = Pump(reactor, threads=1, unmask=unmask_slowly)
+
+
+class Choice(SynchronousTestCase):
+    def test_this_environment_has_the_fast_ways(self):
+        self.assertIs(best_engine(), NativeEngine)
+        self.assertIsNotNone(find_native())
+
+    def test_native_masker_is_the_plain_definition(self):
+        unmask = find_native()
+        for size in (0, 1, 3, 15, 16, 17, 31, 100, 4097):
+            for start in range(5):
+                data = bytearray(range(256)) * 20
+                expected = bytearray(data)
+                unmask_slowly(memoryview(expected)[start : start + size], b"\x11\x22\x33\x44")
+                unmask(memoryview(data)[start : start + size], b"\x11\x22\x33\x44")
+                self.assertEqual(data, expected)
