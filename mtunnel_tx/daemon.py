@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +36,9 @@ from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.net.api import make_site
 from mtunnel_tx.net.certificate import fingerprint
 from mtunnel_tx.net.control import listen_control
+from mtunnel_tx.net.crossing import cross_over
 from mtunnel_tx.net.door import listen_door
+from mtunnel_tx.net.forward import Elsewhere
 from mtunnel_tx.net.gate import Gate
 from mtunnel_tx.net.peer import dial
 from mtunnel_tx.net.relay import ReactorRelays
@@ -197,8 +200,9 @@ class Daemon(Service):
             hypervisor=machines,
             tasks=tasks,
             nodes=lambda: _nodes(settings),
-            fingerprint=lambda: fingerprint(settings.tls.certificate.read_bytes()),
+            fingerprint=self._own_fingerprint,
             upgrader=self._upgrade,
+            elsewhere=self._make_elsewhere(),
         )
         return registry, parts
 
@@ -210,15 +214,23 @@ class Daemon(Service):
 
     async def _upgrade(self, request: Any, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
-        limits = self._settings.limits
-        stream_limits = StreamLimits(
-            frame_bytes=limits.frame_bytes,
-            stall_s=limits.stall_s,
-            dead_peer_s=limits.dead_peer_s,
-            half_close_s=limits.half_close_s,
-        )
         local = await dial(self._reactor, route.file)
-        await upgrade(request, local, route, relays=self._relays, limits=stream_limits, reactor=self._reactor)
+        limits = _stream_limits(self._settings)
+        await upgrade(request, local, route, relays=self._relays, limits=limits, reactor=self._reactor)
+
+    def _own_fingerprint(self) -> str:
+        return fingerprint(self._settings.tls.certificate.read_bytes())
+
+    def _make_elsewhere(self) -> Elsewhere:
+        settings, limits = self._settings, _stream_limits(self._settings)
+        cross = partial(cross_over, relays=self._relays, limits=limits, reactor=self._reactor)
+        return Elsewhere(
+            settings.forward,
+            self._reactor,
+            node=settings.node,
+            own_fingerprint=self._own_fingerprint,
+            cross_over=cross,
+        )
 
     def _give_up(self, failure: Failure) -> None:
         """Say why there is no daemon."""
@@ -314,6 +326,16 @@ def _tunnel_limits(settings: Settings) -> Limits:
         tunnels=limits.tunnels,
         tunnels_per_token=limits.tunnels_per_token,
         streams_per_tunnel=limits.streams_per_tunnel,
+    )
+
+
+def _stream_limits(settings: Settings) -> StreamLimits:
+    limits = settings.limits
+    return StreamLimits(
+        frame_bytes=limits.frame_bytes,
+        stall_s=limits.stall_s,
+        dead_peer_s=limits.dead_peer_s,
+        half_close_s=limits.half_close_s,
     )
 
 

@@ -314,7 +314,9 @@ class Example(Case):
             dataclasses.replace(
                 default,
                 commands=dataclasses.replace(default.commands, pvesm=("mtunnel-pvesm",)),
-                forward=dataclasses.replace(default.forward, api="https://127.0.0.1:8006"),
+                forward=dataclasses.replace(
+                    default.forward, api="https://127.0.0.1:8006", fingerprint=":".join(["AA"] * 32)
+                ),
             ),
         )
         given = tomllib.loads(text)

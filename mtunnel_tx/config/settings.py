@@ -45,10 +45,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Where requests go that are not for us: `api` a base URL, `nodes` the daemons of other nodes."""
+    """Where requests go that are not for us: `api` a base URL, `nodes` the daemons of other nodes.
+
+    `fingerprint`: of the certificate at `api`; None: our own one.
+    """
 
     api: str | None
     nodes: Mapping[str, Node]
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

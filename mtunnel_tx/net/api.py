@@ -1,11 +1,13 @@
 """The HTTP API: who asks, what for, may they, is it well-formed; then the endpoint answers.
 
-Order of checks: credentials, route, URI against body, privileges, schema, node; the rest is the endpoint's.
+Order of checks: credentials, route, URI against body, privileges, schema, node; the rest is the endpoint's. What
+somebody else has to answer is passed on before all that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +23,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import InvalidParameters, TunnelError, Unauthenticated
 from mtunnel_tx.net.channel import LimitedSite
+from mtunnel_tx.net.forward import Destination
 from mtunnel_tx.net.gate import address_of
 from mtunnel_tx.net.logins import Logins
 from mtunnel_tx.net.parameters import join_parameters, read_body, read_header, read_query
@@ -119,6 +122,9 @@ class ApiResource(Resource):
             send(visit.request, reply)
 
     async def _answer(self, visit: Visit) -> Reply | None:
+        destination = self._find_elsewhere(visit.request)
+        if destination is not None:
+            return await self._pass_on(visit, destination)
         try:
             rights = self._authenticate(visit.request)
             visit.trust()
@@ -131,6 +137,24 @@ class ApiResource(Resource):
         except Unauthenticated:
             await self._delays.hold(visit.since, visit.gone)
             raise
+
+    def _find_elsewhere(self, request: Request) -> Destination | None:
+        path = split_path(request.path)
+        known = find_endpoint(request.method.decode("latin-1"), path) is not None
+        return self._parts.elsewhere.find(path, known=known) if self._parts.elsewhere else None
+
+    async def _pass_on(self, visit: Visit, destination: Destination) -> Reply | None:
+        """Whoever answers judges the credentials; ours count only for how many connections there may be."""
+        assert self._parts.elsewhere is not None
+        with suppress(Unauthenticated):
+            self._authenticate(visit.request)
+            visit.trust()
+        try:
+            return await self._parts.elsewhere.answer(visit.request, destination, visit.gone)
+        except Unauthenticated as error:
+            self._count(visit.request)
+            await self._delays.hold(visit.since, visit.gone)
+            return unauthenticated_reply(error)
 
     def _authenticate(self, request: Request) -> Rights:
         access = self._parts.access

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from twisted.web.http import Request
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters, TunnelError
+from mtunnel_tx.net.forward import Elsewhere
 from mtunnel_tx.net.gate import address_of
 from mtunnel_tx.net.replies import PRODUCT, Reply, data_reply
 from mtunnel_tx.net.websocket import Upgrader, open_websocket
@@ -52,6 +53,7 @@ class Parts:
 
     nodes: the names of all nodes below `pve_dir`. fingerprint: of the certificate in use, `AA:BB:…`. cpu_model: a
     custom CPU model's settings by its name without `custom-`, or None. upgrader: takes a checked request over.
+    elsewhere: answers what is not for us.
     """
 
     access: Access
@@ -64,6 +66,7 @@ class Parts:
     fingerprint: Callable[[], str]
     upgrader: Upgrader
     cpu_model: Callable[[str], Mapping[str, Any] | None] = _no_cpu_model
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
