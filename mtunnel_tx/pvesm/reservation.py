@@ -92,21 +92,19 @@ def _take_name(storage: DirectoryStorage, vmid: int, choose: Choose, folder: int
 
 
 def sweep(storage: DirectoryStorage, vmid: int) -> None:
-    """Remove what killed makers left behind, and the folder if that was all. Raises: TimedOut: the lock."""
+    """Remove what killed makers left behind, and the folder if nothing else is there. Raises: TimedOut: the lock."""
     try:
         with storage.image_folder(vmid) as folder, storage.locked():
-            if _remove_stale_parts(folder):
-                storage.drop_empty_folder(vmid)
+            _remove_stale_parts(folder)
+            storage.drop_empty_folder(vmid)
     except NotFound:
         return
 
 
-def _remove_stale_parts(folder: int) -> int:
+def _remove_stale_parts(folder: int) -> None:
     parts = [part for part in map(_PART.fullmatch, os.listdir(folder)) if part]
-    stale = [part[0] for part in parts if not _is_held(folder, part[0], int(part[2]))]
-    for name in stale:
+    for name in [part[0] for part in parts if not _is_held(folder, part[0], int(part[2]))]:
         os.unlink(name, dir_fd=folder)
-    return len(stale)
 
 
 def _is_held(folder: int, name: str, pid: int) -> bool:

@@ -43,41 +43,47 @@ def move_until_death(node: Node, vmid: int, image: bytes) -> None:
     wait_for_death(node)
 
 
-class Lane:
-    """One node that dies again and again, each time with another VM on its way; `after` happens before the restart."""
+Point = tuple[str, int]
+"""`before` or `after` a step of the journal; its number."""
 
-    def __init__(self, node: Node, image: bytes, after: Callable[[Node], None]) -> None:
+
+class Lane:
+    """One node that dies again and again, each time with another VM on its way.
+
+    `kept_from`: the first step after which the VM is kept.
+    """
+
+    def __init__(self, node: Node, image: bytes, kept_from: int) -> None:
         self.node = node
         self.image = image
-        self.after = after
+        self.kept_from = kept_from
 
-    def run(self, points: list[tuple[str, int]], given_up_at: tuple[str, int]) -> list[Any]:
-        """Returns: where something was not as it should be."""
+    def run(self, crashes: list[tuple[Point, Callable[[Node], None]]]) -> list[Any]:
+        """Args: crashes: where to die, and what happens before the next start. Returns: what was not as expected."""
         wrong = []
-        expected: dict[int, dict[str, Any]] = {}
-        for vmid, point in enumerate([*points, ("before", 0)], 200):
+        for vmid, (point, between) in enumerate(crashes, 200):
             # The daemon that is to die next is the one that finds what the last one left.
             start_dying(self.node, *point)
-            wrong += [(vmid, point, *each) for each in self.compare(expected.pop(vmid - 1, None), vmid - 1)]
-            if point[1]:
-                move_until_death(self.node, vmid, self.image)
-                self.after(self.node)
-                expected[vmid] = self.expect(vmid, point, given_up_at)
-        self.node.stop()
-        return wrong
+            wrong += self.compare(vmid - 1, crashes[vmid - 201][0]) if vmid > 200 else []
+            move_until_death(self.node, vmid, self.image)
+            between(self.node)
+        self.node.start()
+        return wrong + self.compare(vmid, point)
 
-    def expect(self, vmid: int, point: tuple[str, int], given_up_at: tuple[str, int]) -> dict[str, Any]:
+    def compare(self, vmid: int, point: Point) -> list[Any]:
+        found, expected = state_of(self.node, vmid), self.expect(vmid, point)
+        return [(point, name, found[name], expected[name]) for name in expected if found[name] != expected[name]]
+
+    def expect(self, vmid: int, point: Point) -> dict[str, Any]:
         moment, number = point
-        if (number, moment == "after") >= (given_up_at[1], given_up_at[0] == "after"):
+        if number >= self.kept_from + (moment == "before"):
             return moved(vmid, self.image, DIED)
-        claimed = (number, moment) != (1, "before") and (number, moment) != (1, "after")
-        return nothing(*[DIED] * claimed)
+        # The task begins after the claim.
+        return nothing(*[DIED] * (number > 1))
 
-    def compare(self, expected: dict[str, Any] | None, vmid: int) -> list[Any]:
-        if expected is None:
-            return []
-        found = state_of(self.node, vmid)
-        return [(name, found[name], value) for name, value in expected.items() if found[name] != value]
+
+def restart(_node: Node) -> None:
+    """Nothing else happens before the next start."""
 
 
 class JournalTests(SynchronousTestCase):
@@ -104,13 +110,14 @@ class JournalTests(SynchronousTestCase):
         steps = self.steps()
         self.assertEqual((steps[0], steps[-1]), ("claim", "close"))
         self.assertEqual(steps.count("making"), 3)
-        given_up_at = ("after", steps.index("ours") + 1)
-        before = [("before", number) for number in range(1, len(steps) + 1)]
-        after = [("after", number) for number in range(1, len(steps) + 1)]
+        numbers = range(1, len(steps) + 1)
+        before, after = ([(moment, number) for number in numbers] for moment in ("before", "after"))
+        crashes = [[(point, restart) for point in points] for points in (before, after)]
+        for number, point in enumerate(before):
+            crashes[number % 2].append((point, reboot))
+        lanes = [Lane(node, self.image, steps.index("ours") + 1) for node in self.nodes]
         with ThreadPoolExecutor(2) as pool:
-            restarted = pool.submit(Lane(self.nodes[0], self.image, lambda _: None).run, before + after, given_up_at)
-            rebooted = pool.submit(Lane(self.nodes[1], self.image, reboot).run, before, given_up_at)
-            self.assertEqual([restarted.result(), rebooted.result()], [[], []])
+            self.assertEqual(list(pool.map(Lane.run, lanes, crashes)), [[], []])
 
 
 class Phase:
@@ -154,7 +161,13 @@ class PhaseCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.image = make_qcow2()
         self.node = Node()
+        self.moves: list[Move] = []
         self.addCleanup(self.node.close)
+
+    def reach(self, phase: Phase, vmid: int) -> Move:
+        """The source stays until the end of the test, or until it is cut off."""
+        self.moves.append(phase.reach(self.node, vmid, self.image))
+        return self.moves[-1]
 
     def check(self, phase: Phase, vmid: int, task: str) -> None:
         self.assertEqual(state_of(self.node, vmid), phase.expected(vmid, self.image, task), phase)
@@ -168,17 +181,44 @@ class KillTests(PhaseCase):
             self.node.start()
             if vmid > 300:
                 self.check(phases[vmid - 301], vmid - 1, DIED)
-            phase.reach(self.node, vmid, self.image)
+            self.reach(phase, vmid)
             self.node.stop(signal.SIGKILL)
         self.node.start()
         self.check(phases[-1], vmid, DIED)
+
+
+class RecoveryTests(PhaseCase):
+    def test_dies_at_every_step(self) -> None:
+        """One recovery, killed by each of its steps, once before and once after: each daemon comes one step further."""
+        self.node.start()
+        self.reach(Phase(*Move.STEPS[:5]), 300)
+        self.node.stop(signal.SIGKILL)
+        deaths = 0
+        while self.dies("before") and self.dies("after"):
+            deaths += 2
+        self.check(Phase(), 300, DIED)
+        # undo, three volumes, the journal's own end
+        self.assertEqual(deaths, 10)
+
+    def dies(self, moment: str) -> bool:
+        self.node.launch(sys.executable, "-m", "tests.whole.crashing", str(self.node.config), moment, "1", "found")
+        process = self.node.process
+        assert process is not None
+        wait_for("death or life", lambda: process.poll() is not None or self.listens())
+        return process.returncode == -signal.SIGKILL
+
+    def listens(self) -> bool:
+        try:
+            return bool(self.node.ask(cmd="status")["listening"])
+        except (OSError, ValueError):
+            return False
 
 
 class TermTests(PhaseCase):
     def test_in_every_phase(self) -> None:
         for vmid, phase in enumerate(PHASES, 300):
             self.node.start()
-            phase.reach(self.node, vmid, self.image)
+            self.reach(phase, vmid)
             self.node.stop(signal.SIGTERM)
             found = state_of(self.node, vmid)
             expected = {**phase.expected(vmid, self.image, UNEXPECTED), "sockets": [], "held": None}
@@ -192,10 +232,9 @@ class CutTests(PhaseCase):
         super().setUp()
         self.node.start()
 
-    def cut_everywhere(self, cut: Callable[[Websocket], None]) -> None:
-        for vmid, phase in enumerate(PHASES, 300):
-            move = phase.reach(self.node, vmid, self.image)
-            cut(move.tunnel.commands)
+    def cut(self, phases: tuple[Phase, ...], cut: Callable[[Websocket], None]) -> None:
+        for vmid, phase in enumerate(phases, 300):
+            cut(self.reach(phase, vmid).tunnel.commands)
             wait_for("the end of the tunnel", lambda: not self.node.ask(cmd="status")["tunnels"])
             self.check(phase, vmid, UNEXPECTED)
 
@@ -204,10 +243,10 @@ class CutTests(PhaseCase):
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.sock.close()
 
-        self.cut_everywhere(reset)
+        self.cut(PHASES, reset)
 
     def test_end_without_close(self) -> None:
-        self.cut_everywhere(Websocket.drop)
+        self.cut(PHASES[::2], Websocket.drop)
 
 
 STALLING = """\
@@ -250,7 +289,7 @@ class SlowTests(PhaseCase):
     def test_the_port_opens_after_the_recovery(self) -> None:
         self.stall("free")
         self.node.start()
-        Move(self.node, 300, self.image).run("raw")
+        self.reach(Phase("raw"), 300)
         self.node.stop(signal.SIGKILL)
         self.node.launch()
         wait_for("the rollback", lambda: self.door_is_open() and any(" free " in line for line in self.children()))
