@@ -62,8 +62,11 @@ class Machine:
     @property
     def reason(self) -> str:
         """What QEMU said last."""
-        bound_stderr(self.places.stderr)
         return read_reason(self.places.stderr)
+
+    def bound_output(self) -> None:
+        """See that what QEMU says does not fill the runtime directory."""
+        bound_stderr(self.places.stderr)
 
     @asynccontextmanager
     async def monitor(self, wait_s: float = CALL_S) -> AsyncIterator[Monitor]:

@@ -45,11 +45,21 @@ class QemuMachines:
     """ports.Hypervisor.
 
     Args: facts: asked before the first start. storage: knows where volumes are. runtime_dir: mode 0700, for sockets,
-        records and what QEMU says.
+        records and what QEMU says. whole_s: how long `resume` waits for the rest of a state.
     """
 
-    def __init__(self, reactor: Any, threads: Threads, facts: HostFacts, storage: Storage, runtime_dir: Path) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        threads: Threads,
+        facts: HostFacts,
+        storage: Storage,
+        runtime_dir: Path,
+        whole_s: float = WHOLE_S,
+    ) -> None:
         self._reactor = reactor
+        self._whole_s = whole_s
         self._threads = threads
         self._facts = facts
         self._storage = storage
@@ -82,6 +92,7 @@ class QemuMachines:
         """See ports.Hypervisor. Raises: TimedOut, BackendFailed: it runs, but does not answer."""
         machine = self._find(vmid)
         if machine is not None:
+            machine.bound_output()
             try:
                 async with machine.monitor():
                     return MachineState(status=await machine.status(), whole=await machine.is_whole())
@@ -132,7 +143,7 @@ class QemuMachines:
             await _wake(monitor, await machine.status())
 
     async def _until_settled(self, machine: Machine) -> bool:
-        return await machine.until_whole(WHOLE_S) and await machine.status() != "inmigrate"
+        return await machine.until_whole(self._whole_s) and await machine.status() != "inmigrate"
 
     async def stop(self, vmid: int) -> None:
         """See ports.Hypervisor."""

@@ -19,6 +19,7 @@ from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.host import PROGRAM, HostFacts
 from mtunnel_tx.backends.process import read_record
 from mtunnel_tx.backends.qemu import QemuMachines
+from mtunnel_tx.backends.qmp import connect_monitor
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from tests.guest.ticker import read_beats, ticker
 
@@ -60,7 +61,11 @@ class QemuCase(TestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.reports = []
 
-    def host(self, name="host"):
+    def report(self, line):
+        """Where what a start tells goes."""
+        self.reports.append(line)
+
+    def host(self, name="host", **more):
         """A daemon's view of a host; the same name is the same host."""
         folder = self.folder / name
         runtime_dir = folder / "run"
@@ -68,7 +73,9 @@ class QemuCase(TestCase):
             runtime_dir.mkdir(parents=True, mode=0o700)
             self.addCleanup(self.kill_all, runtime_dir)
         volumes = Volumes(folder / "images")
-        machines = QemuMachines(reactor, Threads(reactor, reactor.getThreadPool()), FACTS, volumes, runtime_dir)
+        threads = Threads(reactor, reactor.getThreadPool())
+        parts = {"threads": threads, "facts": FACTS, "storage": volumes, "runtime_dir": runtime_dir}
+        machines = QemuMachines(reactor, **{**parts, **more})
         self.addCleanup(machines.close)
         return Host(machines, volumes, runtime_dir)
 
@@ -111,6 +118,14 @@ class Host:
 
     def pid(self, vmid):
         return read_record(self.runtime_dir / f"{vmid}.pid").pid
+
+    async def ask(self, vmid, command, **arguments):
+        """Ask a VM's QEMU, past all that is ours but the monitor."""
+        monitor = await connect_monitor(reactor, self.runtime_dir / f"{vmid}.qmp")
+        try:
+            return await monitor.call(command, arguments)
+        finally:
+            monitor.close()
 
     async def serial(self, vmid):
         """Listen to a VM's first serial port."""

@@ -1,17 +1,19 @@
-"""Real QEMUs: started, found again, killed, sent from one host to another."""
+"""Real QEMUs: started, found again, killed; what must not be started is not."""
 
-from __future__ import annotations
-
+import json
 import os
 import signal
+from pathlib import Path
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredList
 
+from mtunnel_tx.backends.host import HostFacts
+from mtunnel_tx.backends.process import STDERR_BYTES, read_record, write_record
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
 from mtunnel_tx.ports import Incoming
 from mtunnel_tx.pve.guestconf import parse_guest_config
-from tests.backends.qemucase import QemuCase, alive, guest, ticker
-from tests.guest.ticker import read_ring
+from tests.backends.qemucase import QemuCase, alive, guest, listen, ticker
 
 
 class Starting(QemuCase):
@@ -19,7 +21,7 @@ class Starting(QemuCase):
         host = self.host()
         conf = guest(host.volumes.make("a.raw", ticker()), "name: web-1")
         self.assertFalse(host.machines.running(100))
-        await host.machines.local_start(100, conf, self.reports.append)
+        await host.machines.local_start(100, conf, self.report)
         serial = await host.serial(100)
         self.assertTrue(host.machines.running(100))
         state = await host.machines.state(100)
@@ -34,3 +36,354 @@ class Starting(QemuCase):
         await serial.ended
         self.assertEqual((await host.machines.state(100)).status, "off")
         await host.machines.stop(100)
+
+    async def test_a_vm_is_started_once(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw", ticker()))
+        await host.machines.local_start(100, conf, self.report)
+        pid = host.pid(100)
+        error = await self.fails(WrongState, host.machines.local_start(100, conf, self.report))
+        self.assertEqual(error.text, "VM 100 already running")
+        self.assertEqual(host.pid(100), pid)
+        self.assertTrue(alive(pid))
+
+    async def test_two_starts_at_once_make_one_vm(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw", ticker()))
+        starts = [Deferred.fromCoroutine(host.machines.local_start(100, conf, self.report)) for _ in range(2)]
+        results = await DeferredList(starts, consumeErrors=True)
+        self.assertEqual([done for done, _ in results], [True, False])
+        self.assertTrue(host.machines.running(100))
+
+    async def test_a_guest_that_is_to_be_frozen_waits(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker()), "freeze: 1"), self.report)
+        self.assertEqual((await host.machines.state(100)).status, "prelaunch")
+        await host.machines.resume(100)
+        self.assertEqual((await host.machines.state(100)).status, "running")
+        await host.machines.resume(100)
+
+    async def test_a_volume_that_is_not_there(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw"), "scsi1: local:100/b.raw")
+        error = await self.fails(BackendFailed, host.machines.local_start(100, conf, self.report))
+        self.assertIn("b.raw': No such file or directory", error.text)
+        self.assertEqual(host.files(100), [])
+
+    async def test_qemu_says_why_it_does_not_start(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw"), "args: -device nosuchthing")
+        error = await self.fails(BackendFailed, host.machines.local_start(100, conf, self.report))
+        self.assertEqual(error.text, "QEMU ended: -device nosuchthing: 'nosuchthing' is not a valid device model name")
+        self.assertEqual(host.files(100), [])
+
+    async def test_an_image_that_lies_about_its_format(self):
+        """A raw image whose first bytes are a qcow2 header with a backing file stays raw."""
+        host = self.host()
+        header = b"QFI\xfb" + (3).to_bytes(4, "big") + (104).to_bytes(8, "big") + (11).to_bytes(4, "big")
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", header + b"/etc/passwd")), self.report)
+        nodes = await host.ask(100, "query-named-block-nodes")
+        self.assertEqual({node["drv"] for node in nodes}, {"raw", "file"})
+
+    async def test_more_memory_than_there_is(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw"), memory=1 << 30)
+        error = await self.fails(BackendFailed, host.machines.local_start(100, conf, self.report))
+        self.assertIn("not enough available memory", error.text)
+
+    async def test_resume_of_nothing(self):
+        machines = self.host().machines
+        for work in (machines.resume(100), machines.stop_nbd(100)):
+            self.assertEqual((await self.fails(WrongState, work)).text, "VM 100 not running")
+
+    async def test_stop_nbd_without_a_server_is_no_error(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw")), self.report)
+        await host.machines.stop_nbd(100)
+
+    async def test_a_guest_that_powers_off_leaves_nothing_running(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw")), self.report)
+        async with host.machines.attached(100) as running:
+            await running.quit()
+        state = await host.machines.state(100)
+        self.assertEqual((state.status, state.dirty_end), ("off", ""))
+
+
+class FoundAgain(QemuCase):
+    async def test_a_new_daemon_takes_over(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        host.machines.close()
+        later = self.host()
+        self.assertTrue(later.machines.running(100))
+        self.assertEqual((await later.machines.state(100)).status, "running")
+        pid = later.pid(100)
+        await later.machines.stop(100)
+        self.assertFalse(alive(pid))
+        self.assertEqual(later.files(100), [])
+        self.assertFalse(self.host().machines.running(100))
+
+    async def test_a_new_daemon_sees_it_end(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        host.machines.close()
+        later = self.host()
+        self.assertTrue(later.machines.running(100))
+        os.kill(later.pid(100), signal.SIGKILL)
+        await self.until(lambda: not later.machines.running(100), "the end to be seen")
+        self.assertEqual((await later.machines.state(100)).status, "off")
+
+    async def test_killed_qemu_leaves_files_which_stop_removes(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        pid = host.pid(100)
+        os.kill(pid, signal.SIGKILL)
+        await self.until(lambda: not alive(pid), "its end")
+        self.assertEqual((await host.machines.state(100)).status, "off")
+        self.assertFalse(host.machines.running(100))
+        self.assertIn("100.serial0", host.files(100))
+        await host.machines.stop(100)
+        self.assertEqual(host.files(100), [])
+
+    async def test_killed_qemu_is_started_again(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw", ticker()))
+        await host.machines.local_start(100, conf, self.report)
+        pid = host.pid(100)
+        os.kill(pid, signal.SIGKILL)
+        await self.until(lambda: not alive(pid), "its end")
+        await host.machines.local_start(100, conf, self.report)
+        self.assertEqual((await host.machines.state(100)).status, "running")
+
+    async def test_a_stopped_process_is_killed_in_the_end(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        pid = host.pid(100)
+        os.kill(pid, signal.SIGSTOP)
+        await host.machines.stop(100)
+        self.assertFalse(alive(pid))
+        self.assertEqual(host.files(100), [])
+
+    async def test_a_daemon_that_died_while_it_started_one(self):
+        """The record then has no pid: the process is known by its token."""
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        pid = host.pid(100)
+        host.machines.close()
+        file = host.runtime_dir / "100.pid"
+        values = json.loads(file.read_text())
+        file.write_text(json.dumps({**values, "pid": 0, "started": 0}))
+        later = self.host()
+        self.assertTrue(later.machines.running(100))
+        await later.machines.stop(100)
+        self.assertFalse(alive(pid))
+
+    async def test_a_record_of_another_boot_or_process_is_nobody(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        pid = host.pid(100)
+        host.machines.close()
+        file = host.runtime_dir / "100.pid"
+        values = json.loads(file.read_text())
+        for change in ({"boot": "another"}, {"started": values["started"] + 1}, {"pid": os.getpid()}):
+            file.write_text(json.dumps({**values, **change}))
+            self.assertFalse(self.host().machines.running(100), change)
+        for text in ("", "17", "{}", json.dumps({**values, "version": 99}), json.dumps({**values, "more": 1})):
+            file.write_text(text)
+            self.assertFalse(self.host().machines.running(100), text)
+        file.write_text(json.dumps(values))
+        self.assertTrue(alive(pid))
+        self.assertTrue(self.host().machines.running(100))
+
+    async def test_qemus_words_are_bounded(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        stderr = host.runtime_dir / "100.stderr"
+        with stderr.open("ab") as file:
+            file.write(b"noise\n" * (STDERR_BYTES // 5))
+        await host.machines.state(100)
+        self.assertLess(stderr.stat().st_size, STDERR_BYTES)
+
+
+class Waiting(QemuCase):
+    """A VM that waits for another host's state."""
+
+    def incoming(self, host, **more):
+        run = host.runtime_dir
+        given = {"migrate_socket": run / "100.migrate", "nbd_socket": None, "exports": {}, "from_node": "other", **more}
+        return Incoming(**given)
+
+    async def test_it_waits_and_is_not_whole(self):
+        host = self.host()
+        volid = host.volumes.make("a.raw")
+        nbd = host.runtime_dir / "100_nbd.migrate"
+        incoming = self.incoming(host, nbd_socket=nbd, exports={"scsi0": volid})
+        self.assertIsNone(await host.machines.start(100, guest(volid), incoming, self.report))
+        state = await host.machines.state(100)
+        self.assertEqual((state.status, state.whole), ("inmigrate", False))
+        for socket in (incoming.migrate_socket, nbd):
+            self.assertTrue(socket.is_socket())
+        await host.machines.stop_nbd(100)
+        await host.machines.stop_nbd(100)
+        await host.machines.stop(100)
+        self.assertEqual(list(host.runtime_dir.iterdir()), [])
+
+    async def test_an_nbd_server_without_drives(self):
+        host = self.host()
+        nbd = host.runtime_dir / "100_nbd.migrate"
+        await host.machines.start(
+            100, guest(host.volumes.make("a.raw")), self.incoming(host, nbd_socket=nbd), self.report
+        )
+        self.assertTrue(nbd.is_socket())
+
+    async def test_an_early_resume_is_refused(self):
+        host = self.host(whole_s=0.5)
+        await host.machines.start(100, guest(host.volumes.make("a.raw")), self.incoming(host), self.report)
+        error = await self.fails(WrongState, host.machines.resume(100))
+        self.assertEqual(error.text, "the state of VM 100 has not arrived in full")
+        self.assertEqual((await host.machines.state(100)).status, "inmigrate")
+
+    async def test_a_broken_stream_shows_qemus_reason(self):
+        host = self.host()
+        incoming = self.incoming(host)
+        await host.machines.start(100, guest(host.volumes.make("a.raw")), incoming, self.report)
+        whole = Deferred.fromCoroutine(host.machines.wait_whole(100))
+        stream = await listen(incoming.migrate_socket)
+        stream.transport.write(b"this is no migration stream")
+        stream.transport.loseConnection()
+        error = await self.fails(BackendFailed, whole)
+        self.assertEqual(error.text, "QEMU ended: Not a migration stream; load of migration failed: Invalid argument")
+        state = await host.machines.state(100)
+        self.assertEqual(state.status, "off")
+        self.assertIn("Not a migration stream", state.dirty_end)
+        again = await self.fails(BackendFailed, host.machines.wait_whole(100))
+        self.assertEqual(again.text, error.text)
+        await host.machines.stop(100)
+        self.assertEqual(list(host.runtime_dir.iterdir()), [])
+
+    async def test_a_kill_ends_the_wait(self):
+        host = self.host()
+        await host.machines.start(100, guest(host.volumes.make("a.raw")), self.incoming(host), self.report)
+        whole = Deferred.fromCoroutine(host.machines.wait_whole(100))
+        os.kill(host.pid(100), signal.SIGKILL)
+        self.assertEqual((await self.fails(BackendFailed, whole)).text, "QEMU ended: it gave no reason")
+
+    async def test_only_the_drives_volume_is_exported(self):
+        host = self.host()
+        volid = host.volumes.make("a.raw")
+        nbd = host.runtime_dir / "100_nbd.migrate"
+        for exports, text in (
+            ({"scsi1": volid}, "scsi1: there is no such drive to export"),
+            ({"scsi0": "local:100/b.raw"}, "scsi0: volume 'local:100/b.raw' is not the drive's"),
+        ):
+            incoming = self.incoming(host, nbd_socket=nbd, exports=exports)
+            error = await self.fails(TunnelError, host.machines.start(100, guest(volid), incoming, self.report))
+            self.assertEqual(error.text, text)
+            self.assertFalse(host.machines.running(100))
+
+    async def test_the_machine_that_the_source_says(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw"), "machine: q35,enable-s3=0")
+        await host.machines.start(100, conf, self.incoming(host, machine="pc-i440fx-6.2+pve0"), self.report)
+        async with host.machines.attached(100) as running:
+            self.assertEqual(await running.machine_type(), "pc-i440fx-6.2")
+
+    async def test_a_machine_that_nobody_knows(self):
+        host = self.host()
+        for machine in ("pc-i440fx-99.1+pve0", "virt-8.1", "pc-0.12"):
+            work = host.machines.start(
+                100, guest(host.volumes.make("a.raw")), self.incoming(host, machine=machine), print
+            )
+            self.assertIn("machine: ", (await self.fails(TunnelError, work)).text)
+            self.assertEqual(host.files(100), [])
+
+    async def test_host_mtus_as_the_source_says(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw"), "net0: virtio=BC:24:11:00:00:01", "net1: e1000=BC:24:11:00:00:02")
+        await host.machines.start(100, conf, self.incoming(host, nets_host_mtu="net0=1400"), self.report)
+        async with host.machines.attached(100) as running:
+            self.assertEqual(await running.host_mtus(), {"net0": 1400})
+
+    async def test_arguments_are_not_taken_from_another_host(self):
+        host = self.host()
+        conf = guest(host.volumes.make("a.raw"), "args: -S")
+        error = await self.fails(TunnelError, host.machines.start(100, conf, self.incoming(host), self.report))
+        self.assertEqual(error.text, "args: arguments for QEMU are not taken from another host")
+
+
+class Checking(QemuCase):
+    async def test_what_this_host_cannot_run_is_named(self):
+        machines = self.host().machines
+        await machines.prepare()
+        for line, text in (
+            ("machine: pc-i440fx-99.0", "machine: this host's QEMU does not know machine type 'pc-i440fx-99.0'"),
+            ("hostpci0: mapping=gpu", "hostpci0: this host cannot run that"),
+            ("args: -S", "args: arguments for QEMU are not taken from another host"),
+            ("net0: virtio,tag=7", "net0: VLANs (tag) cannot be run here"),
+        ):
+            with self.assertRaises(TunnelError) as caught:
+                machines.check(parse_guest_config(f"{line}\n"))
+            self.assertEqual(caught.exception.text, text)
+        machines.check(parse_guest_config("machine: pc-i440fx-7.0+pve0\n"))
+
+    async def test_before_qemu_was_asked_machine_types_pass(self):
+        conf = parse_guest_config("machine: pc-i440fx-99.0\n")
+        nobody = HostFacts(reactor, {"PATH": "/nonexistent"})
+        machines = self.host(facts=nobody).machines
+        await machines.prepare()
+        machines.check(conf)
+        error = await self.fails(BackendFailed, machines.local_start(100, conf, self.report))
+        self.assertIn("qemu-system-x86_64", error.text)
+
+    async def test_hostile_values_are_refused(self):
+        """A file on disk may hold anything: nothing of it becomes an option of QEMU's."""
+        host = self.host()
+        volid = host.volumes.make("a.raw")
+        for line in (
+            "name: a,process=b",
+            "cpu: host,-device=x",
+            "cpu: kvm64 -device x",
+            "machine: pc,accel=tcg",
+            "machine: type=pc-i440fx-7.2.dump",
+            "smbios1: uuid=x,,file=/etc/passwd",
+            "vmgenid: auto,x=y",
+            "rng0: source=/etc/shadow",
+            'net0: virtio=BC:24:11:00:00:01,bridge="x',
+            "net0: virtio=BC:24:11:00:00:01,id=net9",
+            'scsi1: local:100/"},{"driver":"x.raw,readonly=on',
+            "scsi1: /etc/passwd\x01",
+            "startdate: now,clock=vm",
+            "serial1: /dev/sda",
+            "vga: std,id=x",
+            "watchdog: model=i6300esb,action=x",
+            "numa0: cpus=0-1;x",
+            "nosuchkey: 1",
+        ):
+            work = host.machines.local_start(100, guest(volid, line), self.report)
+            error = await self.fails(TunnelError, work)
+            key = line.partition(":")[0]
+            self.assertIn(key, error.text, line)
+            self.assertEqual(host.files(100), [])
+
+    async def test_values_that_look_hostile_are_only_values(self):
+        """Commas and quotes where they may be go to QEMU as they are."""
+        host = self.host()
+        volid = host.volumes.make('vm-100-"},{;b c.raw'.replace(",", ""))
+        smbios = "smbios1: base64=1,manufacturer=YSxiPWMsZmlsZT0vZXRjL3Bhc3N3ZA==,serial=Iiwn"
+        await host.machines.local_start(100, guest(volid, smbios, "scsi1: none,media=cdrom"), self.report)
+        nodes = await host.ask(100, "query-named-block-nodes")
+        self.assertIn(volid.rpartition("/")[2], {Path(node["file"]).name for node in nodes})
+
+
+class Records(QemuCase):
+    async def test_a_record_that_is_half_written_does_not_replace_a_whole_one(self):
+        host = self.host()
+        await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        file = host.runtime_dir / "100.pid"
+        record = read_record(file)
+        (host.runtime_dir / "100.pid.tmp").mkdir()
+        with self.assertRaises(OSError):
+            write_record(file, record)
+        self.assertEqual(read_record(file), record)
+        (host.runtime_dir / "100.pid.tmp").rmdir()
