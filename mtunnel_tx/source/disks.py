@@ -62,11 +62,6 @@ class Shipping:
         self._progress.begin(shipment.disk.label, shipment.disk.stream_bytes)
         try:
             await self._stream(shipment, path, stream)
-        except Exception as error:
-            reason = await finish(self._settle())
-            if isinstance(error, StreamFailed) and reason:
-                raise StreamFailed(f"{error.text}; target: {reason}") from error
-            raise
         finally:
             self._progress.finish()
         return await self._complete()
@@ -78,8 +73,11 @@ class Shipping:
             link = await self._tunnel.connect_stream(path, theirs)
             try:
                 await self._feed(shipment, stream, ours, link)
-            except Exception:
+            except Exception as error:
                 link.abort()
+                reason = await finish(self._settle())
+                if isinstance(error, BackendFailed) and reason:
+                    raise StreamFailed(f"{error.text}; target: {reason}") from error
                 raise
 
     async def _feed(self, shipment: Shipment, stream: str, sink: socket.socket, link: Link) -> None:

@@ -101,8 +101,8 @@ class Flow:
 
     async def _move(self) -> int:
         """One piece per turn of the reactor, however fast both sides are. Returns: its bytes; 0 at the end."""
-        await self._readable()
         while True:
+            await self._readable()
             try:
                 size_bytes = self._bucket.piece_bytes
                 return os.splice(self._source, self._sink.fileno(), size_bytes, flags=os.SPLICE_F_NONBLOCK)

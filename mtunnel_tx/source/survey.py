@@ -19,7 +19,7 @@ from mtunnel_tx.source.inventory import Disk, custom_cpu, find_disks, find_obsta
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan, World
 from mtunnel_tx.source.rewriting import find_bridges
-from mtunnel_tx.source.target import NotImplementedThere, Unreachable
+from mtunnel_tx.source.target import NotImplementedThere, TargetUnreachable
 from mtunnel_tx.source.tunnel import read_text
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Survey:
             plan = await self._look_there(conf, disks)
             if ask_privileges:
                 await self._look_at_privileges(disks)
-        except (Unauthenticated, Unreachable, TimedOut) as error:
+        except (Unauthenticated, TargetUnreachable, TimedOut) as error:
             self._add(f"target: {error.text}")
         if self._obstacles or plan is None:
             raise Obstructed(tuple(self._obstacles))
@@ -91,6 +91,9 @@ class Survey:
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
                 raise NotFound(f"volume '{disk.volid}' does not exist")
+            elsewhere = await self._world.storage.refers_elsewhere(str(disk.volid))
+            if elsewhere is not None:
+                raise BadRequest(f"'{disk.volid}' is not complete in itself: {elsewhere}")
             stream_bytes = await self._file_bytes(disk) if disk.with_snapshots else size_bytes
         except TunnelError as error:
             self._add(f"{disk.label}: {clean(error.text)}")
@@ -118,7 +121,7 @@ class Survey:
         """A refusal is an obstacle like others; only where nobody can answer, more questions make no sense."""
         try:
             return await question
-        except (Unauthenticated, Unreachable, TimedOut):
+        except (Unauthenticated, TargetUnreachable, TimedOut):
             raise
         except TunnelError as error:
             self._add(f"target: {clean(error.text)}")

@@ -14,7 +14,7 @@ from twisted.web.client import ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated
+from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
@@ -26,7 +26,7 @@ BODY_LIMIT_BYTES = 16 << 20
 _KINDS: Mapping[int, type[TunnelError]] = {400: BadRequest, 401: Unauthenticated, 403: Forbidden, 404: NotFound}
 
 
-class Unreachable(BackendFailed):
+class TargetUnreachable(Unreachable):
     """Nobody there speaks to us: no route, no TLS, another certificate."""
 
 
@@ -50,7 +50,7 @@ class TargetApi:
         self._headers = {"Authorization": [endpoint.apitoken], "Accept": ["application/json"]}
 
     async def get(self, *path: str, wait_s: float = PATIENCE_S, **params: str) -> Json:
-        """`data` of a GET. Raises: TunnelError: with the status text; Unreachable; TimedOut."""
+        """`data` of a GET. Raises: TunnelError: with the status text; TargetUnreachable; TimedOut."""
         query = f"?{urlencode(params)}" if params else ""
         return await self._call("GET", make_path(*path) + query, None, wait_s)
 
@@ -108,8 +108,8 @@ def _translate(error: Exception) -> TunnelError:
     """What Twisted says, in one line; the reasons of a failed TLS handshake are lists of tuples."""
     reasons = [failure.value for failure in getattr(error, "reasons", [])] or [error]
     if any(isinstance(reason, CancelledError) for reason in reasons):
-        return Unreachable("the call to the target was cancelled")
-    return Unreachable(f"cannot talk to the target: {clean('; '.join(map(_describe, reasons)))}")
+        return TargetUnreachable("the call to the target was cancelled")
+    return TargetUnreachable(f"cannot talk to the target: {clean('; '.join(map(_describe, reasons)))}")
 
 
 def _describe(reason: BaseException) -> str:
@@ -137,3 +137,16 @@ def _refusal(status: int, phrase: str, body: Json) -> TunnelError:
     text = clean(" ".join([f"{status} {phrase}", "; ".join(reasons)]).strip())
     kind = NotImplementedThere if status == 501 else _KINDS.get(status, BackendFailed)
     return kind(text)
+
+
+async def learn_fingerprint(target: TargetApi) -> str | None:
+    """What a source asks for where it was given no fingerprint: the certificate that the API shows.
+
+    Returns: `AA:BB:…`; None: the target does not say.
+    """
+    found: dict[str, str] = {}
+    data = await target.get("nodes", "localhost", "certificates", "info")
+    for entry in data if isinstance(data, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("fingerprint"), str):
+            found[str(entry.get("filename"))] = entry["fingerprint"].upper()
+    return found.get("pveproxy-ssl.pem", found.get("pve-ssl.pem"))

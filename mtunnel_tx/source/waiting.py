@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 from mtunnel_tx.errors import TimedOut
 from mtunnel_tx.ports import Clock
@@ -47,20 +48,22 @@ async def within(clock: Clock, wait_s: float, work: Deferred[T], text: str) -> T
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:
     """Await something to its end even when cancelled; only then the cancellation counts."""
-    running: Deferred[T] = Deferred.fromCoroutine(work)
-    ended: Deferred[None] = Deferred()
+    outcome: Deferred[T] = Deferred()
+    late: Deferred[T] = Deferred()
+    over = False
 
-    def note(result: T) -> T:
-        ended.callback(None)
-        return result
+    def pass_on(result: T | Failure) -> None:
+        nonlocal over
+        over = True
+        (late if outcome.called else outcome).callback(result)
 
-    running.addBoth(note)
+    Deferred.fromCoroutine(work).addBoth(pass_on)
     try:
-        await ended
+        return await outcome
     except CancelledError:
-        await running
+        if not over:
+            await late
         raise
-    return await running
 
 
 async def first_of(work: Coroutine[Any, Any, T], other: Deferred[Any]) -> T | None:

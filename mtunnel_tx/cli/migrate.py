@@ -1,0 +1,278 @@
+"""`mtunnel migrate`: send a stopped VM to another host."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.guests import GuestFiles
+from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
+from mtunnel_tx.config import Settings
+from mtunnel_tx.daemon import make_storage
+from mtunnel_tx.errors import BadRequest, TunnelError
+from mtunnel_tx.net.client import open_stream, pinned_agent
+from mtunnel_tx.net.link import Link
+from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
+from mtunnel_tx.pve.values import clean
+from mtunnel_tx.source.migration import Migration
+from mtunnel_tx.source.order import Order, World
+from mtunnel_tx.source.survey import Obstructed
+from mtunnel_tx.source.target import TargetApi, learn_fingerprint
+
+FAILED = 1
+USAGE = 2
+SIGNALLED = 128
+PROXMOX_MONITORS = Path("/run/qemu-server")
+ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
+
+_DESCRIPTION = """\
+Send a stopped VM to another host: to Proxmox VE or to mtunnel-tx. The VM here is locked meanwhile, and stays as it was
+unless --delete is given and the target has confirmed that the VM is its own.
+
+ENDPOINT is `apitoken=PVEAPIToken=USER@REALM!TOKENID=SECRET,host=HOST[,port=8006][,fingerprint=AA:BB:...]`. It holds a
+secret that every user of this host can see on a command line: better put it in a file, or in $MTUNNEL_ENDPOINT."""
+_EPILOG = "Exit status: 0 done, 1 failed or something stands in the way, 2 wrong usage, 130 interrupted."
+
+
+def configure(subparsers: Any) -> None:
+    """Add `migrate` to the commands of `mtunnel`."""
+    parser = subparsers.add_parser(
+        "migrate",
+        help="send a stopped VM to another host",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("vmid", metavar="VMID", type=read_vmid)
+    parser.add_argument("endpoint", metavar="ENDPOINT", nargs="?", help="where to, and with which API token")
+    parser.add_argument("--endpoint-file", type=Path, metavar="FILE", help="read ENDPOINT from the first line of FILE")
+    parser.add_argument("--target-vmid", type=read_vmid, metavar="N", help="the VMID there (default: the same)")
+    parser.add_argument(
+        "--target-storage",
+        type=read_map,
+        required=True,
+        metavar="MAP",
+        help="storages: HERE:THERE,... or THERE for all",
+    )
+    parser.add_argument(
+        "--target-bridge", type=read_map, metavar="MAP", help="bridges, in the same way (default: the same names)"
+    )
+    parser.add_argument("--bwlimit", type=read_limit, metavar="KIB", help="KiB/s, 0 for no limit")
+    parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
+    parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
+    parser.add_argument("--online", action="store_true", help="move it while it runs (not yet available)")
+    parser.set_defaults(run=run)
+
+
+def read_vmid(text: str) -> int:
+    """A VMID from the command line."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 100):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a VMID, a number from 100 to 999999999")
+    return int(text)
+
+
+def read_map(text: str) -> Map:
+    """A map from the command line."""
+    try:
+        return parse_map(text)
+    except BadRequest as error:
+        raise argparse.ArgumentTypeError(error.text) from error
+
+
+def read_limit(text: str) -> int:
+    """A limit in KiB/s from the command line."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of KiB/s")
+    return int(text)
+
+
+def find_endpoint(args: argparse.Namespace, environ: Mapping[str, str]) -> Endpoint:
+    """The endpoint of the command line, of a file, or of the environment. Raises: BadRequest."""
+    if args.endpoint is not None and args.endpoint_file is not None:
+        raise BadRequest("ENDPOINT and --endpoint-file cannot be given both")
+    text = args.endpoint
+    if args.endpoint_file is not None:
+        text = _read_line(args.endpoint_file)
+    text = text if text is not None else environ.get(ENDPOINT_VARIABLE)
+    if not text:
+        raise BadRequest(f"no endpoint: give ENDPOINT, --endpoint-file or ${ENDPOINT_VARIABLE}")
+    return parse_endpoint(text.strip())
+
+
+def _read_line(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Returns: the exit status."""
+    try:
+        endpoint = find_endpoint(args, os.environ)
+    except BadRequest as error:
+        print(f"mtunnel migrate: {error.text}", file=sys.stderr)
+        return USAGE
+    from twisted.internet import reactor
+
+    with make_display(sys.stdout, reactor) as display:
+        job = Job(reactor, settings, endpoint, display)
+        return run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run))
+
+
+def make_order(args: argparse.Namespace) -> Order:
+    """What the command line asks for."""
+    return Order(
+        vmid=args.vmid,
+        target_vmid=args.target_vmid or args.vmid,
+        storages=args.target_storage,
+        bridges=args.target_bridge,
+        bwlimit_kib_s=args.bwlimit,
+        delete=args.delete,
+        online=args.online,
+    )
+
+
+@asynccontextmanager
+async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, display: Display) -> AsyncIterator[World]:
+    """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed."""
+    endpoint = await complete(reactor, endpoint)
+    relays = ReactorRelays(reactor)
+
+    async def dial(path_query: str, sock: socket.socket) -> Link:
+        return await open_stream(reactor, endpoint, path_query, sock, relays=relays)
+
+    try:
+        yield World(
+            reactor=reactor,
+            guests=make_guests(reactor, settings),
+            storage=make_storage(settings, reactor, os.environ),
+            running=partial(is_running, find_monitors(settings)),
+            target=make_target(reactor, endpoint),
+            dial=dial,
+            progress=display,
+        )
+    finally:
+        await relays.stop()
+
+
+def make_guests(reactor: Any, settings: Settings) -> GuestFiles:
+    """The configs of this node."""
+    threads = Threads(reactor, reactor.getThreadPool())
+    return GuestFiles(threads, reactor, pve_dir=settings.pve_dir, lock_dir=settings.lock_dir, node=settings.node)
+
+
+def make_target(reactor: Any, endpoint: Endpoint) -> TargetApi:
+    """The target's API, for the owner of the endpoint's certificate only."""
+    return TargetApi(HTTPClient(pinned_agent(reactor, endpoint)), endpoint, reactor)
+
+
+async def complete(reactor: Any, endpoint: Endpoint) -> Endpoint:
+    """Where no fingerprint was given, CAs have to vouch for the target, which then names its certificate."""
+    if endpoint.fingerprint is not None:
+        return endpoint
+    return replace(endpoint, fingerprint=await learn_fingerprint(make_target(reactor, endpoint)))
+
+
+def find_monitors(settings: Settings) -> Path:
+    """The folder of the VMs' monitor sockets."""
+    return PROXMOX_MONITORS if settings.profile == "proxmox" else settings.runtime_dir
+
+
+def is_running(monitors: Path, vmid: int) -> bool:
+    """Whether anybody listens behind a VM's monitor socket; a QEMU that was killed leaves the file behind."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(str(monitors / f"{vmid}.qmp"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
+class Job:
+    """One run of the command: builds everything, says how it ended."""
+
+    def __init__(self, reactor: Any, settings: Settings, endpoint: Endpoint, display: Display) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        self._endpoint = endpoint
+        self._display = display
+
+    async def run(self, order: Order, *, dry_run: bool) -> int:
+        """Returns: the exit status."""
+        try:
+            async with opened_world(self._reactor, self._settings, self._endpoint, self._display) as world:
+                await (self._check(order, world) if dry_run else self._migrate(order, world))
+        except Obstructed as error:
+            for obstacle in error.obstacles:
+                self._complain(obstacle)
+            return FAILED
+        except TunnelError as error:
+            self._complain(f"migration failed: {error.text}")
+            return FAILED
+        return 0
+
+    async def _check(self, order: Order, world: World) -> None:
+        plan = await Migration(order, world).check()
+        size = format_amount(sum(disk.stream_bytes for disk in plan.disks))
+        self._display.say(f"nothing stands in the way: {len(plan.disks)} disks, {size}, to node '{clean(plan.node)}'")
+
+    async def _migrate(self, order: Order, world: World) -> None:
+        summary = await Migration(order, world).run()
+        rate = format_rate(summary.size_bytes, summary.seconds)
+        size = f"{summary.disks} disks, {format_amount(summary.size_bytes)}"
+        took = format_time(summary.seconds)
+        self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} in {took}, {rate}")
+
+    def _complain(self, text: str) -> None:
+        print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
+
+
+def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run work to its end. A signal cancels it, once; its cleanup is awaited. Returns: its exit status, or 128 + N."""
+    status = FAILED
+    received: list[int] = []
+
+    def finished(result: int | Failure) -> None:
+        nonlocal status
+        if isinstance(result, int):
+            status = result
+        elif not received:
+            result.printTraceback(sys.stderr)
+        reactor.stop()
+
+    def start() -> None:
+        running = Deferred.fromCoroutine(work())
+
+        def interrupt(number: int, _frame: FrameType | None) -> None:
+            if not received:
+                reactor.callFromThread(running.cancel)
+            received.append(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, interrupt)
+        running.addBoth(finished)
+
+    reactor.callWhenRunning(start)
+    reactor.run()
+    return SIGNALLED + received[0] if received and status else status

@@ -1,0 +1,88 @@
+"""A source with two disks, and a recorded target."""
+
+from pathlib import Path
+
+import treq
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+
+from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.guests import GuestFiles
+from mtunnel_tx.net.client import open_stream, pinned_agent
+from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.pve.maps import parse_map
+from mtunnel_tx.source.migration import Migration
+from mtunnel_tx.source.order import Order, World
+from mtunnel_tx.source.target import TargetApi
+from tests.source.fakes import FolderStorage, Watcher
+from tests.source.target import RecordedTarget
+
+CONF = """boot: order=scsi0
+memory: 512
+name: web
+net0: virtio=BC:24:11:00:00:01,bridge=vmbr0
+scsi0: local:100/vm-100-disk-0.raw,discard=on,size=1M
+virtio1: local:100/vm-100-disk-1.qcow2,size=2M
+vmgenid: 11111111-1111-1111-1111-111111111111
+"""
+FIREWALL = "[OPTIONS]\n\nenable: 1\n"
+RAW = bytes(range(256)) * 4096
+QCOW2 = b"QFI\xfb" + b"\x01\x02\x03" * 70001
+
+
+class SourceCase(TestCase):
+    timeout = 15
+
+    def setUp(self):
+        self.target = RecordedTarget().listen(reactor)
+        self.addCleanup(self.target.close)
+        self.folder = Path(self.mktemp()).absolute()
+        self.guests = GuestFiles(
+            Threads(reactor, reactor.getThreadPool()),
+            reactor,
+            pve_dir=self.folder / "pve",
+            lock_dir=self.folder / "lock",
+            node="here",
+        )
+        self.conf_file = self.folder / "pve/nodes/here/qemu-server/100.conf"
+        self.conf_file.parent.mkdir(parents=True)
+        self.conf_file.write_text(CONF)
+        self.firewall_file = self.folder / "pve/firewall/100.fw"
+        self.firewall_file.parent.mkdir(parents=True)
+        self.storage = FolderStorage(reactor, self.folder)
+        self.storage.add("100/vm-100-disk-0.raw", RAW)
+        self.storage.add("100/vm-100-disk-1.qcow2", QCOW2)
+        self.watcher = Watcher()
+        self.running = False
+
+    def world(self):
+        endpoint = self.target.endpoint
+        return World(
+            reactor=reactor,
+            guests=self.guests,
+            storage=self.storage,
+            running=lambda vmid: self.running,
+            target=TargetApi(treq.client.HTTPClient(pinned_agent(reactor, endpoint)), endpoint, reactor),
+            dial=self.dial(endpoint),
+            progress=self.watcher,
+        )
+
+    def dial(self, endpoint):
+        relays = ReactorRelays(reactor)
+        self.addCleanup(lambda: Deferred.fromCoroutine(relays.stop()))
+
+        async def dial(path_query, sock):
+            return await open_stream(reactor, endpoint, path_query, sock, relays=relays)
+
+        return dial
+
+    def migration(self, **changes):
+        asked = {"vmid": 100, "target_vmid": 300, "storages": parse_map("local:tank"), **changes}
+        return Migration(Order(**asked), self.world())
+
+    def migrate(self, **changes):
+        return Deferred.fromCoroutine(self.migration(**changes).run())
+
+    def assert_unlocked(self):
+        self.assertEqual(self.conf_file.read_text(), CONF)

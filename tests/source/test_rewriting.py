@@ -1,0 +1,50 @@
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.pve.guestconf import parse_guest_config
+from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
+
+CONF = """#a note
+boot: order=scsi0;net0
+ide2: none,media=cdrom
+lock: migrate
+name: web
+net0: virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1
+net1: e1000=BC:24:11:00:00:02
+scsi0: local:100/vm-100-disk-0.raw,discard=on,iothread=1,size=1G
+unused0: local:100/vm-100-disk-1.qcow2
+vmgenid: 11111111-1111-1111-1111-111111111111
+vmstatestorage: local
+
+[special:cloudinit]
+name: web
+"""
+SENT = """#a note
+boot: order=scsi0;net0
+ide2: none,media=cdrom
+name: web
+net0: virtio=BC:24:11:00:00:01,bridge=vmbr9,firewall=1
+net1: e1000=BC:24:11:00:00:02
+scsi0: tank:300/vm-300-disk-5.raw,discard=on,iothread=1,size=1G
+unused0: tank:300/vm-300-disk-6.qcow2
+vmgenid: 11111111-1111-1111-1111-111111111111
+vmstatestorage: tank
+
+[special:cloudinit]
+name: web
+"""
+
+
+class RewritingTest(SynchronousTestCase):
+    def test_only_names_change(self):
+        conf = parse_guest_config(CONF)
+        volids = {
+            "local:100/vm-100-disk-0.raw": "tank:300/vm-300-disk-5.raw",
+            "local:100/vm-100-disk-1.qcow2": "tank:300/vm-300-disk-6.qcow2",
+        }
+        sent = rewrite_config(conf, volids, {"vmbr0": "vmbr9"}.__getitem__, {"local": "tank"}.__getitem__)
+        self.assertEqual(sent, SENT)
+        self.assertEqual(conf, parse_guest_config(CONF))
+
+    def test_bridges(self):
+        conf = parse_guest_config("net0: virtio,bridge=b\nnet1: virtio,bridge=a\nnet2: virtio,bridge=b\nnet3: virtio\n")
+        self.assertEqual(list(find_bridges(conf)), ["b", "a"])
