@@ -304,7 +304,8 @@ class Streams:
     def stop(self) -> None:
         """Take nothing more from the local sides: what was written still goes out, then Close."""
         for link in self.links:
-            if link.local.fileno() >= 0:
+            # One that has ended by itself needs no telling.
+            with suppress(OSError):
                 link.local.shutdown(socket.SHUT_RD)
 
 

@@ -62,7 +62,8 @@ class Channel(LineReceiver):
 
     def end(self) -> None:
         """No more lines; the replies that are owed may still come."""
-        self.transport.loseWriteConnection()
+        if not self._lost:
+            self.transport.loseWriteConnection()
 
     def _append(self, owed: Owed) -> None:
         self._owed.append(owed)

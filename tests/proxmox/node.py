@@ -18,7 +18,7 @@ lock_dir = "{{root}}/lock/qemu-server"
 
 [commands]
 pvesm = {pvesm}
-qm = {qm}
+qm = [{python}, {qm}, "{{root}}/run", "{{root}}/lock/qemu-server"]
 """
 
 STORAGES = """\
@@ -33,7 +33,7 @@ class ProxmoxNode(Node):
 
     def __init__(self, name: str = "pvetest", storages: str | None = None, extra: str = "") -> None:
         pvesm = [sys.executable, "-P", "-m", "mtunnel_tx.pvesm"]
-        config = CONFIG.format(pvesm=json.dumps(pvesm), qm=json.dumps([sys.executable, str(QM)]))
+        config = CONFIG.format(pvesm=json.dumps(pvesm), python=json.dumps(sys.executable), qm=json.dumps(str(QM)))
         super().__init__(name, storages or STORAGES, f"{config}\n{extra}")
 
     def prepare(self) -> None:

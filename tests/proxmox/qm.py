@@ -1,5 +1,7 @@
 """A `qm` of the tests' own, as the daemon calls it: `qm start VMID --skiplock 1 --stateuri unix …`.
 
+Where it finds things stands in front of that, in `commands.qm`: RUNTIME_DIR LOCK_DIR.
+
 Like Proxmox's, it takes the VM's lock (so whoever holds it meanwhile waits for ever), reads its input to the end (a
 SPICE ticket), and leaves a QEMU behind that waits for its state on the VM's sockets. It writes down what it was given.
 """
@@ -8,25 +10,21 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-RUNTIME = "QM_RUNTIME"
-LOCKS = "QM_LOCKS"
 
-
-def main(argv: list[str]) -> int:
+def main(runtime: Path, locks: Path, argv: list[str]) -> int:
     """Returns: the exit status."""
     if argv[:1] != ["start"] or len(argv) < 2:
         print(f"unknown command '{' '.join(argv)}'", file=sys.stderr)
         return 255
     vmid, options = argv[1], dict(zip(argv[2::2], argv[3::2], strict=True))
     given = sys.stdin.read()
-    with (Path(os.environ[LOCKS]) / f"lock-{vmid}.conf").open("ab") as lock:
+    with (locks / f"lock-{vmid}.conf").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        start(Path(os.environ[RUNTIME]), vmid, options, given)
+        start(runtime, vmid, options, given)
     return 0
 
 
@@ -43,4 +41,4 @@ def start(runtime: Path, vmid: str, options: dict[str, str], given: str) -> None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

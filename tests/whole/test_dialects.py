@@ -132,6 +132,19 @@ class Failures(Case):
         self.assertFalse(local.exists())
         self.assert_nothing_left()
 
+    def test_target_dies(self) -> None:
+        """Every command is answered all the same, and the helper ends as always."""
+        source = self.source()
+        self.target.stop(signal.SIGKILL)
+        for _ in range(2):
+            with self.assertRaises(Failed) as caught:
+                source.ask("version")
+            self.assertEqual(str(caught.exception), "the command connection to the target has ended")
+        self.assertEqual(source.leave(), "")
+        self.target.start()
+        self.assertEqual(self.target.ask(cmd="status")["held"], {})
+        self.assertIsNone(self.target.guest(200))
+
     def test_source_gives_up_before_the_first_disk(self) -> None:
         source = self.source()
         source.give_up()
