@@ -35,7 +35,7 @@ class Keeper:
 
     async def roll_back(self, tunnel: Tunnel) -> None:
         """Undo a live tunnel; its command connection stays. Raises: TunnelError: why not everything went."""
-        await tunnel.ledger.write("undo")
+        await self._announce_undo(tunnel.ledger)
         await self._end_children(tunnel)
         await self.undo(tunnel.ledger, tunnel.own)
 
@@ -59,9 +59,13 @@ class Keeper:
         if verdict is Verdict.KEEP:
             await self.keep(ledger)
             return
-        if not ledger.owed.undo:
-            await ledger.write("undo")
+        await self._announce_undo(ledger)
         await self.undo(ledger, own)
+
+    async def _announce_undo(self, ledger: Ledger) -> None:
+        """Once announced, a missing config was removed by us; before, by somebody who may need the volumes."""
+        if not ledger.owed.undo and self.is_ours(ledger):
+            await ledger.write("undo")
 
     async def machine(self, ledger: Ledger) -> MachineState:
         """What QEMU says, if this tunnel may have started one."""

@@ -120,6 +120,16 @@ class SomebodyElseTests(TunnelCase):
         self.assertIn(volid, self.registry.held[100])
         self.assertIn(100, self.fake.journal.records)
 
+    def test_volumes_of_a_config_that_is_gone_are_left_and_named(self) -> None:
+        """It may have moved to another node, and they with it."""
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        del self.fake.guests.configs[100]
+        self.line.disconnected()
+        self.assertIn(volid, self.fake.storage.sizes)
+        self.assertIn(volid, self.registry.held[100])
+        self.assertIn(100, self.fake.journal.records)
+
     def test_config_gone(self) -> None:
         self.connect()
         del self.fake.guests.configs[100]
