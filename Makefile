@@ -14,7 +14,8 @@ help:
 demo: ready
 	$(PYTHON) -m mtunnel_tx.cli demo
 
-test: ready
+test:
+	@tools/set-up test
 	tools/run-tests $(TESTS)
 
 lint: ready

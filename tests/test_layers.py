@@ -15,7 +15,7 @@ EVERYTHING = {"wire", "pve", "ports", "errors", "config", "tunnel", "net", "back
 ALLOWED = {
     "tap": EVERYTHING | {"daemon"},
     "daemon": EVERYTHING,
-    "cli": EVERYTHING,
+    "cli": EVERYTHING | {"daemon"},
     "net": {"tunnel", "wire", "pve", "ports", "errors", "config"},
     "source": {"net", "wire", "pve", "ports", "errors"},
     "tunnel": {"wire", "pve", "ports", "errors"},
