@@ -3,11 +3,16 @@
 
 PYTHON = .venv/bin/python
 TESTS = tests
+FUZZ_SECONDS = 60
+FUZZ_TARGETS =
+SOAK_SECONDS = 600
 
 help:
 	@echo 'make demo    send a virtual machine from one node to another, both made for it'
 	@echo 'make test    all tests, or some of them: make test TESTS=tests.wire'
 	@echo 'make lint    style and types'
+	@echo 'make fuzz    what reads foreign bytes, led by coverage: make fuzz FUZZ_SECONDS=60 FUZZ_TARGETS=lines'
+	@echo 'make soak    good and hostile traffic against one daemon: make soak SOAK_SECONDS=600'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
 	@echo 'make clean   remove what the goals made'
 
@@ -23,6 +28,13 @@ lint: ready
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy --strict
 
+fuzz: ready
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(PYTHON) -m tests.fuzz.guided $(FUZZ_SECONDS) .fuzz $(FUZZ_TARGETS)
+
+soak: ready
+	$(PYTHON) -m tests.soak $(SOAK_SECONDS)
+
 fresh:
 	tools/run-fresh
 
@@ -30,6 +42,6 @@ ready:
 	@tools/set-up
 
 clean:
-	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz
 
-.PHONY: help demo test lint fresh ready clean
+.PHONY: help demo test lint fuzz soak fresh ready clean
