@@ -13,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.proxmox.api import StandInApi
 from tests.proxmox.disks import MIB, make_guest
-from tests.proxmox.source import Failed, Released, Source
+from tests.proxmox.source import Disk, Failed, Released, Source
 from tests.whole.node import TOKEN, Node, wait_for
-from tests.whole.peer import Tunnel, call
+from tests.whole.peer import Tunnel, Websocket, call
 
 WRONG = ":".join(["AB"] * 32)
 
@@ -26,6 +26,22 @@ def entry(node: Node, fingerprint: str | None = None) -> str:
         f"[forward.nodes.{node.name}]\n"
         f'host = "127.0.0.1"\nport = {node.port}\nfingerprint = "{fingerprint or node.fingerprint}"\n'
     )
+
+
+class Via(Node):
+    """A node, for those who ask for it at another one's port."""
+
+    def __init__(self, near: Node, far: Node) -> None:
+        self.name = far.name
+        self.port = near.port
+
+
+def code_at_end(stream: Websocket) -> int | None:
+    """The Close frame's code; None: the connection ended without one."""
+    try:
+        return stream.read_to_end()
+    except ConnectionResetError:
+        return None
 
 
 class ApiTests(SynchronousTestCase):
@@ -144,6 +160,38 @@ class NodeTests(SynchronousTestCase):
             self.await_end()
         self.assertEqual((self.far.guest(200), self.far.images(200)), (None, []))
         self.assertIn("TASK ERROR", self.far.task_log(source.upid))
+
+    def test_stream_breaks_off_without_a_close(self) -> None:
+        """All bytes are there, but nobody said so; the commands go on."""
+        tunnel = Tunnel(Via(self.near, self.far), 200, storages="local", bridges="")
+        for says_close, status in ((False, "error"), (True, "complete")):
+            stream = tunnel.stream(self.start_import(tunnel))
+            stream.send(struct.pack("<Q", MIB) + bytes(MIB))
+            if says_close:
+                stream.send_close()
+            stream.drop()
+            self.assertEqual(self.result(tunnel), status)
+        tunnel.ask(cmd="quit", cleanup=1)
+        tunnel.leave()
+
+    def start_import(self, tunnel: Tunnel) -> str:
+        disk = Disk(key="scsi0", volid="local:100/vm-100-disk-0.raw", file=Path("vm-100-disk-0.raw"))
+        return str(tunnel.ask(cmd="disk-import", **Released().disk_import(disk, 200, "local"))["socket"])
+
+    def result(self, tunnel: Tunnel) -> str:
+        while (reply := tunnel.ask(cmd="query-disk-import"))["status"] == "pending":
+            pass
+        return str(reply["status"])
+
+    def test_target_dies_in_the_middle_of_a_stream(self) -> None:
+        """The source hears no Close, which would be an end in order."""
+        tunnel = Tunnel(Via(self.near, self.far), 200, storages="local", bridges="")
+        stream = tunnel.stream(self.start_import(tunnel))
+        stream.send(struct.pack("<Q", MIB))
+        self.far.stop(signal.SIGKILL)
+        for each in (stream, tunnel.commands):
+            self.assertIsNone(code_at_end(each))
+        self.far.start()
 
     def test_target_dies(self) -> None:
         source = self.source()
