@@ -13,8 +13,7 @@ from mtunnel_tx.backends.qmp import CommandFailed, Monitor, MonitorLost, Occasio
 from mtunnel_tx.errors import BackendFailed
 
 COMMAND_S = 60.0
-RECONNECT_S = 60
-OPEN_S = 10
+RECONNECT_S = 10
 _POLL_S = 1.0
 _OVER = frozenset({"completed", "failed", "cancelled"})
 
@@ -78,11 +77,15 @@ class RunningMachine:
                 mtus[name] = int(await self._call("qom-get", where))
         return {name: mtu for name, mtu in mtus.items() if mtu}
 
-    async def start_mirror(self, drive: str, socket: Path, export: str, *, limit_bytes_s: int = 0) -> None:
+    async def start_mirror(
+        self, drive: str, socket: Path, export: str, *, limit_bytes_s: int = 0, reconnect_s: int = RECONNECT_S
+    ) -> None:
         """Copy a disk to an NBD export, and keep the copy level.
 
-        Where QEMU cannot change its mind later, writes wait for the copy from the start (`write_through`).
-        Args: drive: its key, e.g. `scsi0`. limit_bytes_s: 0: none; holds for the first copy only.
+        Where QEMU cannot change its mind later, writes wait for the copy from the start (`write_through`). A guest
+        whose writes wait stands still while the connection is down, and QEMU itself when it then stops or ends the job.
+        Args: drive: its key, e.g. `scsi0`. limit_bytes_s: 0: none; holds for the first copy only. reconnect_s: how long
+            the connection may be down before the mirror fails.
         """
         node = f"mirror-{drive}"
         server = {"type": "unix", "path": str(socket)}
@@ -93,7 +96,7 @@ class RunningMachine:
             "export": export,
             "discard": "unmap",
         }
-        target |= {"reconnect-delay": RECONNECT_S, "open-timeout": OPEN_S, "detect-zeroes": "unmap"}
+        target |= {"reconnect-delay": reconnect_s, "detect-zeroes": "unmap"}
         await self._call("blockdev-add", target)
         mode = "background" if await self._knows("block-job-change") else "write-blocking"
         job = {"job-id": node, "device": f"drive-{drive}", "target": node, "sync": "full", "copy-mode": mode}
@@ -137,8 +140,16 @@ class RunningMachine:
 
         Raises: BackendFailed: a mirror had failed, or fails now.
         """
+        if force:
+            await self._cut()
         for drive in list(self._mirrors):
             await self._end_mirror(drive, force=force)
+
+    async def _cut(self) -> None:
+        """Cut their connections, so that nothing waits for one to come back: QEMU would stand still as a whole."""
+        for node in self._mirrors.values():
+            with suppress(CommandFailed):
+                await self._call("yank", {"instances": [{"type": "block-node", "node-name": node}]})
 
     async def _end_mirror(self, drive: str, *, force: bool) -> None:
         node = self._mirrors[drive]
