@@ -26,8 +26,10 @@ from mtunnel_tx import __version__
 from mtunnel_tx.backends.access import FileAccess
 from mtunnel_tx.backends.files import Threads, create_file
 from mtunnel_tx.backends.guests import GuestFiles
+from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.machines import StoppedMachines
+from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.backends.systemd import Notifier
 from mtunnel_tx.backends.tasks import FileTasks
@@ -89,6 +91,7 @@ class Daemon(Service):
         self._door: Listening | None = None
         self._lock: IO[bytes] | None = None
         self._relays = ReactorRelays(reactor)
+        self._machines: QemuMachines | StoppedMachines = StoppedMachines()
         self._starting: Deferred[None] | None = None
         self.registry: Registry | None = None
 
@@ -115,6 +118,8 @@ class Daemon(Service):
         await self._relays.stop()
         if self._door is not None:
             await self._door.close()
+        if isinstance(self._machines, QemuMachines):
+            self._machines.close()
         self._pool.stop()
         if self._lock is not None:
             self._lock.close()
@@ -140,6 +145,8 @@ class Daemon(Service):
         self._door = await listen_door(
             self._reactor, settings.runtime_dir / "control.sock", door.commands, settings.limits
         )
+        if isinstance(self._machines, QemuMachines):
+            await self._machines.prepare()
         await registry.recover()
         self.registry = registry
         await self._listen(parts)
@@ -175,7 +182,7 @@ class Daemon(Service):
         guests = GuestFiles(threads, reactor, pve_dir=settings.pve_dir, lock_dir=settings.lock_dir, node=settings.node)
         storage = make_storage(settings, reactor, os.environ)
         tasks = FileTasks(settings.state_dir, settings.node, reactor)
-        machines = StoppedMachines()
+        machines = self._machines = self._make_machines(threads, storage)
         world = World(
             access=access,
             guests=guests,
@@ -205,6 +212,16 @@ class Daemon(Service):
             elsewhere=self._make_elsewhere(),
         )
         return registry, parts
+
+    def _make_machines(self, threads: Threads, storage: PvesmStorage) -> QemuMachines | StoppedMachines:
+        """Plain QEMU on a standalone host."""
+        settings = self._settings
+        if settings.profile == "proxmox":
+            return StoppedMachines()
+        facts = HostFacts(self._reactor, os.environ)
+        return QemuMachines(
+            self._reactor, threads=threads, facts=facts, storage=storage, runtime_dir=settings.runtime_dir
+        )
 
     def _stop_reactor(self) -> None:
         self._reactor.stop()

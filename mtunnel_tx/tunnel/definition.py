@@ -64,7 +64,9 @@ async def _complete(tunnel: Tunnel, conf: GuestConfig) -> GuestConfig:
     if "vmstatestorage" in conf.options:
         known_storage(tunnel.world, conf.options["vmstatestorage"])
     check_consistency(conf)
-    tunnel.world.hypervisor.check(conf)
+    if tunnel.drives:
+        # Disks were made for mirroring: it will have to run here. A stopped VM may wait for another host.
+        tunnel.world.hypervisor.check(conf)
     refuse_allocation(conf)
     sizes_bytes = {key: await _check_volume(tunnel, volume) for key, volume in iter_volumes(conf)}
     return set_sizes(fill_macs(conf, tunnel.world.random_bytes), sizes_bytes)

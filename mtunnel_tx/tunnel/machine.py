@@ -7,6 +7,7 @@ from typing import Any
 
 from mtunnel_tx.errors import TimedOut, TunnelError, WrongState
 from mtunnel_tx.ports import Incoming
+from mtunnel_tx.pve.drive import is_drive_key
 from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import DONE, Result
 from mtunnel_tx.tunnel.waiting import Task
@@ -26,8 +27,10 @@ async def start(guest: Guest, args: Start) -> Result:
         raise WrongState(f"VM {tunnel.vmid} has no config yet")
     if tunnel.world.hypervisor.running(tunnel.vmid):
         raise WrongState(f"VM {tunnel.vmid} already running")
+    conf = guest.conf.copy()
+    conf.options.update({name: str(drive["drivestr"]) for name, drive in (nbd or {}).items()})
     await tunnel.ledger.write("starting")
-    spice_port = await tunnel.world.hypervisor.start(tunnel.vmid, guest.conf, _incoming(tunnel, args), tunnel.task.line)
+    spice_port = await tunnel.world.hypervisor.start(tunnel.vmid, conf, _incoming(tunnel, args), tunnel.task.line)
     tunnel.watch = Task(_watch(tunnel))
     return _started(tunnel, nbd, spice_port)
 
@@ -77,6 +80,8 @@ def _check_export(tunnel: Tunnel, name: str, drive: object) -> None:
     """A drive to export must be one that `disk` made, told in the very words of its reply."""
     sent: Mapping[str, Any] = drive if isinstance(drive, Mapping) else {}
     volid, drivestr = sent.get("volid"), sent.get("drivestr")
+    if not is_drive_key(name):
+        raise TunnelError(f"NBD volume '{name}' is no drive")
     if not volid:
         raise TunnelError(f"No volid set for NBD volume '{name}'")
     if not drivestr:

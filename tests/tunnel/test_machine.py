@@ -96,6 +96,7 @@ class StartTests(RunningCase):
 
     def test_what_cannot_run_here_is_refused_at_config(self) -> None:
         self.connect(101)
+        self.ask(**DISK)
         text = self.msg(cmd="config", conf="memory: 512\nwatchdog: i6300esb\n")
         self.assertEqual(text, "failed to handle 'config' command - watchdog: this host has none\n")
 
