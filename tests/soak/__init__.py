@@ -1,0 +1,1 @@
+"""Good and hostile traffic against one daemon, for long; run by `make soak`."""
