@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, connectionDone
-from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
+from mtunnel_tx.backends.lines import LineProtocol
 from mtunnel_tx.backends.qmp import within
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError
 from mtunnel_tx.ports import Report
@@ -28,13 +28,13 @@ _FLUSH = b"\xff"
 _numbers = count(1)
 
 
-class Agent(LineReceiver):
+class Agent(LineProtocol):
     """A connection to the port; one command at a time. What the guest sends is no more than a text from a stranger."""
 
-    delimiter = b"\n"
-    MAX_LENGTH = LINE_BYTES
+    longest_bytes = LINE_BYTES
 
     def __init__(self, reactor: Any) -> None:
+        super().__init__()
         self._reactor = reactor
         self._waiting: Deferred[bytes] | None = None
         self._lost = False
@@ -59,14 +59,9 @@ class Agent(LineReceiver):
             raise BackendFailed(clean(str(reason or "the answer cannot be read"))[:200])
         return answer["return"]
 
-    def close(self) -> None:
-        """Hang up."""
-        if self.transport is not None:
-            self.transport.abortConnection()
-
     def _send(self, prefix: bytes, command: str, arguments: Mapping[str, Any]) -> None:
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
-        self.sendLine(prefix + json.dumps(request).encode("ascii"))
+        self.write_line(prefix + json.dumps(request).encode("ascii"))
 
     async def _line(self, wait_s: float, command: str) -> bytes:
         if self._lost:
@@ -75,13 +70,10 @@ class Agent(LineReceiver):
         line: bytes = await within(self._reactor, wait_s, self._waiting, f"qga command '{command}' - got timeout")
         return line
 
-    def lineReceived(self, line: bytes) -> None:  # noqa: N802
+    def take_line(self, line: bytes) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.called:
             waiting.callback(line)
-
-    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802, ARG002
-        self.close()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802, ARG002
         self._lost = True
@@ -108,7 +100,7 @@ async def connect_agent(reactor: Any, path: Path, wait_s: float = ANSWER_S) -> A
     try:
         await agent.synchronise(wait_s)
     except BaseException:
-        agent.close()
+        agent.hang_up()
         raise
     return agent
 
@@ -128,7 +120,7 @@ async def trim(reactor: Any, vmid: int, path: Path, report: Report, trim_s: floa
         for line in _refusals(answer):
             report(line)
     finally:
-        agent.close()
+        agent.hang_up()
 
 
 def _refusals(answer: Any) -> list[str]:

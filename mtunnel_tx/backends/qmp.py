@@ -17,9 +17,9 @@ from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
-from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
+from mtunnel_tx.backends.lines import LineProtocol
 from mtunnel_tx.errors import BackendFailed, TimedOut
 from mtunnel_tx.pve.values import clean
 
@@ -43,13 +43,13 @@ class CommandFailed(BackendFailed):
         self.reason = clean(reason)
 
 
-class Monitor(LineReceiver):
+class Monitor(LineProtocol):
     """The client's side of a QMP connection; made by `connect_monitor`, which has done the handshake."""
 
-    delimiter = b"\n"
-    MAX_LENGTH = LINE_BYTES
+    longest_bytes = LINE_BYTES
 
     def __init__(self, reactor: Any) -> None:
+        super().__init__()
         self.version: Mapping[str, Any] = {}
         self.greeted: Deferred[None] = Deferred()
         self._reactor = reactor
@@ -89,13 +89,12 @@ class Monitor(LineReceiver):
 
     def close(self) -> None:
         """Hang up; what waits fails."""
-        if self.transport is not None:
-            self.transport.abortConnection()
+        self.hang_up()
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        self.sendLine(json.dumps(message, separators=(",", ":")).encode("ascii"))
+        self.write_line(json.dumps(message, separators=(",", ":")).encode("ascii"))
 
-    def lineReceived(self, line: bytes) -> None:  # noqa: N802
+    def take_line(self, line: bytes) -> None:
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
@@ -125,7 +124,7 @@ class Monitor(LineReceiver):
         for listener in list(self._listeners):
             listener(name, data)
 
-    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802, ARG002
+    def take_too_much(self) -> None:
         self._lose(f"a line of QEMU's monitor is longer than {LINE_BYTES} bytes")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802, ARG002
@@ -136,12 +135,12 @@ class Monitor(LineReceiver):
             return
         self._loss = MonitorLost(reason)
         self.close()
+        self._tell("", {})
         pending, self._pending = self._pending, {}
         for _, reply in pending.values():
             reply.errback(Failure(MonitorLost(reason)))
         if not self.greeted.called:
             self.greeted.errback(Failure(MonitorLost(reason)))
-        self._tell("", {})
 
 
 async def connect_monitor(reactor: Any, path: Path, wait_s: float = CALL_S) -> Monitor:

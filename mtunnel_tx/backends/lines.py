@@ -1,0 +1,57 @@
+"""Lines from a peer that need not be well-meaning: however they come in, each byte is looked at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.protocol import Protocol
+
+
+class LineProtocol(Protocol):
+    """Cuts what comes at line feeds (Twisted's LineReceiver looks at a long line again for each piece of it)."""
+
+    transport: Any
+    longest_bytes = 1 << 20
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._kept_bytes = 0
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        *ends, rest = data.split(b"\n")
+        for end in ends:
+            if self._keep(end):
+                self.take_line(b"".join(self._parts))
+            self._drop()
+        self._keep(rest)
+
+    def _keep(self, part: bytes) -> bool:
+        """Add to the line that comes in. Returns: it is not too long."""
+        self._parts.append(part)
+        self._kept_bytes += len(part)
+        if self._kept_bytes > self.longest_bytes:
+            self._drop()
+            self.take_too_much()
+            return False
+        return True
+
+    def _drop(self) -> None:
+        self._parts, self._kept_bytes = [], 0
+
+    def take_line(self, line: bytes) -> None:
+        """A line, without its line feed."""
+        raise NotImplementedError
+
+    def take_too_much(self) -> None:
+        """A line is longer than `longest_bytes`; what came of it is gone."""
+        self.hang_up()
+
+    def write_line(self, line: bytes) -> None:
+        """Send a line, which lacks its line feed."""
+        if self.transport is not None:
+            self.transport.write(line + b"\n")
+
+    def hang_up(self) -> None:
+        """End the connection at once."""
+        if self.transport is not None:
+            self.transport.abortConnection()
