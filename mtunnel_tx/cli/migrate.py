@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.files import Threads
@@ -57,6 +57,7 @@ def configure(subparsers: Any) -> None:
         help="send a stopped VM to another host",
         description=_DESCRIPTION,
         epilog=_EPILOG,
+        usage="mtunnel migrate VMID [ENDPOINT] --target-storage MAP [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("vmid", metavar="VMID", type=read_vmid)
@@ -227,6 +228,9 @@ class Job:
             for obstacle in error.obstacles:
                 self._complain(obstacle)
             return FAILED
+        except CancelledError:
+            self._complain("interrupted")
+            raise
         except TunnelError as error:
             self._complain(f"migration failed: {error.text}")
             return FAILED
@@ -234,18 +238,23 @@ class Job:
 
     async def _check(self, order: Order, world: World) -> None:
         plan = await Migration(order, world).check()
-        size = format_amount(sum(disk.stream_bytes for disk in plan.disks))
-        self._display.say(f"nothing stands in the way: {len(plan.disks)} disks, {size}, to node '{clean(plan.node)}'")
+        size = format_size(len(plan.disks), sum(disk.stream_bytes for disk in plan.disks))
+        self._display.say(f"nothing stands in the way: {size}, to node '{clean(plan.node)}'")
 
     async def _migrate(self, order: Order, world: World) -> None:
         summary = await Migration(order, world).run()
         rate = format_rate(summary.size_bytes, summary.seconds)
-        size = f"{summary.disks} disks, {format_amount(summary.size_bytes)}"
+        size = format_size(summary.disks, summary.size_bytes)
         took = format_time(summary.seconds)
         self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} in {took}, {rate}")
 
     def _complain(self, text: str) -> None:
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
+
+
+def format_size(disks: int, size_bytes: int) -> str:
+    """`2 disks, 1.5 GiB`."""
+    return f"{disks} {'disk' if disks == 1 else 'disks'}, {format_amount(size_bytes)}"
 
 
 def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]]) -> int:

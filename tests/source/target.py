@@ -76,10 +76,9 @@ class Wire(WebSocketServerProtocol):
 class Recorder(Resource):
     """Every request ends here."""
 
-    isLeaf = True
-
     def __init__(self, target):
         super().__init__()
+        self.isLeaf = True
         self.target = target
         factory = WebSocketServerFactory()
         factory.protocol = Wire
@@ -119,7 +118,6 @@ class RecordedTarget:
         self.lines = ["Formatting 'x', fmt=raw size=1048576 preallocation=off\n"]
         self.abort_streams_after = None
         self.refuse_websockets = False
-        self.silent = set()
         self.waiting_for = {}
         self._import = None
         self._rest = b""
@@ -150,12 +148,12 @@ class RecordedTarget:
         self.fingerprint = fingerprint(made.certificate)
         certificate = ssl.PrivateCertificate.loadPEM(made.certificate + made.key)
         self.port = reactor.listenSSL(0, Site(Recorder(self)), certificate.options(), interface="127.0.0.1")
-        self.reactor = reactor
+        self.number = self.port.getHost().port
         return self
 
     @property
     def endpoint(self):
-        return Endpoint(apitoken=TOKEN, host="127.0.0.1", port=self.port.getHost().port, fingerprint=self.fingerprint)
+        return Endpoint(apitoken=TOKEN, host="127.0.0.1", port=self.number, fingerprint=self.fingerprint)
 
     def close(self):
         return self.port.stopListening()
@@ -223,8 +221,6 @@ class RecordedTarget:
         self.commands.append(request)
         name = request["cmd"]
         self.happened(name)
-        if name in self.silent:
-            return
         if name in self.fail:
             reply = {"success": False, "msg": f"failed to handle '{name}' command - {self.fail[name]}"}
         elif name in self.replies:

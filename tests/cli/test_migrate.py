@@ -1,0 +1,243 @@
+import io
+import os
+import signal
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+
+from rich.console import Console
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+import mtunnel_tx
+from mtunnel_tx.cli.main import make_parser
+from mtunnel_tx.cli.migrate import find_endpoint, is_running, run
+from mtunnel_tx.cli.progress import Bars, Lines, format_amount, format_rate, format_time, make_display
+from mtunnel_tx.errors import BadRequest
+from mtunnel_tx.pve.maps import format_endpoint
+from tests.source.target import SECRET, RecordedTarget
+
+ROOT = Path(mtunnel_tx.__file__).parents[1]
+ENDPOINT = "apitoken=PVEAPIToken=a@pve!b=secret,host=localhost"
+CONF = "name: web\nscsi0: local:100/vm-100-disk-0.raw,size=1M\n"
+STORAGE = "dir: local\n\tpath {folder}/srv\n\tcontent images\n"
+
+
+def parse(*words):
+    return make_parser("migrate").parse_args(["migrate", *words])
+
+
+class UsageTest(SynchronousTestCase):
+    def assert_wrong(self, *words):
+        said = io.StringIO()
+        with redirect_stderr(said):
+            error = self.assertRaises(SystemExit, parse, *words)
+        self.assertEqual(error.code, 2)
+        return said.getvalue()
+
+    def test_what_is_wrong(self):
+        storage = ("--target-storage", "tank")
+        self.assertIn("--target-storage", self.assert_wrong("100", ENDPOINT))
+        self.assertIn("'99' is not a VMID", self.assert_wrong("99", ENDPOINT, *storage))
+        self.assertIn("'x' is not a VMID", self.assert_wrong("100", ENDPOINT, *storage, "--target-vmid", "x"))
+        self.assertIn("identity map", self.assert_wrong("100", ENDPOINT, "--target-storage", "1"))
+        self.assertIn("identity map", self.assert_wrong("100", ENDPOINT, *storage, "--target-bridge", "1"))
+        self.assertIn("KiB/s", self.assert_wrong("100", ENDPOINT, *storage, "--bwlimit", "-1"))
+
+    def test_endpoints(self):
+        file = Path(self.mktemp())
+        file.write_text(ENDPOINT + ",port=1\nmore\n")
+        wanted = ("--target-storage", "tank", "100")
+        self.assertEqual(find_endpoint(parse(*wanted, ENDPOINT), {}).port, 8006)
+        self.assertEqual(find_endpoint(parse(*wanted, "--endpoint-file", str(file)), {}).port, 1)
+        self.assertEqual(find_endpoint(parse(*wanted), {"MTUNNEL_ENDPOINT": ENDPOINT + ",port=2"}).port, 2)
+        self.assertRaises(BadRequest, find_endpoint, parse(*wanted), {})
+        self.assertRaises(BadRequest, find_endpoint, parse(*wanted, ENDPOINT, "--endpoint-file", str(file)), {})
+        self.assertRaises(BadRequest, find_endpoint, parse(*wanted, "--endpoint-file", str(file) + "x"), {})
+
+    def test_a_bad_endpoint_keeps_its_secret(self):
+        said = io.StringIO()
+        with redirect_stderr(said):
+            status = run(parse("100", ENDPOINT + ",port=secret", "--target-storage", "tank"), None)
+        self.assertEqual(status, 2)
+        self.assertIn("port", said.getvalue())
+
+    def test_a_monitor_that_listens_is_a_running_vm(self):
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        self.assertFalse(is_running(folder, 100))
+        (folder / "100.qmp").write_text("")
+        self.assertFalse(is_running(folder, 100))
+
+
+class Program(ProcessProtocol):
+    """`mtunnel` as a process of its own."""
+
+    def __init__(self):
+        self.out, self.err = b"", b""
+        self.ended = Deferred()
+
+    def outReceived(self, data):
+        self.out += data
+
+    def errReceived(self, data):
+        self.err += data
+
+    def processEnded(self, reason):
+        self.status = reason.value.exitCode if reason.value.signal is None else -reason.value.signal
+        self.ended.callback(self)
+
+
+class ProgramTest(TestCase):
+    timeout = 40
+
+    def setUp(self):
+        self.target = RecordedTarget().listen(reactor)
+        self.addCleanup(self.target.close)
+        self.folder = Path(self.mktemp()).absolute()
+        self.conf_file = self.write("pve/nodes/here/qemu-server/100.conf", CONF)
+        self.write("pve/storage.cfg", STORAGE.format(folder=self.folder))
+        self.disk = self.write("srv/images/100/vm-100-disk-0.raw", "x" * (1 << 20))
+        self.config = self.write(
+            "mtunnel.toml",
+            f'node = "here"\nstate_dir = "{self.folder}/state"\npve_dir = "{self.folder}/pve"\n'
+            f'runtime_dir = "/tmp/mtunnel-test-{os.getpid()}"\nlock_dir = "{self.folder}/lock"\n',
+        )
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def start(self, *words, endpoint=None):
+        program = Program()
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "--config", str(self.config), "100", *words]
+        env = {**os.environ, "MTUNNEL_ENDPOINT": endpoint or format_endpoint(self.target.endpoint)}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+        process = reactor.spawnProcess(program, sys.executable, argv, env=env)
+        self.addCleanup(self.end, process, program)
+        return process, program
+
+    def end(self, process, program):
+        if not program.ended.called:
+            process.signalProcess("KILL")
+        return program.ended
+
+    async def run_program(self, *words, endpoint=None):
+        _, program = self.start("--target-vmid", "300", "--target-storage", "tank", *words, endpoint=endpoint)
+        await program.ended
+        self.assertNotIn(SECRET.encode(), program.out + program.err)
+        return program
+
+    async def test_a_whole_migration(self):
+        program = await self.run_program()
+        self.assertEqual((program.status, program.err), (0, b""))
+        out = program.out.decode()
+        self.assertIn("scsi0: sending 1.0 MiB\n", out)
+        self.assertRegex(out, r"scsi0: 1\.0 MiB of 1\.0 MiB in 0:0\d, .*/s\n")
+        self.assertRegex(out, r"VM 100 is VM 300 at the target: 1 disk, 1\.0 MiB in 0:0\d, ")
+        self.assertEqual(bytes(self.target.streams[0].data), (1 << 20).to_bytes(8, "little") + b"x" * (1 << 20))
+        self.assertEqual(self.conf_file.read_text(), CONF)
+
+    async def test_delete(self):
+        program = await self.run_program("--delete")
+        self.assertEqual((program.status, program.err), (0, b""))
+        self.assertFalse(self.conf_file.exists())
+        self.assertFalse(self.disk.exists())
+
+    async def test_dry_run(self):
+        program = await self.run_program("--dry-run")
+        self.assertEqual((program.status, program.err), (0, b""))
+        self.assertIn(b"nothing stands in the way: 1 disk, 1.0 MiB, to node 'pvetest'\n", program.out)
+        self.conf_file.write_text(CONF + "lock: backup\nhostpci0: 00:01.0\n")
+        program = await self.run_program("--dry-run")
+        self.assertEqual(program.status, 1)
+        self.assertEqual(program.err.decode().splitlines(), [
+            "mtunnel migrate: VM 100 is locked (backup)",
+            "mtunnel migrate: hostpci0: a PCI device of this host cannot move: 00:01.0",
+        ])  # fmt: skip
+        self.assertEqual({request[0] for request in self.target.requests}, {"GET"})
+
+    async def test_a_failure(self):
+        self.target.fail["config"] = "format error\nscsi0: no\n"
+        program = await self.run_program()
+        self.assertEqual(program.status, 1)
+        self.assertEqual(
+            program.err,
+            b"mtunnel migrate: migration failed: target: failed to handle 'config' command - format error; scsi0: no\n",
+        )
+        self.assertIn(b"the target has removed what was sent\n", program.out)
+        self.assertEqual(self.conf_file.read_text(), CONF)
+
+    async def test_no_such_vm(self):
+        self.conf_file.unlink()
+        program = await self.run_program()
+        self.assertEqual(program.status, 1)
+        self.assertIn(b"100.conf' does not exist", program.err)
+
+    async def test_signals(self):
+        for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
+            self.target.commands.clear()
+            late = self.target.replies["config"] = Deferred()
+            reached = self.target.when("config")
+            process, program = self.start("--target-vmid", "300", "--target-storage", "tank")
+            await reached
+            self.assertIn("lock: migrate", self.conf_file.read_text())
+            process.signalProcess(number)
+            await self.target.when("quit")
+            late.callback({})
+            self.assertEqual(self.target.commands[-1], {"cmd": "quit", "cleanup": 1})
+            await program.ended
+            self.assertEqual(program.status, status, program.err)
+            self.assertEqual(self.conf_file.read_text(), CONF)
+            self.assertIn(b"interrupted", program.err)
+
+    async def test_without_fingerprint_somebody_has_to_vouch(self):
+        endpoint = format_endpoint(self.target.endpoint).partition(",fingerprint=")[0]
+        program = await self.run_program(endpoint=endpoint)
+        self.assertEqual(program.status, 1)
+        self.assertIn(b"certificate verify failed", program.err)
+        self.assertEqual(self.target.requests, [])
+
+
+class ProgressTest(SynchronousTestCase):
+    def test_amounts(self):
+        self.assertEqual([format_amount(n) for n in (0, 1023, 1536, 5 << 30, 3 << 50)],
+                         ["0 B", "1023 B", "1.5 KiB", "5.0 GiB", "3072.0 TiB"])  # fmt: skip
+        self.assertEqual(format_rate(10 << 20, 2), "5.0 MiB/s")
+        self.assertEqual([format_time(s) for s in (0, 61, 3723)], ["0:00", "1:01", "1:02:03"])
+
+    def test_lines(self):
+        out, clock = io.StringIO(), Clock()
+        with Lines(out, clock) as lines:
+            lines.begin("scsi0", 40 << 20)
+            for _ in range(7):
+                clock.advance(1)
+                lines.advance(1 << 20)
+            lines.finish()
+            lines.say("target: x")
+        self.assertEqual(out.getvalue().splitlines(), [
+            "scsi0: sending 40.0 MiB",
+            "scsi0: 5.0 MiB of 40.0 MiB, 1.0 MiB/s, 0:35 left",
+            "scsi0: 7.0 MiB of 40.0 MiB in 0:07, 1.0 MiB/s",
+            "target: x",
+        ])  # fmt: skip
+
+    def test_bars(self):
+        out = io.StringIO()
+        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
+            bars.begin("scsi0", 1 << 20)
+            bars.advance(1 << 19)
+            bars.say("target: [red]x")
+            bars.advance(1 << 19)
+            bars.finish()
+        self.assertIn("scsi0", out.getvalue())
+        self.assertIn("1.0/1.0 MiB", out.getvalue())
+        self.assertIn("target: [red]x", out.getvalue())
+
+    def test_which(self):
+        self.assertIsInstance(make_display(io.StringIO(), Clock()), Lines)

@@ -1,0 +1,150 @@
+from dataclasses import replace
+
+from twisted.internet.defer import Deferred
+
+from mtunnel_tx.errors import NotFound
+from mtunnel_tx.pve.maps import parse_map
+from mtunnel_tx.source.survey import Obstructed
+from tests.source.case import CONF, SourceCase
+from tests.source.target import TOKEN, make_reply
+
+
+class SurveyTest(SourceCase):
+    def check(self, **changes):
+        return Deferred.fromCoroutine(self.migration(**changes).check())
+
+    async def obstacles(self, **changes):
+        with self.assertRaises(Obstructed) as caught:
+            await self.check(**changes)
+        self.assertEqual(caught.exception.text, "; ".join(caught.exception.obstacles))
+        self.assert_untouched()
+        return list(caught.exception.obstacles)
+
+    def assert_untouched(self):
+        self.assertEqual({method for method, *_ in self.target.requests} | {"GET"}, {"GET"})
+        self.assertEqual((self.target.commander, self.target.streams), (None, []))
+        self.assertNotIn("lock: migrate", self.conf_file.read_text())
+        self.assertEqual(self.storage.children, [])
+
+    def write(self, *lines):
+        self.conf_file.write_text(CONF + "".join(f"{line}\n" for line in lines))
+
+    def permissions(self, held):
+        self.target.http["GET", "/access/permissions"] = lambda query: {query["path"]: held.get(query["path"], {})}
+
+    async def test_nothing_in_the_way(self):
+        plan = await self.check()
+        self.assertEqual(
+            [(disk.label, disk.size_bytes) for disk in plan.disks], [("scsi0", 1048576), ("virtio1", 210007)]
+        )
+        self.assertEqual((plan.node, plan.repoid), ("pvetest", "0a1b2c3d"))
+        self.assert_untouched()
+
+    async def test_everything_at_once(self):
+        self.running = True
+        self.write("lock: backup", "hostpci0: 0000:01:00.0", "ide2: local:iso/x.iso,media=cdrom", "cpu: custom-mine",
+                   "tpmstate0: local:100/vm-100-disk-5.raw", "scsi5: local:100/vm-100-disk-9.raw")  # fmt: skip
+        self.target.http["GET", "/cluster/resources"] = [{"vmid": 300, "type": "qemu", "node": "far", "name": "x"}]
+        self.target.http["GET", "/nodes/localhost/storage"] = [{"storage": "tank", "content": "iso"}]
+        self.target.http["GET", "/cluster/qemu/custom-cpu-models/mine"] = make_reply(500, "no such model 'mine'")
+        self.permissions({"/": {"Sys.Audit": 1}})
+        self.assertEqual(
+            await self.obstacles(storages=parse_map("local:tank,other:nowhere")),
+            [
+                "VM 100 is running: shut it down first",
+                "VM 100 is locked (backup)",
+                "hostpci0: a PCI device of this host cannot move: 0000:01:00.0",
+                "ide2: the CD-ROM drive holds 'local:iso/x.iso', a file of this host; eject it first",
+                "tpmstate0: the state of a TPM cannot be sent",
+                "scsi5: volume 'local:100/vm-100-disk-9.raw' does not exist",
+                "target: VM 300 already exists on node 'far'",
+                "target: storage 'nowhere' is not there, is disabled, or the token may not use it",
+                "target: storage 'tank' does not support vm images",
+                "target: 500 no such model 'mine'",
+                "target: 403 Permission check failed (/vms/300, VM.Allocate)",
+                "target: 403 Permission check failed (/, Sys.Incoming)",
+                "target: 403 Permission check failed (/storage/tank, Datastore.AllocateSpace)",
+            ],
+        )
+
+    async def test_the_token_may_do_it(self):
+        self.permissions({
+            "/vms/300": {"VM.Allocate": 1}, "/": {"Sys.Incoming": 1}, "/storage/tank": {"Datastore.AllocateSpace": 0},
+        })  # fmt: skip
+        await self.check()
+
+    async def test_running(self):
+        self.running = True
+        self.assertEqual(
+            await self.obstacles(online=True), ["VM 100 is running: --online is not yet available for running VMs"]
+        )
+
+    async def test_snapshots_and_pending_changes(self):
+        self.write("", "[PENDING]", "memory: 1024", "", "[old]", "memory: 1")
+        self.assertEqual(await self.obstacles(), ["VM 100 has snapshots: old", "VM 100 has pending changes: memory"])
+
+    async def test_maps_that_leave_something_out(self):
+        reasons = await self.obstacles(storages=parse_map("other:tank"), bridges=parse_map("vmbr7:vmbr8"))
+        self.assertEqual(reasons, [
+            "storage 'local': no target for 'local' in the map 'other:tank'",
+            "bridge 'vmbr0': no target for 'vmbr0' in the map 'vmbr7:vmbr8'",
+        ])  # fmt: skip
+
+    async def test_an_image_with_a_backing_file(self):
+        self.storage.backing["local:100/vm-100-disk-1.qcow2"] = "backing file '/x'"
+        self.assertEqual(
+            await self.obstacles(),
+            ["virtio1: 'local:100/vm-100-disk-1.qcow2' is not complete in itself: backing file '/x'"],
+        )
+
+    async def test_no_space(self):
+        storages = [{"storage": "tank", "content": "images", "avail": 1 << 20}]
+        self.target.http["GET", "/nodes/localhost/storage"] = storages
+        (reason,) = await self.obstacles()
+        self.assertRegex(reason, r"target: storage 'tank' has no space: \d+K? needed, 1M available")
+
+    async def test_no_such_vm(self):
+        self.conf_file.unlink()
+        with self.assertRaises(NotFound):
+            await self.check()
+
+    async def test_no_local_node(self):
+        self.target.http["GET", "/cluster/status"] = [{"type": "node", "name": "far", "local": 0}, None, 5]
+        self.assertEqual(await self.obstacles(), ["target: its cluster status names no local node"])
+
+    async def test_a_refused_read_is_one_obstacle_among_others(self):
+        self.running = True
+        self.target.http["GET", "/cluster/status"] = make_reply(403, "Permission check failed (/, Sys.Audit)")
+        self.assertEqual(
+            await self.obstacles(),
+            ["VM 100 is running: shut it down first", "target: 403 Permission check failed (/, Sys.Audit)"],
+        )
+
+    async def test_a_wrong_token_ends_the_questions(self):
+        self.target.http["GET", "/cluster/status"] = make_reply(401, "Authentication failed!")
+        self.assertEqual(await self.obstacles(), ["target: 401 Authentication failed!"])
+        self.assertEqual(len(self.target.requests), 1)
+
+    async def test_another_certificate(self):
+        self.target.fingerprint = ":".join(["AA"] * 32)
+        (reason,) = await self.obstacles()
+        self.assertIn("target: cannot talk to the target: TLS: ", reason)
+        self.assertEqual(self.target.requests, [])
+
+    async def test_nobody_there(self):
+        await self.target.close()
+        (reason,) = await self.obstacles()
+        self.assertIn("cannot talk to the target: Connection was refused", reason)
+
+    async def test_a_strange_answer(self):
+        for answer in ((200, "OK", []), (200, "OK", {"x": 1}), (200, "OK", "x")):
+            self.target.http["GET", "/cluster/status"] = answer
+            self.assertEqual(await self.obstacles(), ["target: the target's answer is no JSON object with 'data'"])
+
+    async def test_what_a_peer_says_is_clean(self):
+        self.target.http["GET", "/cluster/resources"] = [{"vmid": 300, "node": "a\x1b[2Jb"}]
+        self.assertEqual(await self.obstacles(), ["target: VM 300 already exists on node 'a?[2Jb'"])
+
+    async def test_the_secret_is_never_shown(self):
+        endpoint = self.target.endpoint
+        self.assertNotIn(TOKEN, repr(endpoint) + repr(self.world()) + repr(replace(endpoint, port=1)))
