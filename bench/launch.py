@@ -1,0 +1,45 @@
+"""`twistd mtunnel` with a part exchanged, for comparison only.
+
+    python -m bench.launch CONFIG [--plain] [--relays pump|reactor]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from twisted.scripts import twistd
+
+from mtunnel_tx import daemon
+from mtunnel_tx.net.pump import Pump
+from mtunnel_tx.net.relay import ReactorRelays
+
+RELAYS = {"pump": Pump, "reactor": ReactorRelays}
+
+
+def exchange(*, plain: bool, relays: str | None) -> None:
+    """Give the daemon other parts: connections without TLS, one way to run streams or the other."""
+    parts: Any = daemon
+    if plain:
+        parts.TlsFactory = lambda _context, site, *_, **__: site
+    if relays is not None:
+        for name in ("Pump", "ReactorRelays"):
+            if hasattr(parts, name):
+                setattr(parts, name, RELAYS[relays])
+
+
+def main() -> None:
+    """Exchange the parts, then be twistd."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--relays", choices=RELAYS)
+    options = parser.parse_args()
+    exchange(plain=options.plain, relays=options.relays)
+    sys.argv = ["twistd", "-n", "--pidfile=", "mtunnel", "--config", options.config]
+    twistd.run()
+
+
+if __name__ == "__main__":
+    main()

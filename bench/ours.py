@@ -1,0 +1,115 @@
+"""mtunnel as a relay: a real daemon and a real tunnel, whose disk import leads to the sink.
+
+The daemon's `commands.pvesm` is `bench/pvesm`, which puts the sink's socket where an importer would have its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from bench.case import Case
+from bench.peers import Place, Running, free_port
+from bench.processes import Trouble, pin, started, tree, wait_until_listening
+from bench.tunnel import Tunnel
+
+NODE = "bench"
+TOKEN = "bench@pve!t1"  # for a daemon on a loopback port, gone with the benchmark
+SECRET = "00000000-0000-4000-8000-000000000000"
+AUTHORIZATION = f"PVEAPIToken={TOKEN}={SECRET}"
+USERS = "user:bench@pve:1:0:::::\ntoken:bench@pve!t1:0:0::\n\nacl:1:/:bench@pve:Administrator:\n"
+CONFIG = """\
+node = "{node}"
+listen = ["tcp:{port}:interface=127.0.0.1"]
+workers = {workers}
+state_dir = "{folder}/state"
+runtime_dir = "{folder}/run"
+[commands]
+pvesm = ["{here}/pvesm", "{sink}"]
+[limits]
+connections = 4096
+connections_unauthenticated_per_address = 4096
+streams_per_tunnel = 1024
+"""
+
+_vmids = count(100)
+
+
+def make_node(folder: Path) -> tuple[Path, Path]:
+    """Fill a folder with what a daemon needs. Returns: its certificate and key."""
+    _write_config(folder, Path("sink"), 0, 0)
+    environ = {**os.environ, "MTUNNEL_CONFIG": str(folder / "mtunnel.toml")}
+    subprocess.run([sys.executable, "-m", "mtunnel_tx.cli", "init"], check=True, env=environ, capture_output=True)
+    pve = folder / "state/pve"
+    (pve / "user.cfg").write_text(USERS)
+    (pve / "priv/token.cfg").write_text(f"{TOKEN} {SECRET}\n")
+    return folder / "state/tls/certificate.pem", folder / "state/tls/key.pem"
+
+
+def _write_config(folder: Path, sink: Path, port: int, workers: int) -> Path:
+    file = folder / "mtunnel.toml"
+    here = Path(__file__).parent
+    file.write_text(CONFIG.format(node=NODE, port=port, workers=workers, folder=folder, sink=sink, here=here))
+    return file
+
+
+class Mtunnel:
+    """Our daemon; `relays`: another way to run streams than the daemon's own."""
+
+    framed = True
+
+    def __init__(self, name: str, place: Place, *, workers: int = 0, relays: str | None = None) -> None:
+        self.name = name
+        self.place = place
+        self._workers = workers
+        self._relays = relays
+
+    def is_there(self) -> bool:
+        """Whether this version of ours has what it takes."""
+        return True
+
+    def shown(self, case: Case) -> str:
+        """The command line for people."""
+        words = " ".join(self._argv(case, Path("mtunnel.toml"))).replace(sys.executable, "python")
+        words = words.replace(str(Path(sys.executable).parent) + "/", "")
+        return words + (f"  # workers = {self._workers}" if self._workers else "")
+
+    def _argv(self, case: Case, config: Path) -> list[str]:
+        if case.tls and self._relays is None:
+            twistd = str(Path(sys.executable).parent / "twistd")
+            return [twistd, "-n", "--pidfile=", "mtunnel", "--config", str(config)]
+        argv = [sys.executable, "-m", "bench.launch", str(config)]
+        argv += [] if case.tls else ["--plain"]
+        return argv + (["--relays", self._relays] if self._relays else [])
+
+    @contextmanager
+    def listening(self, case: Case) -> Iterator[Running]:
+        """Let the daemon listen for the length of the block."""
+        port, log = free_port(), self.place.folder / f"{self.name}.log"
+        config = _write_config(self.place.folder, self.place.sink, port, self._workers)
+        with started([*pin(0 if case.pinned else None), *self._argv(case, config)], log) as process:
+            wait_until_listening(process, port, log)
+            if self._workers and len(tree(process.pid)) <= self._workers:
+                raise Trouble("workers are not built")
+            yield Running(pid=process.pid, port=port)
+
+    @contextmanager
+    def tunnel(self, daemon: Running, case: Case) -> Iterator[tuple[Tunnel, Running]]:
+        """Open a tunnel; its import waits for streams."""
+        tunnel = Tunnel(daemon.port, AUTHORIZATION, NODE, next(_vmids), tls=case.tls)
+        try:
+            options = ("--target", tunnel.begin_import(), "--header", f"Authorization: {AUTHORIZATION}")
+            yield tunnel, Running(pid=daemon.pid, port=daemon.port, options=options)
+        finally:
+            tunnel.close()
+
+    @contextmanager
+    def running(self, case: Case) -> Iterator[Running]:
+        """Let it wait for the streams of a tunnel for the length of the block."""
+        with self.listening(case) as daemon, self.tunnel(daemon, case) as (_, running):
+            yield running

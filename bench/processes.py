@@ -1,0 +1,168 @@
+"""Processes of the benchmark: started in a group of their own, always ended; and what /proc says of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PATIENCE_S = 20.0
+_PARENT, _TIMES = 1, slice(11, 15)  # fields of /proc/PID/stat behind the name
+
+
+class Trouble(Exception):
+    """A measurement that came to nothing; its text says why."""
+
+
+def pin(core: int | None) -> list[str]:
+    """What stands in front of a command line to keep it on one core."""
+    return [] if core is None else ["taskset", "-c", str(core)]
+
+
+@contextmanager
+def started(argv: Sequence[str | Path], log: Path | None = None, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program for the length of the block; its whole process group ends with it."""
+    with open_log(log) as output:
+        options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, **options}
+        process = subprocess.Popen([str(word) for word in argv], start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def open_log(log: Path | None) -> IO[bytes]:
+    """A file that grows, or nowhere."""
+    return (log or Path(os.devnull)).open("ab")
+
+
+def end(process: subprocess.Popen[bytes], patience_s: float = 5.0) -> None:
+    """Ask a process group to end, then make it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+class Reporter:
+    """One of our C programs: takes orders on its standard input, says lines of JSON."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._lines = b""
+
+    def read(self, patience_s: float = PATIENCE_S) -> dict[str, Any]:
+        """The next line. Raises: Trouble: none came."""
+        output = self._process.stdout
+        assert output is not None
+        deadline_s = time.monotonic() + patience_s
+        while b"\n" not in self._lines:
+            ready, _, _ = select.select([output], [], [], max(0.0, deadline_s - time.monotonic()))
+            part = os.read(output.fileno(), 65536) if ready else b""
+            if not part:
+                name = Path(str(self._process.args[0])).name if isinstance(self._process.args, list) else "program"
+                raise Trouble(f"{name} {'ended early' if ready else f'said nothing for {patience_s:.0f} s'}")
+            self._lines += part
+        line, _, self._lines = self._lines.partition(b"\n")
+        return dict(json.loads(line))
+
+    def go(self) -> None:
+        """Let it begin."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"g")
+        self._process.stdin.flush()
+
+    def finish(self) -> None:
+        """Let it close its streams in order, and wait for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired as error:
+            raise Trouble("load did not end") from error
+
+
+@contextmanager
+def reporting(argv: Sequence[str | Path], log: Path) -> Iterator[Reporter]:
+    """Run one of our C programs up to its `ready`."""
+    with log.open("ab") as errors, started(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+    ) as process:
+        reporter = Reporter(process)
+        reporter.read()
+        yield reporter
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat behind the name; none where the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def tree(pid: int) -> list[int]:
+    """A process and everything below it."""
+    parents = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and (fields := _stat(int(path.name))):
+            parents[int(path.name)] = int(fields[_PARENT])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process tree, with that of children that have ended."""
+    return sum(int(ticks) for each in tree(pid) for ticks in _stat(each)[_TIMES]) / TICKS_PER_S
+
+
+def _memory_bytes(pid: int, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def resident_bytes(pid: int) -> int:
+    """What a process tree has in memory now."""
+    return sum(_memory_bytes(each, "VmRSS") for each in tree(pid))
+
+
+def peak_bytes(pid: int) -> int:
+    """The most that each process of a tree has had in memory, together."""
+    return sum(_memory_bytes(each, "VmHWM") for each in tree(pid))
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody listens on a loopback port; nothing connects to find out, as that would reach the sink."""
+    entry = f":{port:04X} 00000000:0000 0A"
+    return entry in Path("/proc/net/tcp").read_text()
+
+
+def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Raises: Trouble: it ended, or took too long."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not is_listening(port):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            raise Trouble(f"relay does not listen: {log.read_text()[-500:]}")
+        time.sleep(0.01)
