@@ -119,5 +119,5 @@ class Pages(SynchronousTestCase):
         # The last two are lines of a task log.
         names = set(COMMANDS) | {"started", "exited"}
         for page in [TREE / "README.md", *DOCS]:
-            for name in re.findall(r"(?:`|^ {4})mtunnel ([a-z]+)", page.read_text(), re.M):
+            for name in re.findall(r"(?:`|^ {4})mtunnel ([a-z-]+)", page.read_text(), re.M):
                 self.assertIn(name, names, page)

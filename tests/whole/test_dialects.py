@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -104,6 +105,20 @@ class Failures(Case):
         file = self.target.storage / "images" / volid.partition(":")[2]
         listed = subprocess.run(["qemu-img", "snapshot", "-l", file], check=True, capture_output=True, text=True)
         self.assertIn("before", listed.stdout)
+        source.give_up()
+        source.leave()
+        self.assert_nothing_left()
+
+    def test_export_of_qcow2_dies(self) -> None:
+        """Nobody can tell from half a qcow2 that it is none, so the source's own word counts: it cleans up."""
+        source = self.source()
+        local = source.start_import(self.disks[1])
+        with socket.socket(socket.AF_UNIX) as sink:
+            sink.connect(str(local))
+            sink.sendall(struct.pack("<Q", 32 * MIB) + self.disks[1].file.read_bytes()[:MIB])
+            sink.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(Failed):
+            source.complete()
         source.give_up()
         source.leave()
         self.assert_nothing_left()

@@ -193,6 +193,20 @@ class NodeTests(SynchronousTestCase):
             self.assertIsNone(code_at_end(each))
         self.far.start()
 
+    def test_daemon_in_between_stops(self) -> None:
+        """Streams that only pass through do not hold it up, and do not end in order because of that."""
+        tunnel = Tunnel(self.far, 200, storages="local", bridges="")
+        path = self.start_import(tunnel)
+        ticket = tunnel.ask(cmd="ticket", path=path)["ticket"]
+        stream = Websocket(Via(self.near, self.far), 200, path, ticket)
+        stream.send(struct.pack("<Q", MIB) + bytes(MIB))
+        wait_for("the stream", lambda: self.far.ask(cmd="status")["tunnels"][0]["bytes_in"] > MIB)
+        self.assertIn(self.near.stop(), (0, -signal.SIGTERM))
+        self.assertEqual(self.result(tunnel), "error")
+        tunnel.ask(cmd="quit", cleanup=1)
+        tunnel.leave()
+        self.near.start()
+
     def test_target_dies(self) -> None:
         source = self.source()
         self.far.stop(signal.SIGKILL)
