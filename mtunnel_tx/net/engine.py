@@ -109,26 +109,38 @@ class NativeEngine:
             raise StreamFailed("TLS takes no more bytes")
 
     def read(self, view: memoryview, start: int) -> int:
-        begin, end, read, ssl = start, len(view), self._lib.SSL_read, self._ssl
+        end, result = self._fill(view, start)
+        error = self._error(result) if result <= 0 else None
+        if error is not None and end == start:
+            raise error
+        return end
+
+    def _fill(self, view: memoryview, start: int) -> tuple[int, int]:
+        """Returns: the end of what is filled, and OpenSSL's last result.
+
+        Nothing is raised where a pointer into the view lives: a traceback would keep both alive.
+        """
+        end, result, read, ssl = len(view), 1, self._lib.SSL_read, self._ssl
         base = self._ffi.from_buffer("char[]", view)
         while start < end:
-            size_bytes = read(ssl, base + start, end - start)
-            if size_bytes <= 0:
-                error = self._error(size_bytes)
-                if error is not None and start == begin:
-                    raise error
+            result = read(ssl, base + start, end - start)
+            if result <= 0:
                 break
-            start += size_bytes
-        return start
+            start += result
+        return start, result
 
     def write(self, data: memoryview | bytes) -> None:
-        # pyOpenSSL lets SSL_write return after each record.
-        base, start, end = self._ffi.from_buffer("char[]", data), 0, len(data)
-        while start < end:
-            size_bytes = self._lib.SSL_write(self._ssl, base + start, end - start)
-            if size_bytes <= 0:
-                raise self._error(size_bytes) or StreamFailed("TLS takes no more bytes")
-            start += size_bytes
+        result = self._push(data)
+        if result <= 0:
+            raise self._error(result) or StreamFailed("TLS takes no more bytes")
+
+    def _push(self, data: memoryview | bytes) -> int:
+        """Returns: OpenSSL's last result. pyOpenSSL lets SSL_write return after each record."""
+        base, start, end, result = self._ffi.from_buffer("char[]", data), 0, len(data), 1
+        while start < end and result > 0:
+            result = self._lib.SSL_write(self._ssl, base + start, end - start)
+            start += result
+        return int(result)
 
     def take(self, view: memoryview) -> int:
         return max(0, int(self._lib.BIO_read(self._from, self._ffi.from_buffer(view), len(view))))

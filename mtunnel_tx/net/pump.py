@@ -56,6 +56,8 @@ class _Cargo:
         self.link = link
         self.stream = stream
         self.due_s: float | None = 0.0
+        self.peer_number = stream.peer.fileno()
+        self.peer_event = self.local_event = True
         self.masks: dict[socket.socket, int] = {stream.peer: 0, stream.local: 0}
         self.untold: dict[Callable[[Stream], bool], Callable[[Stream], None]] = {
             _is_local_over: lambda stream: link.local_over(stream.ends.reason),
@@ -124,15 +126,24 @@ class _Worker:
             self._reactor.callFromThread(self.ended.callback, None)
 
     def _turn(self) -> None:
-        ready = {number: None for number, _ in self._epoll.poll(self._wait_s())}
-        if self._bell in ready:
-            os.eventfd_read(self._bell)
+        ready = [self._note(number) for number, _ in self._epoll.poll(self._wait_s())]
         while self._orders:
             self._orders.popleft()()
-        served = {id(cargo): cargo for cargo in map(self._by_number.get, ready) if cargo is not None}
+        served = {id(cargo): cargo for cargo in ready if cargo is not None}
         served.update(self._take_due())
         for cargo in served.values():
             self._serve(cargo)
+
+    def _note(self, number: int) -> _Cargo | None:
+        """Mark which socket of a stream is ready. Returns: None: it was the bell."""
+        cargo = self._by_number.get(number)
+        if cargo is None:
+            os.eventfd_read(self._bell)
+        elif number == cargo.peer_number:
+            cargo.peer_event = True
+        else:
+            cargo.local_event = True
+        return cargo
 
     def _wait_s(self) -> float:
         return min(LONGEST_WAIT_S, max(0.0, self._due_s - self._now()))
@@ -147,6 +158,7 @@ class _Worker:
         for key, cargo in self._cargo.items():
             if cargo.due_s is not None and cargo.due_s <= now_s:
                 due[key] = cargo
+                cargo.peer_event = cargo.local_event = True
             elif cargo.due_s is not None:
                 self._due_s = min(self._due_s, cargo.due_s)
         return due
@@ -165,10 +177,11 @@ class _Worker:
     def _serve(self, cargo: _Cargo) -> None:
         stream = cargo.stream
         try:
-            stream.service()
+            stream.service(peer_event=cargo.peer_event, local_event=cargo.local_event)
         except Exception:
             log.failure("unexpected failure in a stream")
             stream.destroy("internal error")
+        cargo.peer_event = cargo.local_event = False
         self._watch(cargo)
         cargo.due_s = stream.next_call_s()
         if cargo.due_s is not None:

@@ -44,7 +44,9 @@ class Blocks:
 
 
 class Side(Protocol):
-    """The peer, as a stream sees it; `sent_bytes` counts what the kernel took."""
+    """The peer, as a stream sees it; `sent_bytes` counts what the kernel took, `more`: the last read may not be all."""
+
+    more: bool
 
     @property
     def sent_bytes(self) -> int: ...
@@ -108,6 +110,7 @@ class PlainSide:
         self._leftover = leftover
         self._sender = _Sender(sock)
         self._more = b""
+        self.more = True
 
     @property
     def sent_bytes(self) -> int:
@@ -121,7 +124,9 @@ class PlainSide:
         if self._leftover:
             size_bytes, self._leftover = put_leftover(block, self._leftover)
             return size_bytes
-        return receive(self._sock, block)
+        size_bytes = receive(self._sock, block)
+        self.more = size_bytes == len(block)
+        return size_bytes
 
     def write(self, data: memoryview | bytes) -> None:
         if self.waits:
@@ -148,7 +153,8 @@ class TlsSide:
         self._engine = engine
         self._sender = _Sender(sock)
         self._block: memoryview | None = None
-        self._failure: StreamEnded | StreamFailed | None = None
+        self.more = True
+        self._failure: tuple[type[Exception], str] | None = None
 
     @property
     def sent_bytes(self) -> int:
@@ -160,38 +166,42 @@ class TlsSide:
 
     def read(self, block: memoryview) -> int:
         end, self._leftover = put_leftover(block, self._leftover)
-        more = True
+        drained = False
         while True:
             end = self._decrypt(block, end)
-            if end == len(block) or not more:
+            self.more = end == len(block) or self._failure is not None
+            if self.more or drained:
                 return end
-            received = self._receive(end)
-            if received == 0:
-                return end
-            more = received == RECEIVE_BYTES
+            drained = self._receive(end) < RECEIVE_BYTES
 
     def _decrypt(self, block: memoryview, end: int) -> int:
         try:
             return self._engine.read(block, end)
-        except (StreamEnded, StreamFailed):
+        except (StreamEnded, StreamFailed) as error:
+            self._failure = type(error), str(error)
             if end == 0:
                 raise
             return end
 
     def _receive(self, filled: int) -> int:
-        """Take ciphertext from the socket; an end is told only after what came before it was taken."""
+        """Take ciphertext from the socket; an end is told only after what came before it was taken.
+
+        Returns: how much came. Raises: StreamEnded, StreamFailed.
+        """
         if self._failure is None:
             try:
                 size_bytes = receive(self._sock, self._blocks.scratch)
             except (StreamEnded, StreamFailed) as error:
-                self._failure = error
+                # Not the error itself: its traceback would tie this object to its own blocks.
+                self._failure = type(error), str(error)
             else:
                 if size_bytes:
                     self._engine.put(self._blocks.scratch[:size_bytes])
                 return size_bytes
         if filled:
             return 0
-        raise self._failure
+        kind, text = self._failure
+        raise kind(text)
 
     def write(self, data: memoryview | bytes) -> None:
         self._engine.write(data)

@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
-from mtunnel_tx.net.ends import Deed, Ends
+from mtunnel_tx.net.ends import Deed, Ends, Source
 from mtunnel_tx.net.engine import StreamEnded, StreamFailed
 from mtunnel_tx.net.mask import Unmask
 from mtunnel_tx.net.sides import Blocks, Side, describe, is_peer_dead, receive, reset_on_close
@@ -55,8 +56,7 @@ class StreamLimits:
     rate_bytes_s: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Interest:
+class Interest(NamedTuple):
     """What to wait for on the two sockets."""
 
     peer_reads: bool
@@ -189,18 +189,18 @@ class Stream:
         """When `service` is to be called even if no socket is ready; 0: at once."""
         if self.is_local_over and self.is_peer_closed:
             return None
-        if self._again:
-            return 0.0
-        times = (
+        earliest_s = 0.0 if self._again else self._sweep_due_s
+        for due_s in (
             self.ends.due_s,
             self._in_bucket.due_s,
             self._out_bucket.due_s,
             self._linger_due_s,
             self._in_watch.due_s,
             self._out_watch.due_s,
-            None if self.is_peer_closed else self._sweep_due_s,
-        )
-        return min((time for time in times if time is not None), default=None)
+        ):
+            if due_s is not None and due_s < earliest_s:
+                earliest_s = due_s
+        return earliest_s
 
     def give_up(self, reason: str) -> None:
         """End both ways as they are; to be followed by `service`."""
@@ -215,16 +215,22 @@ class Stream:
         self._again = False
         self._drop_peer()
 
-    def service(self) -> None:
-        """Move what can be moved."""
+    def service(self, *, peer_event: bool = True, local_event: bool = True) -> None:
+        """Move what can be moved.
+
+        Args: peer_event, local_event: the socket may have become ready; False saves a useless look at it.
+        """
         now_s = self._now()
-        self._again = False
+        again, self._again = self._again, False
         self._expire(now_s)
-        self._carry_outward(now_s)
-        self._carry_inward(now_s)
-        self._write(b"")
-        self._answer_pings()
-        self._settle(now_s)
+        if local_event or again or self._side.waits:
+            self._carry_outward(now_s)
+        if peer_event or again or self._spans:
+            self._carry_inward(now_s)
+            self._write(b"")
+            self._answer_pings()
+        if self.ends.inward.over or self.ends.outward.over:
+            self._settle(now_s)
         self._watch(now_s)
         self._return_blocks()
 
@@ -255,7 +261,7 @@ class Stream:
             self.ends.drained(self.ends.inward)
             return False
         self._decode(block, size_bytes)
-        return True
+        return self._side.more or self.ends.inward.source is Source.LAST
 
     def _decode(self, block: memoryview, end: int) -> None:
         decoder, position = self._decoder, 0
@@ -314,10 +320,11 @@ class Stream:
 
     def _carry_outward(self, now_s: float) -> None:
         for _ in range(BATCHES):
-            self._write(b"")
+            if self._side.waits:
+                self._write(b"")
+            self._answer_pings()
             if self._side.waits or not self.ends.outward.takes:
                 return
-            self._answer_pings()
             if self._side.waits or self._out_bucket.is_empty(now_s) or not self._pull_local():
                 return
         self._again = True
@@ -336,7 +343,7 @@ class Stream:
             self.ends.drained(self.ends.outward)
             return False
         self._send_frame(block, size_bytes)
-        return True
+        return size_bytes == SENT_PAYLOAD_BYTES or self.ends.outward.source is Source.LAST
 
     def _send_frame(self, block: memoryview, size_bytes: int) -> None:
         header = frame_header(self._role, Opcode.BINARY, size_bytes)

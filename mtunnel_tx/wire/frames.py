@@ -22,11 +22,14 @@ HEADER_ROOM_BYTES = 14
 SENT_PAYLOAD_BYTES = 128 * 1024
 """A Proxmox target hangs on larger frames."""
 
+Buffer = bytes | bytearray | memoryview
+
 _FIN = 0x80
-_RESERVED = 0x70
 _CONTROL = 0x08
 _MASKED = 0x80
+_LENGTH = 0x7F
 _LENGTH_16, _LENGTH_64 = 126, 127
+_EXTENDED_BYTES = {_LENGTH_16: 2, _LENGTH_64: 8}
 _ZERO_MASK = bytes(4)
 
 
@@ -70,7 +73,7 @@ class FrameError(TunnelError):
 
 
 _CONTROL_EVENTS = {Opcode.CLOSE: Event.CLOSE, Opcode.PING: Event.PING, Opcode.PONG: Event.PONG}
-_KNOWN_OPCODES = frozenset(Opcode)
+_FIRST_BYTES = {final | opcode: opcode for opcode in Opcode for final in (0, _FIN) if final or not opcode & _CONTROL}
 
 
 class Decoder:
@@ -97,9 +100,8 @@ class Decoder:
         self._in_message = False
         self._collected: bytearray | None = None
         self._key: bytes | None = None
-        self._phase = 0
 
-    def step(self, buffer: bytearray | memoryview | bytes, start: int, end: int) -> int:
+    def step(self, buffer: Buffer, start: int, end: int) -> int:
         """Take the next piece of `buffer[start:end]`: a header's part, or as much payload as there is of one frame.
 
         Returns: the position of the first byte that was not used. Raises: FrameError.
@@ -107,31 +109,28 @@ class Decoder:
         self.event = Event.NOTHING
         if self._left_bytes == 0 and self._collected is None:
             start = self._read_header(buffer, start, end)
-            if self._left_bytes == 0 and self._collected is None:
-                return start
         if self._collected is not None:
             return self._read_control(buffer, start, end)
-        return self._read_payload(start, end)
-
-    def _read_payload(self, start: int, end: int) -> int:
         stop = min(end, start + self._left_bytes)
-        size_bytes = stop - start
-        if size_bytes == 0:
-            return start
-        self.event = Event.PAYLOAD
-        self.begin = start
-        self.mask = self._turned_mask()
-        self._left_bytes -= size_bytes
-        self._phase = (self._phase + size_bytes) & 3
+        if stop > start:
+            self._give_payload(start, stop)
         return stop
 
-    def _turned_mask(self) -> bytes | None:
-        if self._key is None or self._phase == 0:
-            return self._key
-        return self._key[self._phase :] + self._key[: self._phase]
+    def _give_payload(self, start: int, stop: int) -> None:
+        self.event = Event.PAYLOAD
+        self.begin = start
+        self._left_bytes -= stop - start
+        key = self.mask = self._key
+        if key is not None:
+            phase = (stop - start) & 3
+            self._key = key[phase:] + key[:phase]
 
-    def _read_header(self, buffer: bytearray | memoryview | bytes, start: int, end: int) -> int:
+    def _read_header(self, buffer: Buffer, start: int, end: int) -> int:
+        """Returns: the position behind what was used; the frame has begun unless everything was."""
         head = self._head
+        if not head and end - start >= HEADER_ROOM_BYTES:
+            self._check_start(buffer[start], buffer[start + 1])
+            return self._begin_frame(buffer, start + 1)
         while len(head) < self._head_bytes:
             stop = min(end, start + self._head_bytes - len(head))
             if stop == start:
@@ -140,63 +139,53 @@ class Decoder:
             start = stop
             if len(head) == 2:
                 self._check_start(head[0], head[1])
-        self._begin_frame()
+                self._head_bytes += _EXTENDED_BYTES.get(head[1] & _LENGTH, 0) + (4 if self._mask_bit else 0)
+        self._begin_frame(head, 1)
+        self._head_bytes = 2
+        head.clear()
         return start
 
     def _check_start(self, first: int, second: int) -> None:
-        opcode, length = first & 0x0F, second & 0x7F
-        if first & _RESERVED:
-            raise FrameError(CLOSE_PROTOCOL_ERROR, "reserved bits are set")
-        if opcode not in _KNOWN_OPCODES:
-            raise FrameError(CLOSE_PROTOCOL_ERROR, "reserved opcode")
+        opcode = _FIRST_BYTES.get(first)
+        if opcode is None:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "reserved bits, reserved opcode or fragmented control frame")
         if second & _MASKED != self._mask_bit:
             raise FrameError(CLOSE_PROTOCOL_ERROR, "unmasked frame" if self._mask_bit else "masked frame")
         if opcode & _CONTROL:
-            self._check_control(bool(first & _FIN), length)
+            if second & _LENGTH > CONTROL_BYTES:
+                raise FrameError(CLOSE_PROTOCOL_ERROR, "control frame longer than 125 bytes")
+        elif (opcode == 0) is not self._in_message:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "fragments out of order")
         else:
-            self._check_order(opcode == Opcode.CONTINUATION)
-            self._in_message = not first & _FIN
-        self._opcode = Opcode(opcode)
-        extended = {_LENGTH_16: 2, _LENGTH_64: 8}.get(length, 0)
-        self._head_bytes = 2 + extended + (4 if self._mask_bit else 0)
+            self._in_message = first < _FIN
+        self._opcode = opcode
 
-    def _check_control(self, final: bool, length: int) -> None:
-        if not final:
-            raise FrameError(CLOSE_PROTOCOL_ERROR, "fragmented control frame")
+    def _begin_frame(self, buffer: Buffer, position: int) -> int:
+        """Read the header from its second byte on; the whole of it is there. Returns: where the payload begins."""
+        length = buffer[position] & _LENGTH
+        position += 1
         if length > CONTROL_BYTES:
-            raise FrameError(CLOSE_PROTOCOL_ERROR, "control frame longer than 125 bytes")
-
-    def _check_order(self, continues: bool) -> None:
-        if continues and not self._in_message:
-            raise FrameError(CLOSE_PROTOCOL_ERROR, "continuation of no message")
-        if not continues and self._in_message:
-            raise FrameError(CLOSE_PROTOCOL_ERROR, "new message inside a fragmented one")
-
-    def _begin_frame(self) -> None:
-        head = self._head
-        length = self._declared_length(head)
-        key = bytes(head[-4:]) if self._mask_bit else _ZERO_MASK
-        self._key = None if key == _ZERO_MASK else key
-        self._phase = 0
+            stop = position + _EXTENDED_BYTES[length]
+            length = self._check_length(int.from_bytes(buffer[position:stop], "big"), stop - position)
+            position = stop
         self._left_bytes = length
-        head.clear()
-        self._head_bytes = 2
+        self._key = None
+        if self._mask_bit:
+            key = bytes(buffer[position : position + 4])
+            position += 4
+            self._key = key if key != _ZERO_MASK else None
         if self._opcode & _CONTROL:
             self._collected = bytearray()
+        return position
 
-    def _declared_length(self, head: bytearray) -> int:
-        short = head[1] & 0x7F
-        if short < _LENGTH_16:
-            return short
-        end = 4 if short == _LENGTH_16 else 10
-        length = int.from_bytes(head[2:end], "big")
-        if length >> 63 or length <= (CONTROL_BYTES if end == 4 else 0xFFFF):
+    def _check_length(self, length: int, size_bytes: int) -> int:
+        if length >> 63 or length <= (CONTROL_BYTES if size_bytes == 2 else 0xFFFF):
             raise FrameError(CLOSE_PROTOCOL_ERROR, "length is not encoded as it should be")
         if length > self._limit_bytes:
             raise FrameError(CLOSE_TOO_BIG, f"frame of {length} bytes")
         return length
 
-    def _read_control(self, buffer: bytearray | memoryview | bytes, start: int, end: int) -> int:
+    def _read_control(self, buffer: Buffer, start: int, end: int) -> int:
         collected = self._collected
         assert collected is not None
         stop = min(end, start + self._left_bytes)
