@@ -1,6 +1,6 @@
 """A relay from websockets to a UNIX socket as everybody writes it first: `onMessage` in, `sendMessage` out.
 
-    python -m bench.autobahn_relay LISTEN_ENDPOINT UNIX_SOCKET
+python -m bench.autobahn_relay LISTEN_ENDPOINT UNIX_SOCKET
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`twistd mtunnel` with a part exchanged, for comparison only.
 
-    python -m bench.launch CONFIG [--plain] [--relays pump|reactor]
+python -m bench.launch CONFIG [--plain] [--relays pump|reactor] [--shared]
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from twisted.scripts import twistd
 from mtunnel_tx import daemon
 from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.tunnel import sockets
+from mtunnel_tx.tunnel.sockets import Socket
 
 RELAYS = {"pump": Pump, "reactor": ReactorRelays}
 
 
-def exchange(*, plain: bool, relays: str | None) -> None:
-    """Give the daemon other parts: connections without TLS, one way to run streams or the other."""
+def exchange(*, plain: bool, relays: str | None, shared: bool) -> None:
+    """Give the daemon other parts: no TLS, one way to run streams or the other, many streams for one import."""
     parts: Any = daemon
     if plain:
         parts.TlsFactory = lambda _context, site, *_, **__: site
+    if shared:
+        names: Any = sockets
+        names.Socket = lambda **fields: Socket(**{**fields, "single": False})
     if relays is not None:
         for name in ("Pump", "ReactorRelays"):
             if hasattr(parts, name):
@@ -35,8 +40,9 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--relays", choices=RELAYS)
+    parser.add_argument("--shared", action="store_true")
     options = parser.parse_args()
-    exchange(plain=options.plain, relays=options.relays)
+    exchange(plain=options.plain, relays=options.relays, shared=options.shared)
     sys.argv = ["twistd", "-n", "--pidfile=", "mtunnel", "--config", options.config]
     twistd.run()
 

@@ -1,10 +1,10 @@
 /* The far end of the streams: clients on the loopback address that send or receive as fast as they can.
  *
  *   load --port P --bytes N [--streams K] [--tls] [--raw] [--receive] [--verify] [--frame BYTES]
- *        [--random-mask] [--target URL_PATH] [--header LINE]
+ *        [--random-mask] [--target URL_PATH]… [--header LINE]
  *
- * Connects K streams, one after the other, and upgrades each to a websocket unless --raw; prints {"ready":true}. After
- * a byte on its standard input it moves N payload bytes on each, one write a frame, as Proxmox's helper does, and prints
+ * Connects K streams, one after the other, and upgrades each to a websocket unless --raw, to the targets in turn;
+ * prints {"ready":true}. After a byte on its standard input it moves N payload bytes on each, one write a frame, as Proxmox's helper does, and prints
  * {"first_s","last_s","bytes","bad","cpu_s"}. When its standard input ends it closes the streams in order and is done.
  * MIT licence, see LICENSE. */
 #include "common.h"
@@ -17,13 +17,15 @@
 
 #define HEAD_BYTES 14
 #define READ_BYTES (256u << 10)
+#define MOST_TARGETS 64
 #define SUITE "TLS_AES_256_GCM_SHA384"
 
 static int port;
 static uint64_t bytes, streams = 1;
 static size_t frame = 128u << 10;
 static bool tls, raw, receives, verify, random_mask;
-static const char *target = "/", *header = "";
+static const char *targets[MOST_TARGETS] = {"/"}, *header = "";
+static size_t target_count;
 
 /* A connection; `data` holds what was read and not yet used, from `at` to `end`. */
 struct stream {
@@ -113,7 +115,7 @@ static void connect_tls(struct stream *stream)
         fail_tls("TLS handshake");
 }
 
-static void upgrade(struct stream *stream)
+static void upgrade(struct stream *stream, const char *target)
 {
     static const char request[] = "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
                                   "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXR1bm5lbC10eCBiZW5jaA==\r\n"
@@ -126,7 +128,7 @@ static void upgrade(struct stream *stream)
         receive_more(stream);
     while ((border = memmem(stream->data, stream->end, "\r\n\r\n", 4)) == NULL);
     if (memcmp(stream->data, "HTTP/1.1 101", 12) != 0) {
-        fprintf(stderr, "%.*s\n", (int)(border - stream->data), stream->data);
+        fprintf(stderr, "%.*s\n", (int)strcspn((char *)stream->data, "\r"), stream->data);
         exit(1);
     }
     stream->at = border + 4 - stream->data;
@@ -243,7 +245,7 @@ static void read_options(int argc, char **argv)
         case 'b': bytes = strtoull(optarg, NULL, 10); break;
         case 'n': streams = strtoull(optarg, NULL, 10); break;
         case 'f': frame = strtoull(optarg, NULL, 10); break;
-        case 't': target = optarg; break;
+        case 't': targets[target_count++ % MOST_TARGETS] = optarg; break;
         case 'h': header = optarg; break;
         case 's': tls = true; break;
         case 'r': raw = true; break;
@@ -258,14 +260,14 @@ static void read_options(int argc, char **argv)
     total.expected = bytes * streams;
 }
 
-static void open_stream(struct stream *stream)
+static void open_stream(struct stream *stream, const char *target)
 {
     stream->data = malloc(READ_BYTES);
     connect_tcp(stream);
     if (tls)
         connect_tls(stream);
     if (!raw)
-        upgrade(stream);
+        upgrade(stream, target);
 }
 
 static void move_all(struct stream *all)
@@ -293,7 +295,7 @@ int main(int argc, char **argv)
     make_frames();
     struct stream *all = calloc(streams, sizeof *all);
     for (uint64_t i = 0; i < streams; i++)
-        open_stream(all + i);
+        open_stream(all + i, targets[i % (target_count ? target_count : 1)]);
     say_ready();
     if (is_told())
         move_all(all);

@@ -109,14 +109,18 @@ class Bench:
 
     def time_versions(self, ours: Mtunnel, case: Case, length_s: float) -> float:
         """Ask `version` again and again while all streams are busy. Returns: the 99th percentile, in ms."""
-        with self._sink(case, ENDLESS_BYTES), ours.listening(case) as daemon:
-            with ours.tunnel(daemon, case) as (tunnel, running), self._load(running, ours, case, ENDLESS_BYTES) as load:
-                load.go()
-                times_s = []
-                end_s = time.monotonic() + length_s
-                while time.monotonic() < end_s:
-                    times_s.append(tunnel.time_version())
-                    time.sleep(VERSION_EVERY_S)
+        with (
+            self._sink(case, ENDLESS_BYTES),
+            ours.listening(case) as daemon,
+            ours.tunnels(daemon, case) as (tunnel, running),
+            self._load(running, ours, case, ENDLESS_BYTES) as load,
+        ):
+            load.go()
+            times_s = []
+            end_s = time.monotonic() + length_s
+            while time.monotonic() < end_s:
+                times_s.append(tunnel.time_version())
+                time.sleep(VERSION_EVERY_S)
         return quantiles(times_s, n=100)[98] * 1000
 
     @contextmanager

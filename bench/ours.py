@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from bench.processes import Trouble, pin, started, tree, wait_until_listening
 from bench.tunnel import Tunnel
 
 NODE = "bench"
-TOKEN = "bench@pve!t1"  # for a daemon on a loopback port, gone with the benchmark
-SECRET = "00000000-0000-4000-8000-000000000000"
-AUTHORIZATION = f"PVEAPIToken={TOKEN}={SECRET}"
+MOST_TUNNELS = 64
+# Of a daemon on a loopback port, gone with the benchmark.
+AUTHORIZATION = "PVEAPIToken=bench@pve!t1=00000000-0000-4000-8000-000000000000"
 USERS = "user:bench@pve:1:0:::::\ntoken:bench@pve!t1:0:0::\n\nacl:1:/:bench@pve:Administrator:\n"
 CONFIG = """\
 node = "{node}"
@@ -35,6 +35,8 @@ pvesm = ["{here}/pvesm", "{sink}"]
 connections = 4096
 connections_unauthenticated_per_address = 4096
 streams_per_tunnel = 1024
+tunnels = 64
+tunnels_per_token = 64
 """
 
 _vmids = count(100)
@@ -47,7 +49,7 @@ def make_node(folder: Path) -> tuple[Path, Path]:
     subprocess.run([sys.executable, "-m", "mtunnel_tx.cli", "init"], check=True, env=environ, capture_output=True)
     pve = folder / "state/pve"
     (pve / "user.cfg").write_text(USERS)
-    (pve / "priv/token.cfg").write_text(f"{TOKEN} {SECRET}\n")
+    (pve / "priv/token.cfg").write_text(" ".join(AUTHORIZATION.split("=")[1:]) + "\n")
     return folder / "state/tls/certificate.pem", folder / "state/tls/key.pem"
 
 
@@ -59,7 +61,10 @@ def _write_config(folder: Path, sink: Path, port: int, workers: int) -> Path:
 
 
 class Mtunnel:
-    """Our daemon; `relays`: another way to run streams than the daemon's own."""
+    """Our daemon; each stream has a tunnel of its own, but more than MOST_TUNNELS share one.
+
+    Args: relays: another way to run streams than the daemon's own.
+    """
 
     framed = True
 
@@ -80,11 +85,12 @@ class Mtunnel:
         return words + (f"  # workers = {self._workers}" if self._workers else "")
 
     def _argv(self, case: Case, config: Path) -> list[str]:
-        if case.tls and self._relays is None:
+        if case.tls and self._relays is None and case.streams <= MOST_TUNNELS:
             twistd = str(Path(sys.executable).parent / "twistd")
             return [twistd, "-n", "--pidfile=", "mtunnel", "--config", str(config)]
         argv = [sys.executable, "-m", "bench.launch", str(config)]
         argv += [] if case.tls else ["--plain"]
+        argv += [] if case.streams <= MOST_TUNNELS else ["--shared"]
         return argv + (["--relays", self._relays] if self._relays else [])
 
     @contextmanager
@@ -99,17 +105,18 @@ class Mtunnel:
             yield Running(pid=process.pid, port=port)
 
     @contextmanager
-    def tunnel(self, daemon: Running, case: Case) -> Iterator[tuple[Tunnel, Running]]:
-        """Open a tunnel; its import waits for streams."""
-        tunnel = Tunnel(daemon.port, AUTHORIZATION, NODE, next(_vmids), tls=case.tls)
-        try:
-            options = ("--target", tunnel.begin_import(), "--header", f"Authorization: {AUTHORIZATION}")
+    def tunnels(self, daemon: Running, case: Case) -> Iterator[tuple[Tunnel, Running]]:
+        """Open tunnels whose imports wait for streams. Yields: one of them, and the way to all."""
+        options = ["--header", f"Authorization: {AUTHORIZATION}"]
+        with ExitStack() as stack:
+            for _ in range(case.streams if case.streams <= MOST_TUNNELS else 1):
+                tunnel = Tunnel(daemon.port, AUTHORIZATION, NODE, next(_vmids), tls=case.tls)
+                stack.callback(tunnel.close)
+                options += ["--target", tunnel.begin_import()]
             yield tunnel, Running(pid=daemon.pid, port=daemon.port, options=options)
-        finally:
-            tunnel.close()
 
     @contextmanager
     def running(self, case: Case) -> Iterator[Running]:
         """Let it wait for the streams of a tunnel for the length of the block."""
-        with self.listening(case) as daemon, self.tunnel(daemon, case) as (_, running):
+        with self.listening(case) as daemon, self.tunnels(daemon, case) as (_, running):
             yield running

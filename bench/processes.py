@@ -64,8 +64,9 @@ def end(process: subprocess.Popen[bytes], patience_s: float = 5.0) -> None:
 class Reporter:
     """One of our C programs: takes orders on its standard input, says lines of JSON."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self._process = process
+        self._log = log
         self._lines = b""
 
     def read(self, patience_s: float = PATIENCE_S) -> dict[str, Any]:
@@ -77,11 +78,14 @@ class Reporter:
             ready, _, _ = select.select([output], [], [], max(0.0, deadline_s - time.monotonic()))
             part = os.read(output.fileno(), 65536) if ready else b""
             if not part:
-                name = Path(str(self._process.args[0])).name if isinstance(self._process.args, list) else "program"
-                raise Trouble(f"{name} {'ended early' if ready else f'said nothing for {patience_s:.0f} s'}")
+                raise Trouble(f"{self._name()} {'ended' if ready else 'hung'}: {last_line(self._log)}")
             self._lines += part
         line, _, self._lines = self._lines.partition(b"\n")
         return dict(json.loads(line))
+
+    def _name(self) -> str:
+        arguments: Any = self._process.args
+        return next(Path(word).name for word in arguments if Path(word).is_absolute())
 
     def go(self) -> None:
         """Let it begin."""
@@ -102,12 +106,18 @@ class Reporter:
 @contextmanager
 def reporting(argv: Sequence[str | Path], log: Path) -> Iterator[Reporter]:
     """Run one of our C programs up to its `ready`."""
-    with log.open("ab") as errors, started(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-    ) as process:
-        reporter = Reporter(process)
+    with (
+        log.open("ab") as errors,
+        started(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
+        reporter = Reporter(process, log)
         reporter.read()
         yield reporter
+
+
+def last_line(log: Path) -> str:
+    """What a program said last."""
+    return (log.read_text(errors="replace").splitlines() or ["nothing was said"])[-1]
 
 
 def _stat(pid: int) -> list[str]:
@@ -164,5 +174,5 @@ def wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path)
     deadline_s = time.monotonic() + PATIENCE_S
     while not is_listening(port):
         if process.poll() is not None or time.monotonic() > deadline_s:
-            raise Trouble(f"relay does not listen: {log.read_text()[-500:]}")
+            raise Trouble(f"relay does not listen: {last_line(log)}")
         time.sleep(0.01)

@@ -1,0 +1,201 @@
+"""Run the benchmark: `make bench`, or `make bench QUICK=1` for a look.
+
+python -m bench [--quick] [--rounds N] [--only TEXT] [--docs]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.case import FULL, MIB, QUICK, VERIFIED, Case
+from bench.measure import Bench, Relay
+from bench.ours import Mtunnel, make_node
+from bench.peers import Autobahn, Nginx, Place, Socat, Websockify
+from bench.processes import Trouble
+from bench.report import Findings, make_row, write, write_documents
+from bench.targets import Samples, at_most, judge
+
+ROOM = Path("build/bench").resolve()
+
+
+def make_relays(place: Place) -> dict[str, Relay]:
+    """All relays by name, ours first."""
+    relays: list[Relay] = [
+        Mtunnel("mtunnel", place),
+        Mtunnel("mtunnel-w2", place, workers=2),
+        Mtunnel("mtunnel-reactor", place, relays="reactor"),
+        Autobahn("autobahn", place),
+        Websockify("websockify", place),
+        Socat("socat", place),
+        Socat("socat-2m", place, ",sndbuf=2097152"),
+        Nginx("nginx", place),
+        Nginx("nginx-w2", place, workers=2),
+    ]
+    return {relay.name: relay for relay in relays if relay.is_there()}
+
+
+@contextmanager
+def prepared() -> Iterator[Place]:
+    """A folder with a node, gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="mtunnel-bench-"))
+    try:
+        certificate, key = make_node(folder)
+        yield Place(room=ROOM, folder=folder, sink=folder / "sink.sock", certificate=certificate, key=key)
+    finally:
+        shutil.rmtree(folder)
+
+
+class Session:
+    """One benchmark, from its first run to its findings. `quick`: once, few bytes; else medians."""
+
+    def __init__(self, place: Place, *, quick: bool, rounds: int, only: str) -> None:
+        self._bench = Bench(place)
+        self._relays = make_relays(place)
+        self._quick, self._rounds, self._only = quick, rounds, only
+        self._samples: Samples = {}
+        self._cases: list[tuple[str, Case]] = []
+        self._skipped: dict[str, str] = {}
+        self._others: list[tuple[str, str, str]] = []
+        self._found: dict[str, float] = {}
+
+    @property
+    def _ours(self) -> Mtunnel:
+        ours = self._relays["mtunnel"]
+        assert isinstance(ours, Mtunnel)
+        return ours
+
+    def run(self) -> Findings:
+        """Everything, in order."""
+        self._verify()
+        for comparison in QUICK if self._quick else FULL:
+            if self._only in str(comparison.case):
+                self._compare(comparison.case, [name for name in comparison.relays if name in self._relays])
+        if not self._only:
+            self._be_slow()
+            self._be_idle()
+            self._be_busy()
+        return self._findings()
+
+    def _try(self, what: str, name: str, measurement: Callable[[], None]) -> None:
+        """A relay that fails is left out, and that is told."""
+        if name in self._skipped:
+            return
+        try:
+            measurement()
+        except Trouble as trouble:
+            self._skipped[name] = f"{name} is left out: {trouble} ({what})"
+            _say(self._skipped[name])
+
+    def _verify(self) -> None:
+        for case in VERIFIED[1:4:2] if self._quick else VERIFIED:
+            for name in ("mtunnel",) if self._quick else ("mtunnel", "mtunnel-reactor"):
+                size_bytes = self._bench.verify(self._relays[name], case, 64 * MIB)
+                _say(f"{name}: {size_bytes // MIB} MiB compared, all equal: {case}")
+
+    def _compare(self, case: Case, names: list[str]) -> None:
+        """Rounds: each relay once, in turn."""
+        self._cases += [(name, case) for name in names]
+        for _ in range(self._rounds):
+            for name in names:
+                self._try(str(case), name, lambda name=name: self._run(name, case))  # type: ignore[misc]
+
+    def _run(self, name: str, case: Case) -> None:
+        relay = self._relays[name]
+        sample = self._bench.run(relay, case, self._size_bytes(case))
+        self._samples.setdefault((name, case), []).append(sample)
+        _say(f"{case}: {name}: {sample.mb_s:.0f} MB/s, {sample.cpu_s_gib:.2f} CPU s/GiB, {sample.rss_mib:.0f} MiB")
+
+    def _size_bytes(self, case: Case) -> int:
+        size_bytes = (128 if self._quick else 512) * MIB
+        return size_bytes if case.streams == 1 else 2 * size_bytes
+
+    def _be_slow(self) -> None:
+        length_s = 3.0 if self._quick else 10.0
+        for name in ("mtunnel",) if self._quick else ("mtunnel", "mtunnel-reactor", "autobahn", "websockify", "nginx"):
+            self._try("slow sink", name, lambda name=name: self._measure_slow(name, length_s))  # type: ignore[misc]
+
+    def _measure_slow(self, name: str, length_s: float) -> None:
+        sample = self._bench.run_slow(self._relays[name], Case(), length_s)
+        self._others.append((f"memory growth, sink of 5 MB/s, {length_s:.0f} s", name, f"{sample.growth_mib:.1f} MiB"))
+        self._others.append(("share of a core, sink of 5 MB/s", name, f"{sample.core_percent:.1f} %"))
+        self._found.setdefault("growth", sample.growth_mib)
+        self._found.setdefault("core", sample.core_percent)
+
+    def _be_idle(self) -> None:
+        case = Case(streams=100 if self._quick else 1000, pinned=False)
+        for name in ("mtunnel",) if self._quick else ("mtunnel", "mtunnel-reactor", "autobahn"):
+            self._try("idle", name, lambda name=name: self._measure_idle(name, case))  # type: ignore[misc]
+
+    def _measure_idle(self, name: str, case: Case) -> None:
+        each_kib = self._bench.run_idle(self._relays[name], case)
+        self._others.append((f"memory of a websocket, {case.streams} idle", name, f"{each_kib:.0f} KiB"))
+        self._found.setdefault("idle", each_kib)
+
+    def _be_busy(self) -> None:
+        self._try("version command", "mtunnel", self._measure_busy)
+
+    def _measure_busy(self) -> None:
+        p99_ms = self._bench.time_versions(self._ours, Case(streams=4, pinned=False), 3.0 if self._quick else 10.0)
+        self._others.append(("`version`, 4 streams at full speed, 99th percentile", "mtunnel", f"{p99_ms:.1f} ms"))
+        self._found["version"] = p99_ms
+
+    def _findings(self) -> Findings:
+        measured = [key for key in self._cases if key in self._samples]
+        rows = [make_row(name, self._relays[name].framed, case, self._samples[name, case]) for name, case in measured]
+        verdicts = [
+            *judge(self._samples),
+            at_most(4, "MiB", "sink of 5 MB/s, memory growth", self._found.get("growth")),
+            at_most(5, "%", "sink of 5 MB/s, share of a core", self._found.get("core")),
+            at_most(50, "ms", "`version`, 4 busy streams, 99th percentile", self._found.get("version")),
+            at_most(90, "KiB", "memory of an idle websocket", self._found.get("idle")),
+        ]
+        commands = {name: self._relays[name].shown(case) for name, case in reversed(measured) if case.tls}
+        return Findings(
+            rows=rows,
+            samples=self._samples,
+            others=self._others,
+            verdicts=verdicts,
+            commands=dict(reversed(commands.items())),
+            skipped=list(self._skipped.values()),
+        )
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run it; SIGTERM ends it as Ctrl-C does, with everything it started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parser = argparse.ArgumentParser(prog="bench")
+    parser.add_argument("--quick", action="store_true", help="few bytes, the most important rows, under a minute")
+    parser.add_argument("--rounds", type=int, help="runs of each row")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose description has this text")
+    parser.add_argument("--docs", action="store_true", help="put the figures into docs/")
+    options = parser.parse_args()
+    start_s = time.monotonic()
+    with prepared() as place:
+        rounds = options.rounds or (1 if options.quick else 3)
+        findings = Session(place, quick=options.quick, rounds=rounds, only=options.only).run()
+    write(findings, ROOM)
+    if options.docs:
+        write_documents(findings, Path("docs"))
+    print(findings.text())
+    _say(f"{time.monotonic() - start_s:.0f} s; {ROOM}/results.json, {ROOM}/performance.svg")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Trouble as trouble:
+        sys.exit(f"bench: {trouble}")

@@ -1,0 +1,155 @@
+"""What a benchmark has found, as text, as JSON, and as the page of the documents."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import ssl
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.case import KIB, Case
+from bench.measure import Sample
+from bench.plot import draw
+from bench.targets import Samples, Verdict
+
+BEGIN, END = "<!-- figures: made by make bench -->\n", "<!-- end of figures -->\n"
+HEADS = ("relay", "direction", "TLS", "mask", "frame", "streams", "MB/s", "CPU s/GiB", "RSS MiB", "runs")
+OTHER_HEADS = ("what", "relay", "value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A relay in a case: medians of its runs. Relays without websockets have no mask and no frames."""
+
+    relay: str
+    direction: str
+    tls: bool
+    mask: str | None
+    frame: int | None
+    streams: int
+    pinned: bool
+    mb_s: float
+    cpu_s_gib: float
+    rss_mib: float
+    runs: list[dict[str, float]]
+
+
+def make_row(relay: str, framed: bool, case: Case, samples: Sequence[Sample]) -> Row:
+    """Medians."""
+    return Row(
+        relay=relay,
+        direction=case.direction,
+        tls=case.tls,
+        mask=case.mask if framed and case.direction == "in" else None,
+        frame=case.frame_bytes if framed and case.direction == "in" else None,
+        streams=case.streams,
+        pinned=case.pinned,
+        mb_s=round(median(sample.mb_s for sample in samples), 1),
+        cpu_s_gib=round(median(sample.cpu_s_gib for sample in samples), 3),
+        rss_mib=round(median(sample.rss_mib for sample in samples), 1),
+        runs=[sample.as_dict() for sample in samples],
+    )
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text."""
+    frame = f"{row.frame // KIB} KiB" if row.frame else "-"
+    streams = f"{row.streams}" if row.pinned else f"{row.streams} (2 cores)"
+    tls = "TLS" if row.tls else "plain"
+    figures = (f"{row.mb_s:.0f}", f"{row.cpu_s_gib:.2f}", f"{row.rss_mib:.0f}", str(len(row.runs)))
+    return (row.relay, row.direction, tls, row.mask or "-", frame, streams, *figures)
+
+
+@dataclass(slots=True, kw_only=True)
+class Findings:
+    """Everything that was measured."""
+
+    rows: list[Row]
+    samples: Samples
+    others: list[tuple[str, str, str]]
+    verdicts: list[Verdict]
+    commands: dict[str, str]
+    skipped: list[str]
+
+    def text(self) -> str:
+        """For the terminal."""
+        parts = [
+            _columns(HEADS, [cells(row) for row in self.rows]),
+            _columns(OTHER_HEADS, self.others),
+            _columns(("target", "measured"), [(each.text, each.shown) for each in self.verdicts]),
+            "\n".join(f"{name}: {command}" for name, command in self.commands.items()),
+            *self.skipped,
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def markdown(self) -> str:
+        """The same as tables of the documents."""
+        parts = [
+            f"{host()}.",
+            "![throughput and CPU of the relays](performance.svg)",
+            _table(HEADS, [cells(row) for row in self.rows]),
+            _table(OTHER_HEADS, self.others),
+            _table(("target", "measured"), [(each.text, each.shown) for each in self.verdicts]),
+            "Command lines:\n\n" + "\n".join(f"- {name}: `{command}`" for name, command in self.commands.items()),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def json(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "host": host(),
+            "rows": [asdict(row) for row in self.rows],
+            "others": [dict(zip(OTHER_HEADS, other, strict=True)) for other in self.others],
+            "targets": [{**asdict(each), "reached": each.reached} for each in self.verdicts],
+            "commands": self.commands,
+            "skipped": self.skipped,
+        }
+
+
+def host() -> str:
+    """What it was measured on."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    parts = (
+        f"{os.cpu_count()} cores ({cpu.partition(':')[2].strip() or platform.machine()})",
+        f"Linux {platform.release().partition('-')[0]}",
+        f"Python {platform.python_version()}",
+        f"Twisted {version('Twisted')}",
+        ssl.OPENSSL_VERSION.rpartition(" ")[0].rpartition(" ")[0].rpartition(" ")[0] or ssl.OPENSSL_VERSION,
+    )
+    return ", ".join(parts)
+
+
+def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)
+    ]
+    return "\n".join(lines)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(findings: Findings, folder: Path) -> None:
+    """Leave JSON and picture in a folder."""
+    (folder / "results.json").write_text(json.dumps(findings.json(), indent=1, ensure_ascii=False) + "\n")
+    (folder / "performance.svg").write_text(draw(findings.rows))
+
+
+def write_documents(findings: Findings, docs: Path) -> None:
+    """Put figures and picture into the documents; the words around them stay."""
+    page = docs / "performance.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{findings.markdown()}\n{END}{after}")
+    (docs / "performance.svg").write_text(draw(findings.rows))
