@@ -6,6 +6,8 @@ TESTS = tests
 FUZZ_SECONDS = 60
 FUZZ_TARGETS =
 SOAK_SECONDS = 600
+QUICK =
+DOCS =
 
 help:
 	@echo 'make demo    send a virtual machine from one node to another, both made for it'
@@ -13,6 +15,7 @@ help:
 	@echo 'make lint    style and types'
 	@echo 'make fuzz    what reads foreign bytes, led by coverage: make fuzz FUZZ_SECONDS=60 FUZZ_TARGETS=lines'
 	@echo 'make soak    good and hostile traffic against one daemon: make soak SOAK_SECONDS=600'
+	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
 	@echo 'make clean   remove what the goals made'
 
@@ -35,6 +38,10 @@ fuzz: ready
 soak: ready
 	$(PYTHON) -m tests.soak $(SOAK_SECONDS)
 
+bench: ready
+	@bench/set-up
+	$(PYTHON) -m bench $(if $(QUICK),--quick) $(if $(DOCS),--docs)
+
 fresh:
 	tools/run-fresh
 
@@ -44,4 +51,4 @@ ready:
 clean:
 	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz
 
-.PHONY: help demo test lint fuzz soak fresh ready clean
+.PHONY: help demo test lint fuzz soak bench fresh ready clean

@@ -23,6 +23,9 @@ from bench.processes import Trouble
 from bench.report import Findings, make_row, write, write_documents
 from bench.targets import Samples, at_most, judge
 
+SMALL_BYTES = 16 << 10
+"""Smaller frames are slow."""
+
 ROOM = Path("build/bench").resolve()
 
 
@@ -115,6 +118,8 @@ class Session:
 
     def _size_bytes(self, case: Case) -> int:
         size_bytes = (128 if self._quick else 512) * MIB
+        if case.frame_bytes < SMALL_BYTES:
+            return size_bytes // 2
         return size_bytes if case.streams == 1 else 2 * size_bytes
 
     def _be_slow(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from bench.case import GIB, MIB, Case
 from bench.ours import Mtunnel
 from bench.peers import Place, Running
-from bench.processes import Reporter, Trouble, cpu_s, peak_bytes, pin, reporting, resident_bytes
+from bench.processes import CpuClock, Reporter, Trouble, peak_bytes, pin, reporting, resident_bytes
 
 SLOW_BYTES_PER_S = 5_000_000
 VERSION_EVERY_S = 0.02
@@ -64,10 +64,10 @@ class Bench:
         """Move `size_bytes` in all. Raises: Trouble."""
         each_bytes = size_bytes // case.streams // MIB * MIB
         with self._joined(relay, case, each_bytes) as (running, sink, load):
-            before_s = cpu_s(running.pid)
+            clock = CpuClock(running.pid)
             load.go()
             result = (sink if case.direction == "in" else load).read(60.0)
-            used_s = cpu_s(running.pid) - before_s
+            used_s = clock.read_s()
             peak = peak_bytes(running.pid)
             load.finish()
         moved = int(result["bytes"])
@@ -92,10 +92,10 @@ class Bench:
         """Let the sink be slow for some seconds while the load pushes."""
         rate = ("--rate", str(SLOW_BYTES_PER_S // case.streams))
         with self._joined(relay, case, ENDLESS_BYTES, sink_options=rate) as (running, _, load):
-            memory, before_s, start_s = resident_bytes(running.pid), cpu_s(running.pid), time.monotonic()
+            memory, clock, start_s = resident_bytes(running.pid), CpuClock(running.pid), time.monotonic()
             load.go()
             time.sleep(length_s)
-            used_s, passed_s = cpu_s(running.pid) - before_s, time.monotonic() - start_s
+            used_s, passed_s = clock.read_s(), time.monotonic() - start_s
             growth = max(0, peak_bytes(running.pid) - memory)
         return SlowSample(growth_mib=growth / MIB, core_percent=100 * used_s / passed_s)
 
