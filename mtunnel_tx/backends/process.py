@@ -70,18 +70,19 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record | None:
-    """None: there is none that can be read."""
+    """The record; None: there is none.
+
+    Raises: BackendFailed: it cannot be understood; a QEMU may run, so nothing may be removed.
+    """
     try:
         values = json.loads(path.read_text("utf-8"))
         if values.pop("version") != VERSION:
-            log.error("{file} is of another version", file=path.name)
-            return None
+            raise BackendFailed(f"'{path}' is of another version of this program")
         return Record(**{**values, "sockets": tuple(values["sockets"])})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        log.error("{file} cannot be read", file=path.name)
-        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BackendFailed(f"'{path}' cannot be understood") from error
 
 
 def open_process(record: Record) -> tuple[int, int] | None:

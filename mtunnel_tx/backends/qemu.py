@@ -85,8 +85,12 @@ class QemuMachines:
         self._hardware(conf, self._facts.host)
 
     def running(self, vmid: int) -> bool:
-        """See ports.Hypervisor."""
-        return self._find(vmid) is not None
+        """See ports.Hypervisor. In doubt it runs."""
+        try:
+            return self._find(vmid) is not None
+        except BackendFailed as error:
+            log.error("VM {vmid}: {reason}", vmid=vmid, reason=error.text)
+            return True
 
     async def state(self, vmid: int) -> MachineState:
         """See ports.Hypervisor. Raises: TimedOut, BackendFailed: it runs, but does not answer."""

@@ -81,7 +81,7 @@ class QemuCase(TestCase):
 
     async def kill_all(self, runtime_dir):
         """Whatever the test did, no QEMU stays."""
-        pids = [record.pid for file in runtime_dir.glob("*.pid") if (record := read_record(file)) and record.pid]
+        pids = [record.pid for file in runtime_dir.glob("*.pid") if (record := read_record(file)).pid]
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
