@@ -173,7 +173,10 @@ def _find_parts(connection: SSL.Connection) -> tuple[Any, Any, Any, tuple[Any, A
     return connection._ssl, connection._into_ssl, connection._from_ssl, (lib, ffi)
 
 
-def best_engine() -> Callable[[SSL.Connection], Engine]:
+MakeEngine = Callable[[SSL.Connection], Engine]
+
+
+def best_engine() -> MakeEngine:
     """NativeEngine where this pyOpenSSL has what it needs, tried on a connection; else PublicEngine."""
     try:
         _find_parts(SSL.Connection(SSL.Context(SSL.TLS_METHOD), None))

@@ -17,15 +17,12 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mtunnel_tx.net.ends import Ends
-from mtunnel_tx.net.engine import best_engine
 from mtunnel_tx.net.peer import Peer, grow_buffer
 from mtunnel_tx.net.sides import make_side
 from mtunnel_tx.net.stream import Stream, StreamLimits, Tools
 from mtunnel_tx.wire.frames import Role
 
 log = Logger()
-
-make_engine = best_engine()
 
 
 async def nobody(orderly: bool) -> None:
@@ -166,7 +163,7 @@ def make_stream(link: Link, peer: Peer, tools: Tools) -> Stream:
     terms = link.terms
     return Stream(
         peer=peer.sock,
-        side=make_side(peer.sock, peer.leftover, tools.blocks, peer.connection, make_engine),
+        side=make_side(peer.sock, peer.leftover, tools.blocks, peer.connection, tools.engine),
         local=link.local,
         ends=Ends(half_close_s=terms.limits.half_close_s, ends_with_local=terms.ends_with_local),
         role=terms.role,

@@ -36,6 +36,7 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from mtunnel_tx.net.engine import MakeEngine, best_engine
 from mtunnel_tx.net.kinds import Reactor, Result
 from mtunnel_tx.net.link import Link, make_stream
 from mtunnel_tx.net.mask import Unmask, best_unmask
@@ -81,12 +82,12 @@ def _is_peer_closed(stream: Stream) -> bool:
 class _Worker:
     """One thread, one epoll, many streams. Only `order` may be called from elsewhere."""
 
-    def __init__(self, name: str, reactor: Reactor, unmask: Unmask, now: Callable[[], float]) -> None:
-        self.tools = Tools(blocks=Blocks(), unmask=unmask, now=now)
+    def __init__(self, name: str, reactor: Reactor, tools: Tools) -> None:
+        self.tools = tools
         self.load = 0
         self.ended: Deferred[None] = Deferred()
         self._reactor = reactor
-        self._now = now
+        self._now = tools.now
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
@@ -220,8 +221,8 @@ class _Worker:
 class Pump:
     """Runs streams in worker threads.
 
-    Args: reactor: IReactorFromThreads. threads: how many; they start with the first streams. unmask: the best there is
-    where None. now: monotonic seconds.
+    Args: reactor: IReactorFromThreads. threads: how many; they start with the first streams. unmask, engine: the best
+    there are where None. now: monotonic seconds.
     """
 
     def __init__(
@@ -230,11 +231,13 @@ class Pump:
         *,
         threads: int = THREADS,
         unmask: Unmask | None = None,
+        engine: MakeEngine | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reactor = reactor
         self._threads = threads
         self._unmask = unmask or best_unmask()
+        self._engine = engine or best_engine()
         self._now = now
         self._workers: list[_Worker] = []
         self._running: dict[Link, tuple[_Worker, _Cargo]] = {}
@@ -274,7 +277,8 @@ class Pump:
         """The worker with the fewest streams; a new one while there are fewer than allowed and none is idle."""
         idle = next((worker for worker in self._workers if worker.load == 0), None)
         if idle is None and len(self._workers) < self._threads:
-            idle = _Worker(f"pump-{len(self._workers)}", self._reactor, self._unmask, self._now)
+            tools = Tools(blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now)
+            idle = _Worker(f"pump-{len(self._workers)}", self._reactor, tools)
             self._workers.append(idle)
         return idle or min(self._workers, key=lambda worker: worker.load)
 

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.net.engine import MakeEngine, best_engine
 from mtunnel_tx.net.kinds import Reactor, Result
 from mtunnel_tx.net.link import Link, make_stream
 from mtunnel_tx.net.mask import Unmask, best_unmask
@@ -105,12 +106,14 @@ class _Turns:
 class ReactorRelays:
     """Runs streams on the reactor.
 
-    Args: reactor: IReactorFDSet and IReactorTime. unmask: the best there is where None.
+    Args: reactor: IReactorFDSet and IReactorTime. unmask, engine: the best there are where None.
     """
 
-    def __init__(self, reactor: Reactor, unmask: Unmask | None = None) -> None:
+    def __init__(self, reactor: Reactor, unmask: Unmask | None = None, engine: MakeEngine | None = None) -> None:
         self._reactor = reactor
-        self._tools = Tools(blocks=Blocks(), unmask=unmask or best_unmask(), now=reactor.seconds)
+        self._tools = Tools(
+            blocks=Blocks(), unmask=unmask or best_unmask(), engine=engine or best_engine(), now=reactor.seconds
+        )
         self._running: dict[Link, _Turns] = {}
 
     def start(self, link: Link, peer: Peer) -> None:

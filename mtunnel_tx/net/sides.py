@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
 from typing import Protocol
 
 from OpenSSL import SSL
 
-from mtunnel_tx.net.engine import Engine, StreamEnded, StreamFailed
+from mtunnel_tx.net.engine import Engine, MakeEngine, StreamEnded, StreamFailed
 
 BLOCK_BYTES = 288 * 1024
 RECEIVE_BYTES = 256 * 1024
@@ -170,8 +169,10 @@ class TlsSide:
         while True:
             end = self._decrypt(block, end)
             self.more = end == len(block) or self._failure is not None
-            if self.more or drained:
+            if end > 0 and (self.more or drained):
                 return end
+            if drained:
+                return self._tell_failure()
             drained = self._receive(end) < RECEIVE_BYTES
 
     def _decrypt(self, block: memoryview, end: int) -> int:
@@ -198,7 +199,11 @@ class TlsSide:
                 if size_bytes:
                     self._engine.put(self._blocks.scratch[:size_bytes])
                 return size_bytes
-        if filled:
+        return 0 if filled else self._tell_failure()
+
+    def _tell_failure(self) -> int:
+        """Returns: 0 where there is none. Raises: StreamEnded, StreamFailed."""
+        if self._failure is None:
             return 0
         kind, text = self._failure
         raise kind(text)
@@ -233,7 +238,7 @@ def make_side(
     leftover: bytes,
     blocks: Blocks,
     connection: SSL.Connection | None,
-    engine: Callable[[SSL.Connection], Engine],
+    engine: MakeEngine,
 ) -> Side:
     """The side for a connection, or for plain TCP where there is none."""
     if connection is None:

@@ -17,7 +17,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from mtunnel_tx.net.ends import Deed, Ends, Source
-from mtunnel_tx.net.engine import StreamEnded, StreamFailed
+from mtunnel_tx.net.engine import MakeEngine, StreamEnded, StreamFailed
 from mtunnel_tx.net.mask import Unmask
 from mtunnel_tx.net.sides import Blocks, Side, describe, is_peer_dead, receive, reset_on_close
 from mtunnel_tx.wire.frames import (
@@ -71,6 +71,7 @@ class Tools:
 
     blocks: Blocks
     unmask: Unmask
+    engine: MakeEngine
     now: Callable[[], float]
 
 

@@ -5,7 +5,6 @@ import threading
 from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mtunnel_tx.net import link
 from mtunnel_tx.net.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.net.mask import find_native, unmask_slowly
 from mtunnel_tx.net.pump import Pump
@@ -53,8 +52,7 @@ class PublicPump(PumpTests, TestCase):
     """pyOpenSSL's documented methods only."""
 
     def setUp(self):
-        self.patch(link, "make_engine", PublicEngine)
-        self.relays = Pump(reactor, threads=1, unmask=unmask_slowly)
+        self.relays = Pump(reactor, threads=1, unmask=unmask_slowly, engine=PublicEngine)
 
 
 class Choice(SynchronousTestCase):
