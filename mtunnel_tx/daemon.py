@@ -43,7 +43,7 @@ from mtunnel_tx.net.door import listen_door
 from mtunnel_tx.net.forward import Elsewhere
 from mtunnel_tx.net.gate import Gate
 from mtunnel_tx.net.peer import dial
-from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.net.resources import Parts
 from mtunnel_tx.net.stream import StreamLimits
 from mtunnel_tx.net.tls import TlsContext, TlsFactory
@@ -90,7 +90,7 @@ class Daemon(Service):
         self._ports: list[Any] = []  # IListeningPort, which is no type for mypy
         self._door: Listening | None = None
         self._lock: IO[bytes] | None = None
-        self._relays = ReactorRelays(reactor)
+        self._relays = Pump(reactor)
         self._machines: QemuMachines | StoppedMachines = StoppedMachines()
         self._starting: Deferred[None] | None = None
         self.registry: Registry | None = None
