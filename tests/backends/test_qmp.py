@@ -48,7 +48,9 @@ class MonitorCase(TestCase):
     timeout = 30
 
     async def setUp(self):
-        self.path = Path(tempfile.mkdtemp(prefix="mtq-")) / "q"
+        folder = tempfile.TemporaryDirectory(prefix="mtq-")
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name) / "q"
         self.factory = factory = Factory.forProtocol(Server)
         factory.connections, factory.greeting = [], GREETING
         factory.answers = {"qmp_capabilities": {"return": {}}}
