@@ -117,13 +117,13 @@ class Session:
         _say(f"{case}: {name}: {sample.mb_s:.0f} MB/s, {sample.cpu_s_gib:.2f} CPU s/GiB, {sample.rss_mib:.0f} MiB")
 
     def _size_bytes(self, case: Case) -> int:
-        size_bytes = (128 if self._quick else 512) * MIB
+        size_bytes = (96 if self._quick else 512) * MIB
         if case.frame_bytes < SMALL_BYTES:
-            return size_bytes // 2
+            return size_bytes // 4
         return size_bytes if case.streams == 1 else 2 * size_bytes
 
     def _be_slow(self) -> None:
-        length_s = 3.0 if self._quick else 10.0
+        length_s = 2.0 if self._quick else 10.0
         for name in ("mtunnel",) if self._quick else ("mtunnel", "mtunnel-reactor", "autobahn", "websockify", "nginx"):
             self._try("slow sink", name, lambda name=name: self._measure_slow(name, length_s))  # type: ignore[misc]
 
@@ -148,7 +148,7 @@ class Session:
         self._try("version command", "mtunnel", self._measure_busy)
 
     def _measure_busy(self) -> None:
-        p99_ms = self._bench.time_versions(self._ours, Case(streams=4, pinned=False), 3.0 if self._quick else 10.0)
+        p99_ms = self._bench.time_versions(self._ours, Case(streams=4, pinned=False), 2.0 if self._quick else 10.0)
         self._others.append(("`version`, 4 streams at full speed, 99th percentile", "mtunnel", f"{p99_ms:.1f} ms"))
         self._found["version"] = p99_ms
 
@@ -179,7 +179,8 @@ def _say(words: str) -> None:
 
 def main() -> None:
     """Run it; SIGTERM ends it as Ctrl-C does, with everything it started."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--quick", action="store_true", help="few bytes, the most important rows, under a minute")
     parser.add_argument("--rounds", type=int, help="runs of each row")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,6 @@ from pathlib import Path
 
 from bench.case import Case
 from bench.processes import pin, started, wait_until_listening
-
-SUITE = "TLS_AES_256_GCM_SHA384"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +38,7 @@ class PeerRelay:
     """A relay that is one command line; `framed`: it speaks websocket."""
 
     framed = False
+    remark = ""
 
     def __init__(self, name: str, place: Place) -> None:
         self.name = name
@@ -54,7 +54,7 @@ class PeerRelay:
 
     def shown(self, case: Case) -> str:
         """The command line for people, without our folders."""
-        words = " ".join(self.argv(case, "PORT"))
+        words = shlex.join(self.argv(case, "PORT")) + self.remark
         for path, name in ((self.place.folder, "DIR"), (self.place.room, "BENCH"), (Path.cwd(), ".")):
             words = words.replace(str(path), name)
         return words.replace(sys.executable, "python")
@@ -94,7 +94,7 @@ error_log {folder}/nginx.error;
 events {{ worker_connections 4096; }}
 stream {{
     tcp_nodelay on;
-    proxy_buffer_size 256k;
+    proxy_buffer_size 128k;
     ssl_certificate {certificate};
     ssl_certificate_key {key};
     ssl_protocols TLSv1.3;
@@ -105,6 +105,7 @@ stream {{
     def __init__(self, name: str, place: Place, workers: int = 1) -> None:
         super().__init__(name, place)
         self._workers = workers
+        self.remark = f"  # worker_processes {workers}; tcp_nodelay on; proxy_buffer_size 128k; ssl_protocols TLSv1.3"
         self._root = place.room / "nginx"
 
     def is_there(self) -> bool:
