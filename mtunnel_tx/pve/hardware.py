@@ -72,7 +72,7 @@ class NumaNode:
 class Hardware:
     """A virtual machine as its config has it; property strings are taken apart and checked.
 
-    `windows`: 5 is XP, 6 Vista, then Windows' own numbers; 0: something else. `arguments`: one line, by a shell's rules.
+    `windows`: 5 is XP, 6 Vista, then Windows' own numbers; 0: something else. `arguments`: one line, as for a shell.
     """
 
     name: str | None
