@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.case import FULL, MIB, QUICK, VERIFIED, Case
@@ -108,7 +109,7 @@ class Session:
         self._cases += [(name, case) for name in names]
         for _ in range(self._rounds):
             for name in names:
-                self._try(str(case), name, lambda name=name: self._run(name, case))  # type: ignore[misc]
+                self._try(str(case), name, partial(self._run, name, case))
 
     def _run(self, name: str, case: Case) -> None:
         relay = self._relays[name]
@@ -125,7 +126,7 @@ class Session:
     def _be_slow(self) -> None:
         length_s = 2.0 if self._quick else 10.0
         for name in ("mtunnel",) if self._quick else ("mtunnel", "mtunnel-reactor", "autobahn", "websockify", "nginx"):
-            self._try("slow sink", name, lambda name=name: self._measure_slow(name, length_s))  # type: ignore[misc]
+            self._try("slow sink", name, partial(self._measure_slow, name, length_s))
 
     def _measure_slow(self, name: str, length_s: float) -> None:
         sample = self._bench.run_slow(self._relays[name], Case(), length_s)
@@ -137,7 +138,7 @@ class Session:
     def _be_idle(self) -> None:
         case = Case(streams=100 if self._quick else 1000, pinned=False)
         for name in ("mtunnel",) if self._quick else ("mtunnel", "mtunnel-reactor", "autobahn"):
-            self._try("idle", name, lambda name=name: self._measure_idle(name, case))  # type: ignore[misc]
+            self._try("idle", name, partial(self._measure_idle, name, case))
 
     def _measure_idle(self, name: str, case: Case) -> None:
         each_kib = self._bench.run_idle(self._relays[name], case)

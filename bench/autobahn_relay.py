@@ -19,7 +19,9 @@ any_reactor: Any = reactor
 class Local(Protocol):
     """The UNIX side."""
 
-    def __init__(self, websocket: Websocket) -> None:
+    transport: Any
+
+    def __init__(self, websocket: Any) -> None:
         self._websocket = websocket
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802

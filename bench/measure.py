@@ -135,12 +135,24 @@ class Bench:
             yield running, sink, load
 
     def _sink(self, case: Case, each_bytes: int, *options: str) -> Any:
-        argv = [*_elsewhere(case), self._place.room / "sink", "--unix", self._place.sink, *_sizes(case, each_bytes)]
+        argv: list[str | Path] = [
+            *_elsewhere(case),
+            self._place.room / "sink",
+            "--unix",
+            self._place.sink,
+            *_sizes(case, each_bytes),
+        ]
         argv += ["--source"] if case.direction == "out" else []
         return reporting([*argv, *options], self._log)
 
     def _load(self, running: Running, relay: Relay, case: Case, each_bytes: int, *options: str) -> Any:
-        argv = [*_elsewhere(case), self._place.room / "load", "--port", str(running.port), *_sizes(case, each_bytes)]
+        argv: list[str | Path] = [
+            *_elsewhere(case),
+            self._place.room / "load",
+            "--port",
+            str(running.port),
+            *_sizes(case, each_bytes),
+        ]
         argv += ["--tls"] if case.tls else []
         argv += ["--receive"] if case.direction == "out" else []
         argv += ["--random-mask"] if case.mask == "random" and relay.framed else []
