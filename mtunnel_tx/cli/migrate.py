@@ -27,7 +27,7 @@ from mtunnel_tx.daemon import make_storage
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.net.client import open_stream, pinned_agent
 from mtunnel_tx.net.link import Link
-from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.migration import Migration
@@ -155,7 +155,7 @@ def make_order(args: argparse.Namespace) -> Order:
 async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, display: Display) -> AsyncIterator[World]:
     """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed."""
     endpoint = await complete(reactor, endpoint)
-    relays = ReactorRelays(reactor)
+    relays = Pump(reactor)
 
     async def dial(path_query: str, sock: socket.socket) -> Link:
         return await open_stream(reactor, endpoint, path_query, sock, relays=relays)

@@ -28,7 +28,7 @@ DIGEST_BYTES_S = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was moved."""
+    """What was moved, and how long all of it took."""
 
     disks: int
     size_bytes: int

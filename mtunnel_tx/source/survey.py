@@ -45,7 +45,8 @@ class Survey:
     async def plan(self, *, ask_privileges: bool = False) -> Plan:
         """Check all that can be checked.
 
-        Args: ask_privileges: also ask what the token may do; a tunnel's own answers would tell otherwise.
+        Args: ask_privileges: also ask what a tunnel's own answers would tell: what the token may do, which bridges
+                there are. A target that does not say is no obstacle.
         Raises: Obstructed: with everything that stands in the way; NotFound: there is no such VM here.
         """
         conf = self._world.guests.read(self._order.vmid)
@@ -55,6 +56,7 @@ class Survey:
             plan = await self._look_there(conf, disks)
             if ask_privileges:
                 await self._look_at_privileges(disks)
+                await self._look_at_bridges(plan.node, conf)
         except (Unauthenticated, TargetUnreachable, TimedOut) as error:
             self._add(f"target: {error.text}")
         if self._obstacles or plan is None:
@@ -175,6 +177,17 @@ class Survey:
         for path, privilege in needed.items():
             await self._ask(self._check_privilege(path, privilege), None)
 
+    async def _look_at_bridges(self, node: str, conf: GuestConfig) -> None:
+        try:
+            listed = await self._world.target.get("nodes", node, "network", type="any_bridge")
+        except (NotImplementedThere, NotFound, Forbidden):
+            return
+        known = {str(entry.get("iface")) for entry in _objects(listed)}
+        for name in find_bridges(conf):
+            there = _try(partial(self._order.bridge, name))
+            if there is not None and there not in known:
+                self._add(f"target: bridge '{there}' is not there, or the token may not use it")
+
     async def _check_privilege(self, path: str, privilege: str) -> None:
         try:
             held = await self._world.target.get("access", "permissions", path=path)
@@ -196,8 +209,13 @@ def _reason(what: str, ask: Callable[[], str]) -> Iterator[str]:
         yield f"{what}: {error.text}"
 
 
-def _target_or_none(order: Order, disk: Disk) -> str | None:
+def _try(ask: Callable[[], str]) -> str | None:
+    """A name at the target; None: the map leaves it out."""
     try:
-        return order.storages.target(disk.volid.storage)
+        return ask()
     except BadRequest:
         return None
+
+
+def _target_or_none(order: Order, disk: Disk) -> str | None:
+    return _try(partial(order.storages.target, disk.volid.storage))

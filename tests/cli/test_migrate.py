@@ -92,7 +92,7 @@ class Program(ProcessProtocol):
 
 
 class ProgramTest(TestCase):
-    timeout = 40
+    timeout = 60
 
     def setUp(self):
         self.target = RecordedTarget().listen(reactor)
@@ -179,22 +179,29 @@ class ProgramTest(TestCase):
         self.assertEqual(program.status, 1)
         self.assertIn(b"100.conf' does not exist", program.err)
 
-    async def test_signals(self):
-        for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
-            self.target.commands.clear()
-            late = self.target.replies["config"] = Deferred()
-            reached = self.target.when("config")
-            process, program = self.start("--target-vmid", "300", "--target-storage", "tank")
-            await reached
-            self.assertIn("lock: migrate", self.conf_file.read_text())
-            process.signalProcess(number)
-            await self.target.when("quit")
-            late.callback({})
-            self.assertEqual(self.target.commands[-1], {"cmd": "quit", "cleanup": 1})
-            await program.ended
-            self.assertEqual(program.status, status, program.err)
-            self.assertEqual(self.conf_file.read_text(), CONF)
-            self.assertIn(b"interrupted", program.err)
+    async def interrupt(self, number):
+        late = self.target.replies["config"] = Deferred()
+        reached = self.target.when("config")
+        process, program = self.start("--target-vmid", "300", "--target-storage", "tank")
+        await reached
+        self.assertIn("lock: migrate", self.conf_file.read_text())
+        process.signalProcess(number)
+        await self.target.when("quit")
+        late.callback({})
+        self.assertEqual(self.target.commands[-1], {"cmd": "quit", "cleanup": 1})
+        await program.ended
+        self.assertEqual(program.status, 128 + number, program.err)
+        self.assertEqual(self.conf_file.read_text(), CONF)
+        self.assertIn(b"interrupted", program.err)
+
+    async def test_ctrl_c(self):
+        await self.interrupt(signal.SIGINT)
+
+    async def test_termination(self):
+        await self.interrupt(signal.SIGTERM)
+
+    async def test_a_lost_terminal(self):
+        await self.interrupt(signal.SIGHUP)
 
     async def test_without_fingerprint_somebody_has_to_vouch(self):
         endpoint = format_endpoint(self.target.endpoint).partition(",fingerprint=")[0]

@@ -10,7 +10,7 @@ from twisted.trial.unittest import TestCase
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.net.client import open_stream, pinned_agent
-from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, World
@@ -69,7 +69,7 @@ class SourceCase(TestCase):
         )
 
     def dial(self, endpoint):
-        relays = ReactorRelays(reactor)
+        relays = Pump(reactor)
         self.addCleanup(lambda: Deferred.fromCoroutine(relays.stop()))
 
         async def dial(path_query, sock):

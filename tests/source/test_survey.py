@@ -73,6 +73,13 @@ class SurveyTest(SourceCase):
         })  # fmt: skip
         await self.check()
 
+    async def test_bridges(self):
+        bridges = [{"iface": "vmbr9", "type": "bridge"}]
+        self.target.http["GET", "/nodes/pvetest/network"] = lambda query: bridges if query else None
+        await self.check(bridges=parse_map("vmbr0:vmbr9"))
+        self.assertEqual(await self.obstacles(), ["target: bridge 'vmbr0' is not there, or the token may not use it"])
+        await self.migrate()
+
     async def test_running(self):
         self.running = True
         self.assertEqual(
