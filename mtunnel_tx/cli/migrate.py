@@ -1,4 +1,4 @@
-"""`mtunnel migrate`: send a stopped VM to another host."""
+"""`mtunnel migrate`: send a VM to another host."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.guests import GuestFiles
+from mtunnel_tx.backends.host import HostFacts
+from mtunnel_tx.backends.qemu import QemuMachines
+from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
 from mtunnel_tx.config import Settings
 from mtunnel_tx.daemon import make_storage
@@ -42,8 +45,9 @@ PROXMOX_MONITORS = Path("/run/qemu-server")
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
 
 _DESCRIPTION = """\
-Send a stopped VM to another host: to Proxmox VE or to mtunnel-tx. The VM here is locked meanwhile, and stays as it was
-unless --delete is given and the target has confirmed that the VM is its own.
+Send a VM to another host, to Proxmox VE or to mtunnel-tx: a stopped one, or with --online a running one. The VM here
+is locked meanwhile; afterwards it is off, and stays as it was unless --delete is given and the target has confirmed
+that the VM is its own.
 
 ENDPOINT is `apitoken=PVEAPIToken=USER@REALM!TOKENID=SECRET,host=HOST[,port=8006][,fingerprint=AA:BB:...]`. It holds a
 secret that every user of this host can see on a command line: better put it in a file, or in $MTUNNEL_ENDPOINT."""
@@ -54,7 +58,7 @@ def configure(subparsers: Any) -> None:
     """Add `migrate` to the commands of `mtunnel`."""
     parser = subparsers.add_parser(
         "migrate",
-        help="send a stopped VM to another host",
+        help="send a virtual machine to another host",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         usage="mtunnel migrate VMID [ENDPOINT] --target-storage MAP [options]",
@@ -77,7 +81,7 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("--bwlimit", type=read_limit, metavar="KIB", help="KiB/s, 0 for no limit")
     parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
-    parser.add_argument("--online", action="store_true", help="move it while it runs (not yet available)")
+    parser.add_argument("--online", action="store_true", help="move it while it runs")
     parser.set_defaults(run=run)
 
 
@@ -160,18 +164,30 @@ async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, dis
     async def dial(path_query: str, sock: socket.socket) -> Link:
         return await open_stream(reactor, endpoint, path_query, sock, relays=relays)
 
+    storage = make_storage(settings, reactor, os.environ)
     try:
         yield World(
             reactor=reactor,
             guests=make_guests(reactor, settings),
-            storage=make_storage(settings, reactor, os.environ),
+            storage=storage,
             running=partial(is_running, find_monitors(settings)),
+            machines=make_machines(reactor, settings, storage),
+            runtime_dir=settings.runtime_dir,
             target=make_target(reactor, endpoint),
             dial=dial,
             progress=display,
         )
     finally:
         await relays.stop()
+
+
+def make_machines(reactor: Any, settings: Settings, storage: PvesmStorage) -> QemuMachines | None:
+    """The running VMs of this host; None where they are Proxmox's."""
+    if settings.profile == "proxmox":
+        return None
+    threads = Threads(reactor, reactor.getThreadPool())
+    facts = HostFacts(reactor, os.environ)
+    return QemuMachines(reactor, threads=threads, facts=facts, storage=storage, runtime_dir=settings.runtime_dir)
 
 
 def make_guests(reactor: Any, settings: Settings) -> GuestFiles:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 from mtunnel_tx.ports import Clock
@@ -60,3 +63,64 @@ class Progress(Protocol):
 
     def finish(self) -> None:
         """The stream has ended, well or not."""
+
+
+class MirrorState(Protocol):
+    """How far the copy of one disk is."""
+
+    @property
+    def done_bytes(self) -> int: ...
+
+    @property
+    def total_bytes(self) -> int: ...
+
+
+class MemoryState(Protocol):
+    """How far the copy of the memory is; `downtime_ms` once it is complete."""
+
+    @property
+    def transferred_bytes(self) -> int: ...
+
+    @property
+    def remaining_bytes(self) -> int: ...
+
+    @property
+    def downtime_ms(self) -> int: ...
+
+
+class Running(Protocol):
+    """A VM that runs here, to be sent away; every method raises BackendFailed with QEMU's reason."""
+
+    async def status(self) -> str: ...
+
+    async def machine_type(self) -> str: ...
+
+    def cpu(self) -> str | None: ...
+
+    async def host_mtus(self) -> dict[str, int]: ...
+
+    async def start_mirror(self, drive: str, socket: Path, export: str, *, limit_bytes_s: int = 0) -> None: ...
+
+    async def until_ready(self, told: Callable[[Sequence[Any]], None]) -> None: ...
+
+    async def write_through(self) -> None: ...
+
+    async def end_mirrors(self, *, force: bool = False) -> None: ...
+
+    async def start_migration(self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None: ...
+
+    async def until_migrated(self, told: Callable[[Any], None]) -> MemoryState: ...
+
+    async def cancel_migration(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+class Machines(Protocol):
+    """The VMs that run here."""
+
+    def attached(self, vmid: int) -> AbstractAsyncContextManager[Running]:
+        """A running VM. Raises: WrongState: it is not running."""
+
+    async def stop(self, vmid: int) -> None:
+        """End it, and remove its sockets."""

@@ -1,8 +1,8 @@
-"""A migration of a stopped VM, from the first look to the last word; read `run` from top to bottom."""
+"""A migration, from the first look to the last word; read `run` from top to bottom."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -11,8 +11,10 @@ from mtunnel_tx.pve.bandwidth import effective_limit
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.users import ROOT, UserConfig
 from mtunnel_tx.source.disks import Shipment, Shipping
+from mtunnel_tx.source.forwards import Forwards
 from mtunnel_tx.source.inventory import Disk
-from mtunnel_tx.source.links import Json
+from mtunnel_tx.source.links import Json, Running
+from mtunnel_tx.source.live import LiveMove, is_online, sent_drive
 from mtunnel_tx.source.marking import LOCK_S, check_marked, marked
 from mtunnel_tx.source.order import Order, Plan, World
 from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
@@ -24,6 +26,7 @@ OURS = "mtunnel-tx"
 """How our own `repoid` begins: such a target can be asked for digests."""
 DIGEST_S = 60.0
 DIGEST_BYTES_S = 5_000_000
+KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Migration:
         self._order = order
         self._world = world
         self._say = world.progress.say
+        self._cleaned = False
 
     async def check(self) -> Plan:
         """Look, and touch nothing. Raises: Obstructed: everything that stands in the way."""
@@ -52,16 +56,67 @@ class Migration:
         plan = await Survey(self._order, self._world).plan()
         started_s = self._world.reactor.seconds()
         async with marked(self._world.guests, self._order.vmid, plan.conf):
-            async with self._opened(plan) as tunnel:
-                volids = await self._send_disks(plan, tunnel)
-                await self._define(plan, tunnel, volids)
-                await finish(tunnel.unlock())
-                if self._order.delete and plan.repoid.startswith(OURS):
-                    await self._compare(plan, volids)
+            if self._world.running(self._order.vmid):
+                await self._move_running(plan)
+            else:
+                await self._move_stopped(plan)
             if self._order.delete:
                 await finish(self._remove(plan))
         moved_bytes = sum(disk.stream_bytes for disk in plan.disks)
         return Summary(len(plan.disks), moved_bytes, self._world.reactor.seconds() - started_s)
+
+    async def _move_stopped(self, plan: Plan) -> None:
+        async with self._opened(plan) as tunnel:
+            volids = await self._send_disks(plan.disks, tunnel)
+            await self._define(plan, tunnel, volids)
+            await finish(tunnel.unlock())
+            if self._order.delete and plan.repoid.startswith(OURS):
+                await self._compare(plan, volids)
+
+    async def _move_running(self, plan: Plan) -> None:
+        machines = self._world.machines
+        assert machines is not None, "the survey has seen to that"
+        async with machines.attached(self._order.vmid) as running:
+            live: LiveMove | None = None
+            try:
+                async with self._opened(plan) as tunnel:
+                    live = self._live(tunnel, running)
+                    await self._hand_over(plan, tunnel, live)
+                    await finish(machines.stop(self._order.vmid))
+                    await finish(tunnel.unlock())
+            except Exception:
+                if live is not None and not live.resumed:
+                    await finish(self._go_back(live))
+                raise
+
+    def _live(self, tunnel: Tunnel, running: Running) -> LiveMove:
+        world = self._world
+        forwards = Forwards(world.reactor, tunnel, world.runtime_dir, self._order.vmid)
+        return LiveMove(tunnel, running, forwards, world.progress, world.guests.node)
+
+    async def _hand_over(self, plan: Plan, tunnel: Tunnel, live: LiveMove) -> None:
+        online = [disk for disk in plan.disks if is_online(plan.conf, disk)]
+        volids = await self._send_disks([disk for disk in plan.disks if disk not in online], tunnel)
+        drives = {disk.label: await self._make_disk(plan, disk, tunnel) for disk in online}
+        volids |= {str(disk.volid): drives[disk.label]["volid"] for disk in online}
+        await self._define(plan, tunnel, volids)
+        await live.move(drives, (self._order.bwlimit_kib_s or 0) * KIB)
+
+    async def _make_disk(self, plan: Plan, disk: Disk, tunnel: Tunnel) -> dict[str, Json]:
+        storage = self._order.storages.target(disk.volid.storage)
+        await tunnel.bandwidth_limit(storage, self._order.bwlimit_kib_s)
+        return await tunnel.make_disk(storage, sent_drive(plan.conf, disk), disk.format)
+
+    async def _go_back(self, live: LiveMove) -> None:
+        """It runs on here, unless it might run there."""
+        if live.completed and not self._cleaned:
+            self._say(
+                f"VM {self._order.vmid} stays paused here: the target has its whole state and did not say what became "
+                "of it. Look there first (mtunnel status), then resume it here or remove it"
+            )
+            return
+        await live.restore()
+        self._say(f"VM {self._order.vmid} runs on here")
 
     @asynccontextmanager
     async def _opened(self, plan: Plan) -> AsyncIterator[Tunnel]:
@@ -85,8 +140,8 @@ class Migration:
         bridges = dict.fromkeys(self._order.bridge(name) for name in find_bridges(plan.conf))
         return list(storages), list(bridges)
 
-    async def _send_disks(self, plan: Plan, tunnel: Tunnel) -> dict[str, str]:
-        shipments = [await self._ship(disk, tunnel) for disk in plan.disks]
+    async def _send_disks(self, disks: Sequence[Disk], tunnel: Tunnel) -> dict[str, str]:
+        shipments = [await self._ship(disk, tunnel) for disk in disks]
         shipping = Shipping(self._world.reactor, tunnel, self._world.storage, self._world.progress)
         return {str(shipment.disk.volid): await shipping.send(shipment) for shipment in shipments}
 
@@ -117,9 +172,13 @@ class Migration:
 
     async def _abandon(self, tunnel: Tunnel) -> None:
         if not tunnel.is_connected:
+            self._cleaned = True
             return
         try:
+            if tunnel.is_started and not tunnel.is_unlocked:
+                await tunnel.stop()
             await tunnel.quit()
+            self._cleaned = not tunnel.is_unlocked
         except TunnelError as error:
             self._say(f"cleanup at the target failed: {error.text}")
         else:

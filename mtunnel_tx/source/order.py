@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from mtunnel_tx.ports import Guests, Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.maps import Map
 from mtunnel_tx.source.inventory import Disk
-from mtunnel_tx.source.links import Dial, Progress, Reactor
+from mtunnel_tx.source.links import Dial, Machines, Progress, Reactor
 from mtunnel_tx.source.target import TargetApi
 
 
@@ -36,12 +37,17 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Both hosts: files, storages and VMs of this one, API and websockets of the other, and who watches."""
+    """Both hosts: files, storages and VMs of this one, API and websockets of the other, and who watches.
+
+    `machines`: None where running VMs cannot be sent. `runtime_dir`: for sockets.
+    """
 
     reactor: Reactor
     guests: Guests
     storage: Storage
     running: Callable[[int], bool]
+    machines: Machines | None
+    runtime_dir: Path
     target: TargetApi
     dial: Dial
     progress: Progress

@@ -70,8 +70,8 @@ class Survey:
 
     async def _look_here(self, conf: GuestConfig) -> tuple[Disk, ...]:
         order = self._order
-        if self._world.running(order.vmid):
-            how = "--online is not yet available for running VMs" if order.online else "shut it down first"
+        if self._world.running(order.vmid) and not (order.online and self._world.machines):
+            how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
             self._add(f"VM {order.vmid} is running: {how}")
         self._add(*find_obstacles(order.vmid, conf))
         disks, obstacles = find_disks(order.vmid, conf, self._world.storage.config())

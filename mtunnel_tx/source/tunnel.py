@@ -20,6 +20,7 @@ API_VERSION = 2
 SHORT_S = 10.0
 QUIT_S = 30.0
 CONFIG_S = 120.0
+START_S = 120.0
 LONG_S = 600.0
 
 
@@ -37,6 +38,7 @@ class Tunnel:
         self._socket_start = f"/run/qemu-server/{vmid}."
         self._commands = Commands(reactor)
         self._link: Link | None = None
+        self.is_started = False
         self.is_unlocked = False
 
     @property
@@ -106,6 +108,31 @@ class Tunnel:
     async def set_config(self, conf: str, firewall: str | None) -> None:
         """Define the VM at the target."""
         await self._commands.call("config", CONFIG_S, {"conf": conf, "firewall-config": firewall})
+
+    async def make_disk(self, storage: str, drive: Mapping[str, Json], format: str) -> dict[str, Json]:
+        """An empty disk there, to be mirrored into. Returns: the whole reply, which `start` wants back."""
+        fields = {"storage": storage, "drive": drive, "format": format}
+        reply = await self._commands.call("disk", LONG_S, fields)
+        read_text(reply, "volid")
+        read_text(reply, "drivestr")
+        return reply
+
+    async def start(self, fields: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Start the VM there, waiting for its memory. Returns: sockets and exports."""
+        self.is_started = True
+        return await self._commands.call("start", START_S, fields)
+
+    async def stop_nbd(self) -> None:
+        """The disks are whole there."""
+        await self._commands.call("nbdstop", QUIT_S)
+
+    async def resume(self) -> None:
+        """Let the VM run there."""
+        await self._commands.call("resume", QUIT_S)
+
+    async def stop(self) -> None:
+        """End the VM there."""
+        await self._commands.call("stop", SHORT_S)
 
     async def unlock(self) -> None:
         """Hand the VM over: from now on it is the target's."""

@@ -78,6 +78,7 @@ class Keeper:
         vmid = ledger.owed.vmid
         if ledger.owed.started:
             await self._world.hypervisor.stop(vmid)
+            self._remove_sockets(vmid)
         if not self.is_ours(ledger):
             await self._step_back(ledger, own)
             return
@@ -86,6 +87,11 @@ class Keeper:
             await self._world.guests.remove_firewall(vmid)
         await self._remove_config(ledger)
         await ledger.close()
+
+    def _remove_sockets(self, vmid: int) -> None:
+        """A QEMU that was killed leaves them behind."""
+        for suffix in (".migrate", "_nbd.migrate"):
+            (self._world.runtime_dir / f"{vmid}{suffix}").unlink(missing_ok=True)
 
     async def keep(self, ledger: Ledger) -> None:
         """The VM is ours: finish an `unlock` that was announced, and forget the journal."""

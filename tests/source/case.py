@@ -63,6 +63,8 @@ class SourceCase(TestCase):
             guests=self.guests,
             storage=self.storage,
             running=lambda vmid: self.running,
+            machines=None,
+            runtime_dir=self.folder,
             target=TargetApi(treq.client.HTTPClient(pinned_agent(reactor, endpoint)), endpoint, reactor),
             dial=self.dial(endpoint),
             progress=self.watcher,

@@ -51,7 +51,7 @@ class SurveyTest(SourceCase):
         self.assertEqual(
             await self.obstacles(storages=parse_map("local:tank,other:nowhere")),
             [
-                "VM 100 is running: shut it down first",
+                "VM 100 is running: give --online, or shut it down first",
                 "VM 100 is locked (backup)",
                 "hostpci0: a PCI device of this host cannot move: 0000:01:00.0",
                 "ide2: the CD-ROM drive holds 'local:iso/x.iso', a file of this host; eject it first",
@@ -83,7 +83,7 @@ class SurveyTest(SourceCase):
     async def test_running(self):
         self.running = True
         self.assertEqual(
-            await self.obstacles(online=True), ["VM 100 is running: --online is not yet available for running VMs"]
+            await self.obstacles(online=True), ["VM 100 is running: it cannot be moved while it runs"]
         )
 
     async def test_snapshots_and_pending_changes(self):
@@ -124,7 +124,7 @@ class SurveyTest(SourceCase):
         self.target.http["GET", "/cluster/status"] = make_reply(403, "Permission check failed (/, Sys.Audit)")
         self.assertEqual(
             await self.obstacles(),
-            ["VM 100 is running: shut it down first", "target: 403 Permission check failed (/, Sys.Audit)"],
+            ["VM 100 is running: give --online, or shut it down first", "target: 403 Permission check failed (/, Sys.Audit)"],
         )
 
     async def test_a_wrong_token_ends_the_questions(self):

@@ -1,0 +1,141 @@
+"""A running VM goes from one node to another, through a real daemon, while it counts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from mtunnel_tx.backends.host import PROGRAM
+from mtunnel_tx.backends.process import read_record
+from tests.guest.ticker import read_beats, read_ring, ticker
+from tests.whole.node import Node, wait_for
+
+RING = 64
+DISK_BYTES = 16 << 20
+GUEST = """\
+boot: order=scsi0
+memory: 48
+name: ticker
+scsi0: local:100/vm-100-disk-0.raw,discard=on,size=16M
+scsihw: virtio-scsi-pci
+serial0: socket
+vga: serial0
+"""
+
+
+class Listener(threading.Thread):
+    """Reads a VM's first serial port from the moment it is there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.path = path
+        self.text = b""
+        self.stopped = False
+        self.start()
+
+    def run(self) -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        while not self.stopped:
+            try:
+                sock.connect(str(self.path))
+                break
+            except OSError:
+                threading.Event().wait(0.005)
+        with sock, contextlib.suppress(OSError):
+            while data := sock.recv(4096):
+                self.text += data
+
+    @property
+    def beats(self) -> list[tuple[int, str]]:
+        return list(read_beats(self.text))
+
+
+class OnlineCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        if shutil.which(PROGRAM) is None:
+            raise SkipTest(f"{PROGRAM} is not installed: NO RUNNING VM IS MOVED IN THESE TESTS")
+        self.here, self.there = Node("here"), Node("there").start()
+        for node in (self.here, self.there):
+            self.addCleanup(node.close)
+            self.addCleanup(self.kill_machines, node)
+
+    def kill_machines(self, node: Node) -> None:
+        for file in node.runtime.glob("*.pid"):
+            node.run("mtunnel_tx.cli", "vm", "stop", file.stem)
+
+    def boot(self, *, burst: int = 2) -> Listener:
+        folder = self.here.storage / "images" / "100"
+        folder.mkdir(parents=True)
+        (folder / "vm-100-disk-0.raw").write_bytes(ticker(8, burst, ring=RING))
+        os.truncate(folder / "vm-100-disk-0.raw", DISK_BYTES)
+        self.here.guest_file(100).write_text(GUEST)
+        self.here.run("mtunnel_tx.cli", "vm", "start", "100")
+        listener = Listener(self.here.runtime / "100.serial0")
+        wait_for("the guest's first beats", lambda: len(listener.beats) >= 3)
+        return listener
+
+    def migrate(self, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        arguments = ("migrate", "100", self.there.endpoint, "--online", "--target-vmid", "200")
+        return self.here.run("mtunnel_tx.cli", *arguments, "--target-storage", "local", *more, check=check)
+
+    def status(self, node: Node, vmid: int) -> str:
+        return node.run("mtunnel_tx.cli", "vm", "status", str(vmid)).stdout
+
+
+class OnlineTests(OnlineCase):
+    def test_not_a_beat_is_lost(self) -> None:
+        before, after = self.boot(), Listener(self.there.runtime / "200.serial0")
+        self.addCleanup(setattr, after, "stopped", True)
+        done = self.migrate()
+        self.assertIn("downtime", done.stdout)
+        wait_for("beats at the target", lambda: len(after.beats) >= 5)
+        self.assertIn("running", self.status(self.there, 200))
+        self.assertIn("stopped", self.status(self.here, 100))
+        beats = before.beats + after.beats
+        # The first line may have come before anybody listened.
+        numbers = [number for number, _ in beats]
+        self.assertEqual(numbers, list(range(numbers[0], numbers[0] + len(numbers))))
+        self.assertEqual({flag for _, flag in beats}, {"."})
+        self.assert_whole_disk(numbers[-1])
+        self.assert_tidy()
+
+    def assert_whole_disk(self, last: int) -> None:
+        disk = (self.there.storage / "images" / "200" / "vm-200-disk-0.raw").read_bytes()
+        ring = read_ring(disk, ring=RING)
+        self.assertGreaterEqual(ring[-1], last)
+        self.assertEqual(ring, list(range(max(1, ring[-1] - RING + 1), ring[-1] + 1)))
+
+    def assert_tidy(self) -> None:
+        self.assertNotIn("lock", self.there.guest(200) or "")
+        self.assertNotIn("lock", self.here.guest(100) or "")
+        wait_for("the end of the tunnel", lambda: not self.there.ask(cmd="status")["tunnels"])
+        self.assertEqual(self.there.left_over()["journals"], [])
+        self.assertEqual(list(self.here.runtime.glob("100.*")), [])
+
+    def test_a_target_that_dies_leaves_the_vm_running_here(self) -> None:
+        before = self.boot(burst=64)
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
+        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "2048"]
+        with subprocess.Popen(argv, env=self.here.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            wait_for("the VM's start there", lambda: (self.there.runtime / "200.pid").exists())
+            record = wait_for("its pid", lambda: read_record(self.there.runtime / "200.pid"))
+            wait_for("its process", lambda: record.pid or read_record(self.there.runtime / "200.pid").pid)
+            os.kill(read_record(self.there.runtime / "200.pid").pid, signal.SIGKILL)
+            out, err = running.communicate(timeout=90)
+        self.assertEqual(running.returncode, 1, (out, err))
+        self.assertIn(b"runs on here", out, (out, err))
+        count = len(before.beats)
+        wait_for("beats here", lambda: len(before.beats) > count + 3)
+        self.assertEqual({flag for _, flag in before.beats}, {"."})
+        self.assertIn("running", self.status(self.here, 100))
+        self.assertIsNone(self.there.guest(200))
+        self.assertEqual(self.there.images(200), [])
