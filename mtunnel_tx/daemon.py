@@ -207,6 +207,7 @@ class Daemon(Service):
             hypervisor=machines,
             tasks=tasks,
             nodes=lambda: _nodes(settings),
+            bridges=lambda: sorted(path.name for path in NETWORK.iterdir()),
             fingerprint=self._own_fingerprint,
             upgrader=self._upgrade,
             elsewhere=self._make_elsewhere(),

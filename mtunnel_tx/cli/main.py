@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mtunnel_tx.config import load_settings
 from mtunnel_tx.errors import TunnelError
@@ -29,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
 }
 """Subcommands and their help, one module of this package each."""
 
+_SECRET = re.compile(r"(PVEAPIToken=[^=,\s]+=)[^,\s]+")
 CONFIG_HELP = "configuration file; else $MTUNNEL_CONFIG, else the default one (docs/operations.md)"
 
 
@@ -38,6 +40,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self.add_argument("--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help=CONFIG_HELP)
+
+    def error(self, message: str) -> NoReturn:
+        """Usage and reason; an endpoint that stands in the wrong place must not show its secret."""
+        super().error(_SECRET.sub(r"\1…", message))
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:

@@ -51,8 +51,9 @@ def _no_cpu_model(_name: str) -> Mapping[str, Any] | None:
 class Parts:
     """What the API talks to.
 
-    nodes: the names of all nodes below `pve_dir`. fingerprint: of the certificate in use, `AA:BB:…`. cpu_model: a
-    custom CPU model's settings by its name without `custom-`, or None. upgrader: takes a checked request over.
+    nodes: the names of all nodes below `pve_dir`. bridges: where network cards can be put. fingerprint: of the
+    certificate in use, `AA:BB:…`. cpu_model: a custom CPU model's settings by its name without `custom-`, or None.
+    upgrader: takes a checked request over.
     elsewhere: answers what is not for us.
     """
 
@@ -63,6 +64,7 @@ class Parts:
     hypervisor: Hypervisor
     tasks: TaskReader
     nodes: Callable[[], Sequence[str]]
+    bridges: Callable[[], Sequence[str]]
     fingerprint: Callable[[], str]
     upgrader: Upgrader
     cpu_model: Callable[[str], Mapping[str, Any] | None] = _no_cpu_model
@@ -222,6 +224,16 @@ async def _cpu_model(call: Call) -> Reply:
     return data_reply({"cputype": f"custom-{name}", **model})
 
 
+async def _permissions(call: Call) -> Reply:
+    """What the token itself may do: a dry run names what is missing before anything is moved."""
+    path = call.values["path"]
+    return data_reply({path: dict.fromkeys(sorted(call.rights.privileges(path)), 1)})
+
+
+async def _network(call: Call) -> Reply:
+    return data_reply([{"iface": name, "type": "bridge", "active": 1} for name in call.parts.bridges()])
+
+
 def _may_see_cluster(call: Call) -> None:
     call.rights.check("/", "Sys.Audit")
 
@@ -298,6 +310,8 @@ _read_storages = _reader(
     target=Property(String(format=node_name)),
 )
 _read_model = _reader(cputype=Property(String(format=_cpu_model_name), required=True))
+_read_permissions = _reader(path=Property(String(), required=True))
+_read_network = _reader(**_NODE, type=Property(Enum(("any_bridge", "any_local_bridge", "bridge"))))
 _read_log = partial(_read_task, start=Property(_COUNT, default=0), limit=Property(_COUNT, default=50))
 
 ENDPOINTS = (
@@ -316,6 +330,8 @@ ENDPOINTS = (
     ),
     Endpoint(method="GET", path="/cluster/status", handler=_cluster_status, permit=_may_see_cluster),
     Endpoint(method="GET", path="/version", handler=_version),
+    Endpoint(method="GET", path="/access/permissions", handler=_permissions, read=_read_permissions),
+    Endpoint(method="GET", path="/nodes/{node}/network", handler=_network, read=_read_network),
     Endpoint(method="GET", path=f"{_TASK}/status", handler=_task_status, permit=_may_see_task, read=_read_task),
     Endpoint(method="GET", path=f"{_TASK}/log", handler=_task_log, permit=_may_see_task, read=_read_log),
 )

@@ -197,6 +197,7 @@ class ApiCase(SynchronousTestCase):
             storage=FakeStorage(),
             hypervisor=FakeHypervisor(),
             tasks=self.tasks,
+            bridges=lambda: ["vmbr0"],
             nodes=lambda: ["other", NODE],
             fingerprint=lambda: "AA:BB",
             upgrader=self.upgrade,

@@ -351,6 +351,16 @@ class ReadTests(ApiCase):
             self.ask("GET", "/cluster/status", token="poor"), "403 Permission check failed (/, Sys.Audit)"
         )
 
+    def test_own_permissions(self):
+        data = self.ask("GET", "/access/permissions?path=/vms/300").data
+        self.assertEqual(data["/vms/300"]["VM.Allocate"], 1)
+        data = self.ask("GET", "/access/permissions?path=/vms/300", token="poor").data
+        self.assertNotIn("VM.Allocate", data["/vms/300"])
+
+    def test_bridges(self):
+        data = self.ask("GET", "/nodes/localhost/network?type=any_bridge").data
+        self.assertEqual(data, [{"iface": "vmbr0", "type": "bridge", "active": 1}])
+
     def test_version(self):
         expected = {"version": "9.2.0", "release": "9.2", "repoid": f"mtunnel-tx-{__version__}"}
         self.assertEqual(self.ask("GET", "/version", token="poor").data, expected)
