@@ -124,7 +124,10 @@ class SurveyTest(SourceCase):
         self.target.http["GET", "/cluster/status"] = make_reply(403, "Permission check failed (/, Sys.Audit)")
         self.assertEqual(
             await self.obstacles(),
-            ["VM 100 is running: give --online, or shut it down first", "target: 403 Permission check failed (/, Sys.Audit)"],
+            [
+                "VM 100 is running: give --online, or shut it down first",
+                "target: 403 Permission check failed (/, Sys.Audit)",
+            ],
         )
 
     async def test_a_wrong_token_ends_the_questions(self):
