@@ -40,7 +40,7 @@ boot: order=scsi0
 cores: 2
 memory: 2048
 name: demo
-net0: virtio=BC:24:11:00:00:64,bridge=vmbr0
+net0: virtio=BC:24:11:00:00:64
 ostype: l26
 scsi0: local:100/vm-100-disk-0.raw,size=1G
 scsi1: local:100/vm-100-disk-1.qcow2,size=256M
@@ -174,7 +174,7 @@ def _write_sparsely(file: Path, data_mib: int) -> None:
 
 def _migrate(show: Show, node: Node, endpoint: str) -> bool:
     """Run `mtunnel migrate` where everybody can watch."""
-    order = ["migrate", "100", "--target-vmid", "200", "--target-storage", "local", "--target-bridge", "lo"]
+    order = ["migrate", "100", "--target-vmid", "200", "--target-storage", "local"]
     show.heading("The migration")
     show.line(f"mtunnel {' '.join(order)}   (with the endpoint in $MTUNNEL_ENDPOINT)")
     began = time.monotonic()

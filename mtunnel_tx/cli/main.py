@@ -20,7 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "token": "make, list and remove API tokens",
     "acl": "grant roles to users, tokens and groups",
     "endpoint": "print what a source needs to reach this host",
-    "migrate": "send a stopped VM to another host",
+    "migrate": "send a virtual machine to another host",
     "vm": "list, start and stop the VMs of a host without Proxmox",
     "status": "show the tunnels of the running daemon",
     "settle": "decide about a tunnel that was held",
