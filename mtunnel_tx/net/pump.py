@@ -33,7 +33,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from mtunnel_tx.net.engine import MakeEngine, best_engine
@@ -42,7 +42,7 @@ from mtunnel_tx.net.link import Link, make_stream
 from mtunnel_tx.net.mask import Unmask, best_unmask
 from mtunnel_tx.net.peer import Peer
 from mtunnel_tx.net.sides import Blocks
-from mtunnel_tx.net.stream import Stream, Tools
+from mtunnel_tx.net.stream import Interest, Stream, Tools
 
 log = Logger()
 
@@ -59,6 +59,7 @@ class _Cargo:
         self.due_s: float | None = 0.0
         self.peer_number = stream.peer.fileno()
         self.peer_event = self.local_event = True
+        self.interest = Interest(False, False, False, False)
         self.masks: dict[socket.socket, int] = {stream.peer: 0, stream.local: 0}
         self.untold: dict[Callable[[Stream], bool], Callable[[Stream], None]] = {
             _is_local_over: lambda stream: link.local_over(stream.ends.reason),
@@ -187,11 +188,15 @@ class _Worker:
         cargo.due_s = stream.next_call_s()
         if cargo.due_s is not None:
             self._due_s = min(self._due_s, cargo.due_s)
-        self._tell(cargo)
+        if stream.is_ending:
+            self._tell(cargo)
 
     def _watch(self, cargo: _Cargo) -> None:
         """Tell epoll what the stream waits for; a socket that waits for nothing leaves it, or its end would ring on."""
         interest = cargo.stream.interest()
+        if interest == cargo.interest:
+            return
+        cargo.interest = interest
         self._set_mask(cargo, cargo.stream.peer, interest.peer_reads, interest.peer_writes)
         self._set_mask(cargo, cargo.stream.local, interest.local_reads, interest.local_writes)
 
@@ -264,9 +269,8 @@ class Pump:
         links = list(self._running)
         for link in links:
             link.abort()
-        for link in links:
-            await link.done
-            await link.released
+        # A plain await would take the outcome away from those who wait for it after us.
+        await DeferredList([end for link in links for end in (link.done, link.released)])
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.stop()

@@ -12,7 +12,7 @@ import socket
 from enum import Enum, auto
 from typing import NamedTuple
 
-from mtunnel_tx.net.ends import Deed, Ends
+from mtunnel_tx.net.ends import Deed, Ends, Source
 from mtunnel_tx.net.engine import StreamEnded, StreamFailed
 from mtunnel_tx.net.limits import StreamLimits, Watch
 from mtunnel_tx.net.sides import Side, is_peer_dead, receive, reset_on_close
@@ -93,6 +93,11 @@ class Stream:
         """The peer's socket may be closed."""
         return self.phase is Phase.CLOSED
 
+    @property
+    def is_ending(self) -> bool:
+        """One way at least has seen its end; before that there is nothing to tell anybody."""
+        return self.ends.inward.source is not Source.OPEN or self.ends.outward.source is not Source.OPEN
+
     def interest(self) -> Interest:
         """What to wait for."""
         return Interest(
@@ -127,15 +132,17 @@ class Stream:
         Args: peer_event, local_event: the socket may have become ready; False saves a useless look at it.
         """
         inward, outward, now_s = self._inward, self._outward, self._now()
-        again, inward.again, outward.again = inward.again or outward.again, False, False
+        local_event, outward.again = local_event or outward.again, False
+        peer_event, inward.again = peer_event or inward.again, False
         self._expire(now_s)
-        if local_event or again or outward.waits:
+        if local_event or outward.waits:
             outward.carry(now_s)
-        if peer_event or again or inward.waits:
+        if peer_event or inward.waits or self.ends.inward.source is Source.LAST:
             inward.carry(now_s)
             outward.flush()
-        outward.answer(inward.pings)
-        if self.ends.inward.over or self.ends.outward.over:
+        if inward.pings:
+            outward.answer(inward.pings)
+        if self.is_ending:
             self._settle(now_s)
         self._watch(now_s)
         inward.give_back()

@@ -205,7 +205,8 @@ class Outward:
         """Move what can be moved."""
         self.bucket.due_s = None
         for _ in range(BATCHES):
-            self.flush()
+            if self.waits:
+                self.flush()
             if self.waits or not self._ends.outward.takes:
                 return
             if self.bucket.is_empty(now_s) or not self._pull():
@@ -275,5 +276,3 @@ class Outward:
                 self._side.flush()
         except StreamFailed as failure:
             self._ends.peer_deaf(str(failure))
-            # A peer that is gone may have left its Close frame: look for it.
-            self.again = True
