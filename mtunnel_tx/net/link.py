@@ -173,5 +173,5 @@ def make_stream(link: Link, peer: Peer, tools: Tools) -> Stream:
 
 
 def ends_with_local(path: Path) -> bool:
-    """Whether the end of a socket's UNIX side ends both ways: behind these is QEMU."""
-    return path.name.endswith(".migrate")
+    """Whether the end of a socket's UNIX side ends both ways: behind these is QEMU, or our own control path."""
+    return path.name.endswith((".migrate", ".mtunnel"))

@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
+
 from mtunnel_tx.errors import WrongState
-from mtunnel_tx.ports import Stream
+from mtunnel_tx.ports import Clock, Stream
 
 WIRE_DIR = "/run/qemu-server"
 Ended = Callable[[bool], Awaitable[None]]
@@ -79,6 +81,14 @@ class SocketTable:
             if not but or passage.name != self.name(but):
                 passage.abort()
 
+    async def wait_for_end(self, suffix: str, clock: Clock, wait_s: float) -> None:
+        """Wait until no relay leads to this socket; one that takes longer is aborted."""
+        for passage in [passage for passage in self.passages if passage.name == self.name(suffix)]:
+            timer = clock.callLater(wait_s, passage.abort)
+            await passage.over
+            if timer.active():
+                timer.cancel()
+
     def traffic(self) -> tuple[int, int]:
         """Payload bytes from and to the peer, all relays of this tunnel together."""
         live = [passage.stream for passage in self.passages if passage.stream]
@@ -87,7 +97,7 @@ class SocketTable:
 
 
 class Passage:
-    """One websocket's way to a socket (ports.Route)."""
+    """One websocket's way to a socket (ports.Route); `over` fires when its relay has ended."""
 
     def __init__(self, table: SocketTable, socket: Socket) -> None:
         self.name = socket.name
@@ -95,6 +105,7 @@ class Passage:
         self.vmid = table.vmid
         self.token = table.token
         self.stream: Stream | None = None
+        self.over: Deferred[None] = Deferred()
         self._table = table
         self._socket = socket
 
@@ -125,3 +136,4 @@ class Passage:
         if stream:
             self._table.bytes_before = before_in + stream.bytes_in, before_out + stream.bytes_out
         self._table.passages.remove(self)
+        self.over.callback(None)

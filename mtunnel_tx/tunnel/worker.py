@@ -15,6 +15,8 @@ from mtunnel_tx.tunnel.waiting import Task
 
 log = Logger()
 CONTROL = ".mtunnel"
+LAST_REPLIES_S = 5.0
+"""How long the last replies may take on their way from our own socket into the websocket."""
 UNEXPECTED = "mtunnel exited unexpectedly"
 Gone = Callable[["Worker", str | None], None]
 
@@ -76,9 +78,10 @@ class Worker:
         async with self._busy:
             tunnel.state = State.LEAVING if tunnel.leaving else State.ENDING
             problem = await self._finish_tunnel(verdict)
-        tunnel.sockets.abort_streams()
+        tunnel.sockets.abort_streams(but=CONTROL)
         if self._door is not None:
             await self._door.close()
+        await tunnel.sockets.wait_for_end(CONTROL, tunnel.world.clock, LAST_REPLIES_S)
         audit.record(tunnel, verdict, problem)
         self._gone(self, problem)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
+
 from mtunnel_tx.errors import InvalidParameters, NotFound, PermissionDenied, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.ports import GuestEntry
 from mtunnel_tx.tunnel.world import Limits
@@ -172,9 +174,15 @@ class EndTests(TunnelCase):
     def test_stop_ends_all_tunnels_and_their_streams(self) -> None:
         opened = self.open()
         stream = FakeStream()
-        self.registry.route(100, opened.socket, TOKEN, opened.ticket).opened(stream)
-        self.now(self.registry.stop())
+        route = self.registry.route(100, opened.socket, TOKEN, opened.ticket)
+        route.opened(stream)
+        stopping = Deferred.fromCoroutine(self.registry.stop())
+        self.fake.clock.advance(4)
+        self.assertFalse(stream.aborted, "the last replies are on their way")
+        self.fake.clock.advance(2)
         self.assertTrue(stream.aborted)
+        self.now(route.closed(orderly=False))
+        self.successResultOf(stopping)
         self.assertEqual((self.fake.guests.configs, self.registry.live()), ({}, []))
 
     def test_after_quit_the_source_has_a_while_to_leave(self) -> None:
