@@ -270,7 +270,8 @@ class Pump:
         for link in links:
             link.abort()
         # A plain await would take the outcome away from those who wait for it after us.
-        await DeferredList([end for link in links for end in (link.done, link.released)])
+        ends: list[Deferred[Result]] = [end for link in links for end in (link.done, link.released)]
+        await DeferredList(ends)
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.stop()
