@@ -135,7 +135,7 @@ class ReactorRelays:
         for link in links:
             link.abort()
         for link in links:
-            await link.done
+            await link.ended()
             await link.released
 
     def _forget(self, result: Result, link: Link) -> Result:
