@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from bench.case import FULL, MIB, QUICK, VERIFIED, Case
+from bench.case import FULL, MIB, QUICK, VERIFIED, Case, Comparison
 from bench.measure import Bench, Relay
 from bench.ours import Mtunnel, make_node
 from bench.peers import Autobahn, Nginx, Place, Socat, Websockify
@@ -80,8 +80,9 @@ class Session:
         """Everything, in order."""
         self._verify()
         for comparison in QUICK if self._quick else FULL:
-            if self._only in str(comparison.case):
-                self._compare(comparison.case, [name for name in comparison.relays if name in self._relays])
+            self._compare(
+                [(name, case) for name, case in comparison if name in self._relays and self._only in str(case)]
+            )
         if not self._only:
             self._be_slow()
             self._be_idle()
@@ -104,11 +105,11 @@ class Session:
                 size_bytes = self._bench.verify(self._relays[name], case, 64 * MIB)
                 _say(f"{name}: {size_bytes // MIB} MiB compared, all equal: {case}")
 
-    def _compare(self, case: Case, names: list[str]) -> None:
-        """Rounds: each relay once, in turn."""
-        self._cases += [(name, case) for name in names]
+    def _compare(self, comparison: Comparison) -> None:
+        """Rounds: each relay in each case once, in turn."""
+        self._cases += comparison
         for _ in range(self._rounds):
-            for name in names:
+            for name, case in comparison:
                 self._try(str(case), name, partial(self._run, name, case))
 
     def _run(self, name: str, case: Case) -> None:

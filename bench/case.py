@@ -28,12 +28,13 @@ class Case:
         return f"{self.direction} {tls}, {self.mask} mask, {self.frame_bytes // KIB} KiB frames, {self.streams} streams"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A case, and the names of the relays that are measured in it, one after the other in each round."""
+Comparison = Sequence[tuple[str, Case]]
+"""Relays by name in cases, measured one after the other in each round: figures that are compared belong together."""
 
-    case: Case
-    relays: Sequence[str]
+
+def each(relays: Sequence[str], *cases: Case) -> Comparison:
+    """All of these relays in all of these cases."""
+    return tuple((relay, case) for case in cases for relay in relays)
 
 
 OURS = ("mtunnel", "mtunnel-reactor")
@@ -49,30 +50,25 @@ FOUR = Case(streams=4, pinned=False)
 SIXTEEN = Case(streams=16, pinned=False)
 ONE_UNPINNED = Case(pinned=False)
 
-FULL = (
-    Comparison(case=TO_UNIX, relays=ALL),
-    Comparison(case=MASKED, relays=WITH_FRAMES),
-    Comparison(case=FROM_UNIX, relays=ALL),
-    Comparison(case=Case(tls=False), relays=ALL),
-    Comparison(case=Case(tls=False, mask="random"), relays=OURS),
-    Comparison(case=Case(tls=False, direction="out"), relays=ALL),
-    Comparison(case=Case(frame_bytes=16 * KIB), relays=WITH_FRAMES),
-    Comparison(case=SMALL_FRAMES, relays=WITH_FRAMES),
-    Comparison(case=Case(frame_bytes=4 * KIB, mask="random"), relays=WITH_FRAMES),
-    Comparison(case=ONE_UNPINNED, relays=OURS),
-    Comparison(case=FOUR, relays=(*OURS, "mtunnel-w2", "socat", "nginx-w2")),
-    Comparison(case=Case(direction="out", streams=4, pinned=False), relays=(*OURS, "mtunnel-w2", "socat", "nginx-w2")),
-    Comparison(case=SIXTEEN, relays=(*OURS, "mtunnel-w2", "socat", "nginx-w2")),
+SHARING = (*OURS, "mtunnel-w2", "socat", "nginx-w2")
+
+FULL: Sequence[Comparison] = (
+    (*each(ALL, TO_UNIX), *each(WITH_FRAMES, MASKED)),
+    each(ALL, FROM_UNIX),
+    (*each(ALL, Case(tls=False)), *each(OURS, Case(tls=False, mask="random"))),
+    each(ALL, Case(tls=False, direction="out")),
+    each(WITH_FRAMES, Case(frame_bytes=16 * KIB)),
+    each(WITH_FRAMES, SMALL_FRAMES, Case(frame_bytes=4 * KIB, mask="random")),
+    (*each(SHARING, FOUR, SIXTEEN), *each(OURS, ONE_UNPINNED)),
+    each(SHARING, Case(direction="out", streams=4, pinned=False)),
 )
 """Everything; takes minutes."""
 
-QUICK = (
-    Comparison(case=TO_UNIX, relays=("mtunnel", "socat", "nginx")),
-    Comparison(case=MASKED, relays=("mtunnel",)),
-    Comparison(case=FROM_UNIX, relays=("mtunnel", "socat")),
-    Comparison(case=SMALL_FRAMES, relays=("mtunnel", "autobahn")),
-    Comparison(case=ONE_UNPINNED, relays=("mtunnel",)),
-    Comparison(case=SIXTEEN, relays=("mtunnel",)),
+QUICK: Sequence[Comparison] = (
+    (*each(("mtunnel", "socat", "nginx"), TO_UNIX), ("mtunnel", MASKED)),
+    each(("mtunnel", "socat"), FROM_UNIX),
+    each(("mtunnel", "autobahn"), SMALL_FRAMES),
+    each(("mtunnel",), ONE_UNPINNED, SIXTEEN),
 )
 """What the targets need, once each: for a look, not for a judgement."""
 
