@@ -169,10 +169,9 @@ class TlsSide:
         while True:
             end = self._decrypt(block, end)
             self.more = end == len(block) or self._failure is not None
-            if end > 0 and (self.more or drained):
+            # Where nothing came before a failure, the next line raises it.
+            if drained or (self.more and end):
                 return end
-            if drained:
-                return self._tell_failure()
             drained = self._receive(end) < RECEIVE_BYTES
 
     def _decrypt(self, block: memoryview, end: int) -> int:
@@ -199,11 +198,7 @@ class TlsSide:
                 if size_bytes:
                     self._engine.put(self._blocks.scratch[:size_bytes])
                 return size_bytes
-        return 0 if filled else self._tell_failure()
-
-    def _tell_failure(self) -> int:
-        """Returns: 0 where there is none. Raises: StreamEnded, StreamFailed."""
-        if self._failure is None:
+        if filled:
             return 0
         kind, text = self._failure
         raise kind(text)
