@@ -249,10 +249,10 @@ def _file_size(path: str) -> int | None:
 
 
 def _sync_file(path: str) -> None:
-    """Make a file and its folder safe on disk; what is no regular file, or gone, is skipped."""
+    """Make a file safe on disk, its folder and that one's name; what is no regular file, or gone, is skipped."""
     if _file_size(path) is None:
         return
-    for each in (path, str(Path(path).parent)):
+    for each in (path, *map(str, Path(path).parents[:2])):
         try:
             _sync(each)
         except OSError as error:
