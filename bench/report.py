@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from OpenSSL import SSL
+
 from bench.case import KIB, Case
 from bench.measure import Sample
 from bench.plot import draw
@@ -120,9 +122,20 @@ def host() -> str:
         f"Linux {platform.release().partition('-')[0]}",
         f"Python {platform.python_version()}",
         f"Twisted {version('Twisted')}",
-        ssl.OPENSSL_VERSION.rpartition(" ")[0].rpartition(" ")[0].rpartition(" ")[0] or ssl.OPENSSL_VERSION,
+        f"{_release(_own_openssl())} in ours",
+        f"{_release(ssl.OPENSSL_VERSION)} in the others",
     )
     return ", ".join(parts)
+
+
+def _own_openssl() -> str:
+    """Of the OpenSSL that pyOpenSSL brings."""
+    return SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode()
+
+
+def _release(text: str) -> str:
+    """`OpenSSL 3.5.1 1 Jul 2025` without its date."""
+    return " ".join(text.split()[:2])
 
 
 def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
