@@ -122,8 +122,8 @@ def host() -> str:
         f"Linux {platform.release().partition('-')[0]}",
         f"Python {platform.python_version()}",
         f"Twisted {version('Twisted')}",
-        f"{_release(_own_openssl())} in ours",
-        f"{_release(ssl.OPENSSL_VERSION)} in the others",
+        f"{_release(_own_openssl())} (mtunnel, autobahn)",
+        f"{_release(ssl.OPENSSL_VERSION)} (others)",
     )
     return ", ".join(parts)
 
