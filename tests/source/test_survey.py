@@ -82,9 +82,7 @@ class SurveyTest(SourceCase):
 
     async def test_running(self):
         self.running = True
-        self.assertEqual(
-            await self.obstacles(online=True), ["VM 100 is running: it cannot be moved while it runs"]
-        )
+        self.assertEqual(await self.obstacles(online=True), ["VM 100 is running: it cannot be moved while it runs"])
 
     async def test_snapshots_and_pending_changes(self):
         self.write("", "[PENDING]", "memory: 1024", "", "[old]", "memory: 1")
