@@ -12,20 +12,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.whole.node import PATIENCE_S, Node, wait_for
+from tests.whole.node import Node, wait_for
 from tests.whole.peer import Tunnel, tls_context
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
-def connect(node: Node) -> socket.socket:
-    """TCP, and nothing on it."""
-    return socket.create_connection(("127.0.0.1", node.port), PATIENCE_S)
-
-
 def secure(node: Node) -> ssl.SSLSocket:
     """TLS, and nothing in it."""
-    return tls_context().wrap_socket(connect(node), suppress_ragged_eofs=True)
+    return tls_context().wrap_socket(node.connect(), suppress_ragged_eofs=True)
 
 
 def read_all(sock: socket.socket) -> bytes:

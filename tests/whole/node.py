@@ -178,6 +178,10 @@ class Node:
         before = replace(self.before, files=self.before.files + Counter(held))
         assert_nothing_left(before, self.process.pid, self.root)
 
+    def connect(self) -> socket.socket:
+        """A TCP connection to the daemon."""
+        return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
+
     # -- what is there
 
     @property

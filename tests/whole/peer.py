@@ -19,7 +19,7 @@ from wsproto.events import (
     TextMessage,
 )
 
-from tests.whole.node import PATIENCE_S, Node
+from tests.whole.node import Node
 
 
 def tls_context() -> ssl.SSLContext:
@@ -45,7 +45,8 @@ class Answer:
 
 def call(node: Node, method: str, path: str, form: dict[str, str] | None = None, **headers: str) -> Answer:
     """One request over a connection of its own."""
-    connection = http.client.HTTPSConnection("127.0.0.1", node.port, timeout=PATIENCE_S, context=tls_context())
+    connection = http.client.HTTPSConnection("127.0.0.1", node.port)
+    connection.sock = tls_context().wrap_socket(node.connect())
     given = {"Authorization": node.authorization, **headers}
     body = None
     if form is not None:
@@ -62,7 +63,7 @@ class Websocket:
     """One websocket, blocking."""
 
     def __init__(self, node: Node, vmid: int, path: str, ticket: str) -> None:
-        raw = socket.create_connection(("127.0.0.1", node.port), PATIENCE_S)
+        raw = node.connect()
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = tls_context().wrap_socket(raw)
         self.wire = WSConnection(ConnectionType.CLIENT)

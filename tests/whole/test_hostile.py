@@ -20,7 +20,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.whole.hostile import (
     KEY,
     RawWebsocket,
-    connect,
     exchange,
     frame,
     head,
@@ -665,6 +664,6 @@ class HttpTests(Case):
                 )
 
     def test_no_tls_at_all(self) -> None:
-        with connect(self.node) as sock:
+        with self.node.connect() as sock:
             sock.sendall(b"GET /api2/json/version HTTP/1.1\r\nHost: x\r\n\r\n")
             self.assertNotIn(b"HTTP/1.1 200", read_all(sock))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import re
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.whole.hostile import (
     RawWebsocket,
-    connect,
     exchange,
     head,
     import_child,
@@ -67,7 +71,7 @@ class ConnectionTests(Case):
     limits = {"connections": 5, "connections_unauthenticated_per_address": 3, "handshake_s": 600, "request_s": 600}
 
     def strangers(self, count: int) -> list[socket.socket]:
-        return [connect(self.node) for _ in range(count)]
+        return [self.node.connect() for _ in range(count)]
 
     def regular(self) -> ssl.SSLSocket:
         """A connection that has shown a token, and stays."""
@@ -82,7 +86,7 @@ class ConnectionTests(Case):
 
     def test_strangers_of_one_address(self) -> None:
         strangers = self.strangers(3)
-        with connect(self.node) as one_more:
+        with self.node.connect() as one_more:
             self.assertEqual(read_all(one_more), b"")
         self.assertFalse(self.is_served())
         self.close(strangers[:1])
@@ -137,16 +141,16 @@ class TimeTests(Case):
         return data
 
     def test_a_client_that_says_nothing(self) -> None:
-        self.ends_within(connect(self.node), 0.8, 4)
+        self.ends_within(self.node.connect(), 0.8, 4)
 
     def test_a_client_that_stops_in_the_handshake(self) -> None:
-        sock = connect(self.node)
+        sock = self.node.connect()
         # The head of a record, of a ClientHello, and no more.
         sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
         self.ends_within(sock, 0.8, 4)
 
     def test_a_handshake_that_trickles_in(self) -> None:
-        sock = connect(self.node)
+        sock = self.node.connect()
         began = time.monotonic()
         with self.assertRaises(OSError):
             while time.monotonic() < began + 10:
@@ -178,7 +182,7 @@ class TimeTests(Case):
         """They end by themselves, and nothing is left of a hundred."""
         self.node.stop()
         self.node.start()
-        socks = [connect(self.node) for _ in range(30)]
+        socks = [self.node.connect() for _ in range(30)]
         for sock in socks:
             self.ends_within(sock, 0, 4)
         self.node.assert_idle()
@@ -356,3 +360,87 @@ class KeepaliveTests(Case):
         wait_for("two timers", kept_alive)
         idle.close()
         self.leave(tunnel)
+
+
+class FarNode(Node):
+    """A daemon and its peers in two network namespaces, a cable in between; the host's own network stays as it is."""
+
+    OURS, THEIRS = "192.0.2.1", "192.0.2.2"
+
+    def __init__(self, case: SynchronousTestCase, extra: str) -> None:
+        self.spaces = [f"mtunnel-{os.getpid()}-{os.urandom(2).hex()}{side}" for side in "ab"]
+        for space in self.spaces:
+            self.ip("netns", "add", space)
+            case.addCleanup(self.ip, "netns", "delete", space)
+        ours, theirs = self.spaces
+        self.ip("-netns", ours, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", theirs)
+        for space, address in zip(self.spaces, (self.OURS, self.THEIRS), strict=True):
+            self.ip("-netns", space, "address", "add", f"{address}/30", "dev", "cable")
+            self.ip("-netns", space, "link", "set", "cable", "up")
+        super().__init__(extra=extra, listen=f"tcp:0:interface={self.OURS}")
+        case.addCleanup(self.close)
+
+    def launch(self, *argv: str) -> None:
+        twistd = str(Path(sys.executable).parent / "twistd")
+        argv = argv or (twistd, "-n", "--pidfile=", "mtunnel", "--config", str(self.config))
+        super().launch("ip", "netns", "exec", self.spaces[0], *argv)
+
+    @staticmethod
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, timeout=30, capture_output=True)
+
+    def connect(self) -> socket.socket:
+        sock = self._in_space(socket.socket)
+        sock.settimeout(30)
+        sock.connect((self.OURS, self.port))
+        return sock
+
+    def _in_space(self, call: Callable[[], socket.socket]) -> socket.socket:
+        """A thread moves to the other side, and what it makes stays there."""
+        made: list[socket.socket] = []
+
+        def work() -> None:
+            with Path(f"/run/netns/{self.spaces[1]}").open("rb") as space:
+                if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), 0) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            made.append(call())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return made[0]
+
+    def cut(self) -> None:
+        """From now on nothing of what they send arrives, not even an acknowledgement."""
+        self.ip("-netns", self.spaces[1], "route", "add", "blackhole", f"{self.OURS}/32")
+
+
+class DeadPeerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        if os.geteuid() != 0 or shutil.which("ip") is None:
+            raise SkipTest("needs root and ip (Debian: iproute2): it makes a network namespace")
+        self.node = FarNode(self, "[limits]\ndead_peer_s = 2")
+        self.node.start()
+
+    def test_a_peer_that_acknowledges_nothing(self) -> None:
+        tunnel = Tunnel(self.node, 100, storages="local", bridges="")
+        upid = tunnel.opened["upid"]
+        start_import(tunnel)
+        tunnel.ask(cmd="query-disk-import")
+        # The reply to this one comes in five seconds, when nobody hears it any more.
+        tunnel.send('{"cmd":"query-disk-import"}')
+        began = time.monotonic()
+        self.node.cut()
+        wait_for("the end", lambda: "TASK ERROR: mtunnel exited unexpectedly" in self.node.task_log(upid))
+        self.assertLess(time.monotonic() - began, 15)
+        self.node.assert_idle()
+        self.assertEqual((self.node.guest(100), self.node.images(100)), (None, []))
+        tunnel.commands.drop()
+
+    def test_a_peer_that_only_has_nothing_to_say(self) -> None:
+        tunnel = Tunnel(self.node, 100, storages="local", bridges="")
+        time.sleep(4)
+        self.assertEqual(tunnel.ask(cmd="version")["success"], True)
+        tunnel.ask(cmd="quit", cleanup=1)
+        tunnel.leave()
+        self.node.assert_idle()
