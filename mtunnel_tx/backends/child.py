@@ -64,7 +64,14 @@ class OutputPipe:
         self._changed()
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802, ARG002
-        self.finish()
+        """The reactor heard of the other end's end, perhaps of that of a descriptor that had this number before.
+
+        Only reading tells: within one turn, another's end may come after it was closed and its number taken.
+        """
+        self._read_all()
+        if not self.closed and self._waiting_bytes < self._limit_bytes:
+            self._reactor.addReader(self)
+        self._changed()
 
     def take(self) -> bytes | None:
         """The next line; an unfinished one only if no more of it can come in."""
@@ -86,11 +93,14 @@ class OutputPipe:
 
     def finish(self) -> None:
         """Take in what is in the pipe, and close it: what the child started may hold the other end for ever."""
+        self._read_all()
+        self._close()
+        self._changed()
+
+    def _read_all(self) -> None:
         for _ in range(_LONGEST_OUTPUT_BYTES // _READ_BYTES):
             if not self._read_some():
                 break
-        self._close()
-        self._changed()
 
     def _read_some(self) -> bool:
         """Returns: whether anything came."""

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from mtunnel_tx.backends.child import PipedChild, run, spawn_child
+from mtunnel_tx.backends.child import OutputPipe, PipedChild, run, spawn_child
 from mtunnel_tx.errors import BackendFailed, TimedOut
 
 ENV = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
@@ -111,6 +113,24 @@ class BoundTests(ChildCase):
         pieces = await all_lines(child)
         self.assertEqual("".join(pieces), "x" * 100000)
         self.assertGreater(len(pieces), 1)
+
+
+class PipeTests(ChildCase):
+    async def test_the_end_of_another_descriptor_is_not_its_own(self):
+        """Within one turn of the reactor a number may be closed and taken again, before its old event comes."""
+        read_end, write_end = os.pipe()
+        called: list[Deferred[None]] = []
+        pipe = OutputPipe(reactor, read_end, 1000, lambda: called and called.pop().callback(None))
+        reactor.removeReader(pipe)
+        pipe.connectionLost(Failure(ConnectionLost()))
+        called.append(there := Deferred())
+        os.write(write_end, b"there\n")
+        await there
+        self.assertEqual(pipe.take(), b"there\n")
+        called.append(gone := Deferred())
+        os.close(write_end)
+        await gone
+        self.assertTrue(pipe.empty())
 
 
 class EndTests(ChildCase):
