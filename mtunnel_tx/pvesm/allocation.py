@@ -71,7 +71,7 @@ def create(reservation: Reservation, place: DirectoryStorage, format: str, size_
     chosen = preallocation(place.entry, format)
     if chosen in ("falloc", "full"):
         _check_space(place, size_bytes)
-    with _named(reservation) as path:
+    with _named(reservation, format) as path:
         try:
             words = create_image(path, format, size_bytes, chosen)
         except BackendFailed as error:
@@ -80,8 +80,11 @@ def create(reservation: Reservation, place: DirectoryStorage, format: str, size_
 
 
 @contextmanager
-def _named(reservation: Reservation) -> Iterator[Path]:
+def _named(reservation: Reservation, format: str) -> Iterator[Path]:
     """A vmdk image bears the name under which it was made: show qemu-img the final one."""
+    if format != "vmdk":
+        yield reservation.part
+        return
     with tempfile.TemporaryDirectory(prefix="mtunnel-alloc-") as folder:
         path = Path(folder) / reservation.name
         path.symlink_to(reservation.part)
