@@ -1,0 +1,111 @@
+"""What fails, done to a cell."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tests.matrix.cell import Cell
+from tests.matrix.phases import Phase
+from tests.matrix.proxy import COMMANDS, DISK, MEMORY
+from tests.whole.node import wait_for
+
+STALL_S = 20.0
+_NO_STREAM = "there is no such stream yet"
+_STREAM_OVER = "the stream is over"
+_SOURCE_OVER = "the source has ended its QEMU already, before it unlocks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """`impossible`: in which phases it cannot happen, and why; `small_disk`: the target's storage is a file system."""
+
+    name: str
+    do: Callable[[Cell, Phase], None]
+    impossible: Mapping[str, str] = field(default_factory=dict)
+    small_disk: bool = False
+
+
+def _kill_source(cell: Cell, _phase: Phase) -> None:
+    cell.here.kill_machine()
+
+
+def _kill_target(cell: Cell, _phase: Phase) -> None:
+    cell.there.kill_machine()
+
+
+def _terminate(cell: Cell, _phase: Phase) -> None:
+    cell.there.stop(signal.SIGTERM)
+    cell.restart_daemon()
+
+
+def _kill_daemon(cell: Cell, _phase: Phase) -> None:
+    cell.there.stop(signal.SIGKILL)
+    cell.restart_daemon()
+
+
+def _reboot(cell: Cell, _phase: Phase) -> None:
+    """Everything of the target ends at once, and what a reboot clears is cleared."""
+    cell.there.stop(signal.SIGKILL)
+    if cell.there.status() != "off":
+        cell.there.kill_machine()
+    for path in cell.there.runtime.glob("*"):
+        if not path.is_dir():
+            path.unlink()
+    cell.restart_daemon()
+
+
+def _cut_all(cell: Cell, _phase: Phase) -> None:
+    cell.proxy.cut_all()
+
+
+def _fill(cell: Cell, _phase: Phase) -> None:
+    cell.fill()
+
+
+def _stall(cell: Cell, phase: Phase) -> None:
+    """A held command waits for longer; any other stream stands still."""
+    if not phase.held:
+        cell.proxy.stall(phase.stream, flows=False)
+    time.sleep(STALL_S)  # it is the fault itself that lasts
+    if not phase.held:
+        cell.proxy.stall(phase.stream, flows=True)
+
+
+def _kill_program(cell: Cell, _phase: Phase) -> None:
+    assert cell.migration is not None
+    cell.migration.kill()
+    wait_for("its end", lambda: cell.migration is not None and cell.migration.poll() is not None)
+
+
+def _cut(kind: str) -> Callable[[Cell, Phase], None]:
+    return lambda cell, _phase: cell.proxy.cut(kind)
+
+
+FAULTS = (
+    Fault(name="source QEMU killed", do=_kill_source, impossible=dict.fromkeys(("resumed", "unlocked"), _SOURCE_OVER)),
+    Fault(name="target QEMU killed", do=_kill_target, impossible={"before start": "there is none yet"}),
+    Fault(name="daemon SIGTERM", do=_terminate),
+    Fault(name="daemon SIGKILL", do=_kill_daemon),
+    Fault(
+        name="memory stream cut",
+        do=_cut(MEMORY),
+        impossible={
+            **dict.fromkeys(("before start", "mirror"), _NO_STREAM),
+            **dict.fromkeys(("completed", "resumed", "unlocked"), _STREAM_OVER),
+        },
+    ),
+    Fault(
+        name="NBD stream cut",
+        do=_cut(DISK),
+        impossible={"before start": _NO_STREAM, **dict.fromkeys(("completed", "resumed", "unlocked"), _STREAM_OVER)},
+    ),
+    Fault(name="command connection cut", do=_cut(COMMANDS)),
+    Fault(name="all cut, for good", do=_cut_all),
+    Fault(name="target disk full", do=_fill, small_disk=True),
+    Fault(name="20 s stall", do=_stall),
+    Fault(name="target machine rebooted", do=_reboot),
+    Fault(name="source program killed", do=_kill_program),
+)

@@ -1,0 +1,256 @@
+"""One cell, from the guest's first beat to the table's row."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from tests.matrix.cell import HERE, THERE, Cell, Side
+from tests.matrix.faults import Fault
+from tests.matrix.phases import PHASES, Phase
+from tests.matrix.rules import RULES, End
+from tests.matrix.serial import Listener
+from tests.whole.node import wait_for
+
+MORE_BEATS = 3
+_RUNS_HERE, _RUNS_THERE = (End.SOURCE,), (End.TARGET, End.TARGET_FULL)
+_HELD = (End.HELD, End.HELD_OFF)
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What was seen of one cell; `wrong`: what should not be so."""
+
+    fault: str
+    phase: str
+    impossible: str = ""
+    end: str = ""
+    ran_twice: str = ""
+    still_ms: int = 0
+    lost: str = ""
+    ring: str = ""
+    left: str = ""
+    then: str = ""
+    wrong: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """In one line."""
+        if self.impossible:
+            return self.impossible
+        return (
+            f"{self.end}; {self.ran_twice}; stood still {self.still_ms} ms; beats {self.lost}; disk {self.ring}; "
+            f"left: {self.left}; then: {self.then}"
+        )
+
+
+def run_cell(fault: Fault, phase: Phase) -> Outcome:
+    """Do it. Whatever goes wrong is in the outcome."""
+    outcome = Outcome(fault=fault.name, phase=phase.name, impossible=fault.impossible.get(phase.name, ""))
+    if outcome.impossible:
+        return outcome
+    cell = None
+    try:
+        cell = Cell(small_disk=fault.small_disk)
+        Trial(cell, fault, phase, outcome).run()
+    except Exception:
+        said = f"\nthe migration said: {cell.said}" if cell is not None else ""
+        outcome.wrong.append(traceback.format_exc() + said)
+    finally:
+        if cell is not None:
+            _close(cell, outcome)
+    return outcome
+
+
+def _close(cell: Cell, outcome: Outcome) -> None:
+    try:
+        cell.close()
+    except Exception:
+        outcome.wrong.append(f"at the end: {traceback.format_exc()}")
+
+
+class Trial:
+    """A cell, what fails in it, and what comes of it."""
+
+    def __init__(self, cell: Cell, fault: Fault, phase: Phase, outcome: Outcome) -> None:
+        self.cell, self.fault, self.phase, self.outcome = cell, fault, phase, outcome
+        end = RULES[fault.name][PHASES.index(phase)]
+        assert end is not None, "the rules have no such cell"
+        self.expected = end
+
+    def run(self) -> None:
+        """Reach the phase, fail, look, decide where somebody has to, look again."""
+        cell = self.cell
+        cell.boot()
+        self.phase.reach(cell)
+        self.fault.do(cell, self.phase)
+        cell.proxy.release()
+        cell.finish()
+        wait_for("the end of the tunnel", lambda: not cell.tunnels(), 60)
+        self.look()
+        self.go_on()
+        self.check_content()
+        self.try_again()
+        self.check_once()
+
+    def look(self) -> None:
+        """Who owns the VM, and who runs it."""
+        end = self.find_end()
+        self.outcome.end = end.value
+        self.expect("the end", end, self.expected)
+        self.outcome.left = ", ".join(self.find_left(end)) or "nothing"
+
+    def find_end(self) -> End:
+        cell = self.cell
+        if self.expected is End.TARGET_FULL:
+            wait_for("the guest's write", lambda: cell.there.status() == "io-error")
+        here, there = cell.here.status(), cell.there.status()
+        config = cell.there.guest(THERE)
+        if cell.held():
+            self.expect("the source", here in ("paused", "postmigrate"), True)
+            return End.HELD_OFF if there == "off" else End.HELD
+        if config is None:
+            self.expect("volumes at the target", cell.there.images(THERE), [])
+            self.expect("QEMU at the target", there, "off")
+            return End.SOURCE if here == "running" else End.SOURCE_OFF
+        self.expect("the target's config", "lock" in config, False)
+        self.expect("QEMU at the source", here == "running", False)
+        return {"running": End.TARGET, "io-error": End.TARGET_FULL}.get(there, End.TARGET_OFF)
+
+    def find_left(self, end: End) -> list[str]:
+        """Everything that is neither the owner's nor gone."""
+        cell, left = self.cell, []
+        if cell.there.journal():
+            left.append("target: journal, config, volumes" + (", paused QEMU" if cell.there.status() != "off" else ""))
+        if "lock:" in (cell.here.guest(HERE) or ""):
+            left.append("source: its config is locked")
+        if end not in (End.SOURCE, End.SOURCE_OFF) and cell.here.status() != "off":
+            left.append("source: paused QEMU")
+        left += [f"source: {path.name}" for path in cell.here.runtime.glob(f"{HERE}.out*")]
+        for name in cell.there.left_over()["sockets"]:
+            if end in (End.SOURCE, End.SOURCE_OFF):
+                left.append(f"target: {name}")
+        return left
+
+    def go_on(self) -> None:
+        """Whoever is to decide decides; then the VM goes on where it belongs."""
+        cell = self.cell
+        self.outcome.still_ms = round(self.longest_rest_ms())
+        steps = []
+        if self.expected in _HELD:
+            steps = self.settle()
+        elif "lock:" in (cell.here.guest(HERE) or ""):
+            cell.here.run("mtunnel_tx.cli", "vm", "unlock", str(HERE))
+            steps = ["source: `mtunnel vm unlock`"]
+        if self.expected in (End.TARGET, End.TARGET_FULL) and cell.here.status() != "off":
+            cell.here.run("mtunnel_tx.cli", "vm", "stop", str(HERE))
+            steps.append("`mtunnel vm stop`")
+        if self.fault.small_disk:
+            cell.make_room()
+        if self.expected is End.TARGET_FULL:
+            cell.there.run("mtunnel_tx.cli", "vm", "resume", str(THERE))
+            steps.append("room made, target: `mtunnel vm resume`")
+        self.outcome.then = ", ".join(steps)
+        if self.owner() is not None:
+            self.await_beats()
+
+    def settle(self) -> list[str]:
+        """By hand: where the memory is at the target, and in some cells at the source as well, there is a choice."""
+        cell = self.cell
+        resume = self.expected is End.HELD and self.fault.name != "daemon SIGTERM"
+        choice = "--resume" if resume else "--discard"
+        cell.there.run("mtunnel_tx.cli", "settle", str(THERE), choice)
+        cell.here.run("mtunnel_tx.cli", "vm", "unlock", str(HERE))
+        cell.here.run("mtunnel_tx.cli", "vm", "stop" if resume else "resume", str(HERE))
+        self.expect("the journal", cell.there.journal(), "")
+        self.expected = End.TARGET if resume else End.SOURCE
+        last = "stop" if resume else "resume"
+        return [f"target: `mtunnel settle {choice}`", f"source: `mtunnel vm unlock`, `mtunnel vm {last}`"]
+
+    def owner(self) -> tuple[Side, int, Listener] | None:
+        """Where it should run now; None: nowhere."""
+        if self.expected is End.SOURCE:
+            return self.cell.here, HERE, self.cell.before
+        if self.expected in _RUNS_THERE:
+            return self.cell.there, THERE, self.cell.after
+        return None
+
+    def await_beats(self) -> None:
+        owner = self.owner()
+        assert owner is not None
+        side, _, listener = owner
+        count = len(listener.beats)
+        wait_for("more beats", lambda: len(listener.beats) >= count + MORE_BEATS)
+        self.expect("the owner's QEMU", side.status(), "running")
+        other = self.cell.there if side is self.cell.here else self.cell.here
+        self.expect("the other side's QEMU", other.status(), "off")
+
+    def check_content(self) -> None:
+        """The beats and the disk, with the guest stopped for a moment."""
+        at_source = self.expected in (End.SOURCE, End.SOURCE_OFF)
+        side, vmid = (self.cell.here, HERE) if at_source else (self.cell.there, THERE)
+        owner = self.owner()
+        with self.stopped(side, owner is not None):
+            lost, doubled = self.cell.lost()
+            self.outcome.ring = self.cell.ring(side, vmid)
+            self.expect("the disk's data", self.cell.data(side, vmid), True)
+        self.outcome.lost = f"{lost} lost, {doubled} twice"
+        self.expect("beats", (lost, doubled), (0, 0))
+        # A QEMU that was killed had told of its last beat before its write was done.
+        good = ("whole",) if owner is not None else ("whole", "1 behind", "2 behind")
+        self.expect("the disk's ring", self.outcome.ring in good, True)
+
+    def stopped(self, side: Side, runs: bool):  # type: ignore[no-untyped-def]
+        spy = side.spy()
+        assert spy is not None
+        return _Stopped(spy.ask if runs else lambda _command: None)
+
+    def try_again(self) -> None:
+        """Nothing is left that would hinder the next attempt."""
+        cell = self.cell
+        if self.expected is not End.SOURCE:
+            return
+        order = ("migrate", str(HERE), cell.there.endpoint, "--online", "--target-vmid", str(THERE))
+        done = cell.here.run("mtunnel_tx.cli", *order, "--target-storage", "local", check=False)
+        if done.returncode:
+            self.outcome.wrong.append(f"the next attempt failed: {done.stdout}{done.stderr}")
+            return
+        self.expected = End.TARGET
+        self.await_beats()
+        self.outcome.then += f"{', ' if self.outcome.then else ''}the next attempt succeeds"
+
+    def check_once(self) -> None:
+        """Above all: it never ran on both sides."""
+        both_ms = self.cell.overlap_ms()
+        self.outcome.ran_twice = "never on both sides" if both_ms <= 0 else f"ON BOTH SIDES for {both_ms:.0f} ms"
+        self.expect("time on both sides", both_ms, 0.0)
+        lost, doubled = self.cell.lost()
+        self.expect("beats in the end", (lost, doubled), (0, 0))
+
+    def longest_rest_ms(self) -> float:
+        """The longest time that the guest ran nowhere, until now or until it ran again."""
+        spans = sorted(
+            span for side in (self.cell.here, self.cell.there) for spy in side.spies for span in spy.all_spans()
+        )
+        rests = [later[0] - earlier[1] for earlier, later in pairwise(spans)]
+        return 1000 * max([0.0, *rests])
+
+    def expect(self, what: str, found: object, wanted: object) -> None:
+        if found != wanted:
+            self.outcome.wrong.append(f"{what}: {found!r} instead of {wanted!r}; it said: {self.cell.said}")
+
+
+class _Stopped:
+    """A guest that stands still for a moment."""
+
+    def __init__(self, ask: Callable[[str], object]) -> None:
+        self._ask = ask
+
+    def __enter__(self) -> None:
+        self._ask("stop")
+
+    def __exit__(self, *_error: object) -> None:
+        with suppress(Exception):
+            self._ask("cont")
