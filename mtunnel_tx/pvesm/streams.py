@@ -20,13 +20,16 @@ _SOCKET = "unix://"
 def open_source(name: str, connect_s: float = CONNECT_S) -> Iterator[int]:
     """Open what an import reads; for a socket print `ready` and wait that long for its one client.
 
+    After a failure a connection is left to the end of the process: who sees it end stops listening to us, or kills us,
+    and the reason has to be out by then.
     Raises: ExitError: with the system's error number; 4: nobody came.
     """
     if name == "-":
         yield 0
     elif name.startswith(_SOCKET):
-        with _accept_one(name.removeprefix(_SOCKET), connect_s) as connection:
-            yield connection.fileno()
+        connection = _accept_one(name.removeprefix(_SOCKET), connect_s)
+        yield connection
+        os.close(connection)
     else:
         with _opened(name, os.O_RDONLY) as fd:
             yield fd
@@ -68,8 +71,7 @@ def _remove_regular(file: Path) -> None:
             file.unlink()
 
 
-@contextmanager
-def _accept_one(path: str, connect_s: float) -> Iterator[socket.socket]:
+def _accept_one(path: str, connect_s: float) -> int:
     with _listening(path) as listener:
         listener.settimeout(connect_s)
         say("ready")
@@ -77,9 +79,8 @@ def _accept_one(path: str, connect_s: float) -> Iterator[socket.socket]:
             connection, _ = listener.accept()
         except TimeoutError as error:
             raise ExitError("timed out waiting for client", TIMED_OUT) from error
-    with connection:
-        connection.settimeout(None)
-        yield connection
+    connection.settimeout(None)
+    return connection.detach()
 
 
 @contextmanager

@@ -46,6 +46,22 @@ class SocketTests(StreamCase):
             self.assertEqual(os.read(fd, 10), b"hello")
         self.assertEqual(self.mode, 0o600)
 
+    def test_a_failure_is_told_before_the_stream_ends(self):
+        """Who reads our last line must not have seen the end of the connection, and killed us, before it was out."""
+        client = socket.socket(socket.AF_UNIX)
+        self.addCleanup(client.close)
+        client.settimeout(0)
+        said = _Connecting(lambda: self._meet(client))
+        with (
+            contextlib.redirect_stdout(said),
+            self.assertRaises(BadRequest),
+            open_source(f"unix://{self.path}", connect_s=10) as fd,
+        ):
+            raise BadRequest("no image")
+        self.assertRaises(BlockingIOError, client.recv, 1)
+        os.close(fd)
+        self.assertEqual(client.recv(1), b"")
+
     def _meet(self, client):
         self.mode = stat.S_IMODE(self.path.stat().st_mode)
         client.connect(str(self.path))
