@@ -21,6 +21,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from mtunnel_tx.cli.demolive import move_running
 from mtunnel_tx.cli.demonodes import Node, mtunnel_command, require_programs, run_command, started
 from mtunnel_tx.errors import BackendFailed, TunnelError
 
@@ -31,7 +32,8 @@ TOKEN = "mig@pve!demo"  # noqa: S105 - a name
 
 _DESCRIPTION = """\
 Make two nodes in a temporary folder, start the daemon of the second one, and send it a VM from the first one: a raw
-disk of 1 GiB and a qcow2 disk with an internal snapshot. Then compare both sides. Everything is removed at the end.
+disk of 1 GiB and a qcow2 disk with an internal snapshot. Then compare both sides. Where QEMU is installed, also move
+a running VM that counts, and see that it missed nothing. Everything is removed at the end.
 Exit status 0: the VM arrived, and every disk is the same."""
 
 _GUEST = """\
@@ -147,7 +149,9 @@ def _tell(show: Show, folder: Path, data_mib: int) -> bool:
         if not _migrate(show, here, endpoint.strip()):
             show.text("daemon.log of node-b", (there.folder / "daemon.log").read_text(errors="replace"))
             return False
-        return _compare(show, here, there)
+        good = _compare(show, here, there)
+        show.heading("A running VM")
+        return move_running(show.line, here, there, endpoint.strip()) and good
 
 
 def make_guest(node: Node, data_mib: int) -> None:
