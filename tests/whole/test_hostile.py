@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -41,16 +42,40 @@ FAILED = "import process failed\n"
 EVIL = "a\r\nX-Evil: 1\r\n\r\n\x00\x1b[31m\u2028"
 
 
+class SharedNode:
+    """One daemon takes it all, test after test, as long as nothing is left behind; then the next test has another."""
+
+    node: Node | None = None
+    is_clean = False
+
+    def take(self) -> Node:
+        if not self.is_clean:
+            self.close()
+            self.node = Node().start()
+        self.is_clean = False
+        assert self.node is not None
+        return self.node
+
+    def close(self) -> None:
+        node, self.node = self.node, None
+        if node is not None:
+            node.close()
+
+
+SHARED = SharedNode()
+atexit.register(SHARED.close)
+
+
 class Case(SynchronousTestCase):
     """A daemon with a witness: another tunnel that has to stay as it is, whatever the first one does."""
 
-    storages: str | None = None
-
     def setUp(self) -> None:
-        self.node = Node(storages=self.storages).start()
-        self.addCleanup(self.node.close)
+        self.node = self.take_node()
         self.witness = self.open(999)
         self.addCleanup(self.check_witness)
+
+    def take_node(self) -> Node:
+        return SHARED.take()
 
     def open(self, vmid: int = VMID) -> Tunnel:
         return Tunnel(self.node, vmid, storages="local", bridges="")
@@ -63,6 +88,7 @@ class Case(SynchronousTestCase):
         self.leave(self.witness)
         self.node.assert_idle()
         self.assertNotIn("Traceback", self.node.log.read_text())
+        SHARED.is_clean = SHARED.is_clean or self.node is SHARED.node
 
     def leave(self, tunnel: Tunnel) -> None:
         self.assertEqual(tunnel.ask(cmd="quit", cleanup=1), {"success": True})
@@ -367,7 +393,10 @@ class NeverConnectedTests(Case):
 
 
 class FullStorageTests(Case):
-    storages = "dir: local\n\tpath {root}/local\n\tcontent images\n"
+    def take_node(self) -> Node:
+        node = Node(storages="dir: local\n\tpath {root}/local\n\tcontent images\n").start()
+        self.addCleanup(node.close)
+        return node
 
     def setUp(self) -> None:
         if os.geteuid() != 0:
