@@ -29,7 +29,10 @@ class Engine(Protocol):
     """What TLS does for a stream."""
 
     def put(self, data: memoryview) -> None:
-        """Take ciphertext from the network."""
+        """Take ciphertext from the network, when `read` has found nothing more.
+
+        `data` must stay as it is until `read` has returned less than it was asked for. Raises: StreamFailed.
+        """
 
     def read(self, view: memoryview, start: int) -> int:
         """Fill `view[start:]` with plaintext as far as there is any.
@@ -96,17 +99,28 @@ def _translate(error: SSL.Error) -> Exception:
 
 
 class NativeEngine:
-    """The same by cffi on the OpenSSL objects inside the connection. Raises: AttributeError: they are not there."""
+    """The same by cffi on the OpenSSL objects inside the connection. Raises: AttributeError: they are not there.
+
+    OpenSSL reads ciphertext where we received it: `put` gives it a BIO on that memory in the place of pyOpenSSL's own,
+    which clears and copies everything first.
+    """
 
     def __init__(self, connection: SSL.Connection) -> None:
-        self._keep = connection
-        self._ssl, self._into, self._from, bindings = _find_parts(connection)
+        self._connection: Any = connection
+        self._ssl, self._from, bindings = _find_parts(connection)
         self._lib: Any = bindings[0]
         self._ffi: Any = bindings[1]
 
     def put(self, data: memoryview) -> None:
-        if self._lib.BIO_write(self._into, self._ffi.from_buffer(data), len(data)) != len(data):
-            raise StreamFailed("TLS takes no more bytes")
+        lib = self._lib
+        bio = lib.BIO_new_mem_buf(self._ffi.from_buffer(data), len(data))
+        if bio == self._ffi.NULL:
+            raise StreamFailed("TLS has no memory")
+        # At its end it says "later", not "never".
+        lib.BIO_set_mem_eof_return(bio, -1)
+        # SSL owns its BIOs: this frees the one before, and pyOpenSSL must not write to that any more.
+        self._connection._into_ssl = self._ffi.NULL
+        lib.SSL_set_bio(self._ssl, bio, self._from)
 
     def read(self, view: memoryview, start: int) -> int:
         end, result = self._fill(view, start)
@@ -159,18 +173,20 @@ class NativeEngine:
 
 
 _NAMES = (
-    "SSL_read SSL_write SSL_get_error SSL_shutdown BIO_read BIO_write ERR_clear_error "
-    "SSL_ERROR_WANT_READ SSL_ERROR_ZERO_RETURN"
+    "SSL_read SSL_write SSL_get_error SSL_shutdown SSL_set_bio BIO_read BIO_new_mem_buf BIO_set_mem_eof_return "
+    "ERR_clear_error SSL_ERROR_WANT_READ SSL_ERROR_ZERO_RETURN"
 )
 
 
-def _find_parts(connection: SSL.Connection) -> tuple[Any, Any, Any, tuple[Any, Any]]:
+def _find_parts(connection: Any) -> tuple[Any, Any, tuple[Any, Any]]:
     """The private parts of pyOpenSSL that NativeEngine needs, each looked for by name."""
     module: Any = SSL
     lib, ffi = module._lib, module._ffi
     for name in _NAMES.split():
         getattr(lib, name)
-    return connection._ssl, connection._into_ssl, connection._from_ssl, (lib, ffi)
+    for name in ("_ssl", "_into_ssl", "_from_ssl"):
+        getattr(connection, name)
+    return connection._ssl, connection._from_ssl, (lib, ffi)
 
 
 MakeEngine = Callable[[SSL.Connection], Engine]

@@ -25,6 +25,7 @@ the worker is woken by an eventfd. One thread at a time touches a stream: its wo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -112,6 +113,12 @@ class _Worker:
         """Go home when the last stream has ended."""
         self._order(self._go_home)
 
+    def close(self) -> None:
+        """After `ended`: whoever rings the bell must still find it until then."""
+        self.thread.join()
+        self._epoll.close()
+        os.close(self._bell)
+
     def _order(self, deed: Callable[[], None]) -> None:
         self._orders.append(deed)
         os.eventfd_write(self._bell, 1)
@@ -123,8 +130,6 @@ class _Worker:
             while not self._stopping or self._cargo:
                 self._turn()
         finally:
-            self._epoll.close()
-            os.close(self._bell)
             self._reactor.callFromThread(self.ended.callback, None)
 
     def _turn(self) -> None:
@@ -177,19 +182,28 @@ class _Worker:
         self._stopping = True
 
     def _serve(self, cargo: _Cargo) -> None:
-        stream = cargo.stream
         try:
-            stream.service(peer_event=cargo.peer_event, local_event=cargo.local_event)
+            cargo.stream.service(peer_event=cargo.peer_event, local_event=cargo.local_event)
+            self._watch(cargo)
         except Exception:
             log.failure("unexpected failure in a stream")
-            stream.destroy("internal error")
+            self._abandon(cargo)
         cargo.peer_event = cargo.local_event = False
-        self._watch(cargo)
-        cargo.due_s = stream.next_call_s()
+        cargo.due_s = cargo.stream.next_call_s()
         if cargo.due_s is not None:
             self._due_s = min(self._due_s, cargo.due_s)
-        if stream.is_ending:
+        if cargo.stream.is_ending:
             self._tell(cargo)
+
+    def _abandon(self, cargo: _Cargo) -> None:
+        """A bug must not take the other streams of this thread with it."""
+        cargo.stream.destroy("internal error")
+        for sock, mask in cargo.masks.items():
+            if mask:
+                self._by_number.pop(sock.fileno(), None)
+                with contextlib.suppress(OSError, ValueError):
+                    self._epoll.unregister(sock)
+        cargo.masks = dict.fromkeys(cargo.masks, 0)
 
     def _watch(self, cargo: _Cargo) -> None:
         """Tell epoll what the stream waits for; a socket that waits for nothing leaves it, or its end would ring on."""
@@ -276,7 +290,7 @@ class Pump:
         for worker in workers:
             worker.stop()
             await worker.ended
-            worker.thread.join()
+            worker.close()
 
     def _pick(self) -> _Worker:
         """The worker with the fewest streams; a new one while there are fewer than allowed and none is idle."""

@@ -17,7 +17,8 @@ from mtunnel_tx.net.engine import Engine, MakeEngine, StreamEnded, StreamFailed
 
 BLOCK_BYTES = 288 * 1024
 RECEIVE_BYTES = 256 * 1024
-"""Ciphertext of one receive always fits, as plaintext, into one block, with what was left of a record before."""
+RECORD_ROOM_BYTES = BLOCK_BYTES - RECEIVE_BYTES
+"""Room for what OpenSSL holds of a record already: so the plaintext of a receive always fits into what is left."""
 
 _TCP_INFO_BYTES = 60
 _UNACKED_OFFSET, _LAST_ACK_OFFSET = 24, 56
@@ -168,11 +169,12 @@ class TlsSide:
         drained = False
         while True:
             end = self._decrypt(block, end)
-            self.more = end == len(block) or self._failure is not None
+            room_bytes = min(RECEIVE_BYTES, len(block) - end - RECORD_ROOM_BYTES)
+            self.more = room_bytes <= 0 or self._failure is not None
             # Where nothing came before a failure, the next line raises it.
             if drained or (self.more and end):
                 return end
-            drained = self._receive(end) < RECEIVE_BYTES
+            drained = self._receive(end, room_bytes) < room_bytes
 
     def _decrypt(self, block: memoryview, end: int) -> int:
         try:
@@ -183,14 +185,16 @@ class TlsSide:
                 raise
             return end
 
-    def _receive(self, filled: int) -> int:
-        """Take ciphertext from the socket; an end is told only after what came before it was taken.
+    def _receive(self, filled: int, room_bytes: int) -> int:
+        """Take ciphertext from the socket, all of which is decrypted at once: the scratch is everybody's.
+
+        An end is told only after what came before it was taken.
 
         Returns: how much came. Raises: StreamEnded, StreamFailed.
         """
         if self._failure is None:
             try:
-                size_bytes = receive(self._sock, self._blocks.scratch)
+                size_bytes = receive(self._sock, self._blocks.scratch[:room_bytes])
             except (StreamEnded, StreamFailed) as error:
                 # Not the error itself: its traceback would tie this object to its own blocks.
                 self._failure = type(error), str(error)

@@ -1,5 +1,6 @@
 """The pump: the same as the relay on the reactor, in threads; with TLS, both ways to OpenSSL; with and without it."""
 
+import queue
 import threading
 
 from twisted.internet import reactor
@@ -8,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from mtunnel_tx.net.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.net.mask import find_native, unmask_slowly
 from mtunnel_tx.net.pump import Pump
-from tests.net.relaying import RelayTests, in_thread
+from tests.net.relaying import PATIENCE_S, RelayTests, in_thread
 
 
 class PumpTests(RelayTests):
@@ -24,7 +25,7 @@ class PumpTests(RelayTests):
 
 class TlsPump(PumpTests, TestCase):
     def setUp(self):
-        self.relays = Pump(reactor)
+        self.relays = Pump(reactor, threads=1)
 
     @in_thread
     def test_idle_streams_hold_no_blocks(self):
@@ -38,14 +39,29 @@ class TlsPump(PumpTests, TestCase):
                 read += len(scene.local.recv(1 << 18))
             scene.local.sendall(b"x")
             scene.peer.payload(1)
-        self.assertEqual([worker.tools.blocks.lent for worker in self.relays._workers], [0, 0])
+        for worker in self.relays._workers:
+            # Asked in its own thread, when it has finished what it was at.
+            answer = queue.Queue()
+            worker._order(lambda worker=worker, answer=answer: answer.put(worker.tools.blocks.lent))
+            self.assertEqual(answer.get(timeout=PATIENCE_S), 0)
+
+    @in_thread
+    def test_a_bug_ends_one_stream_not_the_others(self):
+        bad, good = self.scene(), self.scene()
+        bad.link.stream.interest = lambda: 1 // 0
+        bad.peer.data(b"x")
+        self.assertFalse(bad.outcome().orderly)
+        self.assertEqual(bad.outcome().reason, "internal error")
+        good.peer.data(b"x")
+        self.assertEqual(good.local.recv(1), b"x")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
 
 class PlainPump(PumpTests, TestCase):
     tls = False
 
     def setUp(self):
-        self.relays = Pump(reactor, unmask=unmask_slowly)
+        self.relays = Pump(reactor, threads=3, unmask=unmask_slowly)
 
 
 class PublicPump(PumpTests, TestCase):
