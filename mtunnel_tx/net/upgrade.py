@@ -96,8 +96,10 @@ def shake_hands(request: Request, reactor: Reactor) -> bytes:
 
 
 def _head(request: Request) -> bytes:
-    lines = [b" ".join((request.method, request.uri, request.clientproto))]
-    lines += [name + b": " + b",".join(values) for name, values in request.requestHeaders.getAllRawHeaders()]
+    """What autobahn is to see: it insists on `Connection: Upgrade`, which not all of Proxmox's clients send."""
+    headers = request.requestHeaders.getAllRawHeaders()
+    lines = [b" ".join((request.method, request.uri, request.clientproto)), b"Connection: Upgrade"]
+    lines += [name + b": " + b",".join(values) for name, values in headers if name.lower() != b"connection"]
     return b"\r\n".join((*lines, b"", b""))
 
 
