@@ -36,6 +36,8 @@ async def allocate(guest: Guest, args: Disk) -> Result:
 
 def _sent_size(args: Disk) -> int:
     size = args.drive.get("size")
+    if size is None:
+        raise TunnelError("unable to allocate a disk without a size")
     try:
         size_bytes = int(str(size))
     except ValueError as error:
