@@ -88,6 +88,7 @@ class RunningMachine:
             the connection may be down before the mirror fails.
         """
         node = f"mirror-{drive}"
+        await self._clear(drive, node)
         server = {"type": "unix", "path": str(socket)}
         target: dict[str, Any] = {
             "driver": "nbd",
@@ -106,6 +107,14 @@ class RunningMachine:
             await self._remove_node(node)
             raise
         self._mirrors[drive] = node
+
+    async def _clear(self, drive: str, node: str) -> None:
+        """Remove what an earlier attempt left whose program was killed."""
+        if await self._job(node):
+            self._mirrors[drive] = node
+            await self.end_mirrors(force=True)
+        else:
+            await self._remove_node(node)
 
     async def write_through(self) -> None:
         """From now on each write of the guest waits for its copy, so that the mirrors stay level."""

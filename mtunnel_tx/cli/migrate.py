@@ -161,8 +161,8 @@ async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, dis
     endpoint = await complete(reactor, endpoint)
     relays = Pump(reactor)
 
-    async def dial(path_query: str, sock: socket.socket) -> Link:
-        return await open_stream(reactor, endpoint, path_query, sock, relays=relays)
+    async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Link:
+        return await open_stream(reactor, endpoint, path_query, sock, relays=relays, ends_with_peer=ends_with_peer)
 
     storage = make_storage(settings, reactor, os.environ)
     try:

@@ -14,6 +14,7 @@ from typing import Any
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.host import HostFacts
+from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.cli.acl import print_table
 from mtunnel_tx.cli.migrate import FAILED, make_guests, read_vmid, run_reactor
@@ -29,21 +30,24 @@ LOCK_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """This host's guests and what runs them."""
+    """This host's guests, what runs them, and what is owed for those that came from another host."""
 
     guests: GuestFiles
     machines: QemuMachines
+    journal: FileJournal
 
 
 def configure(subparsers: Any) -> None:
     """Add `vm` to the commands of `mtunnel`."""
-    text = "list, start and stop the VMs of a host without Proxmox"
+    text = "list, start, stop and mend the VMs of a host without Proxmox"
     parser = subparsers.add_parser("vm", help=text, description=f"{text.capitalize()}.")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     actions.add_parser("list", help="show all VMs").set_defaults(run=run, act=_list, action="list")
     for name, act, explanation in (
         ("start", _start, "start a VM; it runs on whatever becomes of the daemon"),
         ("stop", _stop, "end a VM at once, as if its power were cut"),
+        ("resume", _resume, "let a paused VM run on, for example after its migration came to nothing"),
+        ("unlock", _unlock, "remove the lock of a migration whose program has ended; look at the other side first"),
         ("status", _status, "say whether a VM runs, or why it does not"),
     ):
         action = actions.add_parser(name, help=explanation)
@@ -67,14 +71,15 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
     machines = None
     try:
         make_private_directory(settings.runtime_dir)
+        threads = Threads(reactor, reactor.getThreadPool())
         machines = QemuMachines(
             reactor,
-            threads=Threads(reactor, reactor.getThreadPool()),
+            threads=threads,
             facts=HostFacts(reactor, os.environ),
             storage=make_storage(settings, reactor, os.environ),
             runtime_dir=settings.runtime_dir,
         )
-        await act(args, Host(make_guests(reactor, settings), machines))
+        await act(args, Host(make_guests(reactor, settings), machines, FileJournal(threads, settings.state_dir)))
     except TunnelError as error:
         print(f"mtunnel vm: {clean(error.text)}", file=sys.stderr)
         return FAILED
@@ -103,6 +108,21 @@ async def _stop(args: argparse.Namespace, host: Host) -> None:
     async with host.guests.locked(args.vmid, LOCK_S):
         _unlocked(args.vmid, host)
         await host.machines.stop(args.vmid)
+
+
+async def _resume(args: argparse.Namespace, host: Host) -> None:
+    async with host.guests.locked(args.vmid, LOCK_S):
+        _unlocked(args.vmid, host)
+        await host.machines.resume(args.vmid)
+
+
+async def _unlock(args: argparse.Namespace, host: Host) -> None:
+    async with host.guests.locked(args.vmid, LOCK_S):
+        if args.vmid in host.journal.standing():
+            raise WrongState(f"VM {args.vmid} came from another host: mtunnel status, mtunnel settle")
+        conf = host.guests.read(args.vmid)
+        if conf.options.pop("lock", None) is not None:
+            await host.guests.write(args.vmid, conf)
 
 
 async def _status(args: argparse.Namespace, host: Host) -> None:

@@ -146,11 +146,12 @@ async def open_stream(
     limits: StreamLimits | None = None,
     headers: Mapping[str, str] | None = None,
     closed: Callable[[bool], Awaitable[None]] = nobody,
+    ends_with_peer: bool = False,
 ) -> Link:
     """Open a websocket at the target and join it with a local socket.
 
     Args: path_query: as it goes into the request line. sock: connected; it belongs to the stream, whatever happens.
-    headers: sent besides. closed: awaited at the end (link.Terms).
+    headers: sent besides. closed: awaited at the end (link.Terms). ends_with_peer: see ends.Ends.
     Returns: the stream, running. Raises: TunnelError: with the status text where the target refused.
     """
     opening = _Opening(reactor, endpoint, path_query, headers)
@@ -163,7 +164,8 @@ async def open_stream(
         sock.close()
         _abort(tls)
         raise
-    link = Link(relays, sock, Terms(role=Role.CLIENT, limits=limits or StreamLimits(), closed=closed))
+    limits = limits or StreamLimits()
+    link = Link(relays, sock, Terms(role=Role.CLIENT, limits=limits, closed=closed, ends_with_peer=ends_with_peer))
     link.start(await take_over(tls, b"", leftover))
     return link
 

@@ -60,10 +60,11 @@ class Ends:
     """The rules; `reason` is why the stream was aborted, None as long as it was not.
 
     Args: half_close_s: how long one way outlives the other. ends_with_local: the end of the UNIX side ends both ways
-    (QEMU), not only its own.
+    (QEMU), not only its own. ends_with_peer: so does an end of the peer, where the UNIX side is a QEMU that would go on
+    sending into the void.
     """
 
-    def __init__(self, *, half_close_s: float, ends_with_local: bool = False) -> None:
+    def __init__(self, *, half_close_s: float, ends_with_local: bool = False, ends_with_peer: bool = False) -> None:
         self.inward = Way()
         self.outward = Way()
         self.reason: str | None = None
@@ -71,6 +72,7 @@ class Ends:
         self.due_s: float | None = None
         self._half_close_s = half_close_s
         self._ends_with_local = ends_with_local
+        self._ends_with_peer = ends_with_peer
         self._deaf_reason = ""
         self._said = False
 
@@ -91,6 +93,8 @@ class Ends:
         else:
             self.inward.source = Source.ENDED
             self.close_code = code
+            if self._ends_with_peer:
+                self.outward.cut()
 
     def peer_ended(self, reason: str) -> None:
         """End of file or close_notify; in order only as the answer to our own Close frame."""

@@ -35,6 +35,7 @@ class Terms:
 
     role: Role = Role.SERVER
     ends_with_local: bool = False
+    ends_with_peer: bool = False
     limits: StreamLimits = field(default_factory=StreamLimits)
     closed: Callable[[bool], Awaitable[None]] = nobody
 
@@ -165,7 +166,11 @@ def make_stream(link: Link, peer: Peer, tools: Tools) -> Stream:
         peer=peer.sock,
         side=make_side(peer.sock, peer.leftover, tools.blocks, peer.connection, tools.engine),
         local=link.local,
-        ends=Ends(half_close_s=terms.limits.half_close_s, ends_with_local=terms.ends_with_local),
+        ends=Ends(
+            half_close_s=terms.limits.half_close_s,
+            ends_with_local=terms.ends_with_local,
+            ends_with_peer=terms.ends_with_peer,
+        ),
         role=terms.role,
         limits=terms.limits,
         tools=tools,

@@ -41,11 +41,12 @@ class Link(Protocol):
 class Dial(Protocol):
     """Open a websocket at the target and join it with a local socket."""
 
-    async def __call__(self, path_query: str, sock: socket.socket) -> Link:
+    async def __call__(self, path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Link:
         """Takes `sock` over, whatever happens. `path_query` starts with `/api2/json`.
 
         End of file on `sock` is sent on as Close once every byte is out; Close there is end of file here.
         Frames are masked, unfragmented, of at most 131072 bytes. Raises: TunnelError.
+        With `ends_with_peer` a Close there ends both ways: nobody would take what `sock` still has to say.
         """
 
 

@@ -18,6 +18,7 @@ from mtunnel_tx.source.forwards import Forwards
 from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Json, Progress, Running
 from mtunnel_tx.source.tunnel import Tunnel, read_text
+from mtunnel_tx.source.waiting import finish
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
 _MIGRATE_SOCKET = re.compile(r"/run/qemu-server/[0-9]+\.migrate")
@@ -71,16 +72,24 @@ class LiveMove:
         memory_socket, mirrors = self._open_forwards(started, drives)
         await self._mirror(mirrors, limit_bytes_s)
         await self._send_memory(memory_socket, limit_bytes_s)
+        await finish(self._hand_over(drives))
+
+    async def _hand_over(self, drives: Mapping[str, Json]) -> None:
+        """Too late to be cancelled: half of it would leave the VM with nobody."""
         await self._running.end_mirrors()
         if drives:
             await self._tunnel.stop_nbd()
         if self._was_running:
             await self._tunnel.resume()
+        self._tunnel.may_be_theirs = True
         self.resumed = True
         self._forwards.close()
 
-    async def restore(self) -> None:
-        """Let the VM run on here, after a move that came to nothing; does what it can."""
+    async def restore(self) -> bool:
+        """Let the VM run on here, after a move that came to nothing; does what it can.
+
+        Returns: it is as it was before.
+        """
         self._forwards.close()
         steps: list[Callable[[], Any]] = []
         if self._migrating and not self.completed:
@@ -88,14 +97,15 @@ class LiveMove:
         steps.append(lambda: self._running.end_mirrors(force=True))
         if self._was_running:
             steps.append(self._run_on)
-        for step in steps:
-            await self._attempt(step)
+        return all([await self._attempt(step) for step in steps])
 
-    async def _attempt(self, step: Callable[[], Any]) -> None:
+    async def _attempt(self, step: Callable[[], Any]) -> bool:
         try:
             await step()
         except TunnelError as error:
             self._progress.say(f"while going back: {error.text}")
+            return False
+        return True
 
     async def _run_on(self) -> None:
         if await self._running.status() != "running":

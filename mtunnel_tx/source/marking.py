@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from mtunnel_tx.errors import NotFound, WrongState
 from mtunnel_tx.ports import Guests
@@ -14,24 +15,31 @@ MARK = "migrate"
 LOCK_S = 10.0
 
 
+@dataclass(slots=True)
+class Mark:
+    """The lock in a config; `stays`: nobody may start the VM until somebody has looked at the target."""
+
+    stays: bool = False
+
+
 @asynccontextmanager
-async def marked(guests: Guests, vmid: int, expected: GuestConfig) -> AsyncIterator[None]:
-    """Hold `lock: migrate` in a config, whatever happens inside; a config removed inside stays removed.
+async def marked(guests: Guests, vmid: int, expected: GuestConfig) -> AsyncIterator[Mark]:
+    """Hold `lock: migrate` in a config, until the end or, where `Mark.stays`, for good; a removed one stays removed.
 
     Args: expected: what was checked. Raises: WrongState: it is not that any more.
     """
-    await_unmark = False
+    mark = Mark(stays=True)
     try:
         async with guests.locked(vmid, LOCK_S):
             conf = guests.read(vmid)
             if conf != expected:
                 raise WrongState(f"the config of VM {vmid} was changed meanwhile")
             conf.options["lock"] = MARK
-            await_unmark = True
+            mark.stays = False
             await finish(guests.write(vmid, conf))
-        yield
+        yield mark
     finally:
-        if await_unmark:
+        if not mark.stays:
             await finish(_unmark(guests, vmid))
 
 

@@ -13,9 +13,9 @@ from mtunnel_tx.pve.users import ROOT, UserConfig
 from mtunnel_tx.source.disks import Shipment, Shipping
 from mtunnel_tx.source.forwards import Forwards
 from mtunnel_tx.source.inventory import Disk
-from mtunnel_tx.source.links import Json, Running
+from mtunnel_tx.source.links import Json, Machines, Running
 from mtunnel_tx.source.live import LiveMove, is_online, sent_drive
-from mtunnel_tx.source.marking import LOCK_S, check_marked, marked
+from mtunnel_tx.source.marking import LOCK_S, Mark, check_marked, marked
 from mtunnel_tx.source.order import Order, Plan, World
 from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
 from mtunnel_tx.source.survey import Survey
@@ -55,9 +55,9 @@ class Migration:
         """Move the VM. Raises: TunnelError: it is still here, as it was, and the target was told to clean up."""
         plan = await Survey(self._order, self._world).plan()
         started_s = self._world.reactor.seconds()
-        async with marked(self._world.guests, self._order.vmid, plan.conf):
+        async with marked(self._world.guests, self._order.vmid, plan.conf) as mark:
             if self._world.running(self._order.vmid):
-                await self._move_running(plan)
+                await self._move_running(plan, mark)
             else:
                 await self._move_stopped(plan)
             if self._order.delete:
@@ -73,7 +73,7 @@ class Migration:
             if self._order.delete and plan.repoid.startswith(OURS):
                 await self._compare(plan, volids)
 
-    async def _move_running(self, plan: Plan) -> None:
+    async def _move_running(self, plan: Plan, mark: Mark) -> None:
         machines = self._world.machines
         assert machines is not None, "the survey has seen to that"
         async with machines.attached(self._order.vmid) as running:
@@ -82,12 +82,16 @@ class Migration:
                 async with self._opened(plan) as tunnel:
                     live = self._live(tunnel, running)
                     await self._hand_over(plan, tunnel, live)
-                    await finish(machines.stop(self._order.vmid))
-                    await finish(tunnel.unlock())
+                    await finish(self._let_go(machines, tunnel))
             except Exception:
-                if live is not None and not live.resumed:
-                    await finish(self._go_back(live))
+                if live is not None:
+                    mark.stays = not await finish(self._go_back(live))
                 raise
+
+    async def _let_go(self, machines: Machines, tunnel: Tunnel) -> None:
+        """It runs there: end what is left of it here, and tell the target that it is its own."""
+        await machines.stop(self._order.vmid)
+        await tunnel.unlock()
 
     def _live(self, tunnel: Tunnel, running: Running) -> LiveMove:
         world = self._world
@@ -107,16 +111,22 @@ class Migration:
         await tunnel.bandwidth_limit(storage, self._order.bwlimit_kib_s)
         return await tunnel.make_disk(storage, sent_drive(plan.conf, disk), disk.format)
 
-    async def _go_back(self, live: LiveMove) -> None:
-        """It runs on here, unless it might run there."""
+    async def _go_back(self, live: LiveMove) -> bool:
+        """It runs on here, unless it might run there. Returns: the VM is this side's again."""
+        vmid, there = self._order.vmid, self._order.target_vmid
+        if live.resumed:
+            self._say(f"VM {there} runs at the target, so VM {vmid} stays locked here: look there first")
+            return False
         if live.completed and not self._cleaned:
             self._say(
-                f"VM {self._order.vmid} stays paused here: the target has its whole state and did not say what became "
-                "of it. Look there first (mtunnel status), then resume it here or remove it"
+                f"VM {vmid} stays paused and locked here: the target has its whole state and did not say what became "
+                f"of it. Look there first (mtunnel status); then mtunnel vm unlock {vmid}, and mtunnel vm stop {vmid} "
+                f"if the VM is the target's, mtunnel vm resume {vmid} if it is not"
             )
-            return
-        await live.restore()
-        self._say(f"VM {self._order.vmid} runs on here")
+            return False
+        if await live.restore():
+            self._say(f"VM {vmid} runs on here")
+        return True
 
     @asynccontextmanager
     async def _opened(self, plan: Plan) -> AsyncIterator[Tunnel]:
@@ -130,9 +140,16 @@ class Migration:
             await finish(self._abandon(tunnel))
             raise
         else:
-            await finish(tunnel.quit())
+            await finish(self._leave(tunnel))
         finally:
             await finish(tunnel.close())
+
+    async def _leave(self, tunnel: Tunnel) -> None:
+        """The last word is a courtesy: `unlock` was answered, and the VM is the target's."""
+        try:
+            await tunnel.quit()
+        except TunnelError as error:
+            self._say(f"VM {self._order.target_vmid} is the target's; it did not say goodbye: {error.text}")
 
     def _places(self, plan: Plan) -> tuple[list[str], list[str]]:
         """The storages and bridges that the VM will use there, each once."""
@@ -174,6 +191,8 @@ class Migration:
         if not tunnel.is_connected:
             self._cleaned = True
             return
+        if tunnel.may_be_theirs:
+            return  # nothing may be ended or removed there: at the end of the connection the target decides
         try:
             if tunnel.is_started and not tunnel.is_unlocked:
                 await tunnel.stop()

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.source.channel import Commands
+from mtunnel_tx.source.channel import CommandFailed, Commands
 from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Dial, Json, Link, Reactor
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
@@ -39,6 +39,7 @@ class Tunnel:
         self._commands = Commands(reactor)
         self._link: Link | None = None
         self.is_started = False
+        self.may_be_theirs = False
         self.is_unlocked = False
 
     @property
@@ -99,7 +100,7 @@ class Tunnel:
         except Exception:
             sock.close()
             raise
-        return await self._dial(path_query, sock)
+        return await self._dial(path_query, sock, ends_with_peer=path.endswith(".migrate"))
 
     async def query_import(self) -> Mapping[str, Json]:
         """How the import goes on: `status`, `msg`, `volid`."""
@@ -127,8 +128,13 @@ class Tunnel:
         await self._commands.call("nbdstop", QUIT_S)
 
     async def resume(self) -> None:
-        """Let the VM run there."""
-        await self._commands.call("resume", QUIT_S)
+        """Let the VM run there. Raises: CommandFailed: it does not; any other error: nobody knows (`may_be_theirs`)."""
+        self.may_be_theirs = True
+        try:
+            await self._commands.call("resume", QUIT_S)
+        except CommandFailed:
+            self.may_be_theirs = False
+            raise
 
     async def stop(self) -> None:
         """End the VM there."""

@@ -36,6 +36,8 @@ class Phase:
 
         wait_for(f"'{self.name}'", on, 90)
         cell.there.spy()
+        if self.name == "completed":
+            wait_for("the journal's word for it", lambda: cell.there.reached("whole"))
 
 
 def _mirroring(cell: Cell) -> bool:
@@ -51,8 +53,9 @@ def _sending(cell: Cell) -> bool:
 
 def _sent(cell: Cell) -> bool:
     spy = cell.here.spy()
-    completed = spy is not None and spy.migration().get("status") == "completed"
-    return completed and cell.there.reached("whole")
+    if spy is None or not spy.migrated.is_set():
+        return False  # it cannot be asked while it waits for a connection
+    return spy.migration().get("status") == "completed"
 
 
 PHASES = (

@@ -215,7 +215,8 @@ class Trial:
         order = ("migrate", str(HERE), cell.there.endpoint, "--online", "--target-vmid", str(THERE))
         done = cell.here.run("mtunnel_tx.cli", *order, "--target-storage", "local", check=False)
         if done.returncode:
-            self.outcome.wrong.append(f"the next attempt failed: {done.stdout}{done.stderr}")
+            said = f"{done.stdout}{done.stderr}\nafter:\n{cell.said}"
+            self.outcome.wrong.append(f"the next attempt failed: {said}")
             return
         self.expected = End.TARGET
         self.await_beats()

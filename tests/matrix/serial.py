@@ -13,7 +13,7 @@ AGAIN_S = 0.005
 
 
 class Listener(threading.Thread):
-    """Collects what a serial port says; `stopped` ends the waiting for it."""
+    """Collects what a serial port says, whichever QEMU has it; `stopped` ends that."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
@@ -23,16 +23,12 @@ class Listener(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with socket.socket(socket.AF_UNIX) as sock:
-            while not self.stopped:
-                try:
-                    sock.connect(str(self.path))
-                    break
-                except OSError:
-                    threading.Event().wait(AGAIN_S)
-            with contextlib.suppress(OSError):
+        while not self.stopped:
+            with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+                sock.connect(str(self.path))
                 while data := sock.recv(4096):
                     self.text += data
+            threading.Event().wait(AGAIN_S)
 
     @property
     def beats(self) -> list[tuple[int, str]]:

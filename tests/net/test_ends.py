@@ -102,6 +102,16 @@ class EndsTests(SynchronousTestCase):
         self.assertEqual(self.settle(ends, inward=True), [Deed.SAY_CLOSE])
         self.assert_over(ends, None)
 
+    def test_end_of_the_peer_of_a_qemu(self):
+        """What it would still send, nobody takes; it is not to be swallowed."""
+        ends = Ends(half_close_s=60, ends_with_peer=True)
+        ends.peer_closed(1000)
+        self.assertFalse(ends.outward.takes)
+        self.assertEqual(self.settle(ends, inward=True), [Deed.SAY_CLOSE])
+        self.assertFalse(ends.local_over)
+        self.assertEqual(self.settle(ends), [Deed.SHUT_LOCAL])
+        self.assert_over(ends, None)
+
     def test_limits(self):
         ends = Ends(half_close_s=60)
         ends.peer_closed(1000)

@@ -74,8 +74,8 @@ class SourceCase(TestCase):
         relays = Pump(reactor)
         self.addCleanup(lambda: Deferred.fromCoroutine(relays.stop()))
 
-        async def dial(path_query, sock):
-            return await open_stream(reactor, endpoint, path_query, sock, relays=relays)
+        async def dial(path_query, sock, *, ends_with_peer=False):
+            return await open_stream(reactor, endpoint, path_query, sock, relays=relays, ends_with_peer=ends_with_peer)
 
         return dial
 
