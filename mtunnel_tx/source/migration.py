@@ -145,10 +145,12 @@ class Migration:
             await finish(tunnel.close())
 
     async def _leave(self, tunnel: Tunnel) -> None:
-        """The last word is a courtesy: `unlock` was answered, and the VM is the target's."""
+        """The last word is a courtesy: `unlock` was answered, and the VM is the target's. In doubt nothing is deleted."""
         try:
             await tunnel.quit()
         except TunnelError as error:
+            if self._order.delete:
+                raise
             self._say(f"VM {self._order.target_vmid} is the target's; it did not say goodbye: {error.text}")
 
     def _places(self, plan: Plan) -> tuple[list[str], list[str]]:
