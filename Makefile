@@ -7,6 +7,8 @@ FUZZ_SECONDS = 60
 FUZZ_TARGETS =
 SOAK_SECONDS = 600
 QUICK =
+JOBS = 2
+CELLS =
 DOCS =
 
 help:
@@ -15,6 +17,7 @@ help:
 	@echo 'make lint    style and types'
 	@echo 'make fuzz    what reads foreign bytes, led by coverage: make fuzz FUZZ_SECONDS=60 FUZZ_TARGETS=lines'
 	@echo 'make soak    good and hostile traffic against one daemon: make soak SOAK_SECONDS=600'
+	@echo 'make matrix  every failure in every phase of a running VM on its way; writes docs/matrix.md'
 	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
 	@echo 'make clean   remove what the goals made'
@@ -38,6 +41,10 @@ fuzz: ready
 soak: ready
 	$(PYTHON) -m tests.soak $(SOAK_SECONDS)
 
+matrix:
+	@tools/set-up test
+	$(PYTHON) -m tests.matrix --jobs $(JOBS) --cells '$(CELLS)' $(if $(CELLS),,--page docs/matrix.md)
+
 bench: ready
 	@bench/set-up
 	$(PYTHON) -m bench $(if $(QUICK),--quick) $(if $(DOCS),--docs)
@@ -51,4 +58,4 @@ ready:
 clean:
 	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz
 
-.PHONY: help demo test lint fuzz soak bench fresh ready clean
+.PHONY: help demo test lint fuzz soak matrix bench fresh ready clean
