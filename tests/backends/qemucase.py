@@ -13,6 +13,7 @@ from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
+from twisted.internet.unix import Client
 from twisted.trial.unittest import SkipTest, TestCase
 
 from mtunnel_tx.backends.files import Threads
@@ -56,6 +57,8 @@ class QemuCase(TestCase):
     def setUp(self):
         if shutil.which(PROGRAM) is None:
             raise SkipTest(f"{PROGRAM} is not installed: NOTHING ABOUT REAL VIRTUAL MACHINES IS TESTED")
+        # The first one added runs last: what was told to close may need a turn of the reactor or two.
+        self.addCleanup(self.until, lambda: not open_clients(), "the end of connections")
         # Short: socket paths end at 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="mtq-"))
         self.addCleanup(shutil.rmtree, self.folder)
@@ -103,6 +106,11 @@ class QemuCase(TestCase):
         except kind as error:
             return error
         return self.fail(f"{kind.__name__} expected, not {result!r}")
+
+
+def open_clients():
+    """The UNIX connections that this process made and that are not closed yet."""
+    return [reader for reader in reactor.getReaders() if isinstance(reader, Client)]
 
 
 class Host:
