@@ -21,7 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "acl": "grant roles to users, tokens and groups",
     "endpoint": "print what a source needs to reach this host",
     "migrate": "send a virtual machine to another host",
-    "vm": "list, start and stop the VMs of a host without Proxmox",
+    "vm": "list, start, stop and mend the VMs of a host without Proxmox",
     "status": "show the tunnels of the running daemon",
     "settle": "decide about a tunnel that was held",
     "drain": "let the daemon end when its last tunnel has ended",

@@ -74,7 +74,7 @@ class Migrating(QemuCase):
 
 class Whole(Migrating):
     async def test_a_running_vm_moves_with_its_disk(self):
-        await self.begin(machine="pc-i440fx-7.2+pve0")
+        await self.begin("machine: pc-i440fx-7.2", machine="pc-i440fx-7.2+pve0")
         machines = self.here.machines
         self.assertEqual(len(read_ring(self.here.volumes.read("b.raw"), ring=RING)), 0)
         async with self.there.machines.attached(100) as running:

@@ -88,7 +88,11 @@ class Websocket:
                 raise AssertionError("connection lost in the handshake")
 
     def _read(self) -> list[Any]:
-        data = self.sock.recv(65536)
+        try:
+            data = self.sock.recv(65536)
+        except BrokenPipeError as error:
+            # What newer versions of Python say where older ones say that it was reset.
+            raise ConnectionResetError(error.errno, error.strerror) from error
         if not data:
             self.ended = True
             return []
