@@ -145,7 +145,7 @@ class Migration:
             await finish(tunnel.close())
 
     async def _leave(self, tunnel: Tunnel) -> None:
-        """The last word is a courtesy: `unlock` was answered, and the VM is the target's. In doubt nothing is deleted."""
+        """The last word is a courtesy: `unlock` was answered. But in doubt nothing is deleted."""
         try:
             await tunnel.quit()
         except TunnelError as error:

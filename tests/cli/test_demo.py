@@ -1,6 +1,7 @@
 """`mtunnel demo` as a person runs it: it ends well, and leaves nothing behind, however it ends."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.cli.demo import volumes
+from mtunnel_tx.cli.demolive import LEFT_OUT
 
 COMMAND = [sys.executable, "-m", "mtunnel_tx.cli", "demo", "--data", "2"]
 PATIENCE_S = 110
@@ -51,6 +54,7 @@ class Demo(SynchronousTestCase):
         for text in ("TASK OK", "scsi0: local:200/vm-200-disk-0.raw", "snapshot 'before'", "/s", "name: demo"):
             self.assertIn(text, done.stdout)
         self.assertEqual(done.stdout.count(" same"), 3 + 1, done.stdout)
+        self.assertIn("none is missing, none came twice" if shutil.which(PROGRAM) else LEFT_OUT, done.stdout)
         self.assertTrue(done.stdout.endswith("The VM arrived, every disk is the same.\n"))
         self.assert_nothing_left()
 

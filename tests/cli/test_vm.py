@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -68,6 +69,39 @@ class Vm(Case):
         (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
         for action in ("start", "stop"):
             self.assertEqual(self.vm(action, "100"), (1, "", "mtunnel vm: VM 100 is locked (migrate)\n"))
+
+    def test_one_that_a_migration_left(self):
+        self.assertEqual(self.vm("start", "100")[0], 0)
+        self.stop_guest()
+        (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
+        self.assertEqual(self.vm("resume", "100"), (1, "", "mtunnel vm: VM 100 is locked (migrate)\n"))
+        self.assertEqual(self.vm("status", "100")[1], "status: paused\n")
+        for action in ("unlock", "unlock", "resume", "resume"):
+            self.assertEqual(self.vm(action, "100"), (0, "", ""))
+        self.assertEqual((self.guests / "100.conf").read_text(), CONF)
+        self.assertEqual(self.vm("status", "100")[1], "status: running\n")
+        self.assertEqual(self.vm("stop", "100"), (0, "", ""))
+        self.assertEqual(self.vm("resume", "100"), (1, "", "mtunnel vm: VM 100 not running\n"))
+
+    def stop_guest(self):
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(str(self.folder / "run" / "100.qmp"))
+            lines = monitor.makefile("rb")
+            for command in (b"qmp_capabilities", b"stop"):
+                monitor.sendall(b'{"execute":"%s"}\n' % command)
+            while b'"STOP"' not in lines.readline():
+                pass
+
+    def test_a_held_one_is_not_unlocked(self):
+        """Its lock says whose it is; only `mtunnel settle` knows what else there is to do."""
+        (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
+        journal = self.folder / "state" / "journal"
+        journal.mkdir()
+        (journal / "100.jsonl").write_text("{}\n")
+        status, _, err = self.vm("unlock", "100")
+        self.assertEqual(
+            (status, err), (1, "mtunnel vm: VM 100 came from another host: mtunnel status, mtunnel settle\n")
+        )
 
     def test_one_that_is_not_there(self):
         status, out, err = self.vm("status", "101")
