@@ -33,7 +33,6 @@ TAIL_BYTES = 4096
 STDERR_BYTES = 1 << 20
 _PROC = Path("/proc")
 _MARK_VARIABLE = "MTUNNEL_MACHINE"
-_ENDED_STATES = (b"Z", b"X")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +121,7 @@ def _started(pid: int) -> int | None:
         fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in _ENDED_STATES else int(fields[19])
+    return int(fields[19])
 
 
 def _find_by_token(token: str) -> int:

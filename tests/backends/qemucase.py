@@ -18,7 +18,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.host import PROGRAM, HostFacts
-from mtunnel_tx.backends.process import read_record
+from mtunnel_tx.backends.process import has_ended, read_record
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.qmp import connect_monitor
 from mtunnel_tx.pve.guestconf import parse_guest_config
@@ -147,10 +147,15 @@ def guest(volid, *lines, memory=32):
 
 
 def alive(pid):
+    """Whether any thread of it runs: a zombie may have some that still end."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
         return False
+    try:
+        return not has_ended(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 class Listening(Protocol):

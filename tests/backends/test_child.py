@@ -190,11 +190,17 @@ class EndTests(ChildCase):
         self.assertEqual(open_descriptors(), before)
 
     async def test_no_descriptor_is_left(self):
-        await shell("echo x").ended()
+        await self.to_its_end()
         before = open_descriptors()
         for _ in range(5):
-            await shell("echo x").ended()
+            await self.to_its_end()
         self.assertEqual(open_descriptors(), before)
+
+    async def to_its_end(self):
+        """The end of its output too, which may be seen later than its own."""
+        child = shell("echo x")
+        await all_lines(child)
+        await child.ended()
 
     async def test_a_waiter_may_be_cancelled(self):
         child = shell("exec sleep 1000")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -67,7 +68,11 @@ class Demo(SynchronousTestCase):
 
     def interrupt(self, when, number, status):
         """Wait for a line with this text, then send a signal."""
-        with subprocess.Popen(COMMAND, env=self.environ, stdout=subprocess.PIPE, text=True) as process:
+        # A shell's background job, as these tests may be, ignores SIGINT, and its children would.
+        signals = partial(signal.signal, number, signal.SIG_DFL)
+        with subprocess.Popen(  # noqa: PLW1509 (no threads here)
+            COMMAND, env=self.environ, stdout=subprocess.PIPE, text=True, preexec_fn=signals
+        ) as process:
             for line in process.stdout:
                 if when in line:
                     break
