@@ -70,7 +70,7 @@ class Demo(SynchronousTestCase):
         """Wait for a line with this text, then send a signal."""
         # A shell's background job, as these tests may be, ignores SIGINT, and its children would.
         signals = partial(signal.signal, number, signal.SIG_DFL)
-        with subprocess.Popen(  # noqa: PLW1509 (no threads here)
+        with subprocess.Popen(
             COMMAND, env=self.environ, stdout=subprocess.PIPE, text=True, preexec_fn=signals
         ) as process:
             for line in process.stdout:
