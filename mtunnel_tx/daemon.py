@@ -25,6 +25,7 @@ from twisted.python.threadpool import ThreadPool
 from mtunnel_tx import __version__
 from mtunnel_tx.backends.access import FileAccess
 from mtunnel_tx.backends.files import Threads, create_file
+from mtunnel_tx.backends.fronts import FrontProgram
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.journal import FileJournal
@@ -36,12 +37,14 @@ from mtunnel_tx.backends.tasks import FileTasks
 from mtunnel_tx.config import Settings, make_private_directory
 from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.net.api import make_site
-from mtunnel_tx.net.certificate import fingerprint
+from mtunnel_tx.net.certificate import Certificate, fingerprint
 from mtunnel_tx.net.control import listen_control
 from mtunnel_tx.net.crossing import cross_over
 from mtunnel_tx.net.door import listen_door
 from mtunnel_tx.net.forward import Elsewhere
+from mtunnel_tx.net.fronts.crew import Crew
 from mtunnel_tx.net.gate import Gate
+from mtunnel_tx.net.link import Relays
 from mtunnel_tx.net.peer import dial
 from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.net.resources import Parts
@@ -90,7 +93,8 @@ class Daemon(Service):
         self._ports: list[Any] = []  # IListeningPort, which is no type for mypy
         self._door: Listening | None = None
         self._lock: IO[bytes] | None = None
-        self._relays = Pump(reactor)
+        self._crew = make_crew(settings, reactor, Pump(reactor)) if settings.workers else None
+        self._relays: Relays = self._crew.relays if self._crew else Pump(reactor)
         self._machines: QemuMachines | StoppedMachines = StoppedMachines()
         self._starting: Deferred[None] | None = None
         self.registry: Registry | None = None
@@ -116,6 +120,8 @@ class Daemon(Service):
         if self.registry is not None:
             await self.registry.stop()
         await self._relays.stop()
+        if self._crew is not None:
+            await self._crew.stop()
         if self._door is not None:
             await self._door.close()
         if isinstance(self._machines, QemuMachines):
@@ -129,6 +135,8 @@ class Daemon(Service):
         self._notifier.reloading()
         try:
             self._tls.reload()
+            if self._crew is not None:
+                self._crew.certify(self._certificate())
             log.info("certificate and key were read again")
         except TunnelError as error:
             log.error("certificate and key stay as they are: {reason}", reason=error.text)
@@ -149,6 +157,8 @@ class Daemon(Service):
             await self._machines.prepare()
         await registry.recover()
         self.registry = registry
+        if self._crew is not None:
+            await self._crew.start(self._certificate())
         await self._listen(parts)
         self._notifier.ready()
 
@@ -163,7 +173,9 @@ class Daemon(Service):
         limits = self._settings.limits
         site = make_site(parts, self._reactor, limits)
         gate = Gate(limits, self._reactor)
-        factory = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, gate=gate)
+        factory: Any = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, gate=gate)
+        if self._crew is not None:
+            factory = self._crew.factory(site, gate)
         for text in self._settings.listen:
             try:
                 self._ports.append(await serverFromString(self._reactor, text).listen(factory))
@@ -236,6 +248,10 @@ class Daemon(Service):
         limits = _stream_limits(self._settings)
         await upgrade(request, local, route, relays=self._relays, limits=limits, reactor=self._reactor)
 
+    def _certificate(self) -> Certificate:
+        tls = self._settings.tls
+        return Certificate(tls.certificate.read_bytes(), tls.key.read_bytes())
+
     def _own_fingerprint(self) -> str:
         return fingerprint(self._settings.tls.certificate.read_bytes())
 
@@ -296,6 +312,13 @@ def make_tls(settings: Settings) -> TlsContext:
     """Certificate and key, tried. Raises: TunnelError: they cannot be used."""
     group_reads = settings.profile == "proxmox"
     return TlsContext(settings.tls.certificate, settings.tls.key, group_reads=group_reads)
+
+
+def make_crew(settings: Settings, reactor: Any, here: Relays) -> Crew:
+    """The processes that do TLS and carry streams; `here` runs those of our own."""
+    program = FrontProgram(reactor, os.environ, user=settings.user, label=str(settings.state_dir))
+    handshake_s = settings.limits.handshake_s
+    return Crew(reactor, count=settings.workers, spawn=program.spawn, here=here, handshake_s=handshake_s)
 
 
 def make_storage(settings: Settings, reactor: Any, environ: Mapping[str, str]) -> PvesmStorage:

@@ -10,13 +10,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 TREE = Path(__file__).parents[1]
 PACKAGE = TREE / "mtunnel_tx"
-ROOTS = {"tap", "cli", "daemon"}
+ROOTS = {"tap", "cli", "daemon", "front"}
 EVERYTHING = {"wire", "pve", "ports", "errors", "config", "tunnel", "net", "backends", "source", "pvesm"}
 ALLOWED = {
     "tap": EVERYTHING | {"daemon"},
     "daemon": EVERYTHING,
     "cli": EVERYTHING | {"daemon"},
     "net": {"tunnel", "wire", "pve", "ports", "errors", "config"},
+    "front": {"net", "wire", "ports", "errors"},
     "source": {"net", "wire", "pve", "ports", "errors"},
     "tunnel": {"wire", "pve", "ports", "errors"},
     "backends": {"wire", "pve", "ports", "errors"},

@@ -234,12 +234,14 @@ def spawn_child(
     *,
     limit_bytes: int = OUTPUT_BYTES,
     given: bytes = b"",
+    stdin: int | None = None,
     stdout: int | None = None,
 ) -> PipedChild:
     """Run a program in a session of its own.
 
     Args: env: its whole environment. limit_bytes: unread output kept before the child has to wait. given: its
-        standard input, at most 4 KiB. stdout: a descriptor for its standard output; then only stderr gives lines.
+        standard input, at most 4 KiB. stdin: a descriptor in its place. stdout: one for its standard output; then only
+        stderr gives lines.
     Raises: BackendFailed: it cannot be started; one that is not there ends with code 127.
     """
     child = PipedChild(reactor, _name(argv))
@@ -247,8 +249,9 @@ def spawn_child(
         read_end, write_end = os.pipe()
         ours.callback(os.close, write_end)
         output = OutputPipe(reactor, read_end, limit_bytes, child.changed)
-        stdin = _standard_input(given)
-        ours.callback(os.close, stdin)
+        if stdin is None:
+            stdin = _standard_input(given)
+            ours.callback(os.close, stdin)
         child.start(argv, env, {0: stdin, 1: write_end if stdout is None else stdout, 2: write_end}, output)
     return child
 

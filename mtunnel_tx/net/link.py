@@ -31,8 +31,9 @@ async def nobody(orderly: bool) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How a stream is to be run; `closed` is awaited with whether it ended in order."""
+    """How a stream is to be run; `name`: of what it leads to; `closed` is awaited with whether it ended in order."""
 
+    name: str = ""
     role: Role = Role.SERVER
     ends_with_local: bool = False
     ends_with_peer: bool = False
@@ -48,6 +49,16 @@ class Outcome:
     bytes_in: int
     bytes_out: int
     reason: str = ""
+
+
+class Traffic(Protocol):
+    """What a running stream has carried."""
+
+    @property
+    def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_out(self) -> int: ...
 
 
 class Relays(Protocol):
@@ -66,8 +77,8 @@ class Relays(Protocol):
 class Link:
     """One websocket and its UNIX socket, from before the upgrade to the end; a `ports.Stream`.
 
-    Args: local: the connected UNIX socket; it belongs to the link. `done` fires with the Outcome when both sides have
-    been told and the UNIX side is closed, `released` when the peer's socket is closed as well.
+    Args: local: the connected UNIX socket; it belongs to the link. `reason`: why it was aborted. `done` fires with the
+    Outcome when both sides have been told and the UNIX side is closed, `released` when the peer's socket is closed too.
     """
 
     def __init__(self, relays: Relays, local: socket.socket, terms: Terms) -> None:
@@ -75,12 +86,12 @@ class Link:
         self.terms = terms
         self.done: Deferred[Outcome] = Deferred()
         self.released: Deferred[None] = Deferred()
-        self.stream: Stream | None = None
+        self.stream: Traffic | None = None
         self.aborted = False
         self._relays = relays
         self._peer: Peer | None = None
         self._open_ends = 2
-        self._reason: str | None = None
+        self.reason: str | None = None
         local.setblocking(False)
         grow_buffer(local)
 
@@ -121,7 +132,7 @@ class Link:
 
     def local_over(self, reason: str | None) -> None:
         """The relay is done with the UNIX side; it may go on with the peer for a moment."""
-        self._reason = reason
+        self.reason = reason
         Deferred.fromCoroutine(self._close_local(reason)).addErrback(
             lambda failure: log.failure("unexpected failure at the end of a stream", failure)
         )
@@ -151,10 +162,10 @@ class Link:
         self._open_ends -= 1
         if self._open_ends == 0:
             outcome = Outcome(
-                orderly=self._reason is None,
+                orderly=self.reason is None,
                 bytes_in=self.bytes_in,
                 bytes_out=self.bytes_out,
-                reason=self._reason or "",
+                reason=self.reason or "",
             )
             self.done.callback(outcome)
 

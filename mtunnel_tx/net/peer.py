@@ -73,7 +73,7 @@ async def take_over(transport: Transport, opening: bytes, leftover: bytes) -> Pe
     """
     transport.pauseProducing()
     if opening:
-        await _flush(transport, opening)
+        await flush(transport, opening)
     connection = None
     if isinstance(transport, TlsProtocol):
         transport, connection = transport.detach()
@@ -83,11 +83,14 @@ async def take_over(transport: Transport, opening: bytes, leftover: bytes) -> Pe
     return Peer(sock, connection, leftover, transport.loseConnection)
 
 
-async def _flush(transport: Transport, data: bytes) -> None:
-    flush = _Flush()
-    transport.registerProducer(flush, False)
+async def flush(transport: Transport, data: bytes = b"") -> None:
+    """Send this and everything before it. Raises: ConnectionLost."""
+    flushing = _Flush()
+    transport.registerProducer(flushing, False)
     transport.write(data)
-    await flush.done
+    if not data:
+        transport.startWriting()
+    await flushing.done
     transport.unregisterProducer()
 
 
@@ -131,6 +134,8 @@ def _connect_anywhere(sock: socket.socket, path: Path) -> None:
 
 def grow_buffer(sock: socket.socket) -> None:
     """A large send buffer lets writer and reader work at the same time."""
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 2 * UNIX_BUFFER_BYTES:
+        return  # somebody with more rights did it already, and asking again would shrink it
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
     # The kernel reports twice what it granted.

@@ -138,7 +138,7 @@ def _terms(route: Route, limits: StreamLimits) -> Terms:
     async def closed(orderly: bool) -> None:
         await route.closed(orderly=orderly)
 
-    return Terms(ends_with_local=ends_with_local(route.file), limits=limits, closed=closed)
+    return Terms(name=route.file.name, ends_with_local=ends_with_local(route.file), limits=limits, closed=closed)
 
 
 async def _leave_http(request: Request, answer: bytes) -> Peer:

@@ -215,14 +215,14 @@ class Node:
         return next(self.state.glob(f"tasks/?/{upid}")).read_text()
 
     def left_over(self) -> dict[str, list[str]]:
-        """What a finished tunnel must not leave: sockets but the door's, journals, children of the daemon."""
+        """What a finished tunnel must not leave: sockets but the door's, journals, children of the daemon but fronts."""
         assert self.process is not None
         return {
             "sockets": sorted(
                 path.name for path in self.runtime.glob("*") if path.is_socket() and path.name != "control.sock"
             ),
             "journals": sorted(path.name for path in self.state.glob("journal/*")),
-            "children": children(self.process.pid),
+            "children": [command for command in children(self.process.pid) if "mtunnel_tx.front" not in command],
             "descriptors": descriptors(self.process.pid),
         }
 

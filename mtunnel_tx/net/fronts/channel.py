@@ -1,0 +1,126 @@
+"""Messages between the daemon and a front: small JSON objects, with descriptors, over a pair of SEQPACKET sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mtunnel_tx.net.kinds import Reactor
+
+log = Logger()
+
+MESSAGE_BYTES = 128 * 1024
+"""A chain of certificates and a key have to fit; the kernel's own bound is higher."""
+MOST_SOCKETS = 2
+
+Message = Mapping[str, Any]
+Received = Callable[[Message, list[socket.socket]], None]
+"""Takes a message and the sockets that came with it, which are its own from then on."""
+
+
+def make_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends, for two channels."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+@implementer(IReadWriteDescriptor)
+class Channel:
+    """One end; `closed` is called once, when the other end is gone or the channel was closed.
+
+    Args: sock: of SEQPACKET kind; it belongs to the channel.
+    """
+
+    def __init__(self, reactor: Reactor, sock: socket.socket, received: Received, closed: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._received = received
+        self._closed = closed
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._finishing = self._over = False
+        sock.setblocking(False)
+        reactor.addReader(self)
+
+    def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
+        """Say something; the sockets are duplicated at once. Nothing where the channel is closed."""
+        if self._over or self._finishing:
+            return
+        numbers = [os.dup(sock.fileno()) for sock in sockets]
+        self._queue.append((json.dumps(message).encode("ascii"), numbers))
+        self._push()
+
+    def finish(self) -> None:
+        """Close after everything was sent."""
+        self._finishing = True
+        self._push()
+
+    def close(self) -> None:
+        """Close at once."""
+        if self._over:
+            return
+        self._over = True
+        self._reactor.removeReader(self)
+        self._reactor.removeWriter(self)
+        self._sock.close()
+        while self._queue:
+            _close_all(self._queue.popleft()[1])
+        self._closed()
+
+    def _push(self) -> None:
+        while self._queue and not self._over:
+            data, numbers = self._queue[0]
+            try:
+                socket.send_fds(self._sock, [data], numbers)
+            except BlockingIOError:
+                self._reactor.addWriter(self)
+                return
+            except OSError:
+                self.close()
+                return
+            _close_all(numbers)
+            self._queue.popleft()
+        if not self._over:
+            self._reactor.removeWriter(self)
+            if self._finishing:
+                self.close()
+
+    # What the reactor calls
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def logPrefix(self) -> str:
+        return "front"
+
+    def doWrite(self) -> None:
+        self._push()
+
+    def doRead(self) -> None:
+        try:
+            data, numbers, _, _ = socket.recv_fds(self._sock, MESSAGE_BYTES, MOST_SOCKETS, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, numbers = b"", []
+        if data:
+            self._received(json.loads(data), [socket.socket(fileno=number) for number in numbers])
+        else:
+            self.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.close()
+
+
+def _close_all(numbers: Sequence[int]) -> None:
+    for number in numbers:
+        with suppress(OSError):
+            os.close(number)
