@@ -6,6 +6,7 @@ TESTS = tests
 FUZZ_SECONDS = 60
 FUZZ_TARGETS =
 SOAK_SECONDS = 600
+RELAY_GIB =
 QUICK =
 JOBS = 2
 CELLS =
@@ -17,6 +18,7 @@ help:
 	@echo 'make lint    style and types'
 	@echo 'make fuzz    what reads foreign bytes, led by coverage: make fuzz FUZZ_SECONDS=60 FUZZ_TARGETS=lines'
 	@echo 'make soak    good and hostile traffic against one daemon: make soak SOAK_SECONDS=600'
+	@echo '             or so much through the relay, in mixed streams: make soak RELAY_GIB=200'
 	@echo 'make matrix  every failure in every phase of a running VM on its way; writes docs/matrix.md'
 	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
@@ -39,7 +41,7 @@ fuzz: ready
 	$(PYTHON) -m tests.fuzz.guided $(FUZZ_SECONDS) .fuzz $(FUZZ_TARGETS)
 
 soak: ready
-	$(PYTHON) -m tests.soak $(SOAK_SECONDS)
+	$(if $(RELAY_GIB),$(PYTHON) -m tests.soak.relay $(RELAY_GIB),$(PYTHON) -m tests.soak $(SOAK_SECONDS))
 
 matrix:
 	@tools/set-up test

@@ -26,7 +26,9 @@ class StreamFailed(Exception):
 
 
 class Engine(Protocol):
-    """What TLS does for a stream."""
+    """What TLS does for a stream; `over`: behind what was read there is an end, which the next `read` raises."""
+
+    over: bool
 
     def put(self, data: memoryview) -> None:
         """Take ciphertext from the network, when `read` has found nothing more.
@@ -54,6 +56,7 @@ class PublicEngine:
     """pyOpenSSL as documented; copies once more in each direction."""
 
     def __init__(self, connection: SSL.Connection) -> None:
+        self.over = False
         self._connection = connection
 
     def put(self, data: memoryview) -> None:
@@ -67,6 +70,7 @@ class PublicEngine:
             except SSL.WantReadError:
                 break
             except SSL.Error as error:
+                self.over = True
                 if start > begin:
                     break
                 raise _translate(error) from error
@@ -102,18 +106,26 @@ class NativeEngine:
     """The same by cffi on the OpenSSL objects inside the connection. Raises: AttributeError: they are not there.
 
     OpenSSL reads ciphertext where we received it: `put` gives it a BIO on that memory in the place of pyOpenSSL's own,
-    which clears and copies everything first.
+    which clears and copies everything first. Before the memory is used for something else, `read` has come to the BIO's
+    end: OpenSSL keeps bytes only, of its own, and an empty BIO touches no memory. It lives as long as the engine does.
+
+    Each pointer into a view is released where it was made. Left to the garbage collector, together with its view in one
+    cycle (that of a traceback, say), it crashes Python before 3.11.8 (CPython issue 77894).
     """
 
     def __init__(self, connection: SSL.Connection) -> None:
+        self.over = False
         self._connection: Any = connection
         self._ssl, self._from, bindings = _find_parts(connection)
         self._lib: Any = bindings[0]
         self._ffi: Any = bindings[1]
+        self._data: memoryview | None = None
 
     def put(self, data: memoryview) -> None:
         lib = self._lib
-        bio = lib.BIO_new_mem_buf(self._ffi.from_buffer(data), len(data))
+        self._data = data
+        with self._ffi.from_buffer(data) as base:
+            bio = lib.BIO_new_mem_buf(base, len(data))
         if bio == self._ffi.NULL:
             raise StreamFailed("TLS has no memory")
         # At its end it says "later", not "never".
@@ -125,22 +137,21 @@ class NativeEngine:
     def read(self, view: memoryview, start: int) -> int:
         end, result = self._fill(view, start)
         error = self._error(result) if result <= 0 else None
-        if error is not None and end == start:
-            raise error
+        if error is not None:
+            self.over = True
+            if end == start:
+                raise error
         return end
 
     def _fill(self, view: memoryview, start: int) -> tuple[int, int]:
-        """Returns: the end of what is filled, and OpenSSL's last result.
-
-        Nothing is raised where a pointer into the view lives: a traceback would keep both alive.
-        """
+        """Returns: the end of what is filled, and OpenSSL's last result."""
         end, result, read, ssl = len(view), 1, self._lib.SSL_read, self._ssl
-        base = self._ffi.from_buffer("char[]", view)
-        while start < end:
-            result = read(ssl, base + start, end - start)
-            if result <= 0:
-                break
-            start += result
+        with self._ffi.from_buffer("char[]", view) as base:
+            while start < end:
+                result = read(ssl, base + start, end - start)
+                if result <= 0:
+                    break
+                start += result
         return start, result
 
     def write(self, data: memoryview | bytes) -> None:
@@ -150,14 +161,16 @@ class NativeEngine:
 
     def _push(self, data: memoryview | bytes) -> int:
         """Returns: OpenSSL's last result. pyOpenSSL lets SSL_write return after each record."""
-        base, start, end, result = self._ffi.from_buffer("char[]", data), 0, len(data), 1
-        while start < end and result > 0:
-            result = self._lib.SSL_write(self._ssl, base + start, end - start)
-            start += result
+        start, end, result = 0, len(data), 1
+        with self._ffi.from_buffer("char[]", data) as base:
+            while start < end and result > 0:
+                result = self._lib.SSL_write(self._ssl, base + start, end - start)
+                start += result
         return int(result)
 
     def take(self, view: memoryview) -> int:
-        return max(0, int(self._lib.BIO_read(self._from, self._ffi.from_buffer(view), len(view))))
+        with self._ffi.from_buffer(view) as base:
+            return max(0, int(self._lib.BIO_read(self._from, base, len(view))))
 
     def say_end(self) -> None:
         self._lib.SSL_shutdown(self._ssl)

@@ -38,7 +38,9 @@ def find_native() -> Unmask | None:
     def unmask(view: memoryview, mask: bytes) -> None:
         masker = lib.nvx_xormask_new(mask)
         try:
-            lib.nvx_xormask_process(masker, ffi.from_buffer("uint8_t[]", view), len(view))
+            # Released here and now: see NativeEngine.
+            with ffi.from_buffer("uint8_t[]", view) as base:
+                lib.nvx_xormask_process(masker, base, len(view))
         finally:
             lib.nvx_xormask_free(masker)
 

@@ -170,7 +170,7 @@ class TlsSide:
         while True:
             end = self._decrypt(block, end)
             room_bytes = min(RECEIVE_BYTES, len(block) - end - RECORD_ROOM_BYTES)
-            self.more = room_bytes <= 0 or self._failure is not None
+            self.more = room_bytes <= 0 or self._failure is not None or self._engine.over
             # Where nothing came before a failure, the next line raises it.
             if drained or (self.more and end):
                 return end

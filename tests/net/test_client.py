@@ -25,7 +25,7 @@ from mtunnel_tx.net.stream import StreamLimits
 from mtunnel_tx.net.tls import TlsContext, TlsFactory, fingerprint
 from mtunnel_tx.net.upgrade import upgrade
 from mtunnel_tx.pve.maps import Endpoint
-from tests.net.relaying import MIB, PATIENCE_S, read_all, read_exactly
+from tests.net.scene import MIB, PATIENCE_S, read_all, read_exactly
 from tests.net.test_tls import write_pair
 from tests.net.test_upgrade import FakeRoute
 

@@ -9,7 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from mtunnel_tx.net.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.net.mask import find_native, unmask_slowly
 from mtunnel_tx.net.pump import Pump
-from tests.net.relaying import PATIENCE_S, RelayTests, in_thread
+from tests.net.relaying import RelayTests
+from tests.net.scene import PATIENCE_S, in_thread
 
 
 class PumpTests(RelayTests):

@@ -11,6 +11,8 @@ from mtunnel_tx.net.sides import BLOCK_BYTES, RECEIVE_BYTES, Blocks, TlsSide
 class PlainEngine:
     """TLS that changes nothing."""
 
+    over = False
+
     def __init__(self):
         self.bytes = b""
 

@@ -16,7 +16,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.net.tls import TlsContext, TlsFactory, fingerprint, make_certificate
-from tests.net.relaying import PATIENCE_S, client_context, read_all
+from tests.net.scene import PATIENCE_S, client_context, read_all
 
 
 def write_pair(folder, name="node", mode=0o600):

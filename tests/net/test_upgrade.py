@@ -23,7 +23,7 @@ from mtunnel_tx.net.relay import ReactorRelays
 from mtunnel_tx.net.stream import StreamLimits
 from mtunnel_tx.net.tls import TlsContext, TlsFactory
 from mtunnel_tx.net.upgrade import upgrade
-from tests.net.relaying import MIB, PATIENCE_S, TlsSocket, in_thread, read_all
+from tests.net.scene import MIB, PATIENCE_S, TlsSocket, in_thread, read_all
 from tests.net.test_tls import write_pair
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="

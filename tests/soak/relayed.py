@@ -1,0 +1,116 @@
+"""`python -m tests.soak.relayed FOLDER [pump|reactor][,gc]`: what the relay's soak works on, a process of its own.
+
+Real TLS, HTTP, upgrade and relay; each request `GET /NAME?abort_s=S` leads to the UNIX socket FOLDER/NAME, and is ended
+by us after so many seconds where that is not 0. Says its port first, then one line of JSON about each stream's end.
+With `gc` garbage is collected all the time, which brings out what holds memory that it should not.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor as the_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import LoopingCall
+from twisted.logger import globalLogBeginner, textFileLogObserver
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.net.certificate import make_certificate
+from mtunnel_tx.net.link import Link, Outcome, Relays
+from mtunnel_tx.net.peer import dial
+from mtunnel_tx.net.pump import Pump
+from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.net.stream import StreamLimits
+from mtunnel_tx.net.tls import TlsContext, TlsFactory
+from mtunnel_tx.net.upgrade import upgrade
+
+reactor: Any = the_reactor
+RELAYS = {"pump": Pump, "reactor": ReactorRelays}
+LIMITS = StreamLimits(half_close_s=300, linger_s=30)
+
+
+class Route:
+    """Where a stream leads."""
+
+    vmid, token = 100, "soak@pve!t1"
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def opened(self, stream: object) -> None:
+        """Everybody may."""
+
+    async def closed(self, *, orderly: bool) -> None:
+        """Nobody wants to know."""
+
+
+class Door(Resource):
+    """Upgrades everything."""
+
+    def __init__(self, folder: Path, relays: Relays) -> None:
+        super().__init__()
+        self.folder = folder
+        self.relays = relays
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        return self
+
+    def render_GET(self, request: Any) -> int:
+        Deferred.fromCoroutine(self.answer(request))
+        return NOT_DONE_YET
+
+    async def answer(self, request: Any) -> None:
+        name, abort_s = request.path.decode().strip("/"), float(request.args[b"abort_s"][0])
+        try:
+            local = await dial(reactor, self.folder / name)
+            link = await upgrade(
+                request, local, Route(self.folder / name), relays=self.relays, limits=LIMITS, reactor=reactor
+            )
+        except (ConnectionLost, TunnelError) as error:
+            say(name=name, refused=str(error))
+        else:
+            self.follow(link, name, abort_s)
+
+    def follow(self, link: Link, name: str, abort_s: float) -> None:
+        abort = reactor.callLater(abort_s, link.abort) if abort_s else None
+
+        def tell(outcome: Outcome) -> None:
+            if abort is not None and abort.active():
+                abort.cancel()
+            say(name=name, orderly=outcome.orderly, bytes_in=outcome.bytes_in, bytes_out=outcome.bytes_out)
+
+        link.done.addCallback(tell)
+
+
+def say(**words: object) -> None:
+    print(json.dumps(words), flush=True)
+
+
+def main(folder: str, relays: str = "pump") -> None:
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
+    root = Path(folder)
+    made = make_certificate("soak")
+    for name, data in (("certificate.pem", made.certificate), ("key.pem", made.key)):
+        (root / name).touch(mode=0o600)
+        (root / name).write_bytes(data)
+    context = TlsContext(root / "certificate.pem", root / "key.pem")
+    relays, _, collects = relays.partition(",")
+    if collects:
+        gc.set_threshold(20, 2, 2)
+        LoopingCall(gc.collect).start(0.02)
+    site = Site(Door(root, RELAYS[relays](reactor)))
+    site.noisy = False
+    port = reactor.listenTCP(0, TlsFactory(context, site, reactor), interface="127.0.0.1", backlog=256)
+    say(port=port.getHost().port)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
