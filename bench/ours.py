@@ -27,6 +27,7 @@ CONFIG = """\
 node = "{node}"
 listen = ["tcp:{port}:interface=127.0.0.1"]
 workers = {workers}
+user = "nobody"
 state_dir = "{folder}/state"
 runtime_dir = "{folder}/run"
 [commands]

@@ -187,6 +187,10 @@ class Daemon(Service):
         """Where the daemon listens, as `HOST:PORT` or a path."""
         return [_shown(port.getHost()) for port in self._ports]
 
+    def fronts(self) -> list[dict[str, int]]:
+        """The processes that carry streams, as `mtunnel status` shows them."""
+        return self._crew.status() if self._crew else []
+
     def _join(self) -> tuple[Registry, Parts]:
         settings, reactor = self._settings, self._reactor
         threads = Threads(reactor, self._pool)
@@ -291,6 +295,7 @@ class Door:
             "version": __version__,
             "pid": os.getpid(),
             "listening": self._daemon.addresses(),
+            "fronts": self._daemon.fronts(),
             "draining": self._registry.draining,
             "tunnels": [asdict(tunnel) for tunnel in self._registry.live()],
             "held": {str(vmid): reason for vmid, reason in sorted(self._registry.held.items())},

@@ -52,9 +52,9 @@ def exchange(node: Node, request: bytes) -> bytes:
 
 
 class RawWebsocket:
-    """A websocket whose frames are made by hand."""
+    """A websocket whose frames are made by hand; `more` is sent behind the request at once."""
 
-    def __init__(self, node: Node, vmid: int, path: str, ticket: str, *lines: str) -> None:
+    def __init__(self, node: Node, vmid: int, path: str, ticket: str, *lines: str, more: bytes = b"") -> None:
         query = f"ticket={quote(ticket, safe='')}&socket={quote(path, safe='')}"
         headers = lines or (
             "Upgrade: websocket",
@@ -63,7 +63,8 @@ class RawWebsocket:
             f"Sec-WebSocket-Key: {KEY}",
         )
         self.sock = secure(node)
-        self.sock.sendall(head(node, "GET", f"/nodes/{node.name}/qemu/{vmid}/mtunnelwebsocket?{query}", *headers))
+        target = f"/nodes/{node.name}/qemu/{vmid}/mtunnelwebsocket?{query}"
+        self.sock.sendall(head(node, "GET", target, *headers) + more)
         answer = b""
         while b"\r\n\r\n" not in answer:
             data = self.sock.recv(65536)

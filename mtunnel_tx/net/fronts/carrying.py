@@ -32,7 +32,7 @@ from mtunnel_tx.ports import Timer
 
 log = Logger()
 
-OBEY_S = 10.0
+OBEY_S = 5.0
 """A front that was told to end a stream and has not done so by then is killed."""
 GRANT_AGAIN_S = 0.05
 FRONT_ENDED = "the process that carried it has ended"

@@ -129,6 +129,11 @@ class Crew:
             keeper.cancel()
             await keeper
 
+    def status(self) -> list[dict[str, int]]:
+        """Of each front that works its process, its connections, and those of them that may be busy."""
+        able = [front for front in self._fronts.values() if front.takes]
+        return [{"pid": front.child.pid, "connections": len(front.lanes), "busy": front.load} for front in able]
+
     def _begin(self, number: int) -> Front:
         front = self._fronts[number] = Front(self._reactor, number, self._spawn)
         self._tell_certificate(front)
