@@ -27,15 +27,15 @@ from mtunnel_tx.backends.access import FileAccess
 from mtunnel_tx.backends.files import Threads, create_file
 from mtunnel_tx.backends.fronts import FrontProgram
 from mtunnel_tx.backends.guests import GuestFiles
-from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.journal import FileJournal
-from mtunnel_tx.backends.machines import StoppedMachines
+from mtunnel_tx.backends.proxmox import ProxmoxMachines
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.backends.systemd import Notifier
 from mtunnel_tx.backends.tasks import FileTasks
 from mtunnel_tx.config import Settings, make_private_directory
 from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
+from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.api import make_site
 from mtunnel_tx.net.certificate import Certificate, fingerprint
 from mtunnel_tx.net.control import listen_control
@@ -58,15 +58,6 @@ from mtunnel_tx.tunnel.world import Limits, World
 log = Logger()
 THREADS = 8
 NETWORK = Path("/sys/class/net")
-KEPT_VARIABLES = (
-    "XDG_CONFIG_HOME",
-    "XDG_STATE_HOME",
-    "XDG_RUNTIME_DIR",
-    "TMPDIR",
-    "COVERAGE_PROCESS_START",
-    "PYTHONPATH",
-)
-"""What a child needs besides PATH and HOME to find the same files."""
 
 
 class Daemon(Service):
@@ -95,7 +86,7 @@ class Daemon(Service):
         self._lock: IO[bytes] | None = None
         self._crew = make_crew(settings, reactor, Pump(reactor)) if settings.workers else None
         self._relays: Relays = self._crew.relays if self._crew else Pump(reactor)
-        self._machines: QemuMachines | StoppedMachines = StoppedMachines()
+        self._machines: QemuMachines | ProxmoxMachines | None = None
         self._starting: Deferred[None] | None = None
         self.registry: Registry | None = None
 
@@ -124,7 +115,7 @@ class Daemon(Service):
             await self._crew.stop()
         if self._door is not None:
             await self._door.close()
-        if isinstance(self._machines, QemuMachines):
+        if self._machines is not None:
             self._machines.close()
         self._pool.stop()
         if self._lock is not None:
@@ -144,7 +135,8 @@ class Daemon(Service):
 
     async def _start(self) -> None:
         settings = self._settings
-        for folder in (settings.state_dir, settings.runtime_dir):
+        own = () if settings.profile == "proxmox" else (settings.machine_dir,)
+        for folder in (settings.state_dir, settings.runtime_dir, *own):
             make_private_directory(folder)
         settings.lock_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock_state(settings.state_dir)
@@ -153,7 +145,7 @@ class Daemon(Service):
         self._door = await listen_door(
             self._reactor, settings.runtime_dir / "control.sock", door.commands, settings.limits
         )
-        if isinstance(self._machines, QemuMachines):
+        if self._machines is not None:
             await self._machines.prepare()
         await registry.recover()
         self.registry = registry
@@ -195,10 +187,10 @@ class Daemon(Service):
         settings, reactor = self._settings, self._reactor
         threads = Threads(reactor, self._pool)
         access = FileAccess(settings.pve_dir, reactor)
-        guests = GuestFiles(threads, reactor, pve_dir=settings.pve_dir, lock_dir=settings.lock_dir, node=settings.node)
-        storage = make_storage(settings, reactor, os.environ)
+        guests = make_guests(threads, settings)
+        storage = make_storage(reactor, settings)
         tasks = FileTasks(settings.state_dir, settings.node, reactor)
-        machines = self._machines = self._make_machines(threads, storage)
+        machines = self._machines = self._make_machines(threads, guests, storage)
         world = World(
             access=access,
             guests=guests,
@@ -212,6 +204,7 @@ class Daemon(Service):
             random_bytes=os.urandom,
             ticket_key=_ticket_key(settings.state_dir / "ticket.key"),
             runtime_dir=settings.runtime_dir,
+            machine_dir=settings.machine_dir,
             limits=_tunnel_limits(settings),
         )
         registry = Registry(world)
@@ -230,15 +223,12 @@ class Daemon(Service):
         )
         return registry, parts
 
-    def _make_machines(self, threads: Threads, storage: PvesmStorage) -> QemuMachines | StoppedMachines:
-        """Plain QEMU on a standalone host."""
-        settings = self._settings
-        if settings.profile == "proxmox":
-            return StoppedMachines()
-        facts = HostFacts(self._reactor, os.environ)
-        return QemuMachines(
-            self._reactor, threads=threads, facts=facts, storage=storage, runtime_dir=settings.runtime_dir
-        )
+    def _make_machines(
+        self, threads: Threads, guests: GuestFiles, storage: PvesmStorage
+    ) -> QemuMachines | ProxmoxMachines:
+        if self._settings.profile == "proxmox":
+            return make_proxmox_machines(self._reactor, self._settings, guests)
+        return make_machines(threads, self._settings, storage)
 
     def _stop_reactor(self) -> None:
         self._reactor.stop()
@@ -324,21 +314,6 @@ def make_crew(settings: Settings, reactor: Any, here: Relays) -> Crew:
     program = FrontProgram(reactor, os.environ, user=settings.user, label=str(settings.state_dir))
     handshake_s = settings.limits.handshake_s
     return Crew(reactor, count=settings.workers, spawn=program.spawn, here=here, handshake_s=handshake_s)
-
-
-def make_storage(settings: Settings, reactor: Any, environ: Mapping[str, str]) -> PvesmStorage:
-    """The storages of a node, driven through its `pvesm`, which finds the same configuration."""
-    kept = {name: value for name, value in environ.items() if name in KEPT_VARIABLES}
-    if settings.file is not None:
-        kept["MTUNNEL_CONFIG"] = str(settings.file)
-    return PvesmStorage(
-        reactor,
-        command=settings.commands.pvesm,
-        environ=kept,
-        pve_dir=settings.pve_dir,
-        owner=str(settings.state_dir),
-        output_bytes=settings.limits.child_output_bytes,
-    )
 
 
 def _lock_state(state_dir: Path) -> IO[bytes]:

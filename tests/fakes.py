@@ -11,7 +11,6 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from mtunnel_tx.backends.machines import StoppedMachines
 from mtunnel_tx.errors import BackendFailed, NotFound, TunnelError, WrongState
 from mtunnel_tx.ports import Answerer, GuestEntry, ImportRequest, Incoming, MachineState, Volume
 from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
@@ -20,6 +19,7 @@ from mtunnel_tx.pve.storagecfg import parse_storage_config
 from mtunnel_tx.pve.users import parse_user_config
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.world import Limits, World
+from tests.stopped import StoppedMachines
 
 NODE = "pvetest"
 TOKEN = "mig@pve!t1"
@@ -386,6 +386,7 @@ class FakeWorld:
             random_bytes=bytes,
             ticket_key=bytes(32),
             runtime_dir=Path(runtime_dir),
+            machine_dir=Path(runtime_dir),
             limits=Limits(),
         )
         self.registry = Registry(self.world)

@@ -268,6 +268,8 @@ class Directories(Case):
         too_long = "/" + "ü" * (LONGEST_RUNTIME_DIR // 2) + "r"
         error = self.assertRaises(ConfigError, self.load, f'runtime_dir = "{too_long}"')
         self.assertIn("runtime_dir: must have at most 85 bytes for the sockets in it, has 86: /ü", error.text)
+        error = self.assertRaises(ConfigError, self.load, f'machine_dir = "{too_long}"')
+        self.assertIn("machine_dir: must have at most 85 bytes", error.text)
 
     def test_a_private_directory_is_made_once(self):
         path = self.folder / "a" / "b"

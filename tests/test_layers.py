@@ -14,8 +14,9 @@ ROOTS = {"tap", "cli", "daemon", "front"}
 EVERYTHING = {"wire", "pve", "ports", "errors", "config", "tunnel", "net", "backends", "source", "pvesm"}
 ALLOWED = {
     "tap": EVERYTHING | {"daemon"},
-    "daemon": EVERYTHING,
-    "cli": EVERYTHING | {"daemon"},
+    "daemon": EVERYTHING | {"local"},
+    "local": {"backends", "config"},
+    "cli": EVERYTHING | {"local"},
     "net": {"tunnel", "wire", "pve", "ports", "errors", "config"},
     "front": {"net", "wire", "ports", "errors"},
     "source": {"net", "wire", "pve", "ports", "errors"},

@@ -294,15 +294,21 @@ def _session_members(session: int) -> Iterator[int]:
 
 
 async def run(
-    reactor: Any, argv: Sequence[str], env: Mapping[str, str], timeout_s: float, *, name: str | None = None
+    reactor: Any,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    timeout_s: float,
+    *,
+    name: str | None = None,
+    given: bytes = b"",
 ) -> str:
     """Run a program to its end.
 
-    Args: name: what errors call it.
+    Args: name: what errors call it. given: its standard input, at most 4 KiB.
     Returns: its output, both kinds.
     Raises: BackendFailed: its exit code and the last 4 KiB of its output; TimedOut: it was killed.
     """
-    child = spawn_child(reactor, argv, env)
+    child = spawn_child(reactor, argv, env, given=given)
     name = name or _name(argv)
     try:
         output = await _collect(child, reactor.seconds() + timeout_s, reactor)

@@ -116,7 +116,7 @@ class QemuMachines:
         async with self._launched(setup) as machine, machine.monitor(START_S) as monitor:
             await monitor.call("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
             if incoming.nbd_socket is not None:
-                await _export(monitor, incoming.nbd_socket, list(incoming.exports))
+                await export_nodes(monitor, incoming.nbd_socket, {key: f"drive-{key}" for key in incoming.exports})
         return None
 
     async def local_start(self, vmid: int, conf: GuestConfig, report: Report) -> None:
@@ -144,7 +144,7 @@ class QemuMachines:
                 return
             if machine.record.incoming and not await self._until_settled(machine):
                 raise WrongState(f"the state of VM {vmid} has not arrived in full")
-            await _wake(monitor, await machine.status())
+            await wake(monitor, await machine.status())
 
     async def _until_settled(self, machine: Machine) -> bool:
         return await machine.until_whole(self._whole_s) and await machine.status() != "inmigrate"
@@ -161,11 +161,7 @@ class QemuMachines:
     async def stop_nbd(self, vmid: int) -> None:
         """See ports.Hypervisor. Success where no server runs."""
         async with self._get(vmid).monitor() as monitor:
-            try:
-                await monitor.call("nbd-server-stop", wait_s=EXPORT_S)
-            except CommandFailed as error:
-                if _NO_SERVER not in error.reason:
-                    raise
+            await stop_exports(monitor)
 
     async def trim(self, vmid: int, report: Report) -> None:
         """See ports.Hypervisor."""
@@ -341,17 +337,27 @@ def _own_mtu(nic: Nic) -> int:
     return bridge_mtu(nic.options["bridge"]) if mtu == 1 and "bridge" in nic.options else mtu
 
 
-async def _export(monitor: Monitor, path: Path, keys: list[str]) -> None:
-    """An NBD server that has each drive, writable."""
+async def export_nodes(monitor: Monitor, path: Path, nodes: Mapping[str, str]) -> None:
+    """An NBD server that has each drive, writable, as `drive-KEY`. Args: nodes: block nodes by drive key."""
     address: Mapping[str, Any] = {"type": "unix", "data": {"path": str(path)}}
     await monitor.call("nbd-server-start", {"addr": address}, wait_s=EXPORT_S)
-    for key in keys:
+    for key, node in nodes.items():
         name = f"drive-{key}"
-        export = {"type": "nbd", "id": name, "node-name": name, "name": name, "writable": True}
+        export = {"type": "nbd", "id": name, "node-name": node, "name": name, "writable": True}
         await monitor.call("block-export-add", export, wait_s=EXPORT_S)
 
 
-async def _wake(monitor: Monitor, status: str) -> None:
+async def stop_exports(monitor: Monitor) -> None:
+    """End the NBD server, where there is one."""
+    try:
+        await monitor.call("nbd-server-stop", wait_s=EXPORT_S)
+    except CommandFailed as error:
+        if _NO_SERVER not in error.reason:
+            raise
+
+
+async def wake(monitor: Monitor, status: str) -> None:
+    """Let a VM in this state run."""
     if status == "running":
         return
     if status in _RESETTING:

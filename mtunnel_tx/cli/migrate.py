@@ -20,14 +20,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.files import Threads
-from mtunnel_tx.backends.guests import GuestFiles
-from mtunnel_tx.backends.host import HostFacts
-from mtunnel_tx.backends.qemu import QemuMachines
-from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
 from mtunnel_tx.config import Settings
-from mtunnel_tx.daemon import make_storage
 from mtunnel_tx.errors import BadRequest, TunnelError
+from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.net.client import open_stream, pinned_agent
 from mtunnel_tx.net.link import Link
 from mtunnel_tx.net.pump import Pump
@@ -41,7 +37,6 @@ from mtunnel_tx.source.target import TargetApi, learn_fingerprint
 FAILED = 1
 USAGE = 2
 SIGNALLED = 128
-PROXMOX_MONITORS = Path("/run/qemu-server")
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
 
 _DESCRIPTION = """\
@@ -164,14 +159,15 @@ async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, dis
     async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Link:
         return await open_stream(reactor, endpoint, path_query, sock, relays=relays, ends_with_peer=ends_with_peer)
 
-    storage = make_storage(settings, reactor, os.environ)
+    storage, threads = make_storage(reactor, settings), Threads(reactor, reactor.getThreadPool())
     try:
         yield World(
             reactor=reactor,
-            guests=make_guests(reactor, settings),
+            guests=make_guests(threads, settings),
             storage=storage,
-            running=partial(is_running, find_monitors(settings)),
-            machines=make_machines(reactor, settings, storage),
+            running=partial(is_running, settings.machine_dir),
+            # Where they are Proxmox's, its own source sends them.
+            machines=make_machines(threads, settings, storage) if settings.profile == "standalone" else None,
             runtime_dir=settings.runtime_dir,
             target=make_target(reactor, endpoint),
             dial=dial,
@@ -179,21 +175,6 @@ async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, dis
         )
     finally:
         await relays.stop()
-
-
-def make_machines(reactor: Any, settings: Settings, storage: PvesmStorage) -> QemuMachines | None:
-    """The running VMs of this host; None where they are Proxmox's."""
-    if settings.profile == "proxmox":
-        return None
-    threads = Threads(reactor, reactor.getThreadPool())
-    facts = HostFacts(reactor, os.environ)
-    return QemuMachines(reactor, threads=threads, facts=facts, storage=storage, runtime_dir=settings.runtime_dir)
-
-
-def make_guests(reactor: Any, settings: Settings) -> GuestFiles:
-    """The configs of this node."""
-    threads = Threads(reactor, reactor.getThreadPool())
-    return GuestFiles(threads, reactor, pve_dir=settings.pve_dir, lock_dir=settings.lock_dir, node=settings.node)
 
 
 def make_target(reactor: Any, endpoint: Endpoint) -> TargetApi:
@@ -206,11 +187,6 @@ async def complete(reactor: Any, endpoint: Endpoint) -> Endpoint:
     if endpoint.fingerprint is not None:
         return endpoint
     return replace(endpoint, fingerprint=await learn_fingerprint(make_target(reactor, endpoint)))
-
-
-def find_monitors(settings: Settings) -> Path:
-    """The folder of the VMs' monitor sockets."""
-    return PROXMOX_MONITORS if settings.profile == "proxmox" else settings.runtime_dir
 
 
 def is_running(monitors: Path, vmid: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,15 +12,14 @@ from typing import Any
 
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.guests import GuestFiles
-from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.cli.acl import print_table
-from mtunnel_tx.cli.migrate import FAILED, make_guests, read_vmid, run_reactor
+from mtunnel_tx.cli.migrate import FAILED, read_vmid, run_reactor
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
-from mtunnel_tx.daemon import make_storage
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
+from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.values import clean
 
@@ -70,16 +68,10 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
     act: Callable[[argparse.Namespace, Host], Awaitable[None]] = args.act
     machines = None
     try:
-        make_private_directory(settings.runtime_dir)
+        make_private_directory(settings.machine_dir)
         threads = Threads(reactor, reactor.getThreadPool())
-        machines = QemuMachines(
-            reactor,
-            threads=threads,
-            facts=HostFacts(reactor, os.environ),
-            storage=make_storage(settings, reactor, os.environ),
-            runtime_dir=settings.runtime_dir,
-        )
-        await act(args, Host(make_guests(reactor, settings), machines, FileJournal(threads, settings.state_dir)))
+        machines = make_machines(threads, settings, make_storage(reactor, settings))
+        await act(args, Host(make_guests(threads, settings), machines, FileJournal(threads, settings.state_dir)))
     except TunnelError as error:
         print(f"mtunnel vm: {clean(error.text)}", file=sys.stderr)
         return FAILED

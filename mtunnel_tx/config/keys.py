@@ -124,6 +124,13 @@ KEYS: tuple[Key, ...] = (
         f"sockets; at most {LONGEST_RUNTIME_DIR} bytes long, as a UNIX socket's path ends at {LONGEST_SOCKET_PATH}",
     ),
     _key(
+        "machine_dir",
+        absolute_path,
+        lambda v, _: Path("/run/qemu-server") if v["profile"] == "proxmox" else v["runtime_dir"],
+        "RUNTIME_DIR; proxmox: /run/qemu-server",
+        "the virtual machines' own sockets and pid files; as short as `runtime_dir`",
+    ),
+    _key(
         "pve_dir",
         absolute_path,
         lambda v, _: Path("/etc/pve") if v["profile"] == "proxmox" else v["state_dir"] / "pve",
@@ -164,7 +171,7 @@ KEYS: tuple[Key, ...] = (
         arguments,
         lambda *_: ("qm",),
         "qm",
-        "starts virtual machines in the `proxmox` profile; unused in `standalone`",
+        "starts virtual machines in the `proxmox` profile, with its first arguments if it is a list",
     ),
     _key(
         "forward.api",

@@ -50,6 +50,8 @@ class _Reader:
         flat = dict(self._flatten(given))
         values = self._values(flat)
         self._refuse(flat)
+        for name in ("runtime_dir", "machine_dir"):
+            self._check_length(name, values[name])
         self._check_runtime_dir(values["runtime_dir"])
         tables = {name: _below(values, name) for name in TABLES}
         return Settings(
@@ -105,11 +107,13 @@ class _Reader:
         for name in unknown:
             raise self._error(name, "no such key")
 
-    def _check_runtime_dir(self, path: Path) -> None:
+    def _check_length(self, name: str, path: Path) -> None:
         length = len(os.fsencode(path))
         if length > LONGEST_RUNTIME_DIR:
             reason = f"must have at most {LONGEST_RUNTIME_DIR} bytes for the sockets in it, has {length}: {path}"
-            raise self._error("runtime_dir", reason)
+            raise self._error(name, reason)
+
+    def _check_runtime_dir(self, path: Path) -> None:
         if path.parent == self._host.temp_dir and os.path.lexists(path):
             check_private_directory(path)
 

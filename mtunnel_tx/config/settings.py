@@ -92,6 +92,7 @@ class Settings:
     pve_dir: Path
     state_dir: Path
     runtime_dir: Path
+    machine_dir: Path
     lock_dir: Path
     tls: Tls
     commands: Commands

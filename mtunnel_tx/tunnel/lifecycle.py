@@ -91,7 +91,7 @@ class Keeper:
     def _remove_sockets(self, vmid: int) -> None:
         """A QEMU that was killed leaves them behind."""
         for suffix in (".migrate", "_nbd.migrate"):
-            (self._world.runtime_dir / f"{vmid}{suffix}").unlink(missing_ok=True)
+            (self._world.machine_dir / f"{vmid}{suffix}").unlink(missing_ok=True)
 
     async def keep(self, ledger: Ledger) -> None:
         """The VM is ours: finish an `unlock` that was announced, and forget the journal."""

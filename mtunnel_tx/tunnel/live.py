@@ -46,7 +46,7 @@ class Tunnel:
         self.warnings = 0
         self.ledger = ledger
         self.own = Ownership(world.storage, ledger, task)
-        self.sockets = SocketTable(vmid, token, world.runtime_dir, world.limits.streams_per_tunnel)
+        self.sockets = SocketTable(vmid, token, (world.runtime_dir, world.machine_dir), world.limits.streams_per_tunnel)
         self.disk_import: DiskImport | None = None
         self.drives: dict[str, str] = {}
         self.watch: Task | None = None

@@ -42,15 +42,18 @@ class Socket:
 
 
 class SocketTable:
-    """All sockets of one tunnel by wire name, and all relays that lead to them."""
+    """All sockets of one tunnel by wire name, and all relays that lead to them.
 
-    def __init__(self, vmid: int, token: str, runtime_dir: Path, most_streams: int) -> None:
+    Args: folders: of the tunnel's own sockets, and of those that QEMU makes.
+    """
+
+    def __init__(self, vmid: int, token: str, folders: tuple[Path, Path], most_streams: int) -> None:
         self.vmid = vmid
         self.token = token
         self.most_streams = most_streams
         self.passages: list[Passage] = []
         self.bytes_before = (0, 0)
-        self._dir = runtime_dir
+        self._own_dir, self._machine_dir = folders
         self._sockets: dict[str, Socket] = {}
 
     def name(self, suffix: str) -> str:
@@ -58,8 +61,9 @@ class SocketTable:
         return f"{WIRE_DIR}/{self.vmid}{suffix}"
 
     def file(self, suffix: str) -> Path:
-        """The socket file in this daemon's runtime directory."""
-        return self._dir / f"{self.vmid}{suffix}"
+        """The socket file on this host."""
+        folder = self._machine_dir if suffix.endswith(".migrate") else self._own_dir
+        return folder / f"{self.vmid}{suffix}"
 
     def add(self, suffix: str, *, single: bool = False, ended: Ended = _ignore) -> Socket:
         """Let websockets lead to a socket from now on."""

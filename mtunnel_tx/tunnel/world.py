@@ -28,8 +28,8 @@ class Limits:
 class World:
     """The ports, joined by the composition root.
 
-    `runtime_dir` holds the socket files; `ticket_key` is 32 bytes; `random_bytes(n)` fills MAC addresses;
-    `bridge_exists(name)` looks at this host's network.
+    `runtime_dir` holds the socket files of tunnels, `machine_dir` those of QEMU; `ticket_key` is 32 bytes;
+    `random_bytes(n)` fills MAC addresses; `bridge_exists(name)` looks at this host's network.
     """
 
     access: Access
@@ -44,4 +44,5 @@ class World:
     random_bytes: Callable[[int], bytes]
     ticket_key: bytes
     runtime_dir: Path
+    machine_dir: Path
     limits: Limits

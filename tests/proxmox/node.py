@@ -15,10 +15,11 @@ CONFIG = """\
 profile = "proxmox"
 pve_dir = "{{root}}/etc/pve"
 lock_dir = "{{root}}/lock/qemu-server"
+machine_dir = "{{root}}/qemu-server"
 
 [commands]
 pvesm = {pvesm}
-qm = [{python}, {qm}, "{{root}}/run", "{{root}}/lock/qemu-server"]
+qm = [{python}, {qm}, "{{root}}/qemu-server", "{{root}}/lock/qemu-server", "{{root}}/etc/pve"]
 """
 
 STORAGES = """\
@@ -42,7 +43,8 @@ class ProxmoxNode(Node):
         self.own = self.pve / "nodes" / self.name
         for folder in (self.own / "qemu-server", self.own / "lxc", self.own / "priv", self.pve / "priv"):
             folder.mkdir(parents=True)
-        for folder in (self.pve / "firewall", self.locks):
+        self.machines = self.root / "qemu-server"
+        for folder in (self.pve / "firewall", self.locks, self.machines):
             folder.mkdir(parents=True)
         (self.pve / "local").symlink_to(f"nodes/{self.name}")
         (self.pve / "qemu-server").symlink_to(f"nodes/{self.name}/qemu-server")

@@ -1,9 +1,10 @@
 """A `qm` of the tests' own, as the daemon calls it: `qm start VMID --skiplock 1 --stateuri unix …`.
 
-Where it finds things stands in front of that, in `commands.qm`: RUNTIME_DIR LOCK_DIR.
+Where it finds things stands in front of that, in `commands.qm`: MACHINE_DIR LOCK_DIR PVE_DIR.
 
 Like Proxmox's, it takes the VM's lock (so whoever holds it meanwhile waits for ever), reads its input to the end (a
-SPICE ticket), and leaves a QEMU behind that waits for its state on the VM's sockets. It writes down what it was given.
+SPICE ticket), starts what the VM's own config says, and leaves a QEMU behind that waits for its state on the VM's
+socket. It writes down what it was given.
 """
 
 from __future__ import annotations
@@ -14,31 +15,71 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mtunnel_tx.backends.cmdline import Setup, command_line
+from mtunnel_tx.backends.drives import VolumeFile, look_at_file, volumes
+from mtunnel_tx.backends.host import Host
+from mtunnel_tx.pve.guestconf import parse_guest_config
+from mtunnel_tx.pve.hardware import read_hardware
 
-def main(runtime: Path, locks: Path, argv: list[str]) -> int:
+SPICE_PORT = 61000
+OPTIONS = {"--skiplock", "--stateuri", "--migratedfrom", "--machine", "--force-cpu", "--nets-host-mtu"}
+
+
+def main(folder: Path, locks: Path, pve: Path, argv: list[str]) -> int:
     """Returns: the exit status."""
     if argv[:1] != ["start"] or len(argv) < 2:
         print(f"unknown command '{' '.join(argv)}'", file=sys.stderr)
         return 255
     vmid, options = argv[1], dict(zip(argv[2::2], argv[3::2], strict=True))
+    if not options.keys() <= OPTIONS or options["--stateuri"] != "unix":
+        print("400 unable to parse option", file=sys.stderr)
+        return 255
     given = sys.stdin.read()
+    (folder / f"{vmid}.qm.json").write_text(json.dumps({"options": options, "input": given}))
     with (locks / f"lock-{vmid}.conf").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        start(runtime, vmid, options, given)
+        conf = pve / "nodes" / options["--migratedfrom"] / "qemu-server" / f"{vmid}.conf"
+        status = start(folder, int(vmid), options, conf.read_text())
+    if status == 0:
+        print(f"migration listens on unix:/run/qemu-server/{vmid}.migrate")
+        if given.startswith("spice_ticket: "):
+            print(f"spice listens on port {SPICE_PORT}")
+    return status
+
+
+def start(folder: Path, vmid: int, options: dict[str, str], text: str) -> int:
+    """Real QEMU, paused, with a monitor; it outlives us."""
+    conf = parse_guest_config(text)
+    conf.options["machine"] = options.get("--machine", "pc-i440fx-7.2")
+    hardware = read_hardware(conf, local=True)
+    setup = Setup(
+        vmid=vmid,
+        hardware=hardware,
+        host=Host(machines=frozenset(), has_kvm=False, has_vhost_net=False, roms=frozenset()),
+        runtime_dir=folder,
+        files={key: file_of(drive.volume) for key, drive in volumes(hardware)},
+        listen_on=folder / f"{vmid}.migrate",
+        cpu=options.get("--force-cpu"),
+    )
+    argv = [*as_proxmox(command_line(setup), folder / str(vmid)), "-pidfile", f"{folder / str(vmid)}.pid", "-daemonize"]
+    done = subprocess.run(argv, check=False, timeout=30, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        print(f"start failed: QEMU exited with code {done.returncode}", file=sys.stderr)
+        return 255
     return 0
 
 
-def start(runtime: Path, vmid: str, options: dict[str, str], given: str) -> None:
-    """Real QEMU, paused, with a monitor; it outlives us."""
-    (runtime / f"{vmid}.qm.json").write_text(json.dumps({"options": options, "input": given}))
-    argv = [
-        "qemu-system-x86_64",
-        *("-machine", options.get("--machine", "pc"), "-accel", "tcg", "-m", "64", "-display", "none", "-nodefaults"),
-        *("-S", "-incoming", f"unix:{runtime / vmid}.migrate", "-daemonize"),
-        *("-qmp", f"unix:{runtime / vmid}.qmp,server=on,wait=off", "-pidfile", f"{runtime / vmid}.pid"),
-    ]
-    subprocess.run(argv, check=True, timeout=30, start_new_session=True)
+def file_of(volume: str) -> VolumeFile:
+    argv = [sys.executable, "-P", "-m", "mtunnel_tx.pvesm", "path", volume]
+    return look_at_file(subprocess.run(argv, check=True, capture_output=True, text=True, timeout=30).stdout.strip())
+
+
+def as_proxmox(argv: list[str], stem: Path) -> list[str]:
+    """A monitor by its path, and no sandbox: with one, QEMU does not go into the background."""
+    at = argv.index("-sandbox")
+    argv = [*argv[:at], *argv[at + 2 :]]
+    return [f"socket,id=qmp,path={stem}.qmp,server=on,wait=off" if "id=qmp,fd=" in word else word for word in argv]
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(*map(Path, sys.argv[1:4]), sys.argv[4:]))

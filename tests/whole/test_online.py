@@ -63,10 +63,13 @@ class OnlineCase(SynchronousTestCase):
     def setUp(self) -> None:
         if shutil.which(PROGRAM) is None:
             raise SkipTest(f"{PROGRAM} is not installed: NO RUNNING VM IS MOVED IN THESE TESTS")
-        self.here, self.there = Node("here"), Node("there").start()
+        self.here, self.there = Node("here"), self.make_target()
         for node in (self.here, self.there):
             self.addCleanup(node.close)
             self.addCleanup(self.kill_machines, node)
+
+    def make_target(self) -> Node:
+        return Node("there").start()
 
     def kill_machines(self, node: Node) -> None:
         for file in node.runtime.glob("*.pid"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import stat
-from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -22,20 +21,12 @@ class ProxmoxDaemonTests(test_daemon.DaemonTests):
         self.addCleanup(self.node.close)
 
 
-AFTER_START = (5, 6)
-"""Steps of `start ok`: tickets for the sockets of a VM that runs, which this profile does not receive yet."""
-
-
 class ProxmoxRecordingTests(test_recordings.RecordingTests):
     """What Proxmox's own worker answered, and left behind, on such a node."""
 
     def setUp(self) -> None:
         self.node: Node = ProxmoxNode("pvetest", test_recordings.STORAGES).start()
         self.addCleanup(self.node.close)
-
-    def without_polling(self, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        rows = super().without_polling(name, rows)
-        return [row for row in rows if name != "start ok" or row.get("step") not in AFTER_START]
 
 
 class LayoutTests(SynchronousTestCase):

@@ -1,0 +1,263 @@
+"""The virtual machines of a Proxmox node (ports.Hypervisor): `qm` starts them, QEMU's monitor does the rest.
+
+The monitor is Proxmox's too, and talks to one at a time: here it is asked and let go, never held.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from mtunnel_tx.backends import agent
+from mtunnel_tx.backends.child import run
+from mtunnel_tx.backends.machine import Machine, Places
+from mtunnel_tx.backends.process import Exit, Record, has_ended
+from mtunnel_tx.backends.qemu import export_nodes, stop_exports, wake
+from mtunnel_tx.backends.qmp import Monitor
+from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
+from mtunnel_tx.ports import Guests, Incoming, MachineState, Report
+from mtunnel_tx.pve.guestconf import GuestConfig
+
+log = Logger()
+START_S = 600.0
+"""`qm start` has a limit of its own, which grows with the VM's memory."""
+ORPHAN_S = 60.0
+LOCK_S = 10.0
+WHOLE_S = 15.0
+POLL_S = 0.2
+"""Part of a VM's downtime."""
+_LEFT = (".pid", ".qmp", ".vnc", ".qga", ".migrate", "_nbd.migrate")
+"""Files that QEMU may leave."""
+_SPICE = re.compile(r"spice listens on port ([0-9]+)")
+
+
+class ProxmoxMachines:
+    """ports.Hypervisor.
+
+    Args: command: `qm`. environ: its whole environment. folder: where it puts a VM's sockets and its pid file.
+    """
+
+    def __init__(
+        self, reactor: Any, *, command: Sequence[str], environ: Mapping[str, str], guests: Guests, folder: Path
+    ) -> None:
+        self._reactor = reactor
+        self._command = tuple(command)
+        self._environ = dict(environ)
+        self._guests = guests
+        self._folder = folder
+        self._machines: dict[int, Machine] = {}
+
+    async def prepare(self) -> None:
+        """Let the starts of an earlier daemon come to their end: only then it is known what runs."""
+        end_s = self._reactor.seconds() + ORPHAN_S
+        while pids := list(_starting(self._folder)):
+            if self._reactor.seconds() > end_s:
+                raise BackendFailed(f"'qm start' of an earlier daemon does not end, pid {pids[0]}")
+            await deferLater(self._reactor, POLL_S, lambda: None)
+
+    def close(self) -> None:
+        """Let go of all machines; they run on."""
+        for vmid in list(self._machines):
+            self._forget(vmid)
+
+    def check(self, conf: GuestConfig) -> None:
+        """See ports.Hypervisor. It is Proxmox's own config: `qm` knows."""
+
+    def running(self, vmid: int) -> bool:
+        """See ports.Hypervisor."""
+        return self._find(vmid) is not None
+
+    async def state(self, vmid: int) -> MachineState:
+        """See ports.Hypervisor. Raises: TimedOut, BackendFailed: it runs, but does not answer."""
+        machine = self._find(vmid)
+        if machine is not None:
+            try:
+                async with machine.monitor():
+                    return MachineState(status=await machine.status(), whole=await machine.is_whole())
+            except BackendFailed as error:
+                if not await machine.exit.wait(1.0):
+                    raise BackendFailed(f"VM {vmid} does not answer: {error.text}") from error
+        return MachineState(status="off")
+
+    async def start(self, vmid: int, conf: GuestConfig, incoming: Incoming, report: Report) -> int | None:
+        """See ports.Hypervisor. Where anything fails, nothing is left."""
+        await self._define(vmid, conf, incoming)
+        argv = [*self._command, *start_arguments(vmid, self._guests.node, incoming)]
+        given = f"spice_ticket: {incoming.spice_ticket}\n" if incoming.spice_ticket else ""
+        environ = {**self._environ, _MARK: str(self._folder)}
+        try:
+            output = await run(self._reactor, argv, environ, START_S, name="qm start", given=given.encode("ascii"))
+            for line in output.splitlines():
+                report(line)
+            if incoming.nbd_socket is not None:
+                async with self._get(vmid).monitor() as monitor:
+                    await export_nodes(monitor, incoming.nbd_socket, await _find_nodes(monitor, incoming.exports))
+        except BaseException:
+            await self.stop(vmid)
+            raise
+        found = _SPICE.search(output)
+        return int(found[1]) if found else None
+
+    async def _define(self, vmid: int, conf: GuestConfig, incoming: Incoming) -> None:
+        """See that `qm` finds the exported drives in the config, whatever the source wrote into it."""
+        async with self._guests.locked(vmid, LOCK_S):
+            there = self._guests.read(vmid).copy()
+            wanted = {key: conf.options[key] for key in incoming.exports if key in conf.options}
+            if any(there.options.get(key) != value for key, value in wanted.items()):
+                there.options.update(wanted)
+                await self._guests.write(vmid, there)
+
+    async def wait_whole(self, vmid: int) -> None:
+        """See ports.Hypervisor."""
+        machine = self._get(vmid)
+        while not await self._is_whole(machine):
+            if await machine.exit.wait(POLL_S):
+                raise BackendFailed("QEMU ended; its reason may be in this node's journal")
+
+    async def _is_whole(self, machine: Machine) -> bool:
+        """Somebody else may talk to the monitor, or QEMU may have ended: then it is not known."""
+        with suppress(BackendFailed, TimedOut):
+            return await machine.is_whole()
+        return False
+
+    async def resume(self, vmid: int) -> None:
+        """See ports.Hypervisor. A `cont` before the state has arrived would do nothing at all."""
+        machine = self._get(vmid)
+        end_s = self._reactor.seconds() + WHOLE_S
+        while (status := await machine.status()) == "inmigrate":
+            if self._reactor.seconds() > end_s:
+                raise WrongState(f"the state of VM {vmid} has not arrived in full")
+            await machine.exit.wait(POLL_S)
+        async with machine.monitor() as monitor:
+            await wake(monitor, status)
+
+    async def stop(self, vmid: int) -> None:
+        """See ports.Hypervisor. What the VM used of its host, Proxmox's own event daemon gives back."""
+        machine = self._find(vmid)
+        if machine is not None:
+            await machine.end()
+            self._forget(vmid)
+            for ending in _LEFT:
+                (self._folder / f"{vmid}{ending}").unlink(missing_ok=True)
+
+    async def stop_nbd(self, vmid: int) -> None:
+        """See ports.Hypervisor. Success where no server runs."""
+        async with self._get(vmid).monitor() as monitor:
+            await stop_exports(monitor)
+
+    async def trim(self, vmid: int, report: Report) -> None:
+        """See ports.Hypervisor."""
+        if self._find(vmid) is None:
+            report(f"QEMU Guest Agent is not running - VM {vmid} not running")
+        else:
+            await agent.trim(self._reactor, vmid, Places(self._folder, vmid).agent, report)
+
+    def _find(self, vmid: int) -> Machine | None:
+        """The VM's QEMU, where one runs."""
+        machine = self._machines.get(vmid)
+        if machine is not None and not machine.runs:
+            self._forget(vmid)
+            machine = None
+        if machine is None and (process := find_qemu(self._folder / f"{vmid}.pid")):
+            # Proxmox keeps no record like ours; any VM may have come from elsewhere.
+            record = Record(token="", boot="", incoming=True, sockets=(), pid=process[0])
+            machine = Machine(self._reactor, vmid, Places(self._folder, vmid), record, Exit(self._reactor, *process))
+            self._machines[vmid] = machine
+        return machine
+
+    def _get(self, vmid: int) -> Machine:
+        machine = self._find(vmid)
+        if machine is None:
+            raise WrongState(f"VM {vmid} not running")
+        return machine
+
+    def _forget(self, vmid: int) -> None:
+        self._machines.pop(vmid).forget()
+
+
+_MARK = "MTUNNEL_QM"
+"""In the environment of `qm start`, and of all that comes from it; its value is the folder of the sockets."""
+
+
+def start_arguments(vmid: int, node: str, incoming: Incoming) -> list[str]:
+    """The arguments of `qm`.
+
+    The config is this node's, so that is where the VM comes from as far as `qm` must know.
+    """
+    argv = ["start", str(vmid), "--skiplock", "1", "--stateuri", "unix", "--migratedfrom", node]
+    for option, value in (
+        ("--machine", incoming.machine),
+        ("--force-cpu", incoming.cpu),
+        ("--nets-host-mtu", incoming.nets_host_mtu),
+    ):
+        if value is not None:
+            argv += [option, value]
+    return argv
+
+
+def find_qemu(pidfile: Path) -> tuple[int, int] | None:
+    """The QEMU that wrote a pid file.
+
+    Returns: its pid and a pidfd; None: there is none, or the number is another's by now.
+    """
+    try:
+        pid = int(pidfile.read_text("ascii"))
+        pidfd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return None
+    if has_ended(pidfd) or not _wrote(pid, pidfile.name):
+        os.close(pidfd)
+        return None
+    return pid, pidfd
+
+
+def _wrote(pid: int, name: str) -> bool:
+    words = _words(pid, "cmdline")
+    named = [os.fsdecode(after) for word, after in pairwise(words) if word == b"-pidfile"]
+    return any(Path(path).name == name for path in named)
+
+
+def _words(pid: int, what: str) -> list[bytes]:
+    """What has ended has none."""
+    try:
+        return Path(f"/proc/{pid}/{what}").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _starting(folder: Path) -> Iterator[int]:
+    """The processes of `qm start` that a daemon left; what they started has the mark too, but other arguments."""
+    mark = f"{_MARK}={folder}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and mark in _words(int(entry.name), "environ"):
+            words = _words(int(entry.name), "cmdline")
+            if b"start" in words and b"--stateuri" in words:
+                yield int(entry.name)
+
+
+async def _find_nodes(monitor: Monitor, keys: Mapping[str, str]) -> dict[str, str]:
+    """The block node of each drive: named as the drive, or found through it in a VM of an older machine type.
+
+    Raises: BackendFailed: there is no such drive.
+    """
+    named = {node["node-name"] for node in await monitor.call("query-named-block-nodes", {"flat": True})}
+    attached = {
+        device["device"]: str(device["inserted"]["node-name"])
+        for device in await monitor.call("query-block")
+        if device.get("inserted")
+    }
+    nodes = {}
+    for key in keys:
+        name = f"drive-{key}"
+        if name not in named and name not in attached:
+            raise BackendFailed(f"the VM has no drive '{key}' to export")
+        nodes[key] = name if name in named else attached[name]
+    return nodes
