@@ -67,6 +67,7 @@ class Carried:
     def _read(self, terms: Message) -> Terms:
         return Terms(
             role=Role[terms["role"]],
+            urgent=terms["urgent"],
             ends_with_local=terms["ends_with_local"],
             ends_with_peer=terms["ends_with_peer"],
             limits=StreamLimits(**terms["limits"]),

@@ -31,9 +31,14 @@ async def nobody(orderly: bool) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How a stream is to be run; `name`: of what it leads to; `closed` is awaited with whether it ended in order."""
+    """How a stream is to be run.
+
+    name: of what it leads to. urgent: a few bytes for which somebody waits: not to queue behind payload. closed: is
+    awaited with whether it ended in order.
+    """
 
     name: str = ""
+    urgent: bool = False
     role: Role = Role.SERVER
     ends_with_local: bool = False
     ends_with_peer: bool = False
@@ -191,3 +196,8 @@ def make_stream(link: Link, peer: Peer, tools: Tools) -> Stream:
 def ends_with_local(path: Path) -> bool:
     """Whether the end of a socket's UNIX side ends both ways: behind these is QEMU, or our own control path."""
     return path.name.endswith((".migrate", ".mtunnel"))
+
+
+def is_urgent(path: Path) -> bool:
+    """Whether a socket carries commands and their replies."""
+    return path.name.endswith(".mtunnel")

@@ -5,7 +5,8 @@ socket, with QEMU, an importer or a command worker at its other end. HTTP has ch
 (`upgrade.py`); from there on the TCP socket, its TLS state, what was already read of it and the UNIX socket belong to a
 `Stream`, and worker threads of this module run the streams. The reactor stays free for the API and the commands.
 
-One worker serves many streams with one epoll. Inward, for each stream that is readable:
+One worker serves many streams with one epoll; those that carry commands have one of their own, as somebody waits for
+each reply. Inward, for each stream that is readable:
 
     TCP socket --recv 256 KiB--> scratch --BIO_write--> OpenSSL --SSL_read, record by record--> a lent block
     block: find the frames, XOR masks away where they lie --sendmsg, all payload at once--> UNIX socket
@@ -29,6 +30,7 @@ import contextlib
 import os
 import select
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -48,6 +50,12 @@ from mtunnel_tx.net.stream import Interest, Stream, Tools
 log = Logger()
 
 THREADS = 2
+"""For payload; one more for the streams that carry commands."""
+
+SWITCH_S = 0.0005
+"""How long the reactor waits for the interpreter's lock at most before a worker has to give it up, after each call that
+may block: with Python's own 5 ms it stands still for tens of them while streams are busy."""
+
 LONGEST_WAIT_S = 60.0
 
 
@@ -259,10 +267,11 @@ class Pump:
         self._engine = engine or best_engine()
         self._now = now
         self._workers: list[_Worker] = []
+        self._urgent: list[_Worker] = []
         self._running: dict[Link, tuple[_Worker, _Cargo]] = {}
 
     def start(self, link: Link, peer: Peer) -> None:
-        worker = self._pick()
+        worker = self._pick_urgent() if link.terms.urgent else self._pick()
         stream = make_stream(link, peer, worker.tools)
         link.stream = stream
         cargo = _Cargo(link, stream)
@@ -286,7 +295,7 @@ class Pump:
         # A plain await would take the outcome away from those who wait for it after us.
         ends: list[Deferred[Result]] = [end for link in links for end in (link.done, link.released)]
         await DeferredList(ends)
-        workers, self._workers = self._workers, []
+        workers, self._workers, self._urgent = self._workers + self._urgent, [], []
         for worker in workers:
             worker.stop()
             await worker.ended
@@ -296,10 +305,19 @@ class Pump:
         """The worker with the fewest streams; a new one while there are fewer than allowed and none is idle."""
         idle = next((worker for worker in self._workers if worker.load == 0), None)
         if idle is None and len(self._workers) < self._threads:
-            tools = Tools(blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now)
-            idle = _Worker(f"pump-{len(self._workers)}", self._reactor, tools)
+            idle = self._hire(f"pump-{len(self._workers)}")
             self._workers.append(idle)
         return idle or min(self._workers, key=lambda worker: worker.load)
+
+    def _pick_urgent(self) -> _Worker:
+        if not self._urgent:
+            self._urgent.append(self._hire("pump-urgent"))
+        return self._urgent[0]
+
+    def _hire(self, name: str) -> _Worker:
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
+        tools = Tools(blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now)
+        return _Worker(name, self._reactor, tools)
 
     def _forget(self, result: Result, link: Link) -> Result:
         """Both ends are needed: the UNIX side may have to wait for its last bytes longer than the peer."""

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.net.kinds import Reactor, Request
-from mtunnel_tx.net.link import Link, Relays, Terms, ends_with_local
+from mtunnel_tx.net.link import Link, Relays, Terms, ends_with_local, is_urgent
 from mtunnel_tx.net.peer import Peer, take_over
 from mtunnel_tx.net.stream import StreamLimits
 from mtunnel_tx.ports import Route
@@ -138,7 +138,13 @@ def _terms(route: Route, limits: StreamLimits) -> Terms:
     async def closed(orderly: bool) -> None:
         await route.closed(orderly=orderly)
 
-    return Terms(name=route.file.name, ends_with_local=ends_with_local(route.file), limits=limits, closed=closed)
+    return Terms(
+        name=route.file.name,
+        urgent=is_urgent(route.file),
+        ends_with_local=ends_with_local(route.file),
+        limits=limits,
+        closed=closed,
+    )
 
 
 async def _leave_http(request: Request, answer: bytes) -> Peer:

@@ -29,7 +29,7 @@ from mtunnel_tx.wire.frames import (
     pong_frame,
 )
 
-BATCHES = 4
+BATCHES = 2
 """Blocks in a row before another stream gets its turn."""
 
 PINGS = 64

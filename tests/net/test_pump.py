@@ -10,7 +10,7 @@ from mtunnel_tx.net.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.net.mask import find_native, unmask_slowly
 from mtunnel_tx.net.pump import Pump
 from tests.net.relaying import RelayTests
-from tests.net.scene import PATIENCE_S, in_thread
+from tests.net.scene import PATIENCE_S, in_thread, read_exactly
 
 
 class PumpTests(RelayTests):
@@ -45,6 +45,19 @@ class TlsPump(PumpTests, TestCase):
             answer = queue.Queue()
             worker._order(lambda worker=worker, answer=answer: answer.put(worker.tools.blocks.lent))
             self.assertEqual(answer.get(timeout=PATIENCE_S), 0)
+
+    @in_thread
+    def test_commands_do_not_wait_for_payload(self):
+        busy, urgent = self.scene(), self.scene(urgent=True)
+        gate = threading.Event()
+        self.relays._workers[0]._order(lambda: gate.wait(2 * PATIENCE_S))
+        busy.peer.data(b"payload")
+        urgent.peer.data(b"command")
+        self.assertEqual(read_exactly(urgent.local, 7), b"command")
+        urgent.local.sendall(b"reply")
+        self.assertEqual(urgent.peer.payload(5), b"reply")
+        gate.set()
+        self.assertEqual(read_exactly(busy.local, 7), b"payload")
 
     @in_thread
     def test_a_bug_ends_one_stream_not_the_others(self):

@@ -106,6 +106,7 @@ class Carriage:
         self._channel.send(
             {
                 "role": terms.role.name,
+                "urgent": terms.urgent,
                 "ends_with_local": terms.ends_with_local,
                 "ends_with_peer": terms.ends_with_peer,
                 "limits": asdict(terms.limits),
