@@ -69,6 +69,7 @@ QUICK: Sequence[Comparison] = (
     each(("mtunnel", "socat"), FROM_UNIX),
     each(("mtunnel", "autobahn"), SMALL_FRAMES),
     each(("mtunnel",), ONE_UNPINNED, SIXTEEN),
+    each(("mtunnel-w2", "nginx-w2"), FOUR),
 )
 """What the targets need, once each: for a look, not for a judgement."""
 
