@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TextIO
 
@@ -56,20 +57,46 @@ class Display(Protocol):
 
     def begin(self, label: str, total_bytes: int) -> None: ...
 
-    def advance(self, size_bytes: int) -> None: ...
+    def advance(self, label: str, size_bytes: int) -> None: ...
 
-    def finish(self) -> None: ...
+    def resize(self, label: str, total_bytes: int) -> None: ...
+
+    def finish(self, label: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Count:
+    """How far one stream is."""
+
+    total_bytes: int
+    began_s: float
+    said_s: float
+    sent_bytes: int = 0
+
+    @property
+    def share(self) -> str:
+        """`1.0 MiB of 2.0 MiB`."""
+        return f"{format_amount(self.sent_bytes)} of {format_amount(self.total_bytes)}"
+
+    def rate(self, now: float) -> str:
+        """Since it began."""
+        return format_rate(self.sent_bytes, now - self.began_s)
+
+    def remaining(self, now: float) -> str:
+        """The time that the rest takes at this rate."""
+        if not self.sent_bytes:
+            return "?"
+        left_bytes = max(0, self.total_bytes - self.sent_bytes)
+        return format_time(left_bytes * (now - self.began_s) / self.sent_bytes)
 
 
 class Lines:
-    """A line every few seconds, and one at the end of each disk."""
+    """A line for each stream every few seconds, and one at its end."""
 
     def __init__(self, out: TextIO, clock: Clock) -> None:
         self._out = out
         self._clock = clock
-        self._label = ""
-        self._sent_bytes = self._total_bytes = 0
-        self._began_s = self._said_s = 0.0
+        self._counts: dict[str, Count] = {}
 
     def __enter__(self) -> Lines:
         return self
@@ -84,44 +111,36 @@ class Lines:
         print(text, file=self._out, flush=True)
 
     def begin(self, label: str, total_bytes: int) -> None:
-        """A disk's stream begins."""
-        self._label, self._total_bytes, self._sent_bytes = label, total_bytes, 0
-        self._began_s = self._said_s = self._clock.seconds()
+        """A stream begins."""
+        now = self._clock.seconds()
+        self._counts[label] = Count(total_bytes, now, now)
         self.say(f"{label}: sending {format_amount(total_bytes)}")
 
-    def advance(self, size_bytes: int) -> None:
+    def advance(self, label: str, size_bytes: int) -> None:
         """More of it has gone out."""
-        self._sent_bytes += size_bytes
-        now = self._clock.seconds()
-        if now - self._said_s >= LINE_EVERY_S:
-            self._said_s = now
-            self.say(f"{self._label}: {self._share()}, {self._rate(now)}, {self._remaining(now)} left")
+        count, now = self._counts[label], self._clock.seconds()
+        count.sent_bytes += size_bytes
+        if now - count.said_s >= LINE_EVERY_S:
+            count.said_s = now
+            self.say(f"{label}: {count.share}, {count.rate(now)}, {count.remaining(now)} left")
 
-    def finish(self) -> None:
+    def resize(self, label: str, total_bytes: int) -> None:
+        """Its end has moved."""
+        self._counts[label].total_bytes = total_bytes
+
+    def finish(self, label: str) -> None:
         """The stream has ended, well or not."""
-        now = self._clock.seconds()
-        self.say(f"{self._label}: {self._share()} in {format_time(now - self._began_s)}, {self._rate(now)}")
-
-    def _share(self) -> str:
-        return f"{format_amount(self._sent_bytes)} of {format_amount(self._total_bytes)}"
-
-    def _rate(self, now: float) -> str:
-        return format_rate(self._sent_bytes, now - self._began_s)
-
-    def _remaining(self, now: float) -> str:
-        if not self._sent_bytes:
-            return "?"
-        left_bytes = max(0, self._total_bytes - self._sent_bytes)
-        return format_time(left_bytes * (now - self._began_s) / self._sent_bytes)
+        count, now = self._counts.pop(label), self._clock.seconds()
+        self.say(f"{label}: {count.share} in {format_time(now - count.began_s)}, {count.rate(now)}")
 
 
 class Bars:
-    """A bar for each disk."""
+    """A bar for each stream."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
         self._progress = Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console)
-        self._task: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -137,18 +156,20 @@ class Bars:
         self._progress.console.print(Text(text))
 
     def begin(self, label: str, total_bytes: int) -> None:
-        """A disk's stream begins."""
-        self._task = self._progress.add_task(label, total=total_bytes)
+        """A stream begins."""
+        self._tasks[label] = self._progress.add_task(label, total=total_bytes)
 
-    def advance(self, size_bytes: int) -> None:
+    def advance(self, label: str, size_bytes: int) -> None:
         """More of it has gone out."""
-        if self._task is not None:
-            self._progress.advance(self._task, size_bytes)
+        self._progress.advance(self._tasks[label], size_bytes)
 
-    def finish(self) -> None:
+    def resize(self, label: str, total_bytes: int) -> None:
+        """Its end has moved."""
+        self._progress.update(self._tasks[label], total=total_bytes)
+
+    def finish(self, label: str) -> None:
         """The stream has ended, well or not."""
-        if self._task is not None:
-            self._progress.stop_task(self._task)
+        self._progress.stop_task(self._tasks.pop(label))
 
 
 def make_display(out: TextIO, clock: Clock) -> Display:

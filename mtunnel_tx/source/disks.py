@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from twisted.internet.defer import Deferred
 
@@ -63,7 +64,7 @@ class Shipping:
         try:
             await self._stream(shipment, path, stream)
         finally:
-            self._progress.finish()
+            self._progress.finish(shipment.disk.label)
         return await self._complete()
 
     async def _stream(self, shipment: Shipment, path: str, stream: str) -> None:
@@ -95,9 +96,9 @@ class Shipping:
         source, child = self._start(disk, stream)
         lines = OutputTail(child)
         try:
-            flow = Flow(
-                self._reactor, source, sink, Bucket(self._reactor, shipment.limit_kib_s * KIB), self._progress.advance
-            )
+            advance = partial(self._progress.advance, disk.label)
+            bucket = Bucket(self._reactor, shipment.limit_kib_s * KIB)
+            flow = Flow(self._reactor, source, sink, bucket, advance)
             moved_bytes = await flow.run()
             code = await child.ended()
         except Exception:

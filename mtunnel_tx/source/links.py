@@ -51,23 +51,29 @@ class Dial(Protocol):
 
 
 class Progress(Protocol):
-    """Those who watch."""
+    """Those who watch; several streams may be under way, each has a label."""
 
     def say(self, text: str) -> None:
         """One line, clean."""
 
     def begin(self, label: str, total_bytes: int) -> None:
-        """A disk's stream begins."""
+        """A stream begins."""
 
-    def advance(self, size_bytes: int) -> None:
+    def advance(self, label: str, size_bytes: int) -> None:
         """More of it has gone out."""
 
-    def finish(self) -> None:
+    def resize(self, label: str, total_bytes: int) -> None:
+        """There is more to send, or less, than was thought: the guest writes meanwhile."""
+
+    def finish(self, label: str) -> None:
         """The stream has ended, well or not."""
 
 
 class MirrorState(Protocol):
     """How far the copy of one disk is."""
+
+    @property
+    def drive(self) -> str: ...
 
     @property
     def done_bytes(self) -> int: ...

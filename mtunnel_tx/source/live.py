@@ -16,7 +16,7 @@ from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.source.forwards import Forwards
 from mtunnel_tx.source.inventory import Disk
-from mtunnel_tx.source.links import Json, Progress, Running
+from mtunnel_tx.source.links import Json, MemoryState, MirrorState, Progress, Running
 from mtunnel_tx.source.tunnel import Tunnel, read_text
 from mtunnel_tx.source.waiting import finish
 
@@ -25,7 +25,6 @@ _MIGRATE_SOCKET = re.compile(r"/run/qemu-server/[0-9]+\.migrate")
 _DATA_SOCKET = re.compile(r"/run/qemu-server/[^/]+\.migrate")
 DOWNTIME_MS = 100
 MEMORY = "memory"
-DISKS = "disks"
 
 
 def is_online(conf: GuestConfig, disk: Disk) -> bool:
@@ -136,54 +135,52 @@ class LiveMove:
             return
         for key, (path, export) in mirrors.items():
             await self._running.start_mirror(key, path, export, limit_bytes_s=limit_bytes_s)
-        meter = Meter(self._progress, DISKS)
-        try:
-            await self._running.until_ready(meter.mirrors)
-        finally:
-            meter.finish()
+        with Meters(self._progress) as meters:
+            await self._running.until_ready(meters.mirrors)
         await self._running.write_through()
 
     async def _send_memory(self, path: Path, limit_bytes_s: int) -> None:
-        meter = Meter(self._progress, MEMORY)
         self._migrating = True
         await self._running.start_migration(path, limit_bytes_s=limit_bytes_s, downtime_ms=DOWNTIME_MS)
-        try:
-            last = await self._running.until_migrated(meter.memory)
-        finally:
-            meter.finish()
+        with Meters(self._progress) as meters:
+            last = await self._running.until_migrated(meters.memory)
         self.completed = True
         self._progress.say(f"memory is there; downtime {last.downtime_ms} ms")
 
 
-class Meter:
-    """Turns QEMU's totals into the steps that a progress bar wants."""
+class Meters:
+    """Turns QEMU's totals into the steps that progress bars want; at the end, good or bad, all have ended."""
 
-    def __init__(self, progress: Progress, label: str) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._label = label
-        self._done_bytes: int | None = None
+        self._seen: dict[str, tuple[int, int]] = {}
 
-    def mirrors(self, states: Sequence[Any]) -> None:
-        """How far all disks are together."""
-        self._advance(sum(each.done_bytes for each in states), sum(each.total_bytes for each in states))
+    def __enter__(self) -> Meters:
+        return self
 
-    def memory(self, state: Any) -> None:
+    def __exit__(self, *_: object) -> None:
+        for label in self._seen:
+            self._progress.finish(label)
+
+    def mirrors(self, states: Sequence[MirrorState]) -> None:
+        """How far each disk is."""
+        for state in states:
+            self._reach(state.drive, state.done_bytes, state.total_bytes)
+
+    def memory(self, state: MemoryState) -> None:
         """How far the memory is; what the guest changed meanwhile is sent again."""
-        self._advance(state.transferred_bytes, state.transferred_bytes + state.remaining_bytes)
+        self._reach(MEMORY, state.transferred_bytes, state.transferred_bytes + state.remaining_bytes)
 
-    def finish(self) -> None:
-        """The end, good or bad."""
-        if self._done_bytes is not None:
-            self._progress.finish()
-
-    def _advance(self, done_bytes: int, total_bytes: int) -> None:
+    def _reach(self, label: str, done_bytes: int, total_bytes: int) -> None:
         if not total_bytes:
             return  # QEMU does not know yet
-        if self._done_bytes is None:
-            self._done_bytes = 0
-            self._progress.begin(self._label, total_bytes)
-        self._progress.advance(max(0, done_bytes - self._done_bytes))
-        self._done_bytes = max(done_bytes, self._done_bytes)
+        if label not in self._seen:
+            self._progress.begin(label, total_bytes)
+        before_bytes, before_total = self._seen.get(label, (0, total_bytes))
+        if total_bytes != before_total:
+            self._progress.resize(label, total_bytes)
+        self._progress.advance(label, max(0, done_bytes - before_bytes))
+        self._seen[label] = (max(done_bytes, before_bytes), total_bytes)
 
 
 def read_sockets(started: Mapping[str, Json]) -> list[str]:

@@ -224,8 +224,8 @@ class ProgressTest(SynchronousTestCase):
             lines.begin("scsi0", 40 << 20)
             for _ in range(7):
                 clock.advance(1)
-                lines.advance(1 << 20)
-            lines.finish()
+                lines.advance("scsi0", 1 << 20)
+            lines.finish("scsi0")
             lines.say("target: x")
         self.assertEqual(out.getvalue().splitlines(), [
             "scsi0: sending 40.0 MiB",
@@ -238,13 +238,46 @@ class ProgressTest(SynchronousTestCase):
         out = io.StringIO()
         with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
             bars.begin("scsi0", 1 << 20)
-            bars.advance(1 << 19)
+            bars.advance("scsi0", 1 << 19)
             bars.say("target: [red]x")
-            bars.advance(1 << 19)
-            bars.finish()
+            bars.advance("scsi0", 1 << 19)
+            bars.finish("scsi0")
         self.assertIn("scsi0", out.getvalue())
         self.assertIn("1.0/1.0 MiB", out.getvalue())
         self.assertIn("target: [red]x", out.getvalue())
+
+    def test_several_at_once(self):
+        out, clock = io.StringIO(), Clock()
+        with Lines(out, clock) as lines:
+            lines.begin("scsi0", 2 << 20)
+            lines.begin("memory", 4 << 20)
+            clock.advance(2)
+            lines.advance("memory", 3 << 20)
+            lines.advance("scsi0", 2 << 20)
+            lines.resize("memory", 6 << 20)
+            lines.finish("scsi0")
+            clock.advance(4)
+            lines.advance("memory", 1 << 20)
+        self.assertEqual(out.getvalue().splitlines(), [
+            "scsi0: sending 2.0 MiB",
+            "memory: sending 4.0 MiB",
+            "scsi0: 2.0 MiB of 2.0 MiB in 0:02, 1.0 MiB/s",
+            "memory: 4.0 MiB of 6.0 MiB, 682.7 KiB/s, 0:03 left",
+        ])  # fmt: skip
+
+    def test_a_bar_for_each(self):
+        out = io.StringIO()
+        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
+            for label in ("scsi0", "virtio1", "memory"):
+                bars.begin(label, 1 << 20)
+            bars.resize("memory", 4 << 20)
+            bars.advance("memory", 2 << 20)
+            bars.advance("virtio1", 1 << 20)
+            bars.finish("virtio1")
+        last = out.getvalue().rpartition("scsi0")[2]
+        self.assertIn("0.0/1.0 MiB", last.partition("virtio1")[0])
+        self.assertIn("1.0/1.0 MiB", last.partition("virtio1")[2].partition("memory")[0])
+        self.assertIn("2.0/4.0 MiB", last.partition("memory")[2])
 
     def test_which(self):
         self.assertIsInstance(make_display(io.StringIO(), Clock()), Lines)

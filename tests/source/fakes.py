@@ -84,6 +84,7 @@ class Watcher:
     def __init__(self):
         self.said = []
         self.begun = []
+        self.resized = []
         self.moved = 0
         self.finished = 0
 
@@ -93,8 +94,11 @@ class Watcher:
     def begin(self, label, total_bytes):
         self.begun.append((label, total_bytes))
 
-    def advance(self, size_bytes):
+    def advance(self, label, size_bytes):
         self.moved += size_bytes
 
-    def finish(self):
+    def resize(self, label, total_bytes):
+        self.resized.append((label, total_bytes))
+
+    def finish(self, label):
         self.finished += 1
