@@ -193,7 +193,9 @@ class UnitTests(SynchronousTestCase):
 
     def test_what_a_guest_needs_stays(self) -> None:
         text = self.service.read_text()
-        for line in ("KillMode=process", "DeviceAllow=/dev/kvm rw", "DeviceAllow=/dev/net/tun rw", "Type=notify"):
+        for line in ("KillMode=process", "RuntimeDirectoryPreserve=yes", "OOMPolicy=continue", "TasksMax=infinity"):
+            self.assertIn(f"\n{line}\n", text)
+        for line in ("DeviceAllow=/dev/kvm rw", "DeviceAllow=/dev/net/tun rw", "Type=notify"):
             self.assertIn(f"\n{line}\n", text)
         for never in ("PrivateDevices=yes", "PrivateNetwork=yes", "MemoryDenyWriteExecute=yes"):
             self.assertNotIn(never, text)
