@@ -130,11 +130,15 @@ class Node:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """One question at the daemon's own door."""
-        with socket.socket(socket.AF_UNIX) as door:
-            door.settimeout(PATIENCE_S)
-            door.connect(str(self.runtime / "control.sock"))
-            door.sendall(json.dumps(request).encode() + b"\n")
-            return dict(json.loads(door.makefile("rb").readline()))
+        try:
+            with socket.socket(socket.AF_UNIX) as door:
+                door.settimeout(PATIENCE_S)
+                door.connect(str(self.runtime / "control.sock"))
+                door.sendall(json.dumps(request).encode() + b"\n")
+                return dict(json.loads(door.makefile("rb").readline()))
+        except ConnectionResetError as error:
+            ended = self.process and self.process.poll()
+            raise ConnectionResetError(f"{error}; exit status {ended}; its log:\n{self.log.read_text()}") from error
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """End the daemon. Returns: its exit status."""
