@@ -165,6 +165,7 @@ class FrontProcess:
         self._streams.add(Carried(self._reactor, self._relays, local, messages, peer, self._streams.discard))
 
     def _count(self) -> None:
+        self._channel.send({"alive": True})
         for stream in list(self._streams):
             stream.count()
 

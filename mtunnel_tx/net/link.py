@@ -33,11 +33,10 @@ async def nobody(orderly: bool) -> None:
 class Terms:
     """How a stream is to be run.
 
-    name: of what it leads to. urgent: a few bytes for which somebody waits: not to queue behind payload. closed: is
-    awaited with whether it ended in order.
+    urgent: a few bytes for which somebody waits: not to queue behind payload. closed: is awaited with whether it ended
+    in order.
     """
 
-    name: str = ""
     urgent: bool = False
     role: Role = Role.SERVER
     ends_with_local: bool = False

@@ -139,7 +139,6 @@ def _terms(route: Route, limits: StreamLimits) -> Terms:
         await route.closed(orderly=orderly)
 
     return Terms(
-        name=route.file.name,
         urgent=is_urgent(route.file),
         ends_with_local=ends_with_local(route.file),
         limits=limits,

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherR
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,6 +31,8 @@ log = Logger()
 READY_S = 60.0
 LINE_S = 600.0
 AGAIN_S, LONGEST_AGAIN_S = 0.1, 30.0
+BEAT_S, MOST_MISSED = 10.0, 3
+"""A front that says nothing for so many beats stands still, and is killed; it says something every second."""
 WELL_S = 60.0
 """Who has lived so long was well: its successor starts at once."""
 
@@ -48,6 +50,7 @@ class Front:
         self.lanes: dict[int, Lane] = {}
         self.quiet: set[int] = set()
         self.is_open = True
+        self.missed = 0
         ours, theirs = make_pair()
         with theirs:
             try:
@@ -66,8 +69,9 @@ class Front:
         """It can be given connections."""
         return self.is_open and self.ready.called
 
-    def _hear(self, _message: Message, _sockets: list[socket.socket]) -> None:
-        if not self.ready.called:
+    def _hear(self, message: Message, _sockets: list[socket.socket]) -> None:
+        self.missed = 0
+        if "ready" in message and not self.ready.called:
             self.ready.callback(None)
 
     def _close(self) -> None:
@@ -90,7 +94,7 @@ class Crew:
     """
 
     def __init__(self, reactor: Reactor, *, count: int, spawn: Spawn, here: Relays, handshake_s: float) -> None:
-        self.relays = FrontRelays(reactor, here, self._kill, self._note)
+        self.relays = FrontRelays(reactor, here, self._disobeyed, self._note)
         self._reactor = reactor
         self._count = count
         self._spawn = spawn
@@ -99,6 +103,8 @@ class Crew:
         self._fronts: dict[int, Front] = {}
         self._keepers: list[Deferred[None]] = []
         self._stopping = False
+        self._beat = LoopingCall(self._look)
+        self._beat.clock = reactor
 
     async def start(self, certificate: Certificate) -> None:
         """Start all. Raises: BackendFailed: with what one of them said; TimedOut."""
@@ -106,6 +112,7 @@ class Crew:
         fronts = [self._begin(number) for number in range(self._count)]
         for front in fronts:
             self._keepers.append(Deferred.fromCoroutine(self._keep(front)).addErrback(_report))
+        self._beat.start(BEAT_S, now=False)
         readiness = gatherResults([front.ready for front in fronts], consumeErrors=True)
         readiness.addTimeout(READY_S, self._reactor, onTimeoutCancel=_late)
         try:
@@ -122,6 +129,8 @@ class Crew:
     async def stop(self) -> None:
         """End all of them; their streams have ended before."""
         self._stopping = True
+        if self._beat.running:
+            self._beat.stop()
         for front in self._fronts.values():
             front.channel.close()
             await front.child.kill()
@@ -202,16 +211,26 @@ class Crew:
         inode = inode_of(ours)
         front.lanes[inode] = Lane(ours, self._reactor, visitor, inner, lambda _lane: _forget(front, inode))
 
-    def _kill(self, inode: int) -> None:
+    def _look(self) -> None:
+        """Beats are counted, not seconds: after a sleep of the whole host nobody is to be blamed."""
+        for front in self._fronts.values():
+            front.missed += 1
+            if front.takes and front.missed > MOST_MISSED:
+                self._kill(front, "stands still")
+
+    def _disobeyed(self, inode: int) -> None:
         for front in self._fronts.values():
             if inode in front.lanes:
-                log.error("front {number} does not end a stream: it is killed", number=front.number)
-                Deferred.fromCoroutine(front.child.kill()).addErrback(_report)
+                self._kill(front, "does not end a stream")
+
+    def _kill(self, front: Front, reason: str) -> None:
+        log.error("front {number} {reason}: it is killed", number=front.number, reason=reason)
+        Deferred.fromCoroutine(front.child.kill()).addErrback(_report)
 
     def _note(self, inode: int, link: Link) -> None:
         """A command connection costs a front nothing."""
         for front in self._fronts.values():
-            if inode in front.lanes and link.terms.name.endswith(".mtunnel"):
+            if inode in front.lanes and link.terms.urgent:
                 front.quiet.add(inode)
 
 
