@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
+from twisted.internet.defer import CancelledError
 
 from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
@@ -34,9 +32,6 @@ from mtunnel_tx.source.order import Order, World
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
 
-FAILED = 1
-USAGE = 2
-SIGNALLED = 128
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
 
 _DESCRIPTION = """\
@@ -78,13 +73,6 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
     parser.add_argument("--online", action="store_true", help="move it while it runs")
     parser.set_defaults(run=run)
-
-
-def read_vmid(text: str) -> int:
-    """A VMID from the command line."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 100):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a VMID, a number from 100 to 999999999")
-    return int(text)
 
 
 def read_map(text: str) -> Map:
@@ -247,33 +235,3 @@ class Job:
 def format_size(disks: int, size_bytes: int) -> str:
     """`2 disks, 1.5 GiB`."""
     return f"{disks} {'disk' if disks == 1 else 'disks'}, {format_amount(size_bytes)}"
-
-
-def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run work to its end. A signal cancels it, once; its cleanup is awaited. Returns: its exit status, or 128 + N."""
-    status = FAILED
-    received: list[int] = []
-
-    def finished(result: int | Failure) -> None:
-        nonlocal status
-        if isinstance(result, int):
-            status = result
-        elif not received:
-            result.printTraceback(sys.stderr)
-        reactor.stop()
-
-    def start() -> None:
-        running = Deferred.fromCoroutine(work())
-
-        def interrupt(number: int, _frame: FrameType | None) -> None:
-            if not received:
-                reactor.callFromThread(running.cancel)
-            received.append(number)
-
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, interrupt)
-        running.addBoth(finished)
-
-    reactor.callWhenRunning(start)
-    reactor.run()
-    return SIGNALLED + received[0] if received and status else status

@@ -15,7 +15,7 @@ from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.cli.acl import print_table
-from mtunnel_tx.cli.migrate import FAILED, read_vmid, run_reactor
+from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState

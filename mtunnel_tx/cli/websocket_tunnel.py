@@ -16,7 +16,7 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
-from mtunnel_tx.cli.migrate import run_reactor
+from mtunnel_tx.cli.program import run_reactor
 from mtunnel_tx.net.client import open_stream
 from mtunnel_tx.net.link import Link
 from mtunnel_tx.net.relay import ReactorRelays

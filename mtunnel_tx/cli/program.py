@@ -1,0 +1,54 @@
+"""A command that works on the reactor: its numbers from the command line, its signals, its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+FAILED = 1
+USAGE = 2
+SIGNALLED = 128
+
+
+def read_vmid(text: str) -> int:
+    """A VMID from the command line."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 100):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a VMID, a number from 100 to 999999999")
+    return int(text)
+
+
+def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run work to its end. A signal cancels it, once; its cleanup is awaited. Returns: its exit status, or 128 + N."""
+    status = FAILED
+    received: list[int] = []
+
+    def finished(result: int | Failure) -> None:
+        nonlocal status
+        if isinstance(result, int):
+            status = result
+        elif not received:
+            result.printTraceback(sys.stderr)
+        reactor.stop()
+
+    def start() -> None:
+        running = Deferred.fromCoroutine(work())
+
+        def interrupt(number: int, _frame: FrameType | None) -> None:
+            if not received:
+                reactor.callFromThread(running.cancel)
+            received.append(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, interrupt)
+        running.addBoth(finished)
+
+    reactor.callWhenRunning(start)
+    reactor.run()
+    return SIGNALLED + received[0] if received and status else status
