@@ -19,6 +19,7 @@ help:
 	@echo 'make fuzz    what reads foreign bytes, led by coverage: make fuzz FUZZ_SECONDS=60 FUZZ_TARGETS=lines'
 	@echo 'make soak    good and hostile traffic against one daemon: make soak SOAK_SECONDS=600'
 	@echo '             or so much through the relay, in mixed streams: make soak RELAY_GIB=200'
+	@echo 'make trim    a Linux guest gives back what its file system does not use (fetches 28 MB)'
 	@echo 'make matrix  every failure in every phase of a running VM on its way; writes docs/matrix.md'
 	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
@@ -43,6 +44,11 @@ fuzz: ready
 soak: ready
 	$(if $(RELAY_GIB),$(PYTHON) -m tests.soak.relay $(RELAY_GIB),$(PYTHON) -m tests.soak $(SOAK_SECONDS))
 
+trim:
+	@tools/set-up test
+	@tools/fetch-linux
+	tools/run-tests tests.trim.real
+
 matrix:
 	@tools/set-up test
 	$(PYTHON) -m tests.matrix --jobs $(JOBS) --cells '$(CELLS)' $(if $(CELLS),,--page docs/matrix.md)
@@ -58,6 +64,6 @@ ready:
 	@tools/set-up
 
 clean:
-	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz
+	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz .trim
 
-.PHONY: help demo test lint fuzz soak matrix bench fresh ready clean
+.PHONY: help demo test lint fuzz soak trim matrix bench fresh ready clean
