@@ -30,6 +30,8 @@ GIB = 1 << 30
 DRIVERS = 2
 THREADS = 5
 ROUND_BYTES = 4 * GIB
+LARGEST_PART = 4
+"""The largest stream is this part of a round."""
 WARM_ROUNDS = 2
 MORE_MEMORY_BYTES = 16 << 20
 LEAST_STREAMS = 10_000
@@ -100,7 +102,7 @@ def drive(port: int, folder: str, seed: str, size_bytes: int) -> tuple[list[Repo
                 return
             name = f"{seed}-{thread}-{number}"
             try:
-                reports.append(Voyage(port, Path(folder), name, Random(name)).run())
+                reports.append(Voyage(port, Path(folder), name, Random(name), size_bytes // LARGEST_PART).run())
             except Exception as error:
                 wrong.append(f"{name}: {type(error).__name__}: {error}")
 
@@ -112,14 +114,18 @@ def drive(port: int, folder: str, seed: str, size_bytes: int) -> tuple[list[Repo
 class Soak:
     """Rounds of streams through one relay."""
 
-    def __init__(self, relayed: Relayed, folder: Path, seed: int) -> None:
-        self.relayed, self.folder, self.seed = relayed, folder, seed
+    def __init__(self, relayed: Relayed, folder: Path, seed: int, round_bytes: int) -> None:
+        self.relayed, self.folder, self.seed, self.round_bytes = relayed, folder, seed, round_bytes
         self.sum = Sum()
 
     def round(self, number: int, pool: ProcessPoolExecutor) -> None:
         parts = [
             pool.submit(
-                drive, self.relayed.port, str(self.folder), f"{self.seed}-{number}-{driver}", ROUND_BYTES // DRIVERS
+                drive,
+                self.relayed.port,
+                str(self.folder),
+                f"{self.seed}-{number}-{driver}",
+                self.round_bytes // DRIVERS,
             )
             for driver in range(DRIVERS)
         ]
@@ -167,9 +173,9 @@ def report(sum_: Sum, relayed: Relayed, passed_s: float) -> None:
 
 def soak(relayed: Relayed, folder: Path, size_bytes: int, seed: int) -> Sum:
     """Returns: what came of it."""
-    state, begun_s, warm = Soak(relayed, folder, seed), time.monotonic(), 0
+    state, begun_s, warm = Soak(relayed, folder, seed, min(ROUND_BYTES, size_bytes)), time.monotonic(), 0
     # The relay's threads, with a poll and a bell each, come with the first streams and stay.
-    descriptors = relayed.descriptors() + 4
+    descriptors = relayed.descriptors() + 6
     least = LEAST_STREAMS if size_bytes >= FULL_GIB * GIB else 0
     with ProcessPoolExecutor(DRIVERS, mp_context=get_context("spawn")) as pool:
         for number in count(1):

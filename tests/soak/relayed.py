@@ -108,7 +108,7 @@ def main(folder: str, relays: str = "pump") -> None:
     site = Site(Door(root, RELAYS[relays](reactor)))
     site.noisy = False
     port = reactor.listenTCP(0, TlsFactory(context, site, reactor), interface="127.0.0.1", backlog=256)
-    say(port=port.getHost().port)
+    reactor.callWhenRunning(say, port=port.getHost().port)
     reactor.run()
 
 

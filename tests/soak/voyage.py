@@ -175,8 +175,9 @@ class Local:
 class Voyage:
     """A stream from its upgrade to its end. Raises (run): AssertionError."""
 
-    def __init__(self, port: int, folder: Path, name: str, chance: Random) -> None:
+    def __init__(self, port: int, folder: Path, name: str, chance: Random, most_bytes: int = 512 * MIB) -> None:
         self.port, self.folder, self.name, self.chance = port, folder, name, chance
+        self.most_bytes = most_bytes
         self.frame_bytes = size_of_frames(chance)
         self.inward, self.outward = Flow(chance, self._size(True)), Flow(chance, self._size(False))
         self.end = chance.choices(list(End), (70, 10, 8, 6, 6))[0]
@@ -187,10 +188,14 @@ class Voyage:
 
     def _size(self, inward: bool) -> int:
         chance = self.chance
-        most = min(512 * MIB, 60_000 * self.frame_bytes) if inward else 512 * MIB
+        most = min(self.most_bytes, 10_000 * self.frame_bytes) if inward else self.most_bytes
         if chance.random() < 0.25:
             return chance.randrange(200_000)
         return min(most, int(chance.lognormvariate(15.0, 1.7)))
+
+    def _size_of_writes(self) -> int:
+        tiny = self.outward.total < MIB
+        return self.chance.choice((777 if tiny else 128 * 1024, 65_536, ROOM_BYTES, 2 * MIB))
 
     def run(self) -> Report:
         with socket.socket(socket.AF_UNIX) as door:
@@ -204,7 +209,7 @@ class Voyage:
                 (self.folder / self.name).unlink()
         with sock:
             peer = Peer(tls, self.inward, self.outward, self.chance, self.frame_bytes)
-            local = Local(sock, self.inward, self.outward, self.chance.choice((777, 65_536, ROOM_BYTES, 2 * MIB)))
+            local = Local(sock, self.inward, self.outward, self._size_of_writes())
             try:
                 self._sail(peer, local)
             finally:
@@ -284,13 +289,15 @@ class Voyage:
             peer.tls.sock.setblocking(False)
             with contextlib.suppress(Lost, OSError):
                 _until_the_end(peer, peer.tls.sock)
+            # Where it was a Close frame, it is for us to answer, and to be gone is an answer.
+            peer.tls.close()
         if local.sock.fileno() >= 0:
             with contextlib.suppress(OSError):
                 _until_the_end(local, local.sock)
 
 
 def _until_the_end(end: Peer | Local, sock: socket.socket) -> None:
-    while not end.ended:
+    while not (end.ended or (isinstance(end, Peer) and end.saw_close)):
         if not end.receive():
             assert select.select([sock], [], [], PATIENCE_S)[0], "the end does not come"
 
