@@ -8,10 +8,13 @@ import signal
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -91,10 +94,20 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@cache
+def can_become_nobody() -> bool:
+    """Whether that user can read this tree and its Python: below /root, for one, it cannot."""
+    become = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--")
+    argv = (*become, sys.executable, "-P", "-c", "import mtunnel_tx.front.process")
+    return os.geteuid() != 0 or subprocess.run(argv, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
 class Case(SynchronousTestCase):
     extra = ""
 
     def setUp(self) -> None:
+        if not can_become_nobody():
+            raise SkipTest("user nobody cannot read this tree, so its workers cannot run")
         self.node = Node(extra=WORKERS + self.extra)
         self.addCleanup(self.node.close)
         self.prepare()
