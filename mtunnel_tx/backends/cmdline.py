@@ -106,15 +106,22 @@ def _identity(hardware: Hardware) -> list[str]:
 def _firmware(setup: Setup) -> list[str]:
     """UEFI in two flash chips, the second is the EFI disk."""
     hardware = setup.hardware
-    if not hardware.ovmf:
+    code = firmware_file(hardware)
+    if code is None or hardware.efidisk is None:
         return []
-    if hardware.efidisk is None or "efidisk0" not in setup.files:
-        raise TunnelError("bios: without an EFI disk, ovmf cannot be run here")
-    options = hardware.efidisk.options
-    code = find_firmware(options.get("efitype", "2m"), secure=options.get("pre-enrolled-keys") == "1")
     lower = {"driver": "file", "filename": str(code), "read-only": True}
     flash = {"driver": "raw", "node-name": "pflash0", "read-only": True, "file": lower}
     return ["-blockdev", as_json(flash), *blockdev("efidisk0", hardware.efidisk, setup.files["efidisk0"])]
+
+
+def firmware_file(hardware: Hardware) -> Path | None:
+    """The UEFI firmware; None: the VM has a BIOS. Raises: TunnelError: `bios: …`: it cannot be run here."""
+    if not hardware.ovmf:
+        return None
+    if hardware.efidisk is None or hardware.efidisk.is_cdrom:
+        raise TunnelError("bios: without an EFI disk, ovmf cannot be run here")
+    options = hardware.efidisk.options
+    return find_firmware(options.get("efitype", "2m"), secure=options.get("pre-enrolled-keys") == "1")
 
 
 def _screen(setup: Setup) -> list[str]:

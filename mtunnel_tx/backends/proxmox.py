@@ -99,7 +99,7 @@ class ProxmoxMachines:
                 report(line)
             if incoming.nbd_socket is not None:
                 async with self._get(vmid).monitor() as monitor:
-                    await export_nodes(monitor, incoming.nbd_socket, await _find_nodes(monitor, incoming.exports))
+                    await export_nodes(monitor, incoming.nbd_socket, await find_nodes(monitor, incoming.exports))
         except BaseException:
             await self.stop(vmid)
             raise
@@ -243,7 +243,7 @@ def _starting(folder: Path) -> Iterator[int]:
                 yield int(entry.name)
 
 
-async def _find_nodes(monitor: Monitor, keys: Mapping[str, str]) -> dict[str, str]:
+async def find_nodes(monitor: Monitor, keys: Mapping[str, str]) -> dict[str, str]:
     """The block node of each drive: named as the drive, or found through it in a VM of an older machine type.
 
     Raises: BackendFailed: there is no such drive.

@@ -15,7 +15,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
-from mtunnel_tx.backends.cmdline import QMP_FD, Setup, command_line
+from mtunnel_tx.backends.cmdline import QMP_FD, Setup, command_line, firmware_file
 from mtunnel_tx.backends.devices import read_host_mtus
 from mtunnel_tx.backends.drives import VolumeFile, look_at_file, volume_format, volumes
 from mtunnel_tx.backends.files import Threads
@@ -181,6 +181,7 @@ class QemuMachines:
         hardware = read_hardware(conf, local=local)
         for key, drive in volumes(hardware):
             volume_format(key, drive)
+        firmware_file(hardware)
         try:
             shlex.split(hardware.arguments)
         except ValueError as error:

@@ -422,6 +422,7 @@ class Checking(QemuCase):
             ("hostpci0: mapping=gpu", "hostpci0: this host cannot run that"),
             ("args: -S", "args: arguments for QEMU are not taken from another host"),
             ("net0: virtio,tag=7", "net0: VLANs (tag) cannot be run here"),
+            ("bios: ovmf", "bios: without an EFI disk, ovmf cannot be run here"),
         ):
             with self.assertRaises(TunnelError) as caught:
                 machines.check(parse_guest_config(f"{line}\n"))
