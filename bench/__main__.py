@@ -152,7 +152,7 @@ class Session:
             self._try("version command", name, partial(self._measure_busy, name))
 
     def _measure_busy(self, name: str) -> None:
-        p99_ms = self._bench.time_versions(self._ours(name), FOUR, 2.0 if self._quick else 10.0)
+        p99_ms = self._bench.time_versions(self._ours(name), FOUR, 4.0 if self._quick else 10.0)
         self._others.append(("`version`, 4 streams at full speed, 99th percentile", name, f"{p99_ms:.1f} ms"))
         self._found[f"version {name}"] = p99_ms
 
