@@ -72,8 +72,11 @@ class ProxmoxMachines:
         """See ports.Hypervisor. It is Proxmox's own config: `qm` knows."""
 
     def running(self, vmid: int) -> bool:
-        """See ports.Hypervisor."""
-        return self._find(vmid) is not None
+        """See ports.Hypervisor. It is asked for every VM of the node: nothing is kept open for those of others."""
+        process = find_qemu(self._folder / f"{vmid}.pid")
+        if process is not None:
+            os.close(process[1])
+        return process is not None
 
     async def state(self, vmid: int) -> MachineState:
         """See ports.Hypervisor. Raises: TimedOut, BackendFailed: it runs, but does not answer."""

@@ -54,6 +54,10 @@ class PidFiles(SynchronousTestCase):
         pid, pidfd = find_qemu(self.file)
         os.close(pidfd)
         self.assertEqual(pid, process.pid)
+        machines = ProxmoxMachines(reactor, command=["qm"], environ={}, guests=None, folder=self.folder)
+        open_before = len([*Path("/proc/self/fd").iterdir()])
+        self.assertEqual([machines.running(vmid) for vmid in (100, 101)], [True, False])
+        self.assertEqual(len([*Path("/proc/self/fd").iterdir()]), open_before)
 
     def test_a_number_that_is_anothers_by_now(self):
         for words in ((), ("-pidfile", "/run/qemu-server/101.pid"), ("100.pid",)):
