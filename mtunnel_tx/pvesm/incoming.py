@@ -9,9 +9,7 @@ Thin storages (see `allocation`) take images larger than the free space; where i
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mtunnel_tx.config import Settings
@@ -23,6 +21,7 @@ from mtunnel_tx.pvesm.directory import DirectoryStorage, open_storage
 from mtunnel_tx.pvesm.output import say, warn
 from mtunnel_tx.pvesm.qemuimg import delete_snapshot, verify_image
 from mtunnel_tx.pvesm.reservation import Choose, Reservation, reserve
+from mtunnel_tx.pvesm.signals import uninterrupted
 from mtunnel_tx.pvesm.sparse import CHUNK_BYTES, fill, store
 
 STREAM_FORMATS = ("raw+size", "tar+size", "qcow2+size", "vmdk+size", "zfs", "btrfs")
@@ -68,7 +67,7 @@ def import_volume(settings: Settings, order: ImportOrder, stream: int) -> None:
         if order.delete_snapshot:
             delete_snapshot(reservation.part, order.delete_snapshot)
         _refuse_orphan(order.requester)
-        with _uninterrupted():
+        with uninterrupted():
             reservation.publish()
             say(f"successfully imported '{reservation.volid}'")
 
@@ -224,14 +223,3 @@ def _refuse_orphan(requester: int | None) -> None:
     """A daemon that dies closes its end of the stream, which looks like a regular end of it."""
     if requester not in (None, os.getppid()):
         raise BackendFailed("import: whoever asked for it is gone")
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """From the name to the word about it: both or neither."""
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

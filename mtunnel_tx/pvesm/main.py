@@ -12,8 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
-from typing import NoReturn
 
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.errors import TunnelError
@@ -23,23 +21,15 @@ from mtunnel_tx.pvesm.incoming import STREAM_FORMATS, ImportOrder, import_volume
 from mtunnel_tx.pvesm.options import Check, Parameters, Syntax, UsageError, matching, one_of, parse_parameters
 from mtunnel_tx.pvesm.outgoing import ExportOrder, export_volume
 from mtunnel_tx.pvesm.output import say, warn
+from mtunnel_tx.pvesm.signals import Interrupted, catch_signals
 from mtunnel_tx.pvesm.status import format_status, storage_status
 from mtunnel_tx.pvesm.streams import open_source, open_target
 from mtunnel_tx.pvesm.volumes import CONTENTS, format_list, free_volume, list_volumes, volume_path
 
 FAILED = 255
 BAD_USAGE = 2
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _UNIT_BYTES = {"": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SIZE = re.compile(r"(\d{1,15})([MG]?)", re.ASCII)
-
-
-class Interrupted(BaseException):
-    """A signal asks us to stop; everything on the way out cleans up."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +42,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: the exit code."""
-    for number in _SIGNALS:
-        signal.signal(number, _interrupt)
+    catch_signals()
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except UsageError as error:
@@ -68,13 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         warn(f"interrupted by signal {signal.Signals(error.number).name}")
         return 128 + error.number
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    """Only once: nothing may disturb the cleaning up."""
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted(number)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import select
 from collections.abc import Iterator
 
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.pvesm.signals import wait_for
 
 CHUNK_BYTES = 2 << 20
 _BLOCK_BYTES = 4096
@@ -19,10 +20,10 @@ def fill(fd: int, buffer: memoryview) -> int:
     """Read until the buffer is full or the stream has ended. Returns: bytes read."""
     filled = 0
     while filled < len(buffer):
+        wait_for(fd, select.POLLIN)
         try:
             count = os.readv(fd, [buffer[filled:]])
         except BlockingIOError:
-            _wait(fd, select.POLLIN)
             continue
         if count == 0:
             break
@@ -105,7 +106,7 @@ def _send_data(source: int, start: int, end: int, target: int) -> None:
         try:
             sent = _send_some(source, start, min(end - start, CHUNK_BYTES), target)
         except BlockingIOError:
-            _wait(target, select.POLLOUT)
+            wait_for(target, select.POLLOUT)
             continue
         if sent == 0:
             raise BackendFailed("volume became shorter while it was read")
@@ -140,10 +141,4 @@ def send_some(view: memoryview, target: int) -> int:
         try:
             return os.write(target, view)
         except BlockingIOError:
-            _wait(target, select.POLLOUT)
-
-
-def _wait(fd: int, events: int) -> None:
-    poll = select.poll()
-    poll.register(fd, events)
-    poll.poll()
+            wait_for(target, select.POLLOUT)
