@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import re
-import shutil
 import socket
 import ssl
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
-from unittest import SkipTest
-
-from twisted.trial.unittest import SynchronousTestCase
 
 from tests.whole.hostile import (
     RawWebsocket,
@@ -31,8 +20,9 @@ from tests.whole.hostile import (
     status_line,
     stopped,
 )
+from tests.whole.limited import Case
 from tests.whole.node import Node, wait_for
-from tests.whole.peer import Tunnel, call
+from tests.whole.peer import call
 
 STORAGE_SOCKET = "/run/qemu-server/100.storage"
 NOISY = """\
@@ -42,29 +32,6 @@ echo ready
 head -c 400000000 /dev/zero | tr '\\0' x | fold -w 1000
 exit 7
 """
-
-
-class Case(SynchronousTestCase):
-    limits: dict[str, float] = {}
-    extra = ""
-
-    def setUp(self) -> None:
-        table = "\n".join(f"{name} = {value}" for name, value in self.limits.items())
-        self.node = Node(extra=f"{self.extra}\n[limits]\n{table}").start()
-        self.addCleanup(self.node.close)
-
-    def open(self, vmid: int = 100) -> Tunnel:
-        return Tunnel(self.node, vmid, storages="local", bridges="")
-
-    def leave(self, tunnel: Tunnel) -> None:
-        tunnel.ask(cmd="quit", cleanup=1)
-        tunnel.leave()
-
-    def is_served(self) -> bool:
-        try:
-            return call(self.node, "GET", "/version").status == 200
-        except (OSError, ssl.SSLError):
-            return False
 
 
 class ConnectionTests(Case):
@@ -339,108 +306,4 @@ class ChildTests(Case):
                 tunnel.ask(cmd="query-disk-import"), {"success": True, "status": "pending", "msg": "x" * 1000 + "\n"}
             )
         self.leave(tunnel)
-        self.node.assert_idle()
-
-
-class KeepaliveTests(Case):
-    def test_every_connection_has_it(self) -> None:
-        program = shutil.which("ss")
-        if program is None:
-            raise SkipTest("ss is not installed (Debian: iproute2)")
-        tunnel = self.open()
-        idle = secure(self.node)
-        command = [program, "-tnoH", "sport", "=", f":{self.node.port}"]
-
-        def kept_alive() -> bool:
-            """Where bytes are on their way there is another timer for a moment."""
-            lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-            timers = [re.search(r"timer:\(keepalive,(?:30|[12]?\d)[a-z0-9.]*,0\)", x) for x in lines if "ESTAB" in x]
-            return len(timers) == 2 and all(timers)
-
-        wait_for("two timers", kept_alive)
-        idle.close()
-        self.leave(tunnel)
-
-
-class FarNode(Node):
-    """A daemon and its peers in two network namespaces, a cable in between; the host's own network stays as it is."""
-
-    OURS, THEIRS = "192.0.2.1", "192.0.2.2"
-
-    def __init__(self, case: SynchronousTestCase, extra: str) -> None:
-        self.spaces = [f"mtunnel-{os.getpid()}-{os.urandom(2).hex()}{side}" for side in "ab"]
-        for space in self.spaces:
-            self.ip("netns", "add", space)
-            case.addCleanup(self.ip, "netns", "delete", space)
-        ours, theirs = self.spaces
-        self.ip("-netns", ours, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", theirs)
-        for space, address in zip(self.spaces, (self.OURS, self.THEIRS), strict=True):
-            self.ip("-netns", space, "address", "add", f"{address}/30", "dev", "cable")
-            self.ip("-netns", space, "link", "set", "cable", "up")
-        super().__init__(extra=extra, listen=f"tcp:0:interface={self.OURS}")
-        case.addCleanup(self.close)
-
-    def launch(self, *argv: str) -> None:
-        twistd = str(Path(sys.executable).parent / "twistd")
-        argv = argv or (twistd, "-n", "--pidfile=", "mtunnel", "--config", str(self.config))
-        super().launch("ip", "netns", "exec", self.spaces[0], *argv)
-
-    @staticmethod
-    def ip(*arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True, timeout=30, capture_output=True)
-
-    def connect(self) -> socket.socket:
-        sock = self._in_space(socket.socket)
-        sock.settimeout(30)
-        sock.connect((self.OURS, self.port))
-        return sock
-
-    def _in_space(self, call: Callable[[], socket.socket]) -> socket.socket:
-        """A thread moves to the other side, and what it makes stays there."""
-        made: list[socket.socket] = []
-
-        def work() -> None:
-            with Path(f"/run/netns/{self.spaces[1]}").open("rb") as space:
-                if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), 0) != 0:
-                    raise OSError(ctypes.get_errno(), "setns")
-            made.append(call())
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        return made[0]
-
-    def cut(self) -> None:
-        """From now on nothing of what they send arrives, not even an acknowledgement."""
-        self.ip("-netns", self.spaces[1], "route", "add", "blackhole", f"{self.OURS}/32")
-
-
-class DeadPeerTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        if os.geteuid() != 0 or shutil.which("ip") is None:
-            raise SkipTest("needs root and ip (Debian: iproute2): it makes a network namespace")
-        self.node = FarNode(self, "[limits]\ndead_peer_s = 2")
-        self.node.start()
-
-    def test_a_peer_that_acknowledges_nothing(self) -> None:
-        tunnel = Tunnel(self.node, 100, storages="local", bridges="")
-        upid = tunnel.opened["upid"]
-        start_import(tunnel)
-        tunnel.ask(cmd="query-disk-import")
-        # The reply to this one comes in five seconds, when nobody hears it any more.
-        tunnel.send('{"cmd":"query-disk-import"}')
-        began = time.monotonic()
-        self.node.cut()
-        wait_for("the end", lambda: "TASK ERROR: mtunnel exited unexpectedly" in self.node.task_log(upid))
-        self.assertLess(time.monotonic() - began, 15)
-        self.node.assert_idle()
-        self.assertEqual((self.node.guest(100), self.node.images(100)), (None, []))
-        tunnel.commands.drop()
-
-    def test_a_peer_that_only_has_nothing_to_say(self) -> None:
-        tunnel = Tunnel(self.node, 100, storages="local", bridges="")
-        time.sleep(4)
-        self.assertEqual(tunnel.ask(cmd="version")["success"], True)
-        tunnel.ask(cmd="quit", cleanup=1)
-        tunnel.leave()
         self.node.assert_idle()
