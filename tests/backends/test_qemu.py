@@ -155,7 +155,9 @@ class OnABridge(QemuCase):
         super().setUp()
         if os.geteuid() != 0 or shutil.which("ip") is None:
             raise SkipTest("not root, or no 'ip': BRIDGES AND TAP DEVICES ARE NOT TESTED")
-        self.bridge = f"mtq{os.getpid() % 1_000_000}"
+        # Names of devices are the host's: whatever else is tested here at the same time has others.
+        self.vmid = 1_000_000 + os.getpid()
+        self.bridge = f"mtq{os.getpid()}"
         self.ip("link", "add", self.bridge, "mtu", "1400", "type", "bridge")
         self.addCleanup(self.ip, "link", "del", self.bridge)
 
@@ -172,25 +174,25 @@ class OnABridge(QemuCase):
             f"net1: virtio=BC:24:11:00:00:02,bridge={self.bridge},queues=3,link_down=1",
             f"net2: e1000=BC:24:11:00:00:03,bridge={self.bridge}",
         ]
-        await host.machines.local_start(100, guest(host.volumes.make("a.raw"), *nics), self.report)
-        self.assertEqual(self.plugged(), ["tap100i0", "tap100i1", "tap100i2"])
+        await host.machines.local_start(self.vmid, guest(host.volumes.make("a.raw"), *nics), self.report)
+        self.assertEqual(self.plugged(), [f"tap{self.vmid}i{index}" for index in range(3)])
         self.assertIn("net0: no firewall on this host", self.reports)
         for name in self.plugged():
             self.assertTrue(Path("/sys/class/net", name, "address").read_text().startswith("fe:"))
             self.assertEqual(Path("/sys/class/net", name, "mtu").read_text(), "1400\n")
-        async with host.machines.attached(100) as running:
+        async with host.machines.attached(self.vmid) as running:
             self.assertEqual(await running.host_mtus(), {"net0": 1400})
-        await host.machines.stop(100)
+        await host.machines.stop(self.vmid)
         self.assertEqual(self.plugged(), [])
 
     async def test_a_bridge_that_is_not_there(self):
         host = self.host()
         for bridge in ("nosuch", "lo"):
             nics = (f"net0: virtio,bridge={self.bridge}", f"net1: virtio,bridge={bridge}")
-            work = host.machines.local_start(100, guest(host.volumes.make("a.raw"), *nics), self.report)
+            work = host.machines.local_start(self.vmid, guest(host.volumes.make("a.raw"), *nics), self.report)
             error = await self.fails(BackendFailed, work)
             self.assertEqual(error.text, f"there is no bridge '{bridge}' on this host")
-            self.assertEqual((host.files(100), self.plugged()), ([], []))
+            self.assertEqual((host.files(self.vmid), self.plugged()), ([], []))
 
 
 class Waiting(QemuCase):
