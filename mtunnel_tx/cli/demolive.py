@@ -10,13 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import open_process, read_record
 from mtunnel_tx.cli.demonodes import Node, mtunnel_command, started
-from mtunnel_tx.cli.ticker import read_beats, read_ring, ticker
+from mtunnel_tx.cli.ticker import is_unbroken, read_beats, read_ring, ticker
 from mtunnel_tx.errors import TimedOut
 
 LEFT_OUT = f"LEFT OUT: a running VM, as {PROGRAM} is not installed; on Debian: apt-get install qemu-system-x86"
@@ -71,21 +70,6 @@ class Serial(threading.Thread):
     def beats(self) -> list[tuple[int, str]]:
         """Every whole line: number and flag."""
         return read_beats(self.text)
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """What both serial ports said together."""
-
-    here: list[int]
-    there: list[int]
-    well: bool
-
-    @property
-    def is_whole(self) -> bool:
-        """Not a number is missing, none came twice, and the guest found its memory and disk as they should be."""
-        numbers = self.here + self.there
-        return self.well and bool(self.there) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def move_running(say: Say, here: Node, there: Node, endpoint: str) -> bool:
@@ -163,14 +147,14 @@ def _migrate(say: Say, node: Node, endpoint: str) -> bool:
 
 
 def _tell(say: Say, before: Serial, after: Serial, took_s: float) -> bool:
-    beats = before.beats + after.beats
-    count = Count([n for n, _ in before.beats], [n for n, _ in after.beats], all(flag == "." for _, flag in beats))
+    beats = read_beats(before.text + after.text)  # a line may begin here and end there
+    whole = is_unbroken(beats)
     say(f"node-a: … {_shown(before.beats[-3:])}   node-b: {_shown(after.beats[:3])} …")
-    what = "none is missing, none came twice" if count.is_whole else "NOT WITHOUT A GAP"
+    what = "none is missing, none came twice" if whole else "NOT WITHOUT A GAP"
     say(f"{len(beats)} numbers from {beats[0][0]} to {beats[-1][0]}: {what}")
     silence_s = after.heard[0] - before.heard[-1]
     say(f"downtime {max(0.0, silence_s - BEAT_S) * 1000:.0f} ms beyond the usual pause; {took_s:.1f} s in all")
-    return count.is_whole
+    return whole
 
 
 def _check_disk(say: Say, node: Node, after: Serial) -> bool:

@@ -47,6 +47,13 @@ def read_beats(serial: bytes) -> list[tuple[int, str]]:
     return [(int(number, 16), flag.decode("ascii", "replace")) for number, flag in BEAT.findall(serial)]
 
 
+def is_unbroken(beats: list[tuple[int, str]]) -> bool:
+    """Whether not a number is missing, none came twice, and the guest found its memory and disk as they should be."""
+    numbers = [number for number, _ in beats]
+    first = numbers[0] if numbers else 0
+    return numbers == list(range(first, first + len(numbers))) and {flag for _, flag in beats} == {"."}
+
+
 def read_ring(disk: bytes, base: int = 2048, ring: int = 1024) -> list[int]:
     """The numbers in the sectors of the ring that were written, sorted. Raises: ValueError: a torn one."""
     numbers = []
