@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few bytes, the most important rows, under a minute")
     parser.add_argument("--rounds", type=int, help="runs of each row")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose description has this text")
-    parser.add_argument("--docs", action="store_true", help="put the figures into docs/")
+    parser.add_argument("--docs", action="store_true", help="put the figures into README.md and docs/")
     options = parser.parse_args()
     start_s = time.monotonic()
     with prepared() as place:
@@ -198,7 +198,7 @@ def main() -> None:
         findings = Session(place, quick=options.quick, rounds=rounds, only=options.only).run()
     write(findings, ROOM)
     if options.docs:
-        write_documents(findings, Path("docs"))
+        write_documents(findings, Path())
     print(findings.text())
     _say(f"{time.monotonic() - start_s:.0f} s; {ROOM}/results.json, {ROOM}/performance.svg")
 

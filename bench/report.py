@@ -22,6 +22,7 @@ from bench.targets import Samples, Verdict
 
 BEGIN, END = "<!-- figures: made by make bench -->\n", "<!-- end of figures -->\n"
 HEADS = ("relay", "direction", "TLS", "mask", "frame", "streams", "MB/s", "CPU s/GiB", "RSS MiB", "runs")
+SUMMARY_HEADS = ("relay", "in, MB/s", "in, CPU s/GiB", "out, MB/s", "out, CPU s/GiB")
 OTHER_HEADS = ("what", "relay", "value")
 
 
@@ -102,6 +103,14 @@ class Findings:
         ]
         return "\n\n".join(parts) + "\n"
 
+    def summary(self) -> str:
+        """One stream through TLS, both directions, as a table for a first look."""
+        shown = [row for row in self.rows if _is_plain_case(row)]
+        relays = list(dict.fromkeys(row.relay for row in shown))
+        found = {(row.relay, row.direction): (f"{row.mb_s:.0f}", f"{row.cpu_s_gib:.2f}") for row in shown}
+        lines = [(name, *found.get((name, "in"), "--"), *found.get((name, "out"), "--")) for name in relays]
+        return _table(SUMMARY_HEADS, lines) + "\n"
+
     def json(self) -> dict[str, Any]:
         """The same for programs."""
         return {
@@ -112,6 +121,10 @@ class Findings:
             "commands": self.commands,
             "skipped": self.skipped,
         }
+
+
+def _is_plain_case(row: Row) -> bool:
+    return row.tls and row.streams == 1 and row.pinned and row.mask in (None, "zero") and row.frame in (None, 128 * KIB)
 
 
 def host() -> str:
@@ -159,10 +172,14 @@ def write(findings: Findings, folder: Path) -> None:
     (folder / "performance.svg").write_text(draw(findings.rows))
 
 
-def write_documents(findings: Findings, docs: Path) -> None:
-    """Put figures and picture into the documents; the words around them stay."""
-    page = docs / "performance.md"
+def write_documents(findings: Findings, tree: Path) -> None:
+    """Put figures and picture into README and documents; the words around them stay."""
+    _replace_figures(tree / "README.md", findings.summary())
+    _replace_figures(tree / "docs/performance.md", findings.markdown())
+    (tree / "docs/performance.svg").write_text(draw(findings.rows))
+
+
+def _replace_figures(page: Path, figures: str) -> None:
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n{findings.markdown()}\n{END}{after}")
-    (docs / "performance.svg").write_text(draw(findings.rows))
+    page.write_text(f"{before}{BEGIN}\n{figures}\n{END}{after}")
