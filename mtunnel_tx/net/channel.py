@@ -80,6 +80,11 @@ class LimitedChannel(HTTPChannel):
         if not self._refused:
             HTTPChannel.allContentReceived(self)
 
+    def loseConnection(self) -> None:
+        """What still comes belongs to no request; after a first line that was none it has not even a version."""
+        self._refused = True
+        HTTPChannel.loseConnection(self)
+
     def trust(self) -> None:
         """A request here has shown a valid token."""
         seat = getattr(self.transport, "seat", None)

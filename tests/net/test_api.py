@@ -138,6 +138,15 @@ class LimitTests(ApiCase):
         wire.write(self.raw("POST", path, headers=["Transfer-Encoding: chunked"]) + b"5\r\nfoo=1\r\n0\r\n\r\n")
         self.assert_parameters(wire.response(), foo=UNDEFINED)
 
+    def test_what_follows_a_line_that_is_no_request(self):
+        wire = self.wire()
+        wire.write(b"\x16\x03\x01 hello\r\n")
+        self.assertEqual(wire.response().line, "HTTP/1.1 400 Bad Request")
+        self.assertTrue(wire.transport.disconnecting)
+        for more in (b"\r\n", b"Host: h\r\n\r\n", self.raw("GET", "/api2/json/version")):
+            wire.write(more)
+        self.assertTrue(wire.silent())
+
     def test_headers_that_are_too_large(self):
         for head in (
             b"X: " + b"x" * 40_000,
