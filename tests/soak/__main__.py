@@ -22,7 +22,7 @@ ROUND_S = 20.0
 WARM_ROUNDS = 2
 MORE_MEMORY_BYTES = 16 << 20
 """From the end of the warm rounds to the end of the last one."""
-LIMITS = "[limits]\nconnect_s = 3\nhalf_close_s = 3\nhandshake_s = 3\nrequest_s = 3\n"
+LIMITS = "[limits]\nconnect_s = 3\nhalf_close_s = 3\nhandshake_s = 10\nrequest_s = 10\n"
 
 
 class Soak:
