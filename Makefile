@@ -7,6 +7,7 @@ FUZZ_SECONDS = 60
 FUZZ_TARGETS =
 SOAK_SECONDS = 600
 RELAY_GIB =
+LIVE = 50
 QUICK =
 JOBS = 2
 CELLS =
@@ -18,10 +19,11 @@ help:
 	@echo 'make lint    style and types'
 	@echo 'make fuzz    what reads foreign bytes, led by coverage: make fuzz FUZZ_SECONDS=60 FUZZ_TARGETS=lines'
 	@echo 'make soak    good and hostile traffic against one daemon: make soak SOAK_SECONDS=600'
+	@echo '             then a running VM goes to and fro between two nodes: make soak SOAK_SECONDS= LIVE=50'
 	@echo '             or so much through the relay, in mixed streams: make soak RELAY_GIB=200'
 	@echo 'make trim    a Linux guest gives back what its file system does not use (fetches 28 MB)'
 	@echo 'make matrix  every failure in every phase of a running VM on its way; writes docs/matrix.md'
-	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/'
+	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/, README.md'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
 	@echo 'make clean   remove what the goals made'
 
@@ -42,7 +44,12 @@ fuzz: ready
 	$(PYTHON) -m tests.fuzz.guided $(FUZZ_SECONDS) .fuzz $(FUZZ_TARGETS)
 
 soak: ready
-	$(if $(RELAY_GIB),$(PYTHON) -m tests.soak.relay $(RELAY_GIB),$(PYTHON) -m tests.soak $(SOAK_SECONDS))
+ifneq ($(RELAY_GIB),)
+	$(PYTHON) -m tests.soak.relay $(RELAY_GIB)
+else
+	$(if $(SOAK_SECONDS),$(PYTHON) -m tests.soak $(SOAK_SECONDS))
+	$(if $(LIVE),$(PYTHON) -m tests.soak.live $(LIVE))
+endif
 
 trim:
 	@tools/set-up test

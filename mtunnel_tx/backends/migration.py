@@ -15,6 +15,8 @@ from mtunnel_tx.errors import BackendFailed
 COMMAND_S = 60.0
 RECONNECT_S = 10
 _POLL_S = 1.0
+_BROKEN = {"failed": "Input/output error", "nospace": "No space left on device"}
+"""What a job's `io-status` says of a copy that it waits for."""
 _OVER = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -101,6 +103,8 @@ class RunningMachine:
         await self._call("blockdev-add", target)
         mode = "background" if await self._knows("block-job-change") else "write-blocking"
         job = {"job-id": node, "device": f"drive-{drive}", "target": node, "sync": "full", "copy-mode": mode}
+        # A job that ended by itself would free what the guest's waiting writes still use: QEMU's heap breaks.
+        job["on-target-error"] = "stop"
         try:
             await self._call("blockdev-mirror", {**job, "speed": limit_bytes_s, "auto-dismiss": False})
         except BackendFailed:
@@ -125,7 +129,13 @@ class RunningMachine:
     async def mirrors(self) -> list[Mirror]:
         """How far each is. Raises: BackendFailed."""
         jobs = {job["id"]: job for job in await self._call("query-jobs")}
-        return [_mirror(drive, jobs.get(node, {})) for drive, node in self._mirrors.items()]
+        broken = await self._broken()
+        return [_mirror(drive, jobs.get(node, {}), broken.get(node)) for drive, node in self._mirrors.items()]
+
+    async def _broken(self) -> dict[str, str]:
+        """The jobs that stand still as their target failed, and why."""
+        states = {job["device"]: str(job.get("io-status", "ok")) for job in await self._call("query-block-jobs")}
+        return {node: _BROKEN.get(state, state) for node, state in states.items() if state != "ok"}
 
     async def until_ready(self, told: Callable[[list[Mirror]], None] = lambda _mirrors: None) -> None:
         """Wait until all mirrors are level.
@@ -149,10 +159,21 @@ class RunningMachine:
 
         Raises: BackendFailed: a mirror had failed, or fails now.
         """
-        if force:
-            await self._cut()
-        for drive in list(self._mirrors):
-            await self._end_mirror(drive, force=force)
+        if not force:
+            for drive in list(self._mirrors):
+                await self._end_mirror(drive)
+            return
+        await self._cut()
+        # A job that ends while the guest writes through it breaks QEMU's heap; one that stands has no writes.
+        runs = self._mirrors and await self.status() == "running"
+        if runs:
+            await self._call("stop")
+        try:
+            for drive in list(self._mirrors):
+                await self._end_mirror(drive, force=True)
+        finally:
+            if runs:
+                await self._call("cont")
 
     async def _cut(self) -> None:
         """Cut their connections, so that nothing waits for one to come back: QEMU would stand still as a whole."""
@@ -160,22 +181,30 @@ class RunningMachine:
             with suppress(CommandFailed):
                 await self._call("yank", {"instances": [{"type": "block-node", "node-name": node}]})
 
-    async def _end_mirror(self, drive: str, *, force: bool) -> None:
+    async def _end_mirror(self, drive: str, *, force: bool = False) -> None:
         node = self._mirrors[drive]
-        with suppress(CommandFailed):  # it has ended by itself; its error is looked at below
-            await self._call("block-job-cancel", {"device": node, "force": force})
+        reason: str | None = None
+
+        async def cancel(*, by_force: bool) -> None:
+            with suppress(CommandFailed):  # it has ended by itself; its error is looked at below
+                await self._call("block-job-cancel", {"device": node, "force": by_force})
 
         async def concluded() -> bool:
+            nonlocal reason
+            if reason is None and (reason := (await self._broken()).get(node)):
+                await cancel(by_force=True)  # it would wait for ever
             return str((await self._job(node)).get("status", "concluded")) == "concluded"
 
+        if force or not (await self._broken()).get(node):
+            await cancel(by_force=force)
         await self._until(concluded)
         job = await self._job(node)
         with suppress(CommandFailed):
             await self._call("job-dismiss", {"id": node})
         del self._mirrors[drive]
         await self._remove_node(node)
-        if "error" in job and not force:
-            raise BackendFailed(f"mirror of {drive} failed: {job['error']}")
+        if not force and (reason or "error" in job):
+            raise BackendFailed(f"mirror of {drive} failed: {reason or job['error']}")
 
     async def start_migration(self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None:
         """Send memory and devices to a UNIX socket. Args: limit_bytes_s: 0: none."""
@@ -265,12 +294,12 @@ class RunningMachine:
             end_listening()
 
 
-def _mirror(drive: str, job: Mapping[str, Any]) -> Mirror:
+def _mirror(drive: str, job: Mapping[str, Any], broken: str | None) -> Mirror:
     over = job.get("status") in (None, "concluded", "aborting")
     return Mirror(
         drive=drive,
         ready=job.get("status") == "ready",
         done_bytes=int(job.get("current-progress", 0)),
         total_bytes=int(job.get("total-progress", 0)),
-        error=str(job.get("error", "it has ended")) if over else None,
+        error=str(job.get("error", "it has ended")) if over else broken,
     )

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -202,8 +201,9 @@ class Cell:
         return first, second
 
     def lost(self) -> tuple[int, int]:
-        """Beats that nobody saw, and beats that were seen twice."""
-        numbers = [number for side in self.beats() for number in side]
+        """Beats that nobody saw, and beats that were seen twice; a line may begin here and end there."""
+        self.beats()
+        numbers = [number for number, _ in read_beats(self.before.text + self.after.text)]
         return max(numbers) - min(numbers) + 1 - len(set(numbers)), len(numbers) - len(set(numbers))
 
     def ring(self, side: Side, vmid: int) -> str:
@@ -232,6 +232,7 @@ class Cell:
             listener.stopped = True
         for side in (self.here, self.there):
             self._end_machines(side)
+        self._unmount()
         try:
             self.there.close()
         finally:
@@ -248,10 +249,9 @@ class Cell:
         for path in side.runtime.glob("[0-9]*.*"):
             path.unlink(missing_ok=True)
 
-    def unmount(self) -> None:
-        """Before the node removes its folder."""
+    def _unmount(self) -> None:
+        """Before the node removes its folder; in a moment nobody has a file open there any more."""
         if self.mounted is not None:
-            deadline = time.monotonic() + 10
-            while subprocess.run(["umount", str(self.mounted)], check=False).returncode and time.monotonic() < deadline:
-                time.sleep(0.1)
-            self.mounted = None
+            mounted, self.mounted = self.mounted, None
+            command = ["umount", str(mounted)]
+            wait_for("the end of a mount", lambda: subprocess.run(command, check=False).returncode == 0)
