@@ -109,12 +109,14 @@ class Orphans(TestCase):
     async def test_it_is_awaited(self):
         folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, folder)
-        code = "import sys; sys.stdin.read()"
+        code = "import sys; print(flush=True); sys.stdin.read()"
         words = [sys.executable, "-c", code, "start", "100", "--stateuri", "unix"]
         environ = {**os.environ, "MTUNNEL_QM": str(folder)}
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, env=environ)
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ)
+        self.addCleanup(process.stdout.close)
         self.addCleanup(process.wait)
         self.addCleanup(process.stdin.close)
+        process.stdout.readline()  # it has its environment now
         machines = ProxmoxMachines(reactor, command=["qm"], environ={}, guests=None, folder=folder)
         preparing = ensureDeferred(machines.prepare())
         waited = Deferred()

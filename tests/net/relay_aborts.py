@@ -10,6 +10,7 @@ from twisted.internet.threads import blockingCallFromThread, deferToThread
 from mtunnel_tx.net.link import Link, Terms
 from mtunnel_tx.net.peer import Peer
 from tests.net.scene import MIB, PATIENCE_S, Scenes, codes, in_thread, read_all, read_exactly, tcp_pair
+from tests.whole.node import wait_for
 
 
 class Aborts(Scenes):
@@ -30,10 +31,13 @@ class Aborts(Scenes):
                 arrived = b"arrived"
             self.assertEqual(read_exactly(scene.local, len(arrived)), arrived)
             # The route is told first, and only when it is done with that does the UNIX side see the end.
-            scene.local.settimeout(0.1)
-            self.assertRaises(TimeoutError, scene.local.recv, 1)
-            self.assertEqual((scene.closed, scene.open_at_close), ([False], [True]))
-            gate.set()
+            try:
+                wait_for("the route is told", lambda: scene.open_at_close)
+                self.assertEqual((scene.closed, scene.open_at_close), ([False], [True]))
+                scene.local.settimeout(0.1)
+                self.assertRaises(TimeoutError, scene.local.recv, 1)
+            finally:
+                gate.set()
             scene.local.settimeout(PATIENCE_S)
             self.assertEqual(scene.local.recv(1), b"")
             self.assertFalse(scene.outcome().orderly)
