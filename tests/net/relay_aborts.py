@@ -32,7 +32,7 @@ class Aborts(Scenes):
             self.assertEqual(read_exactly(scene.local, len(arrived)), arrived)
             # The route is told first, and only when it is done with that does the UNIX side see the end.
             try:
-                wait_for("the route is told", lambda: scene.open_at_close)
+                wait_for("the route is told", lambda scene=scene: scene.open_at_close)
                 self.assertEqual((scene.closed, scene.open_at_close), ([False], [True]))
                 scene.local.settimeout(0.1)
                 self.assertRaises(TimeoutError, scene.local.recv, 1)
