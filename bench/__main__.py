@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from bench.case import FOUR, FULL, MIB, QUICK, VERIFIED, Case, Comparison
+from bench.guest import DATA_BYTES, MEMORY_MIB
+from bench.live import move_bare, move_through_tunnel
 from bench.measure import Bench, Relay
 from bench.ours import Mtunnel, make_node
 from bench.peers import Autobahn, Nginx, Place, Socat, Websockify
@@ -24,6 +27,7 @@ from bench.processes import Trouble
 from bench.report import Findings, make_row, write, write_documents
 from bench.targets import Samples, at_most, judge
 
+LIVE = f"live migration, {MEMORY_MIB} MiB of memory, {DATA_BYTES // MIB} MiB of data on disk"
 SMALL_BYTES = 16 << 10
 """Smaller frames are slow."""
 
@@ -86,6 +90,8 @@ class Session:
             self._be_slow()
             self._be_idle()
             self._be_busy()
+        if self._only in ("", "live") and not self._quick:
+            self._be_live()
         return self._findings()
 
     def _try(self, what: str, name: str, measurement: Callable[[], None]) -> None:
@@ -156,6 +162,19 @@ class Session:
         self._others.append(("`version`, 4 streams at full speed, 99th percentile", name, f"{p99_ms:.1f} ms"))
         self._found[f"version {name}"] = p99_ms
 
+    def _be_live(self) -> None:
+        self._try("live migration", LIVE, self._measure_live)
+
+    def _measure_live(self) -> None:
+        voyages = [(move_bare(), move_through_tunnel()) for _ in range(self._rounds)]
+        for name, side in (("QEMU alone", 0), ("mtunnel", 1)):
+            took_s = median(pair[side].took_s for pair in voyages)
+            downtime_ms = median(pair[side].downtime_ms for pair in voyages)
+            self._others.append((LIVE, name, f"{took_s:.1f} s, downtime {downtime_ms:.0f} ms"))
+        p99_ms = median(ours.version_p99_ms for _, ours in voyages)
+        self._others.append(("`version` meanwhile, 99th percentile", "mtunnel", f"{p99_ms:.1f} ms"))
+        self._found["live"] = median(ours.took_s / bare.took_s for bare, ours in voyages)
+
     def _findings(self) -> Findings:
         measured = [key for key in self._cases if key in self._samples]
         rows = [make_row(name, self._relays[name].framed, case, self._samples[name, case]) for name, case in measured]
@@ -166,6 +185,7 @@ class Session:
             at_most(50, "ms", "`version`, 4 busy streams, 99th percentile", self._found.get("version mtunnel")),
             at_most(50, "ms", "`version`, the same with 2 workers", self._found.get("version mtunnel-w2")),
             at_most(90, "KiB", "memory of an idle websocket", self._found.get("idle")),
+            at_most(1.5, "x", "live migration, against two QEMUs alone", self._found.get("live")),
         ]
         commands = {name: self._relays[name].shown(case) for name, case in reversed(measured) if case.tls}
         return Findings(
