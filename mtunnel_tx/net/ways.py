@@ -38,6 +38,9 @@ PINGS = 64
 GATHER_BYTES = 4096
 """Smaller payload is moved down to the one before it: one piece for the kernel instead of many."""
 
+# Looked up for every frame; in the class that is slow.
+_NOTHING, _PAYLOAD = Event.NOTHING, Event.PAYLOAD
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
@@ -120,25 +123,31 @@ class Inward:
         return self._side.more or self._ends.inward.source is Source.LAST
 
     def _decode(self, block: memoryview, end: int) -> None:
-        decoder, position = self._decoder, 0
+        decoder, position, before = self._decoder, 0, self.carried_bytes
         try:
-            while position < end and self._ends.inward.takes:
+            while position < end:
                 position = decoder.step(block, position, end)
-                if decoder.event is Event.PAYLOAD:
-                    self._add(block, decoder.begin, position)
-                elif decoder.event is Event.PING:
-                    self.pings.append(decoder.control)
-                elif decoder.event is Event.CLOSE:
-                    self._ends.peer_closed(decoder.close_code)
+                if decoder.event is _PAYLOAD:
+                    self._add(block, decoder.begin, position, decoder.mask)
+                elif decoder.event is not _NOTHING and not self._hear():
+                    break
         except FrameError as error:
             self._ends.violated(error.code, error.text)
+        self.bucket.spend(self.carried_bytes - before)
 
-    def _add(self, block: memoryview, begin: int, end: int) -> None:
+    def _hear(self) -> bool:
+        """A control frame. Returns: whether anything counts that follows."""
+        if self._decoder.event is Event.PING:
+            self.pings.append(self._decoder.control)
+        elif self._decoder.event is Event.CLOSE:
+            self._ends.peer_closed(self._decoder.close_code)
+        return self._ends.inward.takes
+
+    def _add(self, block: memoryview, begin: int, end: int, mask: bytes | None) -> None:
         size_bytes = end - begin
-        if self._decoder.mask is not None:
-            self._unmask(block[begin:end], self._decoder.mask)
+        if mask is not None:
+            self._unmask(block[begin:end], mask)
         self.carried_bytes += size_bytes
-        self.bucket.spend(size_bytes)
         if self._spans and size_bytes < GATHER_BYTES:
             first, last = self._spans[-1]
             block[last : last + size_bytes] = block[begin:end]

@@ -7,6 +7,7 @@ binary, whole or a fragment, makes no difference to a byte stream: only the orde
 
 from __future__ import annotations
 
+import struct
 from enum import Enum, IntEnum, auto
 
 from mtunnel_tx.errors import TunnelError
@@ -31,6 +32,8 @@ _LENGTH = 0x7F
 _LENGTH_16, _LENGTH_64 = 126, 127
 _EXTENDED_BYTES = {_LENGTH_16: 2, _LENGTH_64: 8}
 _ZERO_MASK = bytes(4)
+_unpack_usual = struct.Struct(">BBH4s").unpack_from
+"""The header that most small frames have: two bytes of length, a mask."""
 
 
 class Role(Enum):
@@ -73,7 +76,12 @@ class FrameError(TunnelError):
 
 
 _CONTROL_EVENTS = {Opcode.CLOSE: Event.CLOSE, Opcode.PING: Event.PING, Opcode.PONG: Event.PONG}
-_FIRST_BYTES = {final | opcode: opcode for opcode in Opcode for final in (0, _FIN) if final or not opcode & _CONTROL}
+_FIRST_BYTES = {
+    final | opcode: int(opcode) for opcode in Opcode for final in (0, _FIN) if final or not opcode & _CONTROL
+}
+_WHOLE_MESSAGES = (_FIN | Opcode.BINARY, _FIN | Opcode.TEXT)
+# Enum members are slow to look up, and this is done for every frame.
+_NOTHING, _PAYLOAD = Event.NOTHING, Event.PAYLOAD
 
 
 class Decoder:
@@ -93,10 +101,11 @@ class Decoder:
         self.close_code = CLOSE_NO_STATUS
         self._mask_bit = _MASKED if role is Role.SERVER else 0
         self._limit_bytes = limit_bytes
+        self._takes_usual = role is Role.SERVER and limit_bytes > 0xFFFF
         self._head = bytearray()
         self._head_bytes = 2
         self._left_bytes = 0
-        self._opcode = Opcode.BINARY
+        self._opcode = int(Opcode.BINARY)
         self._in_message = False
         self._collected: bytearray | None = None
         self._key: bytes | None = None
@@ -106,31 +115,28 @@ class Decoder:
 
         Returns: the position of the first byte that was not used. Raises: FrameError.
         """
-        self.event = Event.NOTHING
+        self.event = _NOTHING
         if self._left_bytes == 0 and self._collected is None:
             start = self._read_header(buffer, start, end)
         if self._collected is not None:
             return self._read_control(buffer, start, end)
-        stop = min(end, start + self._left_bytes)
-        if stop > start:
-            self._give_payload(start, stop)
-        return stop
-
-    def _give_payload(self, start: int, stop: int) -> None:
-        self.event = Event.PAYLOAD
+        size_bytes = min(end - start, self._left_bytes)
+        if size_bytes == 0:
+            return start
+        self.event = _PAYLOAD
         self.begin = start
-        self._left_bytes -= stop - start
+        self._left_bytes -= size_bytes
         key = self.mask = self._key
-        if key is not None:
-            phase = (stop - start) & 3
+        if key is not None and self._left_bytes:
+            phase = size_bytes & 3
             self._key = key[phase:] + key[:phase]
+        return start + size_bytes
 
     def _read_header(self, buffer: Buffer, start: int, end: int) -> int:
         """Returns: the position behind what was used; the frame has begun unless everything was."""
         head = self._head
         if not head and end - start >= HEADER_ROOM_BYTES:
-            self._check_start(buffer[start], buffer[start + 1])
-            return self._begin_frame(buffer, start + 1)
+            return self._read_whole_header(buffer, start)
         while len(head) < self._head_bytes:
             stop = min(end, start + self._head_bytes - len(head))
             if stop == start:
@@ -144,6 +150,17 @@ class Decoder:
         self._head_bytes = 2
         head.clear()
         return start
+
+    def _read_whole_header(self, buffer: Buffer, start: int) -> int:
+        """As above, with a shorter way for the usual one."""
+        first, second, length, key = _unpack_usual(buffer, start)
+        if second == _MASKED | _LENGTH_16 and first in _WHOLE_MESSAGES and self._takes_usual:
+            if length > CONTROL_BYTES and not self._in_message:
+                self._left_bytes = length
+                self._key = None if key == _ZERO_MASK else key
+                return start + 8
+        self._check_start(first, second)
+        return self._begin_frame(buffer, start + 1)
 
     def _check_start(self, first: int, second: int) -> None:
         opcode = _FIRST_BYTES.get(first)
@@ -194,8 +211,8 @@ class Decoder:
         if self._left_bytes == 0:
             self._collected = None
             self.control = unmask_bytes(bytes(collected), self._key)
-            self.event = _CONTROL_EVENTS[self._opcode]
-            if self._opcode is Opcode.CLOSE:
+            self.event = _CONTROL_EVENTS[Opcode(self._opcode)]
+            if self._opcode == Opcode.CLOSE:
                 self.close_code = read_close(self.control)
         return stop
 
