@@ -214,7 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     start_s = time.monotonic()
     with prepared() as place:
-        rounds = options.rounds or (1 if options.quick else 3)
+        rounds = options.rounds or (1 if options.quick else 5)
         findings = Session(place, quick=options.quick, rounds=rounds, only=options.only).run()
     write(findings, ROOM)
     if options.docs:

@@ -58,6 +58,13 @@ may block: with Python's own 5 ms it stands still for tens of them while streams
 
 LONGEST_WAIT_S = 60.0
 
+PIECES_BYTES = range(8 * 1024, 128 * 1024)
+"""What a worker moves in one turn where a peer's bytes come as fast as it takes them, but piece by piece: each piece
+costs a turn here and a wake-up of both neighbours. After such a turn it lets them gather for `GATHER_S`; requests and
+replies are smaller, and bytes that it is behind with are more."""
+
+GATHER_S = 0.0001
+
 
 class _Cargo:
     """A stream in the hands of a worker: what its epoll knows of it, and what the link was told."""
@@ -92,12 +99,13 @@ def _is_peer_closed(stream: Stream) -> bool:
 class _Worker:
     """One thread, one epoll, many streams. Only `order` may be called from elsewhere."""
 
-    def __init__(self, name: str, reactor: Reactor, tools: Tools) -> None:
+    def __init__(self, name: str, reactor: Reactor, tools: Tools, rest: Callable[[float], None]) -> None:
         self.tools = tools
         self.load = 0
         self.ended: Deferred[None] = Deferred()
         self._reactor = reactor
         self._now = tools.now
+        self._rest = rest
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
@@ -146,8 +154,8 @@ class _Worker:
             self._orders.popleft()()
         served = {id(cargo): cargo for cargo in ready if cargo is not None}
         served.update(self._take_due())
-        for cargo in served.values():
-            self._serve(cargo)
+        if sum(self._serve(cargo) for cargo in served.values()) in PIECES_BYTES:
+            self._rest(GATHER_S)
 
     def _note(self, number: int) -> _Cargo | None:
         """Mark which socket of a stream is ready. Returns: None: it was the bell."""
@@ -189,7 +197,9 @@ class _Worker:
     def _go_home(self) -> None:
         self._stopping = True
 
-    def _serve(self, cargo: _Cargo) -> None:
+    def _serve(self, cargo: _Cargo) -> int:
+        """Returns: how many bytes of payload it moved."""
+        before_bytes = cargo.stream.carried_bytes
         try:
             cargo.stream.service(peer_event=cargo.peer_event, local_event=cargo.local_event)
             self._watch(cargo)
@@ -202,6 +212,7 @@ class _Worker:
             self._due_s = min(self._due_s, cargo.due_s)
         if cargo.stream.is_ending:
             self._tell(cargo)
+        return cargo.stream.carried_bytes - before_bytes
 
     def _abandon(self, cargo: _Cargo) -> None:
         """A bug must not take the other streams of this thread with it."""
@@ -249,7 +260,7 @@ class Pump:
     """Runs streams in worker threads.
 
     Args: reactor: IReactorFromThreads. threads: how many; they start with the first streams. unmask, engine: the best
-    there are where None. now: monotonic seconds.
+    there are where None. now: monotonic seconds. rest: how a worker waits for some seconds.
     """
 
     def __init__(
@@ -260,12 +271,14 @@ class Pump:
         unmask: Unmask | None = None,
         engine: MakeEngine | None = None,
         now: Callable[[], float] = time.monotonic,
+        rest: Callable[[float], None] = time.sleep,
     ) -> None:
         self._reactor = reactor
         self._threads = threads
         self._unmask = unmask or best_unmask()
         self._engine = engine or best_engine()
         self._now = now
+        self._rest = rest
         self._workers: list[_Worker] = []
         self._urgent: list[_Worker] = []
         self._running: dict[Link, tuple[_Worker, _Cargo]] = {}
@@ -317,7 +330,7 @@ class Pump:
     def _hire(self, name: str) -> _Worker:
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         tools = Tools(blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now)
-        return _Worker(name, self._reactor, tools)
+        return _Worker(name, self._reactor, tools, self._rest)
 
     def _forget(self, result: Result, link: Link) -> Result:
         """Both ends are needed: the UNIX side may have to wait for its last bytes longer than the peer."""

@@ -79,6 +79,11 @@ class Stream:
         return self._outward.carried_bytes
 
     @property
+    def carried_bytes(self) -> int:
+        """Payload bytes, both ways together."""
+        return self.bytes_in + self.bytes_out
+
+    @property
     def is_local_over(self) -> bool:
         """The UNIX socket may be closed."""
         return self.ends.local_over

@@ -154,11 +154,11 @@ class Decoder:
     def _read_whole_header(self, buffer: Buffer, start: int) -> int:
         """As above, with a shorter way for the usual one."""
         first, second, length, key = _unpack_usual(buffer, start)
-        if second == _MASKED | _LENGTH_16 and first in _WHOLE_MESSAGES and self._takes_usual:
-            if length > CONTROL_BYTES and not self._in_message:
-                self._left_bytes = length
-                self._key = None if key == _ZERO_MASK else key
-                return start + 8
+        usual = second == _MASKED | _LENGTH_16 and length > CONTROL_BYTES and first in _WHOLE_MESSAGES
+        if usual and self._takes_usual and not self._in_message:
+            self._left_bytes = length
+            self._key = None if key == _ZERO_MASK else key
+            return start + 8
         self._check_start(first, second)
         return self._begin_frame(buffer, start + 1)
 

@@ -8,9 +8,16 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.net.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.net.mask import find_native, unmask_slowly
-from mtunnel_tx.net.pump import Pump
+from mtunnel_tx.net.pump import GATHER_S, Pump
 from tests.net.relaying import RelayTests
-from tests.net.scene import PATIENCE_S, in_thread, read_exactly
+from tests.net.scene import PATIENCE_S, Scenes, in_thread, read_exactly
+
+
+def ask(worker, question):
+    """A worker is asked in its own thread, when it has finished what it was at."""
+    answer = queue.Queue()
+    worker._order(lambda: answer.put(question(worker)))
+    return answer.get(timeout=PATIENCE_S)
 
 
 class PumpTests(RelayTests):
@@ -41,10 +48,7 @@ class TlsPump(PumpTests, TestCase):
             scene.local.sendall(b"x")
             scene.peer.payload(1)
         for worker in self.relays._workers:
-            # Asked in its own thread, when it has finished what it was at.
-            answer = queue.Queue()
-            worker._order(lambda worker=worker, answer=answer: answer.put(worker.tools.blocks.lent))
-            self.assertEqual(answer.get(timeout=PATIENCE_S), 0)
+            self.assertEqual(ask(worker, lambda worker: worker.tools.blocks.lent), 0)
 
     @in_thread
     def test_commands_do_not_wait_for_payload(self):
@@ -69,6 +73,26 @@ class TlsPump(PumpTests, TestCase):
         good.peer.data(b"x")
         self.assertEqual(good.local.recv(1), b"x")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class GatheringPump(Scenes, TestCase):
+    """Its workers do not rest, but say when they would."""
+
+    def setUp(self):
+        self.rests = queue.Queue()
+        self.relays = Pump(reactor, threads=1, rest=self.rests.put)
+
+    @in_thread
+    def test_pieces_may_gather_requests_may_not_wait(self):
+        scene = self.scene()
+        scene.peer.data(b"request")
+        self.assertEqual(read_exactly(scene.local, 7), b"request")
+        scene.local.sendall(b"reply")
+        self.assertEqual(scene.peer.payload(5), b"reply")
+        self.assertTrue(ask(self.relays._workers[0], lambda _worker: self.rests.empty()))
+        scene.peer.data(bytes(16_000))
+        read_exactly(scene.local, 16_000)
+        self.assertEqual(self.rests.get(timeout=PATIENCE_S), GATHER_S)
 
 
 class PlainPump(PumpTests, TestCase):
