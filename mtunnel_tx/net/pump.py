@@ -59,7 +59,7 @@ may block: with Python's own 5 ms it stands still for tens of them while streams
 LONGEST_WAIT_S = 60.0
 
 PIECES_BYTES = range(8 * 1024, 128 * 1024)
-"""What a worker moves in one turn where a peer's bytes come as fast as it takes them, but piece by piece: each piece
+"""What a worker moves of each stream in one turn where a peer's bytes come as fast as it takes them, but piece by piece: each piece
 costs a turn here and a wake-up of both neighbours. After such a turn it lets them gather for `GATHER_S`; requests and
 replies are smaller, and bytes that it is behind with are more."""
 
@@ -154,7 +154,8 @@ class _Worker:
             self._orders.popleft()()
         served = {id(cargo): cargo for cargo in ready if cargo is not None}
         served.update(self._take_due())
-        if sum(self._serve(cargo) for cargo in served.values()) in PIECES_BYTES:
+        moved_bytes = [self._serve(cargo) for cargo in served.values()]
+        if moved_bytes and sum(moved_bytes) // len(moved_bytes) in PIECES_BYTES:
             self._rest(GATHER_S)
 
     def _note(self, number: int) -> _Cargo | None:
