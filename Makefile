@@ -27,7 +27,8 @@ help:
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
 	@echo 'make clean   remove what the goals made'
 
-demo: ready
+demo:
+	@tools/set-up demo
 	$(PYTHON) -m mtunnel_tx.cli demo
 
 test:
