@@ -40,7 +40,7 @@ def code_at_end(stream: Websocket) -> int | None:
     """The Close frame's code; None: the connection ended without one."""
     try:
         return stream.read_to_end()
-    except ConnectionResetError:
+    except ConnectionError:  # reset, or at OpenSSL's next word a broken pipe
         return None
 
 
