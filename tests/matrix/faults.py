@@ -61,8 +61,17 @@ def _cut_all(cell: Cell, _phase: Phase) -> None:
     cell.proxy.cut_all()
 
 
-def _fill(cell: Cell, _phase: Phase) -> None:
+def _fill(cell: Cell, phase: Phase) -> None:
+    """Memory waits until the mirror has met it: the guest needs a new block only now and then."""
+    meets = phase.stream == MEMORY
+    if meets:
+        cell.proxy.stall(MEMORY, flows=False)
     cell.fill()
+    if meets:
+        spy = cell.here.spy()
+        assert spy is not None
+        wait_for("the mirror's failure", spy.mirror_stands)
+        cell.proxy.stall(MEMORY, flows=True)
 
 
 def _stall(cell: Cell, phase: Phase) -> None:

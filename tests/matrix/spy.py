@@ -124,6 +124,10 @@ class Spy(threading.Thread):
         except Gone:
             return 0
 
+    def mirror_stands(self) -> bool:
+        """Whether a mirror has failed and waits."""
+        return any(job["io-status"] != "ok" for job in self.ask("query-block-jobs"))
+
 
 def overlap_ms(here: list[Span], there: list[Span]) -> float:
     """For how long both ran."""
