@@ -18,6 +18,7 @@ from mtunnel_tx.backends.systemd import JournalObserver, Notifier
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.daemon import Daemon, make_tls
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.net.epoll import close_hole
 from mtunnel_tx.tunnel import audit
 
 reactor: Any = twisted.internet.reactor
@@ -93,6 +94,7 @@ class HangUp(Service):
 
 def makeService(options: Options) -> IService:
     """Build the daemon; it acts in startService only."""
+    close_hole(reactor)
     services: Any = MultiService()
     notifier = Notifier(os.environ, os.getpid())
     daemon = Daemon(options.settings, reactor, _end_in_failure, notifier=notifier)

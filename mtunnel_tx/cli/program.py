@@ -12,6 +12,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from mtunnel_tx.net.epoll import close_hole
+
 FAILED = 1
 USAGE = 2
 SIGNALLED = 128
@@ -26,6 +28,7 @@ def read_vmid(text: str) -> int:
 
 def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run work to its end. A signal cancels it, once; its cleanup is awaited. Returns: its exit status, or 128 + N."""
+    close_hole(reactor)
     status = FAILED
     received: list[int] = []
 

@@ -14,6 +14,7 @@ import twisted.internet.reactor
 from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBeginner
 
 from mtunnel_tx.front.process import FrontProcess
+from mtunnel_tx.net.epoll import close_hole
 from mtunnel_tx.net.pump import Pump
 
 reactor: Any = twisted.internet.reactor
@@ -26,6 +27,7 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     observer: Any = FileLogObserver(sys.stderr, _show)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    close_hole(reactor)
     channel = socket.socket(fileno=sys.stdin.fileno())
     FrontProcess(reactor, channel, Pump(reactor, threads=THREADS), _stop)
     reactor.run()
