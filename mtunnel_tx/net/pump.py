@@ -59,7 +59,7 @@ may block: with Python's own 5 ms it stands still for tens of them while streams
 LONGEST_WAIT_S = 60.0
 
 PIECES_BYTES = range(8 * 1024, 128 * 1024)
-"""What a worker moves of each stream in one turn where a peer's bytes come as fast as it takes them, but piece by piece:
+"""What a worker moves of each stream in one turn where a peer's bytes come as fast as it takes them, but in pieces:
 each piece costs a turn here and a wake-up of both neighbours. After such a turn it lets them gather for `GATHER_S`;
 requests and replies are smaller, and bytes that it is behind with are more."""
 
