@@ -21,9 +21,10 @@ from tests.whole.node import Node, wait_for
 MIB = 1 << 20
 RING = 1024
 RING_BASE = 2048
-DISK_BYTES = 16 * MIB
-FILLED = (2 * MIB, 10 * MIB)
-"""Random data on the disk; what the guest writes lies before it, and has no blocks yet."""
+DISK_BYTES = 32 * MIB
+FILLED = (2 * MIB, 26 * MIB)
+"""Random data on the disk, more than the 16 MiB that a mirror asks for before it heeds its limit; what the guest writes
+lies before it, and has no blocks yet."""
 BALLAST_MIB = 8
 LIMIT_KIB_S = 4096
 """Long phases: each stream takes about two seconds."""
@@ -32,7 +33,7 @@ _GUEST = """\
 boot: order=scsi0
 memory: 48
 name: ticker
-scsi0: local:100/vm-100-disk-0.raw,discard=on,size=16M
+scsi0: local:100/vm-100-disk-0.raw,discard=on,size=32M
 scsihw: virtio-scsi-pci
 serial0: socket
 vga: serial0
@@ -110,14 +111,14 @@ class Cell:
     def _mount(self) -> None:
         images = self.there.storage / "images"
         images.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "matrix", str(images)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "matrix", str(images)], check=True)
         self.mounted = images
 
     def fill(self) -> None:
-        """Leave not a block on the target's storage."""
+        """Leave not a block on the target's storage, and be quick: the phase goes on meanwhile."""
         assert self.mounted is not None
         with suppress(OSError), (self.mounted / "filler").open("wb", buffering=0) as file:
-            while file.write(bytes(4096)):
+            while file.write(bytes(MIB)):
                 pass
 
     def make_room(self) -> None:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tests.matrix.cell import Cell
+from tests.matrix.cell import LIMIT_KIB_S, Cell
 from tests.matrix.phases import Phase
 from tests.matrix.proxy import COMMANDS, DISK, MEMORY
 from tests.whole.node import wait_for
 
 STALL_S = 20.0
+SLOW_BYTES_S = 65536
 _NO_STREAM = "there is no such stream yet"
 _STREAM_OVER = "the stream is over"
 _SOURCE_OVER = "the source has ended its QEMU already, before it unlocks"
@@ -62,16 +63,15 @@ def _cut_all(cell: Cell, _phase: Phase) -> None:
 
 
 def _fill(cell: Cell, phase: Phase) -> None:
-    """Memory waits until the mirror has met it: the guest needs a new block only now and then."""
-    meets = phase.stream == MEMORY
+    """Memory is slow until the mirror has met it: the guest needs new blocks only now and then."""
+    spy = cell.here.spy()
+    meets = phase.stream == MEMORY and spy is not None
     if meets:
-        cell.proxy.stall(MEMORY, flows=False)
+        spy.limit_migration(SLOW_BYTES_S)
     cell.fill()
     if meets:
-        spy = cell.here.spy()
-        assert spy is not None
         wait_for("the mirror's failure", spy.mirror_stands)
-        cell.proxy.stall(MEMORY, flows=True)
+        spy.limit_migration(LIMIT_KIB_S * 1024)
 
 
 def _stall(cell: Cell, phase: Phase) -> None:

@@ -68,7 +68,7 @@ PHASES = (
     ),
     Phase(
         name="mirror",
-        signal="2 MiB of 8 MiB copied (`query-block-jobs`)",
+        signal="2 MiB copied (`query-block-jobs`)",
         seen=_mirroring,
         held=False,
         stream=DISK,

@@ -128,6 +128,10 @@ class Spy(threading.Thread):
         """Whether a mirror has failed and waits."""
         return any(job["io-status"] != "ok" for job in self.ask("query-block-jobs"))
 
+    def limit_migration(self, limit_bytes_s: int) -> None:
+        """How fast it may send its memory from now on."""
+        self.ask("migrate-set-parameters", **{"max-bandwidth": limit_bytes_s})
+
 
 def overlap_ms(here: list[Span], there: list[Span]) -> float:
     """For how long both ran."""
