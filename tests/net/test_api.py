@@ -9,9 +9,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, serverFromString
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
+from mtunnel_tx.net.peer import flush
 from mtunnel_tx.net.replies import clean, reason_phrase
 from tests.net.apicase import NODE, ApiCase
 
@@ -298,12 +300,16 @@ class Collector(Protocol):
 class RealSocketTests(ApiCase, TestCase):
     timeout = 20
 
-    async def exchange(self, data):
-        """What a real connection answers until the other end closes it."""
+    async def connect(self):
         port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(self.site)
         self.addCleanup(port.stopListening)
         peer = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", port.getHost().port), Collector())
         self.addCleanup(peer.transport.abortConnection)
+        return peer
+
+    async def exchange(self, data):
+        """What a real connection answers until the other end closes it."""
+        peer = await self.connect()
         peer.transport.write(data)
         return await peer.ended
 
@@ -313,7 +319,11 @@ class RealSocketTests(ApiCase, TestCase):
         self.assertEqual(json.loads(data.partition(b"\r\n\r\n")[2])["data"]["release"], "9.2")
 
     async def test_a_client_that_sends_too_much_gets_its_answer(self):
-        reactor.callLater(0.2, self.clock.advance, 2)
         head = self.raw("POST", "/api2/json/version", headers=["Content-Length: 8000000"])
-        data = await self.exchange(head + b"x" * 8_000_000)
+        peer = await self.connect()
+        await flush(peer.transport, head + b"x" * 8_000_000)
+        while not peer.data:
+            await deferLater(reactor, 0.01)
+        self.clock.advance(2)
+        data = await peer.ended
         self.assertTrue(data.startswith(b"HTTP/1.1 413 "), data)
