@@ -50,7 +50,7 @@ from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.net.resources import Parts
 from mtunnel_tx.net.stream import StreamLimits
 from mtunnel_tx.net.tls import TlsContext, TlsFactory
-from mtunnel_tx.net.upgrade import upgrade
+from mtunnel_tx.net.upgrade import check_handshake, upgrade
 from mtunnel_tx.ports import Answerer, Journal, Listening, Route
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.world import Limits, World
@@ -238,6 +238,7 @@ class Daemon(Service):
 
     async def _upgrade(self, request: Any, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
+        check_handshake(request, self._reactor)
         local = await dial(self._reactor, route.file)
         limits = _stream_limits(self._settings)
         await upgrade(request, local, route, relays=self._relays, limits=limits, reactor=self._reactor)

@@ -14,7 +14,7 @@ from mtunnel_tx.net.client import open_stream
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.net.link import Link, Relays
 from mtunnel_tx.net.stream import StreamLimits
-from mtunnel_tx.net.upgrade import check_upgrade, upgrade
+from mtunnel_tx.net.upgrade import check_handshake, upgrade
 from mtunnel_tx.ports import Stream
 from mtunnel_tx.pve.maps import Endpoint
 
@@ -73,7 +73,7 @@ async def cross_over(
 
     Raises: TunnelError: `STATUS REASON` where the other side refused; ConnectionLost: the client has gone.
     """
-    check_upgrade(request)
+    check_handshake(request, reactor)
     crossing = Crossing()
     here, there = socket.socketpair()
     try:

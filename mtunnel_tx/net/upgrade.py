@@ -27,13 +27,27 @@ log = Logger()
 SUBPROTOCOL = "binary"
 
 
+def asks_for_websocket(upgrade: str) -> bool:
+    """Whether an Upgrade header, a list, names what we can become."""
+    return "websocket" in [item.strip().lower() for item in upgrade.split(",")]
+
+
+def check_handshake(request: Request, reactor: Reactor) -> None:
+    """Refuse whatever `upgrade` would, before somebody is dialled whom a connection without bytes would end.
+
+    Raises: TunnelError.
+    """
+    check_upgrade(request)
+    shake_hands(request, reactor)
+
+
 def check_upgrade(request: Request) -> None:
     """Refuse what cannot become a websocket, in Proxmox's words.
 
     Args: request: a twisted.web request that has an Upgrade header. Raises: TunnelError (500).
     """
     protocol = _header(request, b"upgrade")
-    if protocol.lower() != "websocket":
+    if not asks_for_websocket(protocol):
         raise TunnelError(f"unable to upgrade to protocol '{protocol}'")
     version = _header(request, b"sec-websocket-version")
     if version != "13":

@@ -9,6 +9,7 @@ from twisted.web.http import Request
 from mtunnel_tx.errors import BackendFailed, Unreachable
 from mtunnel_tx.net.parameters import read_header
 from mtunnel_tx.net.replies import Reply, data_reply, plain_reply
+from mtunnel_tx.net.upgrade import asks_for_websocket
 from mtunnel_tx.ports import Route
 
 WEBSOCKET_VERSION = "13"
@@ -42,7 +43,7 @@ async def open_websocket(request: Request, route: Route, socket: str, upgrader: 
 
 def _complaint(request: Request, asked: str) -> str | None:
     version = read_header(request, b"sec-websocket-version") or ""
-    if "websocket" not in [item.strip().lower() for item in asked.split(",")]:
+    if not asks_for_websocket(asked):
         return f"unable to upgrade to protocol '{asked.lower()}'"
     if version != WEBSOCKET_VERSION:
         return f"unsupported websocket-version '{version}'"

@@ -6,7 +6,9 @@ import re
 
 from mtunnel_tx.pve.values import clean
 
-_HEADER = re.compile(r"\[\s*([A-Za-z]+)(?:\s+([^\]]*?))?\s*\]\s*(#.*)?")
+# Nothing in it may match the same blanks in two ways: a line of them would take for ever.
+_HEADER = re.compile(r"\[([^\]]*)\][^\S\n]*(#.*)?")
+_KIND = re.compile(r"[A-Za-z]+")
 _ORDER = ("OPTIONS", "ALIASES", "IPSET", "RULES")
 _WARNINGS_MAX = 20
 
@@ -36,11 +38,11 @@ def _read_sections(text: str) -> tuple[dict[Heading, list[str]], list[int]]:
     heading: Heading | None = None
     for number, raw in enumerate(text.split("\n"), 1):
         line = clean(raw.replace("\t", " ").rstrip())
-        found = _HEADER.fullmatch(line)
+        found = _find_header(line)
         if found:
-            heading = _read_heading(found)
+            heading = _read_heading(*found[:2])
         if heading is not None and found:
-            sections.setdefault(heading, [_header_line(heading, found[3])])
+            sections.setdefault(heading, [_header_line(heading, found[2])])
         elif heading is not None and line:
             sections[heading].append(line)
         elif line:
@@ -48,8 +50,15 @@ def _read_sections(text: str) -> tuple[dict[Heading, list[str]], list[int]]:
     return sections, dropped
 
 
-def _read_heading(found: re.Match[str]) -> Heading | None:
-    kind, name = found[1].upper(), (found[2] or "").lower()
+def _find_header(line: str) -> tuple[str, str, str | None] | None:
+    """Kind, name and comment of a line that is a header, in whatever case."""
+    found = _HEADER.fullmatch(line)
+    kind, _, name = found[1].strip().replace("\t", " ").partition(" ") if found else ("", "", "")
+    return (kind, name.strip(), found[2]) if found and _KIND.fullmatch(kind) else None
+
+
+def _read_heading(kind: str, name: str) -> Heading | None:
+    kind, name = kind.upper(), name.lower()
     return (kind, name) if kind in _ORDER and bool(name) == (kind == "IPSET") else None
 
 

@@ -15,9 +15,11 @@ _CONTROL = r"\x00-\x1f\x7f\x80-\x9f\ud800-\udfff"
 _VMID = r"[1-9][0-9]{0,8}"
 _WORD = rf"[^\s{_CONTROL}]+"
 _VOLUME_ID = re.compile(rf"([A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]):([^{_CONTROL}]+)")
-_CLONE = re.compile(rf"({_VMID})/({_WORD})/({_VMID})/({_WORD})")
+_PART = rf"[^/\s{_CONTROL}]+"
+# No blanks of freedom in the middle: `1/1/1/…` of some kilobytes would take for ever.
+_CLONE = re.compile(rf"({_VMID})/({_PART})/({_VMID})/({_WORD})")
 _IMAGE = re.compile(rf"({_VMID})/({_WORD})")
-_FILE_NAME = re.compile(rf"[^/\s{_CONTROL}]+\.(raw|qcow2|vmdk|subvol)")
+_FILE_NAME = re.compile(rf"{_PART}\.(raw|qcow2|vmdk|subvol)")
 _OTHER = re.compile(rf"(iso|vztmpl|backup|snippets|import|rootdir)/([^/{_CONTROL}]+)")
 _BACKUP_OWNER = re.compile(rf"vzdump-(?:openvz|lxc|qemu)-({_VMID})-.+")
 _ENDINGS = {

@@ -47,8 +47,15 @@ def refuse_foreign(entry: StorageEntry, volume: VolumeId, vmid: int) -> None:
     """An image of another guest, by its folder, its name or its base, is nobody's to give away."""
     content, owner = volume_owner(entry, volume)
     names = [found[1] for part in volume.name.split("/") if (found := _OWNER.match(part))]
+    names += [folder for folder in (_base_folder(entry, volume),) if folder]
     if content in ("images", "rootdir") and (owner != vmid or any(int(name) != vmid for name in names)):
         raise TunnelError(f"volume '{volume}' does not belong to VM {vmid}")
+
+
+def _base_folder(entry: StorageEntry, volume: VolumeId) -> str:
+    """The VMID in whose folder the base of a linked clone is; empty where there is none."""
+    base = parse_dir_volume(volume.name).base if entry.path is not None else None
+    return base.partition("/")[0] if base else ""
 
 
 def check_volume_access(entry: StorageEntry, rights: Rights, volume: VolumeId, vmid: int) -> None:

@@ -15,6 +15,7 @@ from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import Result
 from mtunnel_tx.wire.args import Disk, NoArgs
 from mtunnel_tx.wire.args import DiskImport as ImportArgs
+from mtunnel_tx.wire.lines import as_text
 
 _BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
 _IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
@@ -38,10 +39,11 @@ def _sent_size(args: Disk) -> int:
     size = args.drive.get("size")
     if size is None:
         raise TunnelError("unable to allocate a disk without a size")
+    text = as_text(size)
     try:
-        size_bytes = int(str(size))
+        size_bytes = int(text if not isinstance(size, bool) else "")
     except ValueError as error:
-        raise TunnelError(f"unable to allocate a disk of size '{size}'") from error
+        raise TunnelError(f"unable to allocate a disk of size '{text}'") from error
     if not 0 < size_bytes < 1 << 62:
         raise TunnelError(f"unable to allocate a disk of {size_bytes} bytes")
     return size_bytes

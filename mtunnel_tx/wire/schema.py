@@ -20,7 +20,7 @@ MISSING = "property is missing and it is not optional"
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
 # A line of 4 MiB holds half a million unknown keys; naming them all would take twenty times the memory.
 MAX_UNDEFINED = 256
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
 
 
 class Mismatch(Exception):

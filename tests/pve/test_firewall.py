@@ -44,6 +44,12 @@ class Firewall(SynchronousTestCase):
         self.assertEqual(len(warnings), 21)
         self.assertEqual(warnings[-1], "firewall config: 980 more lines dropped")
 
+    def test_a_line_of_blanks(self) -> None:
+        """It would take for ever if two parts of a header could share them."""
+        for blank in " \t":
+            _, warnings = format_firewall("[a" + blank * 100_000 + "x")
+            self.assertEqual(len(warnings), 1)
+
     @settings(deadline=None, max_examples=100)
     @given(
         st.one_of(

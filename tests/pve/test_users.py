@@ -72,7 +72,8 @@ def configs(draw):
     vmids = draw(st.lists(st.integers(100, 10**9 - 1), unique=True, max_size=6))
     for turn, name in enumerate(draw(st.sets(names, max_size=3))):
         config.pools[name] = Pool(comment=draw(comments), vmids=set(vmids[turn::3]), storages=draw(storage_ids))
-    members = [member for member in members_of(config) if member != ROOT]
+    # In an ACL a user whose name begins with @ could not be told from a group.
+    members = [member for member in members_of(config) if member != ROOT and member.count("@") == 1]
     roles = st.sampled_from(sorted([*BUILTIN_ROLES, *config.roles]))
     entries = st.dictionaries(roles, st.booleans(), min_size=1, max_size=3)
     if members:

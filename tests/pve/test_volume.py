@@ -59,6 +59,11 @@ class DirVolumeTest(SynchronousTestCase):
         self.assertEqual((volume.vmid, volume.base), (100, "9/base-9-disk-0.raw"))
         self.assertEqual(volume.file(STORAGE), "/srv/images/100/vm-100-disk-1.qcow2")
 
+    def test_many_parts(self):
+        """They would take for ever if the parts of a clone's name could be told in many ways."""
+        with self.assertRaises(TunnelError):
+            parse_dir_volume("1/" * 20_000 + " x")
+
     def test_others(self):
         for name, file, vmid, format in (
             ("iso/debian 12.ISO", "template/iso/debian 12.ISO", None, "raw"),

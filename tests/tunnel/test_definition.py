@@ -60,9 +60,10 @@ class ConfigTests(TunnelCase):
             self.assertEqual(self.refused(f"memory: 512\nscsi0: {value}\n"), text)
 
     def test_bases_of_others(self) -> None:
-        clone = "local:99/base-99-disk-0.raw/100/vm-100-disk-0.qcow2"
-        self.fake.storage.sizes[clone] = 1
-        self.assertIn("does not belong to VM 100", self.refused(f"memory: 512\nscsi0: {clone}\n"))
+        for base in ("99/base-99-disk-0.raw", "99/base-100-disk-0.raw", "99/plain.raw"):
+            clone = f"local:{base}/100/vm-100-disk-0.qcow2"
+            self.fake.storage.sizes[clone] = 1
+            self.assertIn("does not belong to VM 100", self.refused(f"memory: 512\nscsi0: {clone}\n"))
 
     def test_nothing_is_allocated(self) -> None:
         for value in ("local:32", "local:cloudinit"):
