@@ -50,11 +50,13 @@ def read_query(query: bytes) -> dict[str, str]:
 def read_body(content_type: str | None, body: bytes) -> dict[str, Any]:
     """A form (also where no type is given), or a JSON object. Raises: UnknownMediaType. TunnelError: bad JSON."""
     media_type = (content_type or _FORM).partition(";")[0].strip().lower()
-    if media_type not in (_FORM, _JSON):
-        raise UnknownMediaType(f"upload 'Content-Type '{content_type}' not implemented")
     if not body:
         return {}
-    return dict(read_query(body.strip())) if media_type == _FORM else _read_json(body)
+    if media_type == _FORM:
+        return dict(read_query(body.strip()))
+    if media_type == _JSON:
+        return _read_json(body)
+    raise UnknownMediaType(f"upload 'Content-Type '{content_type}' not implemented")
 
 
 def _read_json(body: bytes) -> dict[str, Any]:
