@@ -106,25 +106,37 @@ class Machine:
             return str((await monitor.call("query-migrate")).get("status")) == "completed"
 
     async def until_whole(self, wait_s: float | None = None) -> bool:
-        """Wait for the state to be there.
+        """Wait for the state to be there; a QEMU that does not answer for a while is asked again.
 
         Returns: it is. Raises: BackendFailed: QEMU ended, with its reason.
         """
-        happening = Occasion(self._reactor)
         end_s = None if wait_s is None else self._reactor.seconds() + wait_s
-        try:
-            async with self.monitor() as monitor:
-                end_listening = monitor.listen(lambda _name, _data: happening.happen())
-                try:
-                    while not await self.is_whole():
-                        if end_s is not None and self._reactor.seconds() >= end_s:
-                            return False
-                        await happening.next(_POLL_S)
-                finally:
-                    end_listening()
-        except MonitorLost as error:
-            raise await self.explained(error) from error
+        while True:
+            try:
+                return await self._listen_until_whole(end_s)
+            except MonitorLost as error:
+                raise await self.explained(error) from error
+            except TimedOut as error:
+                if not self.runs:
+                    raise await self.explained(BackendFailed(error.text)) from error
+                if self._is_late(end_s):
+                    return False
+
+    async def _listen_until_whole(self, end_s: float | None) -> bool:
+        happening = Occasion(self._reactor)
+        async with self.monitor() as monitor:
+            end_listening = monitor.listen(lambda _name, _data: happening.happen())
+            try:
+                while not await self.is_whole():
+                    if self._is_late(end_s):
+                        return False
+                    await happening.next(_POLL_S)
+            finally:
+                end_listening()
         return True
+
+    def _is_late(self, end_s: float | None) -> bool:
+        return end_s is not None and self._reactor.seconds() >= end_s
 
     async def explained(self, error: BackendFailed) -> BackendFailed:
         """The same error, with QEMU's last words where it has ended."""

@@ -228,8 +228,10 @@ class QemuMachines:
                     await machine.end()
                     raise
             except BaseException:
-                self._forget(vmid)
-                places.clear()
+                # One that cannot be killed still has its files open, and must be found again.
+                if self._find(vmid) is None:
+                    self._forget(vmid)
+                    places.clear()
                 raise
 
     async def _launch(self, setup: Setup, places: Places) -> Machine:

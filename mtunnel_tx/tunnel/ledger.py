@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from twisted.internet.defer import DeferredLock
+
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports import Journal
 
@@ -72,6 +74,8 @@ class Ledger:
         self._journal = journal
         self.owed = owed
         self.closed = not standing
+        # The watch for the whole state writes beside the command in work: neither may lose the other's record.
+        self._writing = DeferredLock()
 
     async def open(self, token: str, at: float) -> None:
         """The claim. Raises: WrongState: a journal stands already."""
@@ -82,18 +86,20 @@ class Ledger:
 
     async def write(self, do: str, **values: object) -> None:
         """Add one record; `do` is a key of the table at the end of this module. Nothing where no journal is open."""
-        if self.closed:
-            return
-        record = {"do": do, **values}
-        owed = apply(self.owed, record)
-        await self._journal.append(owed.vmid, record)
-        self.owed = owed
+        async with self._writing:
+            if self.closed:
+                return
+            record = {"do": do, **values}
+            owed = apply(self.owed, record)
+            await self._journal.append(owed.vmid, record)
+            self.owed = owed
 
     async def close(self) -> None:
         """Nothing is owed any more."""
-        if not self.closed:
-            self.closed = True
-            await self._journal.close(self.owed.vmid)
+        async with self._writing:
+            if not self.closed:
+                self.closed = True
+                await self._journal.close(self.owed.vmid)
 
 
 def _claim(owed: Owed, record: Mapping[str, Any]) -> Owed:

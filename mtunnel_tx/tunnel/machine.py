@@ -103,6 +103,8 @@ async def resume(guest: Guest, _args: NoArgs) -> Result:
     machine = await world.hypervisor.state(tunnel.vmid)
     if machine.status == "off":
         raise WrongState(f"VM {tunnel.vmid} not running")
+    if machine.status == "inmigrate":
+        raise WrongState(f"the state of VM {tunnel.vmid} has not arrived in full")
     if machine.status != "running":
         await world.storage.sync(tunnel.own.volumes)
         await tunnel.ledger.write("ran")

@@ -81,6 +81,7 @@ class Recovery:
             return await self._discard(ledger, own)
         left = await own.left()
         if not discard:
+            await self._world.storage.sync(left)
             await self._resume(ledger)
         await Keeper(self._world).keep(ledger)
         return left

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.trial.unittest import SkipTest
 
 from mtunnel_tx.backends.host import HostFacts, find_firmware
-from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
+from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
 from mtunnel_tx.ports import Incoming
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from tests.backends.qemucase import QemuCase, alive, guest, listen, ticker
@@ -255,6 +255,25 @@ class Waiting(QemuCase):
         host = self.host()
         await host.machines.start(100, guest(host.volumes.make("a.raw")), self.incoming(host), self.report)
         whole = Deferred.fromCoroutine(host.machines.wait_whole(100))
+        os.kill(host.pid(100), signal.SIGKILL)
+        self.assertEqual((await self.fails(BackendFailed, whole)).text, "QEMU ended: it gave no reason")
+
+    async def test_a_qemu_that_did_not_answer_is_asked_again(self):
+        host = self.host()
+        await host.machines.start(100, guest(host.volumes.make("a.raw")), self.incoming(host), self.report)
+        machine = host.machines._find(100)
+        listen_until_whole, asked = machine._listen_until_whole, []
+
+        async def late_at_first(end_s):
+            asked.append(end_s)
+            if len(asked) == 1:
+                raise TimedOut("no answer")
+            return await listen_until_whole(end_s)
+
+        machine._listen_until_whole = late_at_first
+        whole = Deferred.fromCoroutine(host.machines.wait_whole(100))
+        self.assertEqual(len(asked), 2)
+        self.assertNoResult(whole)
         os.kill(host.pid(100), signal.SIGKILL)
         self.assertEqual((await self.fails(BackendFailed, whole)).text, "QEMU ended: it gave no reason")
 

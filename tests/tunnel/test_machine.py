@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.ports import MachineState
@@ -126,6 +129,30 @@ class ResumeTests(RunningCase):
         self.assertIn("still waits for its state", self.successResultOf(waiting)["msg"])
         self.assertNotIn("journal ran", self.events)
 
+    def test_nor_where_nobody_watches_any_more(self) -> None:
+        """A mark that it ran would keep it for ever, though it never did."""
+        self.start_with_disk()
+        self.fake.machines.arriving.errback(BackendFailed("the monitor is gone"))
+        self.assertIn("has not arrived in full", self.msg(cmd="resume"))
+        self.assertNotIn("journal ran", self.events)
+
+    def test_two_records_at_once(self) -> None:
+        self.start_with_disk()
+        append, gates = self.fake.journal.append, [Deferred(), Deferred()]
+
+        async def slow(vmid: int, record: Mapping[str, Any]) -> None:
+            await gates[record["do"] == "ours"]
+            await append(vmid, record)
+
+        self.fake.journal.append = slow  # type: ignore[method-assign]
+        self.fake.machines.arrive()
+        unlocked = self.begin(cmd="unlock")
+        for gate in reversed(gates):
+            gate.callback(None)
+        self.assertEqual(self.successResultOf(unlocked), {"success": True})
+        self.assertIn("is already unlocked", self.msg(cmd="quit", cleanup=1))
+        self.assertNotIn("stop QEMU", self.events)
+
     def test_a_vm_that_died_on_the_way(self) -> None:
         self.start_with_disk()
         self.fake.machines.now = OFF
@@ -189,7 +216,9 @@ class EndTests(RunningCase):
 
     def test_settle_resume(self) -> None:
         self.test_whole_but_not_told_to_run_is_held()
+        del self.events[:]
         self.now(self.registry.settle(100, discard=False))
+        self.assertEqual(self.events[:4], [f"sync {self.disk['volid']}", "journal ran", "cont", "journal runs"])
         self.assertEqual(self.fake.machines.now.status, "running")
         self.assertEqual(self.left(), (True, True, False))
         self.assertIsNone(self.fake.guests.configs[100].lock)
