@@ -138,17 +138,17 @@ class ResumeTests(RunningCase):
 
     def test_two_records_at_once(self) -> None:
         self.start_with_disk()
-        append, gates = self.fake.journal.append, [Deferred(), Deferred()]
+        append, gate = self.fake.journal.append, Deferred[None]()
 
         async def slow(vmid: int, record: Mapping[str, Any]) -> None:
-            await gates[record["do"] == "ours"]
+            if record["do"] == "whole":
+                await gate
             await append(vmid, record)
 
         self.fake.journal.append = slow  # type: ignore[method-assign]
         self.fake.machines.arrive()
         unlocked = self.begin(cmd="unlock")
-        for gate in reversed(gates):
-            gate.callback(None)
+        gate.callback(None)
         self.assertEqual(self.successResultOf(unlocked), {"success": True})
         self.assertIn("is already unlocked", self.msg(cmd="quit", cleanup=1))
         self.assertNotIn("stop QEMU", self.events)
