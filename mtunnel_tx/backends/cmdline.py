@@ -10,6 +10,7 @@ from pathlib import Path
 from mtunnel_tx.backends.devices import (
     as_json,
     bus_devices,
+    clipboard_devices,
     escaped,
     nic_device,
     serial_devices,
@@ -86,6 +87,7 @@ def command_line(setup: Setup) -> list[str]:
         *usb_devices(hardware),
         *vga_devices(hardware),
         *serial_devices(hardware, setup.socket),
+        *clipboard_devices(hardware),
         *small_devices(hardware),
         *disk_devices(hardware, setup.files),
         *_networks(setup),
@@ -120,8 +122,8 @@ def firmware_file(hardware: Hardware) -> Path | None:
         return None
     if hardware.efidisk is None or hardware.efidisk.is_cdrom:
         raise TunnelError("bios: without an EFI disk, ovmf cannot be run here")
-    options = hardware.efidisk.options
-    return find_firmware(options.get("efitype", "2m"), secure=options.get("pre-enrolled-keys") == "1")
+    # The firmware that guards its keys needs SMM, which Proxmox's i440fx machines do without.
+    return find_firmware(hardware.efidisk.options.get("efitype", "2m"), secure=hardware.machine.is_q35)
 
 
 def _screen(setup: Setup) -> list[str]:
@@ -247,7 +249,7 @@ def _machine(setup: Setup) -> str:
         options.append("hpet=off")
     if not hardware.acpi:
         options.append("acpi=off")
-    if not hardware.ovmf and hardware.vga.get("type", "").startswith("serial"):
+    if not hardware.ovmf and hardware.vga.get("type", "").startswith(("serial", "none")):
         options.append("smm=off")
     if hardware.ovmf:
         options += ["pflash0=pflash0", "pflash1=drive-efidisk0"]

@@ -22,11 +22,12 @@ _PCI = {
     "scsihw1": (0, 6),
     "ahci0": (0, 7),
     "qga0": (0, 8),
+    "spice": (0, 9),
     **{f"virtio{index}": (0, 10 + index) for index in range(6)},
     **{f"net{index}": (0, 18 + index) for index in range(6)},
     "pci.1": (0, 30),
     "pci.2": (0, 31),
-    **{f"net{index}": (1, index - 5) for index in range(6, 30)},
+    **{f"net{index}": (1, index - 5) for index in range(6, 32)},
     "pci.4": (1, 28),
     "rng0": (1, 29),
     **{f"virtio{index}": (2, index - 5) for index in range(6, 16)},
@@ -72,7 +73,8 @@ def bus_devices(hardware: Hardware, names: set[str]) -> list[str]:
     """The buses that every machine has, and those that hold one of `names`."""
     buses = {bus for name in names for bus, _ in (_PCI[name],)}
     arguments = _q35_base() if hardware.machine.is_q35 else _i440fx_base()
-    if 3 in buses and not hardware.machine.is_q35:
+    # With this controller Proxmox's machine has the bus, disks or not.
+    if (3 in buses or hardware.scsihw == "virtio-scsi-single") and not hardware.machine.is_q35:
         arguments += placed("pci.3", "pci-bridge", id="pci.3", exact={"chassis_nr": 3})
     if 4 in buses:
         arguments += placed("pci.4", "pci-bridge", id="pci.4", exact={"chassis_nr": 4})
@@ -102,10 +104,10 @@ def _q35_base() -> list[str]:
 
 
 def usb_devices(hardware: Hardware) -> list[str]:
-    """The USB controller and the tablet, which machines without a screen do not have."""
+    """The USB controller and the tablet."""
     q35 = hardware.machine.is_q35
     arguments = [] if q35 else device("piix3-usb-uhci", id="uhci", bus="pci.0", addr="0x1.0x2")
-    if hardware.tablet and hardware.vga_device:
+    if hardware.tablet:
         arguments += device("usb-tablet", id="tablet", bus="ehci.0" if q35 else "uhci.0", port="1")
     return arguments
 
@@ -120,6 +122,18 @@ def vga_devices(hardware: Hardware) -> list[str]:
     edid = False if driver == "VGA" and hardware.windows and not hardware.ovmf else None
     bus, addr = ("pcie.0", "0x1") if hardware.machine.is_q35 else ("pci.0", "0x2")
     return device(driver, id="vga", bus=bus, addr=addr, edid=edid, exact=size)
+
+
+def clipboard_devices(hardware: Hardware) -> list[str]:
+    """The serial port of the clipboard's agent; in front of it only what Proxmox has in front of it."""
+    if not hardware.has_clipboard:
+        return []
+    agent = "qemu-vdagent,id=vdagent,name=vdagent,clipboard=on" if "clipboard" in hardware.vga else "null,id=vdagent"
+    return [
+        *placed("spice", "virtio-serial", id="spice"),
+        *("-chardev", agent),
+        *device("virtserialport", chardev="vdagent", name="com.redhat.spice.0"),
+    ]
 
 
 def serial_devices(hardware: Hardware, socket: Callable[[str], Path]) -> list[str]:

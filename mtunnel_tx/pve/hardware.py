@@ -20,7 +20,7 @@ from mtunnel_tx.pve.machinetype import MachineType, parse_machine_type
 from mtunnel_tx.pve.property import PropertyFormat
 from mtunnel_tx.pve.values import CONTROL, FormatError, clean
 
-MOST_NICS = 30
+MOST_NICS = 32
 _REFUSED = re.compile(
     r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|hugepages|ivshmem|amd-sev|intel-tdx|audio0|tpmstate0|hookscript|vmstate"
 )
@@ -110,7 +110,12 @@ class Hardware:
     @property
     def vga_device(self) -> str | None:
         """QEMU's device; None: no screen, the console is a serial port or nothing."""
-        return _VGA_DEVICES.get(self.vga.get("type", "std"))
+        return _VGA_DEVICES.get(self.vga.get("type", "cirrus" if 0 < self.windows < 6 else "std"))
+
+    @property
+    def has_clipboard(self) -> bool:
+        """Proxmox gives it a serial port for the clipboard, and for SPICE where its screen might have that."""
+        return self.vga.get("type", "").startswith("virtio") or "clipboard" in self.vga
 
 
 def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
@@ -151,7 +156,7 @@ def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
         rng=_parse(RNG, options, "rng0") or None,
         watchdog=_parse(WATCHDOG, options, "watchdog") or None,
-        tablet=options.get("tablet", "1") == "1",
+        tablet=options.get("tablet", "0" if options.get("vga", "").startswith("serial") else "1") == "1",
         clock=_clock(options),
         stops_at_reboot=options.get("reboot") == "0",
         starts_frozen=options.get("freeze") == "1",
