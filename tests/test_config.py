@@ -190,6 +190,7 @@ class Values(Case):
             "arguments",
             '[forward]\napi = "http://a"': "forward.api: must be https://HOST:PORT",
             "[forward.nodes]\na = 1": "forward.nodes.a: must be a table",
+            '[forward.nodes."a b!.ok"]\nhost = "h"': "forward.nodes.a b!.ok: must be a host name without dots",
             "[forward.nodes.a]\nport = 1": "forward.nodes.a.host: must be given",
             '[forward.nodes.a]\nhost = "h"': "forward.nodes.a.fingerprint: must be given",
             '[forward.nodes.a]\nhost = "h"\nfingerprint = "AB"': "forward.nodes.a.fingerprint: must be a SHA-256 "

@@ -92,7 +92,7 @@ class _Reader:
 
     def _node(self, name: str, value: object) -> Node:
         with self._named(name):
-            node_name(name.rpartition(".")[2])
+            node_name(name.removeprefix("forward.nodes."))
         rest = {"port": DEFAULT_PORT, **self._table(name, value)}
         found = {}
         for key, check in NODE_CHECKS.items():

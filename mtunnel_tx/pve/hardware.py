@@ -21,6 +21,7 @@ from mtunnel_tx.pve.property import PropertyFormat
 from mtunnel_tx.pve.values import CONTROL, FormatError, clean
 
 MOST_NICS = 32
+MOST_PROCESSORS = 255
 _REFUSED = re.compile(
     r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|hugepages|ivshmem|amd-sev|intel-tdx|audio0|tpmstate0|hookscript|vmstate"
 )
@@ -126,6 +127,7 @@ def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
     """
     options = _checked(conf, local=local)
     sockets, cores = int(options.get("sockets", "1")), int(options.get("cores", "1"))
+    _check_counts(options, sockets * cores)
     memory_mib = int(_parse(MEMORY, options, "memory", "512")["current"])
     machine = _parse(MACHINE, options, "machine", "pc")
     indexes = boot_indexes(conf)
@@ -209,6 +211,14 @@ def _machine_type(machine: Mapping[str, str]) -> MachineType:
         raise refuse("machine", str(error)) from error
 
 
+def _check_counts(options: Mapping[str, str], processors: int) -> None:
+    """Of what a machine has only so many."""
+    if processors > MOST_PROCESSORS:
+        raise refuse("cores" if "cores" in options else "sockets", f"there are {MOST_PROCESSORS} processors at most")
+    if all(f"serial{number}" in options for number in range(4)) and _agent(options) == "isa":
+        raise refuse("agent", "there are four ISA serial ports, and all have their use")
+
+
 def _vcpus(options: Mapping[str, str], most: int) -> int:
     vcpus = int(options.get("vcpus", most))
     if vcpus > most:
@@ -233,7 +243,9 @@ def _numa_nodes(options: Mapping[str, str], sockets: int, cores: int, memory_mib
         raise refuse("hotplug", "memory hotplug cannot be run here")
     named = [f"numa{index}" for index in range(8) if f"numa{index}" in options]
     if not named:
-        share = memory_mib // sockets
+        share, rest = divmod(memory_mib, sockets)
+        if rest:
+            raise refuse("numa", f"{memory_mib} MiB cannot be shared evenly between {sockets} sockets")
         return tuple(NumaNode(cpus=(_span(index * cores, cores),), memory_mib=share) for index in range(sockets))
     nodes = tuple(_numa_node(key, NUMA.parse(options[key])) for key in named)
     if sum(node.memory_mib for node in nodes) != memory_mib:

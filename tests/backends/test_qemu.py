@@ -330,6 +330,12 @@ class Checking(QemuCase):
             ("args: -S", "args: arguments for QEMU are not taken from another host"),
             ("net0: virtio,tag=7", "net0: VLANs (tag) cannot be run here"),
             ("bios: ovmf", "bios: without an EFI disk, ovmf cannot be run here"),
+            ("sockets: 4\ncores: 64", "cores: there are 255 processors at most"),
+            ("memory: 64\nsockets: 3\nnuma: 1", "numa: 64 MiB cannot be shared evenly between 3 sockets"),
+            (
+                "agent: 1,type=isa\n" + "\n".join(f"serial{number}: socket" for number in range(4)),
+                "agent: there are four ISA serial ports, and all have their use",
+            ),
         ):
             with self.assertRaises(TunnelError) as caught:
                 machines.check(parse_guest_config(f"{line}\n"))
