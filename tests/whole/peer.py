@@ -101,7 +101,10 @@ class Websocket:
 
     def _read(self) -> list[Any]:
         forget_failures()
-        data = self.sock.recv(65536)
+        try:
+            data = self.sock.recv(65536)
+        except ConnectionError:  # reset, or at OpenSSL's next word a broken pipe
+            data = b""
         if not data:
             self.ended = True
             return []

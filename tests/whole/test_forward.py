@@ -36,14 +36,6 @@ class Via(Node):
         self.port = near.port
 
 
-def code_at_end(stream: Websocket) -> int | None:
-    """The Close frame's code; None: the connection ended without one."""
-    try:
-        return stream.read_to_end()
-    except ConnectionError:  # reset, or at OpenSSL's next word a broken pipe
-        return None
-
-
 class ApiTests(SynchronousTestCase):
     """Calls that we do not know."""
 
@@ -194,7 +186,7 @@ class NodeTests(SynchronousTestCase):
         stream.send(struct.pack("<Q", MIB))
         self.far.stop(signal.SIGKILL)
         for each in (stream, tunnel.commands):
-            self.assertIsNone(code_at_end(each))
+            self.assertIsNone(each.read_to_end())
         self.far.start()
 
     def test_daemon_in_between_stops(self) -> None:
