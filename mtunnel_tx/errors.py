@@ -27,6 +27,11 @@ class TunnelError(Exception):
         return self.text
 
 
+def refuse(key: str, reason: str) -> TunnelError:
+    """What a config has and cannot be done here, by its key."""
+    return TunnelError(f"{key}: {reason}")
+
+
 class BadRequest(TunnelError):
     """The peer must send something else."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mtunnel_tx.backends.cpu import cpu_argument
 from mtunnel_tx.backends.devices import (
     as_json,
     bus_devices,
@@ -21,23 +22,12 @@ from mtunnel_tx.backends.devices import (
 from mtunnel_tx.backends.drives import VolumeFile, blockdev, controller_names, disk_devices
 from mtunnel_tx.backends.host import PROGRAM, Host, find_firmware
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.pve.hardware import Hardware, NumaNode
+from mtunnel_tx.pve.hardware import Hardware
+from mtunnel_tx.pve.numa import NumaNode, span_numbers
 
 QMP_FD = 3
 """The number that the monitor's listening socket has in QEMU."""
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-_HYPER_V = ("ipi", "relaxed", "reset", "runtime", "spinlocks=0x1fff", "stimer", "synic", "time", "vapic", "vpindex")
-_LEVEL_2 = ("pni", "popcnt", "sse4.1", "sse4.2", "ssse3")
-_LEVEL_3 = ("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave")
-_LEVEL_4 = ("avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
-_PROXMOX_CPUS = {
-    "x86-64-v2": _LEVEL_2,
-    "x86-64-v2-AES": ("aes", *_LEVEL_2),
-    "x86-64-v3": ("aes", *_LEVEL_2, *_LEVEL_3),
-    "x86-64-v4": ("aes", *_LEVEL_2, *_LEVEL_3, *_LEVEL_4),
-}
-"""CPU models that Proxmox adds to QEMU's: `qemu64` with these flags."""
-_OF_KVM = ("kvm_", "kvm-", "hv_", "hv-", "enforce")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +52,7 @@ class Setup:
     @property
     def kvm(self) -> bool:
         """Whether the machine's own hardware runs the guest."""
-        return self.hardware.kvm and self.host.has_kvm
+        return self.host.runs_on_kvm(self.hardware)
 
     def socket(self, name: str) -> Path:
         """A UNIX socket of the VM's, e.g. `100.qga`."""
@@ -80,7 +70,7 @@ def command_line(setup: Setup) -> list[str]:
         *_firmware(setup),
         *("-boot", "strict=on,reboot-timeout=1000"),
         *_screen(setup),
-        *("-cpu", cpu_argument(setup), "-smp", _processors(hardware)),
+        *("-cpu", cpu_argument(hardware, setup.host, told=setup.cpu), "-smp", _processors(hardware)),
         *_memory(hardware),
         *_power(setup),
         *bus_devices(hardware, {*controller_names(hardware), *_own_bus(hardware)}),
@@ -130,45 +120,6 @@ def _screen(setup: Setup) -> list[str]:
     return ["-vnc", f"unix:{escaped(setup.socket('vnc'))}"] if setup.hardware.vga_device else []
 
 
-def cpu_argument(setup: Setup) -> str:
-    """The model and its flags. What only KVM has is left out where there is none."""
-    hardware = setup.hardware
-    words = setup.cpu.split(",") if setup.cpu else list(_cpu_words(hardware, kvm=setup.kvm))
-    if not setup.kvm:
-        words = ["max" if word == "host" else word for word in words if not word.lstrip("+-").startswith(_OF_KVM)]
-    return ",".join(words)
-
-
-def _cpu_words(hardware: Hardware, *, kvm: bool) -> Iterator[str]:
-    cpu = hardware.cpu
-    model = cpu.get("cputype", "kvm64" if hardware.kvm else "qemu64")
-    chosen = [flag for flag in cpu.get("flags", "").split(";") if flag]
-    named = {flag[1:] for flag in chosen}
-    yield "qemu64" if model in _PROXMOX_CPUS else model
-    yield from (f"+{flag}" for flag in _PROXMOX_CPUS.get(model, ()) if flag not in named)
-    yield from (f"+{flag}" for flag in ("lahf_lm", "sep") if model == "kvm64" and flag not in named)
-    yield from chosen
-    if kvm:
-        yield from ("+kvm_pv_unhalt", "+kvm_pv_eoi")
-        yield from () if model in ("host", "max") else ("enforce",)
-        yield from _windows_words(hardware)
-    if cpu.get("hidden") == "1":
-        yield "kvm=off"
-    if "phys-bits" in cpu:
-        yield "host-phys-bits=true" if cpu["phys-bits"] == "host" else f"phys-bits={cpu['phys-bits']}"
-    yield from (f"{key}={cpu[key]}" for key in ("guest-phys-bits", "level") if key in cpu)
-
-
-def _windows_words(hardware: Hardware) -> Iterator[str]:
-    """What Windows from Vista on wants to see of Hyper-V; the newer ones more of it."""
-    if hardware.windows < 6:
-        return
-    early = ("relaxed", "spinlocks=0x1fff", "vapic", "time")
-    yield from (f"hv_{word}" for word in (_HYPER_V if hardware.windows >= 7 else early))
-    if "hv-vendor-id" in hardware.cpu:
-        yield f"hv_vendor_id={hardware.cpu['hv-vendor-id']}"
-
-
 def _processors(hardware: Hardware) -> str:
     most = hardware.sockets * hardware.cores
     return f"{hardware.vcpus},sockets={hardware.sockets},cores={hardware.cores},maxcpus={most}"
@@ -190,16 +141,9 @@ def _memory_backend(number: int, node: NumaNode) -> dict[str, object]:
         "size": node.memory_mib << 20,
     }
     if node.host_nodes:
-        backend |= {"host-nodes": _numbers(node.host_nodes), "policy": node.policy or "default"}
+        numbers = [number for span in node.host_nodes for number in span_numbers(span)]
+        backend |= {"host-nodes": numbers, "policy": node.policy}
     return backend
-
-
-def _numbers(spans: Sequence[str]) -> list[int]:
-    numbers: list[int] = []
-    for span in spans:
-        first, _, last = span.partition("-")
-        numbers += range(int(first), min(int(last or first), int(first) + 1023) + 1)
-    return numbers
 
 
 def _power(setup: Setup) -> list[str]:

@@ -16,18 +16,22 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import run
 from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.pve.hardware import Hardware
 
 log = Logger()
 PROGRAM = "qemu-system-x86_64"
 ASK_S = 20.0
 PROBE_S = 5.0
 KVM = Path("/dev/kvm")
+CPUINFO = Path("/proc/cpuinfo")
 VHOST_NET = Path("/dev/vhost-net")
 OVERHEAD_BYTES = 128 << 20
 """What QEMU needs besides the guest's memory, at least."""
 ADDRESS_SPACE_BYTES = 2 << 30
 _MIB = 1 << 20
 _MACHINE = re.compile(r"(pc-(?:i440fx|q35)-[0-9.]+)\s")
+_CPU = re.compile(r"^(?:x86)? +(\S+)", re.MULTILINE)
+_BEFORE_FLAGS = "Recognized CPUID flags:"
 _FIRMWARE_FOLDERS = (Path("/usr/share/pve-edk2-firmware"), Path("/usr/share/OVMF"), Path("/usr/share/edk2/x64"))
 _FLASHED = {"2m": ("OVMF_CODE.fd",), "4m": ("OVMF_CODE_4M.fd", "OVMF_CODE.4m.fd")}
 _FLASHED_SECURE = ("OVMF_CODE_4M.secboot.fd", "OVMF_CODE.secboot.4m.fd")
@@ -38,12 +42,22 @@ _LEFT_WELL = "exit code 33:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A host's QEMU: `machines` are versioned names, `has_kvm` that a guest really runs on it."""
+    """A host's QEMU: `machines` are versioned names, `has_kvm` that a guest really runs on it.
+
+    `cpus`: models; `cpu_flags`: with dashes only; `nesting`: the flag by which this processor lets guests have guests.
+    """
 
     machines: frozenset[str]
+    cpus: frozenset[str]
+    cpu_flags: frozenset[str]
     has_kvm: bool
     has_vhost_net: bool
     roms: frozenset[str]
+    nesting: str
+
+    def runs_on_kvm(self, hardware: Hardware) -> bool:
+        """Whether the host's own processor runs the guest."""
+        return hardware.kvm and self.has_kvm
 
 
 class HostFacts:
@@ -75,12 +89,15 @@ class HostFacts:
         return self.host
 
     async def _ask(self) -> Host:
-        listed = await self._run("-machine", "help")
+        cpus, _, flags = (await self._run("-cpu", "help")).partition(_BEFORE_FLAGS)
         host = Host(
-            machines=frozenset(_MACHINE.findall(listed)),
+            machines=frozenset(_MACHINE.findall(await self._run("-machine", "help"))),
+            cpus=frozenset(_CPU.findall(cpus)),
+            cpu_flags=frozenset(flag.replace(".", "-") for flag in flags.split()),
             has_kvm=await self._try_kvm(),
             has_vhost_net=os.access(VHOST_NET, os.R_OK | os.W_OK),
             roms=_list_roms(await self._run("-L", "help")),
+            nesting="svm" if "AuthenticAMD" in CPUINFO.read_text() else "vmx",
         )
         log.info("QEMU has {count} machine types, KVM: {kvm}", count=len(host.machines), kvm=host.has_kvm)
         return host

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
 from mtunnel_tx.backends.cmdline import QMP_FD, Setup, command_line, firmware_file
+from mtunnel_tx.backends.cpu import check_cpu
 from mtunnel_tx.backends.devices import read_host_mtus
 from mtunnel_tx.backends.drives import VolumeFile, look_at_file, volume_format, volumes
 from mtunnel_tx.backends.files import Threads
@@ -25,11 +26,11 @@ from mtunnel_tx.backends.migration import RunningMachine
 from mtunnel_tx.backends.process import Exit, listen_unix, new_record, read_reason, spawn_qemu, write_record
 from mtunnel_tx.backends.qmp import CommandFailed, Monitor, MonitorLost
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
-from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
+from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports import Incoming, MachineState, Report, Storage
 from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.hardware import Hardware, Nic, read_hardware, refuse
+from mtunnel_tx.pve.hardware import Hardware, Nic, read_hardware
 from mtunnel_tx.pve.values import FormatError
 
 log = Logger()
@@ -188,6 +189,7 @@ class QemuMachines:
             raise refuse("args", str(error)) from error
         if host is None:
             return hardware
+        check_cpu(hardware, host)
         try:
             return replace(hardware, machine=hardware.machine.resolved(host.machines))
         except FormatError as error:

@@ -10,18 +10,22 @@ from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import refuse
 from mtunnel_tx.pve.booting import boot_indexes
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.guestformats import AGENT, CPU, MACHINE, MEMORY, NUMA, RNG, SMBIOS, VGA, WATCHDOG, check_value
+from mtunnel_tx.pve.guestformats import AGENT, CPU, MACHINE, MEMORY, RNG, SMBIOS, VGA, WATCHDOG, check_value
 from mtunnel_tx.pve.guestrules import is_template, iter_drives, iter_nics
 from mtunnel_tx.pve.machinetype import MachineType, parse_machine_type
+from mtunnel_tx.pve.numa import NumaNode, read_numa
 from mtunnel_tx.pve.property import PropertyFormat
 from mtunnel_tx.pve.values import CONTROL, FormatError, clean
 
 MOST_NICS = 32
 MOST_PROCESSORS = 255
+MOST_PHYS_BITS = 52
+MOST_QUEUES = 1021
+"""Of a SCSI controller."""
 _REFUSED = re.compile(
     r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|hugepages|ivshmem|amd-sev|intel-tdx|audio0|tpmstate0|hookscript|vmstate"
 )
@@ -31,6 +35,7 @@ _VGA_DEVICES = {
     "vmware": "vmware-svga",
     "virtio": "virtio-vga",
 }
+_CIRRUS_MIB = ("4", "8", "16")
 _WINDOWS = {"wxp": 5, "w2k": 5, "w2k3": 5, "w2k8": 6, "wvista": 6, "win7": 7, "win8": 8, "win10": 10, "win11": 11}
 
 
@@ -57,16 +62,6 @@ class Nic:
     index: int
     options: Mapping[str, str]
     boot_index: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NumaNode:
-    """A node's share; `host_nodes` and `policy` None: anywhere."""
-
-    cpus: tuple[str, ...]
-    memory_mib: int
-    host_nodes: tuple[str, ...] = ()
-    policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,18 +121,15 @@ def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
     Raises: TunnelError: `KEY: REASON` for what this host cannot run, or a value that does not fit its key.
     """
     options = _checked(conf, local=local)
-    sockets, cores = int(options.get("sockets", "1")), int(options.get("cores", "1"))
-    _check_counts(options, sockets * cores)
+    sockets, cores = _processors(options)
     memory_mib = int(_parse(MEMORY, options, "memory", "512")["current"])
-    machine = _parse(MACHINE, options, "machine", "pc")
-    indexes = boot_indexes(conf)
     return Hardware(
         name=options.get("name"),
-        machine=_machine_type(machine),
-        sleeps={state: machine[f"enable-{state}"] == "1" for state in ("s3", "s4") if f"enable-{state}" in machine},
+        machine=_machine_type(options),
+        sleeps=_sleeps(options),
         memory_mib=memory_mib,
         balloon=options.get("balloon") != "0",
-        numa=_numa_nodes(options, sockets, cores, memory_mib),
+        numa=read_numa(options, sockets=sockets, cores=cores, memory_mib=memory_mib),
         sockets=sockets,
         cores=cores,
         vcpus=_vcpus(options, sockets * cores),
@@ -147,16 +139,16 @@ def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
         linux=options.get("ostype") == "l26",
         ovmf=options.get("bios") == "ovmf",
         acpi=options.get("acpi", "1") == "1",
-        disks=_disks(conf, indexes),
+        disks=_disks(conf),
         efidisk=dict(iter_drives(conf)).get("efidisk0"),
         scsihw=options.get("scsihw", "lsi"),
-        nics=_nics(conf, indexes),
+        nics=_nics(conf),
         agent=_agent(options),
         serials=tuple(number for number in range(4) if f"serial{number}" in options),
         vga=_vga(options),
         smbios=_smbios(options),
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
-        rng=_parse(RNG, options, "rng0") or None,
+        rng=_rng(options),
         watchdog=_parse(WATCHDOG, options, "watchdog") or None,
         tablet=options.get("tablet", "0" if options.get("vga", "").startswith("serial") else "1") == "1",
         clock=_clock(options),
@@ -164,11 +156,6 @@ def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
         starts_frozen=options.get("freeze") == "1",
         arguments=options.get("args", ""),
     )
-
-
-def refuse(key: str, reason: str) -> TunnelError:
-    """What cannot be run here, by its key."""
-    return TunnelError(f"{key}: {reason}")
 
 
 def _checked(conf: GuestConfig, *, local: bool) -> dict[str, str]:
@@ -202,7 +189,8 @@ def _parse(form: PropertyFormat, options: Mapping[str, str], key: str, default: 
     return form.parse(text) if text else {}
 
 
-def _machine_type(machine: Mapping[str, str]) -> MachineType:
+def _machine_type(options: Mapping[str, str]) -> MachineType:
+    machine = _parse(MACHINE, options, "machine")
     if "viommu" in machine:
         raise refuse("machine", "viommu cannot be run here")
     try:
@@ -211,12 +199,17 @@ def _machine_type(machine: Mapping[str, str]) -> MachineType:
         raise refuse("machine", str(error)) from error
 
 
-def _check_counts(options: Mapping[str, str], processors: int) -> None:
-    """Of what a machine has only so many."""
-    if processors > MOST_PROCESSORS:
+def _sleeps(options: Mapping[str, str]) -> dict[str, bool]:
+    machine = _parse(MACHINE, options, "machine")
+    return {state: machine[f"enable-{state}"] == "1" for state in ("s3", "s4") if f"enable-{state}" in machine}
+
+
+def _processors(options: Mapping[str, str]) -> tuple[int, int]:
+    """Sockets, and cores of each."""
+    sockets, cores = int(options.get("sockets", "1")), int(options.get("cores", "1"))
+    if sockets * cores > MOST_PROCESSORS:
         raise refuse("cores" if "cores" in options else "sockets", f"there are {MOST_PROCESSORS} processors at most")
-    if all(f"serial{number}" in options for number in range(4)) and _agent(options) == "isa":
-        raise refuse("agent", "there are four ISA serial ports, and all have their use")
+    return sockets, cores
 
 
 def _vcpus(options: Mapping[str, str], most: int) -> int:
@@ -232,44 +225,13 @@ def _cpu(options: Mapping[str, str]) -> dict[str, str]:
         raise refuse("cpu", f"there is no custom CPU model '{cpu['cputype']}' here")
     if "reported-model" in cpu:
         raise refuse("cpu", "reported-model cannot be run here")
+    if not 32 <= int(cpu.get("phys-bits", "host").replace("host", "32")) <= MOST_PHYS_BITS:
+        raise refuse("cpu", f"there are 32 to {MOST_PHYS_BITS} phys-bits, not {cpu['phys-bits']}")
     return cpu
 
 
-def _numa_nodes(options: Mapping[str, str], sockets: int, cores: int, memory_mib: int) -> tuple[NumaNode, ...]:
-    """The nodes as `numaN` has them, else one for each socket."""
-    if options.get("numa") != "1":
-        return ()
-    if "memory" in options.get("hotplug", ""):
-        raise refuse("hotplug", "memory hotplug cannot be run here")
-    named = [f"numa{index}" for index in range(8) if f"numa{index}" in options]
-    if not named:
-        share, rest = divmod(memory_mib, sockets)
-        if rest:
-            raise refuse("numa", f"{memory_mib} MiB cannot be shared evenly between {sockets} sockets")
-        return tuple(NumaNode(cpus=(_span(index * cores, cores),), memory_mib=share) for index in range(sockets))
-    nodes = tuple(_numa_node(key, NUMA.parse(options[key])) for key in named)
-    if sum(node.memory_mib for node in nodes) != memory_mib:
-        raise refuse(named[0], "the memory of all nodes must add up to the memory there is")
-    return nodes
-
-
-def _span(first: int, count: int) -> str:
-    return str(first) if count == 1 else f"{first}-{first + count - 1}"
-
-
-def _numa_node(key: str, values: Mapping[str, str]) -> NumaNode:
-    if "memory" not in values:
-        raise refuse(key, "a node needs memory")
-    return NumaNode(
-        cpus=tuple(values["cpus"].split(";")),
-        memory_mib=int(float(values["memory"])),
-        host_nodes=tuple(filter(None, values.get("hostnodes", "").split(";"))),
-        policy=values.get("policy"),
-    )
-
-
-def _disks(conf: GuestConfig, indexes: Mapping[str, int]) -> tuple[Disk, ...]:
-    disks = []
+def _disks(conf: GuestConfig) -> tuple[Disk, ...]:
+    disks, indexes = [], boot_indexes(conf)
     for key, drive in iter_drives(conf):
         interface = drive_interface(key)
         if interface in ("efidisk", "tpmstate", "unused"):
@@ -283,15 +245,26 @@ def _disks(conf: GuestConfig, indexes: Mapping[str, int]) -> tuple[Disk, ...]:
 def _check_drive(key: str, drive: Drive) -> None:
     if drive.volume == "cdrom":
         raise refuse(key, "the host's own CD-ROM drive cannot be used here")
-    if drive.allocates:
+    if drive.allocates or not (drive.has_volume or drive.is_cdrom):
         raise refuse(key, f"'{clean(drive.volume)}' is no volume")
     for option in ("snapshot", "scsiblock"):
         if drive.options.get(option) == "1":
             raise refuse(key, f"{option} cannot be run here")
+    if int(drive.options.get("queues", "0")) > MOST_QUEUES:
+        raise refuse(key, f"there are {MOST_QUEUES} queues at most")
+    _check_peaks(key, drive.options)
 
 
-def _nics(conf: GuestConfig, indexes: Mapping[str, int]) -> tuple[Nic, ...]:
-    nics = []
+def _check_peaks(key: str, options: Mapping[str, str]) -> None:
+    """A peak below what is allowed all the time is none."""
+    for name in (f"{what}{way}" for what in ("mbps", "iops") for way in ("", "_rd", "_wr")):
+        peak = float(options.get(f"{name}_max", "0"))
+        if 0 < peak < float(options.get(name, "0")):
+            raise refuse(key, f"{name}_max is below {name}")
+
+
+def _nics(conf: GuestConfig) -> tuple[Nic, ...]:
+    nics, indexes = [], boot_indexes(conf)
     for key, options in iter_nics(conf):
         index = int(key.removeprefix("net"))
         if index >= MOST_NICS:
@@ -307,7 +280,11 @@ def _nics(conf: GuestConfig, indexes: Mapping[str, int]) -> tuple[Nic, ...]:
 
 def _agent(options: Mapping[str, str]) -> str | None:
     agent = _parse(AGENT, options, "agent")
-    return agent.get("type", "virtio") if agent.get("enabled") == "1" else None
+    if agent.get("enabled") != "1":
+        return None
+    if agent.get("type") == "isa" and all(f"serial{number}" in options for number in range(4)):
+        raise refuse("agent", "there are four ISA serial ports, and all have their use")
+    return agent.get("type", "virtio")
 
 
 def _vga(options: Mapping[str, str]) -> dict[str, str]:
@@ -315,9 +292,18 @@ def _vga(options: Mapping[str, str]) -> dict[str, str]:
     kind = vga.get("type", "std")
     if kind.startswith("qxl") or kind == "virtio-gl":
         raise refuse("vga", f"'{kind}' cannot be run here")
+    if kind == "cirrus" and vga.get("memory", "4") not in _CIRRUS_MIB:
+        raise refuse("vga", f"cirrus has {', '.join(_CIRRUS_MIB)} MiB of memory, not {vga['memory']}")
     if kind.startswith("serial") and kind not in options:
         raise refuse("vga", f"there is no {kind}")
     return vga
+
+
+def _rng(options: Mapping[str, str]) -> dict[str, str] | None:
+    rng = _parse(RNG, options, "rng0")
+    if int(rng.get("max_bytes", "1")) > 0 and not 0 < int(rng.get("period", "1")) < 1 << 32:
+        raise refuse("rng0", f"period is {rng['period']}, no number of milliseconds")
+    return rng or None
 
 
 def _smbios(options: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.backends.cmdline import Setup, command_line, cpu_argument
+from mtunnel_tx.backends.cmdline import Setup, command_line
 from mtunnel_tx.backends.devices import read_host_mtus
 from mtunnel_tx.backends.drives import VolumeFile, volumes
 from mtunnel_tx.backends.host import Host, check_room
@@ -20,9 +20,12 @@ from tests.backends.qemucase import QemuCase
 NEWEST = {"pc-i440fx-7.2", "pc-q35-7.2"}
 HOST = Host(
     machines=frozenset({*NEWEST, "pc-i440fx-6.1", "pc-i440fx-7.0", "pc-i440fx-9.2", "pc-i440fx-10.1"}),
+    cpus=frozenset({"kvm64", "qemu64", "max", "host"}),
+    cpu_flags=frozenset({"aes", "pcid", "lahf-lm", "sep", "sse4-1", "svm"}),
     has_kvm=False,
     has_vhost_net=False,
     roms=frozenset({"efi-virtio.rom"}),
+    nesting="svm",
 )
 
 
@@ -188,58 +191,6 @@ class Drives(SynchronousTestCase):
         with self.assertRaises(TunnelError) as caught:
             line("scsi0: local:vm-100-disk-0,format=qed\n")
         self.assertEqual(caught.exception.text, "scsi0: format qed cannot be run here")
-
-
-class Processors(SynchronousTestCase):
-    def cpu(self, text, *, kvm, **more):
-        return cpu_argument(setup(text, host=replace(HOST, has_kvm=kvm), **more))
-
-    def test_models(self):
-        for text, emulated, real in (
-            ("", "kvm64,+lahf_lm,+sep", "kvm64,+lahf_lm,+sep,+kvm_pv_unhalt,+kvm_pv_eoi,enforce"),
-            ("kvm: 0\n", "qemu64", "qemu64"),
-            ("cpu: host\n", "max", "host,+kvm_pv_unhalt,+kvm_pv_eoi"),
-            (
-                "cpu: qemu64,flags=+aes;-pcid\n",
-                "qemu64,+aes,-pcid",
-                "qemu64,+aes,-pcid,+kvm_pv_unhalt,+kvm_pv_eoi,enforce",
-            ),
-        ):
-            self.assertEqual(self.cpu(text, kvm=False), emulated)
-            self.assertEqual(self.cpu(text, kvm=True), real)
-
-    def test_proxmox_levels(self):
-        words = self.cpu("cpu: x86-64-v2-AES,flags=-aes\n", kvm=False).split(",")
-        self.assertEqual(words[0], "qemu64")
-        self.assertEqual(set(words[1:]), {"+pni", "+popcnt", "+sse4.1", "+sse4.2", "+ssse3", "-aes"})
-
-    def test_windows(self):
-        text = self.cpu("ostype: win10\n", kvm=True)
-        self.assertIn("hv_relaxed", text)
-        self.assertNotIn("hv_", self.cpu("ostype: win10\n", kvm=False))
-        argv = line("ostype: win10\n")
-        self.assertEqual(option(argv, "-rtc"), ["driftfix=slew,base=localtime"])
-        self.assertIn("hpet=off", option(argv, "-machine")[0])
-
-    def test_what_the_source_says(self):
-        sent = "host,+kvm_pv_eoi,enforce,-vmx"
-        self.assertEqual(self.cpu("", kvm=True, cpu=sent), sent)
-        self.assertEqual(self.cpu("", kvm=False, cpu=sent), "max,-vmx")
-
-    def test_numa(self):
-        argv = line("numa: 1\nsockets: 2\ncores: 2\nmemory: 1024\n")
-        self.assertEqual(
-            option(argv, "-numa"),
-            ["node,nodeid=0,cpus=0-1,memdev=ram-node0", "node,nodeid=1,cpus=2-3,memdev=ram-node1"],
-        )
-        named = line("numa: 1\ncores: 2\nmemory: 64\nnuma0: cpus=0;1,memory=64,hostnodes=0-1,policy=bind\n")
-        self.assertEqual(option(named, "-numa"), ["node,nodeid=0,cpus=0,cpus=1,memdev=ram-node0"])
-        self.assertEqual(json.loads(option(named, "-object")[0])["host-nodes"], [0, 1])
-
-    def test_numa_that_does_not_add_up(self):
-        with self.assertRaises(TunnelError) as caught:
-            line("numa: 1\nmemory: 64\nnuma0: cpus=0,memory=65\n")
-        self.assertIn("numa0: ", caught.exception.text)
 
 
 class Strangers(SynchronousTestCase):

@@ -6,14 +6,12 @@ import signal
 import subprocess
 from pathlib import Path
 
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.trial.unittest import SkipTest
 
-from mtunnel_tx.backends.host import HostFacts, find_firmware
+from mtunnel_tx.backends.host import find_firmware
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
 from mtunnel_tx.ports import Incoming
-from mtunnel_tx.pve.guestconf import parse_guest_config
 from tests.backends.qemucase import QemuCase, alive, guest, listen, ticker
 
 
@@ -318,74 +316,3 @@ class Waiting(QemuCase):
         conf = guest(host.volumes.make("a.raw"), "args: -S")
         error = await self.fails(TunnelError, host.machines.start(100, conf, self.incoming(host), self.report))
         self.assertEqual(error.text, "args: arguments for QEMU are not taken from another host")
-
-
-class Checking(QemuCase):
-    async def test_what_this_host_cannot_run_is_named(self):
-        machines = self.host().machines
-        await machines.prepare()
-        for line, text in (
-            ("machine: pc-i440fx-99.0", "machine: this host's QEMU does not know machine type 'pc-i440fx-99.0'"),
-            ("hostpci0: mapping=gpu", "hostpci0: this host cannot run that"),
-            ("args: -S", "args: arguments for QEMU are not taken from another host"),
-            ("net0: virtio,tag=7", "net0: VLANs (tag) cannot be run here"),
-            ("bios: ovmf", "bios: without an EFI disk, ovmf cannot be run here"),
-            ("sockets: 4\ncores: 64", "cores: there are 255 processors at most"),
-            ("memory: 64\nsockets: 3\nnuma: 1", "numa: 64 MiB cannot be shared evenly between 3 sockets"),
-            (
-                "agent: 1,type=isa\n" + "\n".join(f"serial{number}: socket" for number in range(4)),
-                "agent: there are four ISA serial ports, and all have their use",
-            ),
-        ):
-            with self.assertRaises(TunnelError) as caught:
-                machines.check(parse_guest_config(f"{line}\n"))
-            self.assertEqual(caught.exception.text, text)
-        machines.check(parse_guest_config("machine: pc-i440fx-7.0+pve0\n"))
-
-    async def test_before_qemu_was_asked_machine_types_pass(self):
-        conf = parse_guest_config("machine: pc-i440fx-99.0\n")
-        nobody = HostFacts(reactor, {"PATH": "/nonexistent"})
-        machines = self.host(facts=nobody).machines
-        await machines.prepare()
-        machines.check(conf)
-        error = await self.fails(BackendFailed, machines.local_start(100, conf, self.report))
-        self.assertIn("qemu-system-x86_64", error.text)
-
-    async def test_hostile_values_are_refused(self):
-        """A file on disk may hold anything: nothing of it becomes an option of QEMU's."""
-        host = self.host()
-        volid = host.volumes.make("a.raw")
-        for line in (
-            "name: a,process=b",
-            "cpu: host,-device=x",
-            "cpu: kvm64 -device x",
-            "machine: pc,accel=tcg",
-            "machine: type=pc-i440fx-7.2.dump",
-            "smbios1: uuid=x,,file=/etc/passwd",
-            "vmgenid: auto,x=y",
-            "rng0: source=/etc/shadow",
-            'net0: virtio=BC:24:11:00:00:01,bridge="x',
-            "net0: virtio=BC:24:11:00:00:01,id=net9",
-            'scsi1: local:100/"},{"driver":"x.raw,readonly=on',
-            "scsi1: /etc/passwd\x01",
-            "startdate: now,clock=vm",
-            "serial1: /dev/sda",
-            "vga: std,id=x",
-            "watchdog: model=i6300esb,action=x",
-            "numa0: cpus=0-1;x",
-            "nosuchkey: 1",
-        ):
-            work = host.machines.local_start(100, guest(volid, line), self.report)
-            error = await self.fails(TunnelError, work)
-            key = line.partition(":")[0]
-            self.assertIn(key, error.text, line)
-            self.assertEqual(host.files(100), [])
-
-    async def test_values_that_look_hostile_are_only_values(self):
-        """Commas and quotes where they may be go to QEMU as they are."""
-        host = self.host()
-        volid = host.volumes.make('vm-100-"},{;b c.raw'.replace(",", ""))
-        smbios = "smbios1: base64=1,manufacturer=YSxiPWMsZmlsZT0vZXRjL3Bhc3N3ZA==,serial=Iiwn"
-        await host.machines.local_start(100, guest(volid, smbios, "scsi1: none,media=cdrom"), self.report)
-        nodes = await host.ask(100, "query-named-block-nodes")
-        self.assertIn(volid.rpartition("/")[2], {Path(node["file"]).name for node in nodes})
