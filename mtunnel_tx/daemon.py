@@ -37,7 +37,7 @@ from mtunnel_tx.config import Settings, make_private_directory
 from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.api import make_site
-from mtunnel_tx.net.certificate import Certificate, fingerprint
+from mtunnel_tx.net.certificate import fingerprint
 from mtunnel_tx.net.control import listen_control
 from mtunnel_tx.net.crossing import cross_over
 from mtunnel_tx.net.door import listen_door
@@ -123,15 +123,18 @@ class Daemon(Service):
 
     def reload(self) -> None:
         """Read certificate and key again, for new connections; after an error the old ones stay."""
-        self._notifier.reloading()
+        if self._ports:
+            # Else it only becomes ready.
+            self._notifier.reloading()
         try:
             self._tls.reload()
             if self._crew is not None:
-                self._crew.certify(self._certificate())
+                self._crew.certify(self._tls.files)
             log.info("certificate and key were read again")
         except TunnelError as error:
             log.error("certificate and key stay as they are: {reason}", reason=error.text)
-        self._notifier.ready()
+        if self._ports:
+            self._notifier.ready()
 
     async def _start(self) -> None:
         settings = self._settings
@@ -150,7 +153,7 @@ class Daemon(Service):
         await registry.recover()
         self.registry = registry
         if self._crew is not None:
-            await self._crew.start(self._certificate())
+            await self._crew.start(self._tls.files)
         await self._listen(parts)
         self._notifier.ready()
 
@@ -243,12 +246,8 @@ class Daemon(Service):
         limits = _stream_limits(self._settings)
         await upgrade(request, local, route, relays=self._relays, limits=limits, reactor=self._reactor)
 
-    def _certificate(self) -> Certificate:
-        tls = self._settings.tls
-        return Certificate(tls.certificate.read_bytes(), tls.key.read_bytes())
-
     def _own_fingerprint(self) -> str:
-        return fingerprint(self._settings.tls.certificate.read_bytes())
+        return fingerprint(self._tls.files.certificate)
 
     def _make_elsewhere(self) -> Elsewhere:
         settings, limits = self._settings, _stream_limits(self._settings)

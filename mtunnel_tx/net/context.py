@@ -9,13 +9,14 @@ from pathlib import Path
 from OpenSSL import SSL
 
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.net.certificate import Certificate
 
 CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
 class TlsContext:
-    """The server's certificate and key; `reload` reads both again, for new connections.
+    """The server's certificate and key; `reload` reads both again, for new connections. `files`: what is in use.
 
     Args: group_reads: the key may be readable for a group, as Proxmox's cluster file system has it (mode 0640).
     Raises (here and in reload): TunnelError: a file is missing, unusable, or the key can be read by others.
@@ -25,13 +26,13 @@ class TlsContext:
         self._certificate = certificate
         self._key = key
         self._most_mode = 0o640 if group_reads else 0o600
-        self.context = self._load()
+        self.context, self.files = self._load()
 
     def reload(self) -> None:
         """Take new files over; after an error the old ones stay in use."""
-        self.context = self._load()
+        self.context, self.files = self._load()
 
-    def _load(self) -> SSL.Context:
+    def _load(self) -> tuple[SSL.Context, Certificate]:
         _check_private(self._key, self._most_mode)
         context = new_context()
         try:
@@ -43,7 +44,7 @@ class TlsContext:
             context.check_privatekey()
         except SSL.Error as error:
             raise TunnelError(f"cannot use key '{self._key}': it does not belong to the certificate") from error
-        return context
+        return context, Certificate(self._certificate.read_bytes(), self._key.read_bytes())
 
 
 def _check_private(key: Path, most: int) -> None:

@@ -69,13 +69,19 @@ class Certificates(SynchronousTestCase):
     def test_reload_keeps_the_old_one_after_an_error(self):
         certificate, key = write_pair(self.mktemp_folder())
         context = TlsContext(certificate, key)
-        before = context.context
+        before = context.context, context.files
+        other = make_certificate("other")
+        certificate.write_bytes(other.certificate)
+        self.assertRaises(TunnelError, context.reload)
+        self.assertEqual((context.context, context.files), before)
+        key.write_bytes(other.key)
         key.chmod(0o644)
         self.assertRaises(TunnelError, context.reload)
-        self.assertIs(context.context, before)
+        self.assertEqual((context.context, context.files), before)
         key.chmod(0o600)
         context.reload()
-        self.assertIsNot(context.context, before)
+        self.assertIsNot(context.context, before[0])
+        self.assertEqual(context.files, other)
 
 
 class Large(Resource):

@@ -15,6 +15,9 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtunnel_tx.backends.systemd import Notifier
+from mtunnel_tx.config import load_settings
+from mtunnel_tx.daemon import Daemon
 from tests.whole.node import Node, wait_for
 from tests.whole.peer import Tunnel, call
 
@@ -113,6 +116,14 @@ class NotifyTests(SynchronousTestCase):
         message = self.manager.read_until("RELOADING")[-1]
         self.assertGreater(int(message["MONOTONIC_USEC"]), 0)
         self.manager.read_until("READY")
+
+    def test_reload_before_it_is_ready(self) -> None:
+        """It reads the files, and does not say that it is ready."""
+        notifier = Notifier({"NOTIFY_SOCKET": str(self.manager.path)}, os.getpid())
+        daemon = Daemon(load_settings(self.node.config, {}), None, self.fail, notifier=notifier)
+        daemon.reload()
+        notifier.status("the only one")
+        self.assertEqual(self.manager.read(), {"STATUS": "the only one"})
 
     def test_stopping(self) -> None:
         self.start()

@@ -300,16 +300,22 @@ class ProcessTests(Case):
                 self.assertEqual(int(status["CapPrm"][0], 16), 0)
 
     def test_another_certificate(self) -> None:
-        """Those who show it have no privilege at all."""
+        """Those who show it have no privilege at all. What the API tells is the one in use."""
         self.check_privileges()
         tunnel = self.open()
+        before = self.shown()
         files = make_certificate(self.node.name)
         (self.node.state / "tls/key.pem").write_bytes(files.key)
         (self.node.state / "tls/certificate.pem").write_bytes(files.certificate)
+        self.assertEqual(self.told(), before)
         assert self.node.process is not None
         self.node.process.send_signal(signal.SIGHUP)
         wait_for("the new certificate", lambda: self.shown() == fingerprint(files.certificate))
+        self.assertEqual(self.told(), fingerprint(files.certificate))
         self.leave(tunnel)
+
+    def told(self) -> str:
+        return str(call(self.node, "GET", "/nodes/localhost/certificates/info").json["data"][0]["fingerprint"])
 
     def shown(self) -> str:
         with secure(self.node) as sock:
