@@ -47,6 +47,17 @@ def main(folder: Path, locks: Path, pve: Path, argv: list[str]) -> int:
     return status
 
 
+PLAIN = Host(
+    machines=frozenset(),
+    cpus=frozenset(),
+    cpu_flags=frozenset(),
+    has_kvm=False,
+    has_vhost_net=False,
+    roms=frozenset(),
+    nesting="svm",
+)
+
+
 def start(folder: Path, vmid: int, options: dict[str, str], text: str) -> int:
     """Real QEMU, paused, with a monitor; it outlives us."""
     conf = parse_guest_config(text)
@@ -55,7 +66,7 @@ def start(folder: Path, vmid: int, options: dict[str, str], text: str) -> int:
     setup = Setup(
         vmid=vmid,
         hardware=hardware,
-        host=Host(machines=frozenset(), has_kvm=False, has_vhost_net=False, roms=frozenset()),
+        host=PLAIN,
         runtime_dir=folder,
         files={key: file_of(drive.volume) for key, drive in volumes(hardware)},
         listen_on=folder / f"{vmid}.migrate",

@@ -99,7 +99,7 @@ class OnlineTests(OnlineCase):
         before, after = self.boot(), Listener(self.there.runtime / "200.serial0")
         self.addCleanup(setattr, after, "stopped", True)
         done = self.migrate()
-        for line in (r"scsi0: 16\.0 MiB of 16\.0 MiB in ", r"memory: .* in ", r"downtime \d+ ms"):
+        for line in (r"scsi0: 16\.\d MiB of 16\.\d MiB in ", r"memory: .* in ", r"downtime \d+ ms"):
             self.assertRegex(done.stdout, line)
         wait_for("beats at the target", lambda: len(after.beats) >= 5)
         self.assertIn("running", self.status(self.there, 200))
