@@ -202,6 +202,7 @@ class Daemon(Service):
             journal=self._make_journal(threads, settings.state_dir),
             tasks=tasks,
             clock=reactor,
+            threads=threads,
             listen=self._listen_control,
             bridge_exists=lambda name: (NETWORK / name).exists(),
             random_bytes=os.urandom,
@@ -347,6 +348,7 @@ def _tunnel_limits(settings: Settings) -> Limits:
         tunnels=limits.tunnels,
         tunnels_per_token=limits.tunnels_per_token,
         streams_per_tunnel=limits.streams_per_tunnel,
+        config_bytes=limits.config_bytes,
     )
 
 

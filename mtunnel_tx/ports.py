@@ -9,11 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 Report = Callable[[str], None]
 """Takes one line of a child's output, without its line feed."""
@@ -33,6 +36,12 @@ class Clock(Protocol):
     def seconds(self) -> float: ...
 
     def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any) -> Any: ...  # noqa: N802
+
+
+class Threads(Protocol):
+    """Where work runs that takes a while; everything else goes on meanwhile."""
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
 
 
 class Access(Protocol):

@@ -20,6 +20,7 @@ from mtunnel_tx.pve.users import parse_user_config
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.world import Limits, World
 from tests.stopped import StoppedMachines
+from tests.threads import FakeThreads
 
 NODE = "pvetest"
 TOKEN = "mig@pve!t1"
@@ -381,6 +382,7 @@ class FakeWorld:
             journal=self.journal,
             tasks=self.tasks,
             clock=self.clock,
+            threads=FakeThreads(),
             listen=self._listen,
             bridge_exists=lambda name: name == "vmbr0",
             random_bytes=bytes,

@@ -172,18 +172,19 @@ class FileTasks:
 
         Raises: as status.
         """
-        lines = self._lines(upid)[start : start + limit if limit else None]
-        shown = [{"n": number, "t": line} for number, line in enumerate(lines, start + 1)]
-        return shown or [{"n": 1, "t": "no content"}]
+        shown = self._lines(upid)[start : start + limit if limit else None]
+        return [{"n": number, "t": line} for number, line in enumerate(shown, start + 1)]
 
     def total(self, upid: str) -> int:
         """How many lines a log has. Raises: as status."""
         return len(self._lines(upid))
 
     def _lines(self, upid: str) -> list[str]:
+        """Of a log that has none, what Proxmox says instead."""
         _, path = self._find(upid)
         try:
-            return path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
+            text = path.read_bytes().decode("utf-8", "replace")
+            return text.removesuffix("\n").split("\n") if text else ["no content"]
         except OSError as error:
             raise refusal(error) from error
 

@@ -205,6 +205,9 @@ KEYS: tuple[Key, ...] = (
         "streams_per_tunnel", whole(1, 1024), "websockets of one tunnel; a source needs one for each disk, and two more"
     ),
     _limit("line_bytes", whole(_KIB, 64 * _MIB), "one command line; a guest config with its firewall rules has to fit"),
+    _limit(
+        "config_bytes", whole(_KIB, 64 * _MIB), "a guest config, and its firewall rules; Proxmox keeps no longer file"
+    ),
     _limit("queued_lines", whole(1, 65535), "command lines that wait for their turn before the peer is paused"),
     _limit("queued_bytes", whole(_KIB, _GIB), "the same in bytes"),
     _limit(

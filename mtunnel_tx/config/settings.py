@@ -69,6 +69,7 @@ class Limits:
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64
     line_bytes: int = 4 << 20
+    config_bytes: int = 1 << 20
     queued_lines: int = 64
     queued_bytes: int = 4 << 20
     frame_bytes: int = 64 << 20

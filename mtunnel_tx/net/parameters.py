@@ -61,12 +61,17 @@ def read_body(content_type: str | None, body: bytes) -> dict[str, Any]:
 
 def _read_json(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise TunnelError("unable to decode JSON parameters") from error
     if not isinstance(value, dict):
         raise TunnelError("unable to decode JSON parameters - not an object")
     return {name: item for name, item in value.items() if item is not None}
+
+
+def _refuse(text: str) -> None:
+    """NaN and the infinities are no JSON."""
+    raise ValueError(text)
 
 
 def join_parameters(in_path: Mapping[str, str], sent: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-from mtunnel_tx.pve.values import clean
+from mtunnel_tx.pve.values import clean, shorten
 
 # Nothing in it may match the same blanks in two ways: a line of them would take for ever.
 _HEADER = re.compile(r"\[([^\]]*)\][^\S\n]*(#.*)?")
 _KIND = re.compile(r"[A-Za-z]+")
 _ORDER = ("OPTIONS", "ALIASES", "IPSET", "RULES")
-_WARNINGS_MAX = 20
 
 Heading = tuple[str, str]
 """Kind and name of a section; only an IPSET has a name."""
@@ -23,9 +22,8 @@ def format_firewall(text: str) -> tuple[str, list[str]]:
     Returns: the canonical text, empty where nothing is left; and warnings for the task log.
     """
     sections, dropped = _read_sections(text)
-    warnings = [f"firewall config: line {number} stands outside a section, dropped" for number in dropped]
-    if len(warnings) > _WARNINGS_MAX:
-        warnings[_WARNINGS_MAX:] = [f"firewall config: {len(warnings) - _WARNINGS_MAX} more lines dropped"]
+    warnings = [f"line {number} stands outside a section, dropped" for number in dropped]
+    warnings = [f"firewall config: {text}" for text in shorten(warnings)]
     kept = [heading for heading, lines in sections.items() if len(lines) > 1 or heading[0] == "IPSET"]
     kept.sort(key=lambda heading: (_ORDER.index(heading[0]), heading[1]))
     return "".join(_format_section(sections[heading]) for heading in kept), warnings

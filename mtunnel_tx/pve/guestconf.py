@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import DRIVE_KEYS
 from mtunnel_tx.pve.guestformats import CHECKS, DROPPED_KEYS, check_value
-from mtunnel_tx.pve.values import CONTROL, FormatError, boolean, clean
+from mtunnel_tx.pve.values import CONTROL, FormatError, boolean, clean, shorten
 
 PENDING = "PENDING"
 SPECIAL = "special:"
@@ -189,7 +189,7 @@ def read_sent_config(text: str, vmid: int) -> tuple[GuestConfig, list[str]]:
     except FormatError as error:
         raise TunnelError(f"vm {vmid} - {error}".removesuffix("\n")) from error
     _drop_history(conf)
-    return conf, [f"vm {vmid} - {warning}" for warning in warnings]
+    return conf, [f"vm {vmid} - {warning}" for warning in shorten(warnings)]
 
 
 def _new_section(conf: GuestConfig, header: str) -> Section:

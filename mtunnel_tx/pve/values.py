@@ -6,13 +6,15 @@ Reasons are Proxmox's own words (protocol.md sections 4 and 7).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 Check = Callable[[str], str]
 """Takes a value; returns it in the form it is kept in. Raises: FormatError."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+MOST_WARNINGS = 20
+MOST_ITEMS = 1000
 _TRUE = re.compile(r"1|on|yes|true", re.IGNORECASE)
 _FALSE = re.compile(r"0|off|no|false", re.IGNORECASE)
 _WHOLE = re.compile(r"[0-9]{1,18}")
@@ -133,11 +135,20 @@ def each(check_item: Check) -> Check:
     """A list whose items all pass; kept as it was written."""
 
     def check(value: str) -> str:
-        for item in split_list(raw_text(value)):
+        items = split_list(raw_text(value))
+        if len(items) > MOST_ITEMS:
+            raise FormatError(f"there are {MOST_ITEMS} items at most")
+        for item in items:
             check_item(item)
         return value
 
     return check
+
+
+def shorten(warnings: Sequence[str]) -> list[str]:
+    """The first ones, and how many more there are."""
+    more = len(warnings) - MOST_WARNINGS
+    return [*warnings[:MOST_WARNINGS], *([f"{more} more warnings"] if more > 0 else [])]
 
 
 def formatted(check_value: Check) -> Check:

@@ -28,9 +28,11 @@ async def set_config(guest: Guest, args: Config) -> Result:
     Source: protocol.md section 7.
     """
     tunnel = guest.tunnel
+    _check_length(tunnel, "config", args.conf)
+    _check_length(tunnel, "firewall config", args.firewall or "")
     if args.firewall is not None:
         await _write_firewall(tunnel, args.firewall)
-    conf, warnings = read_sent_config(args.conf, tunnel.vmid)
+    conf, warnings = await tunnel.world.threads.run(read_sent_config, args.conf, tunnel.vmid)
     _check_first(guest.conf)
     complete = await _complete(tunnel, conf)
     for text in warnings:
@@ -40,8 +42,14 @@ async def set_config(guest: Guest, args: Config) -> Result:
     return DONE
 
 
+def _check_length(tunnel: Tunnel, what: str, text: str) -> None:
+    most = tunnel.world.limits.config_bytes
+    if len(text.encode("utf-8", "replace")) > most:
+        raise TunnelError(f"vm {tunnel.vmid} - {what} is longer than {most} bytes")
+
+
 async def _write_firewall(tunnel: Tunnel, text: str) -> None:
-    canonical, warnings = format_firewall(text)
+    canonical, warnings = await tunnel.world.threads.run(format_firewall, text)
     for warning in warnings:
         tunnel.warn(warning)
     await tunnel.ledger.write("firewall")

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtunnel_tx.ports import Access, Clock, Guests, Hypervisor, Journal, Listen, Storage, Tasks
+from mtunnel_tx.ports import Access, Clock, Guests, Hypervisor, Journal, Listen, Storage, Tasks, Threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of the control path; seconds, and counts."""
+    """Bounds of the control path; seconds, counts, and bytes."""
 
     connect_s: float = 300.0
     claim_lock_s: float = 5.0
@@ -22,6 +22,7 @@ class Limits:
     tunnels: int = 64
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64
+    config_bytes: int = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class World:
     journal: Journal
     tasks: Tasks
     clock: Clock
+    threads: Threads
     listen: Listen
     bridge_exists: Callable[[str], bool]
     random_bytes: Callable[[int], bytes]

@@ -165,9 +165,14 @@ class ReadTest(TasksTest):
         self.assertEqual(self.tasks.log(upid)[:2], [{"n": 1, "t": "a"}, {"n": 2, "t": ""}])
         self.assertEqual(self.tasks.log(upid, 2, 1), [{"n": 3, "t": "b"}])
         self.assertEqual(len(self.tasks.log(upid, 1, 0)), 3)
-        self.assertEqual(self.tasks.log(upid, 4), [{"n": 1, "t": "no content"}])
+        self.assertEqual(self.tasks.log(upid, 4), [])
         self.assertEqual(self.tasks.total(upid), 4)
         self.assertEqual(len(self.tasks.log(self.put("x\n" * 99))), 50)
+
+    def test_empty_log(self):
+        upid = self.put("")
+        self.assertEqual(self.tasks.log(upid), [{"n": 1, "t": "no content"}])
+        self.assertEqual(self.tasks.total(upid), 1)
 
     def test_no_such_task(self):
         upid = str(Upid(node="n1", pid=1, pstart=1, starttime=1, id="7", user="a@pve!t1"))

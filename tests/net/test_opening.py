@@ -50,7 +50,16 @@ class OpenTests(ApiCase):
         self.assertTrue(self.post(body=b"", headers=[typed("text/plain")]).line.startswith("HTTP/1.1 200"))
 
     def test_bad_json(self):
-        for body in (b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b"1" * 5000):
+        for body in (
+            b"{",
+            b"[]",
+            b'"x"',
+            b"\xff",
+            b"[" * 100_000,
+            b"1" * 5000,
+            b'{"a": NaN}',
+            '{"a": 1}'.encode("utf-16"),
+        ):
             response = self.post(body=body, headers=["Content-Type: application/json"])
             self.assertTrue(response.line.startswith("HTTP/1.1 500 unable to decode JSON"), response.line)
 

@@ -42,7 +42,7 @@ class Firewall(SynchronousTestCase):
     def test_warnings_are_bounded(self) -> None:
         _, warnings = format_firewall("x\n" * 1000)
         self.assertEqual(len(warnings), 21)
-        self.assertEqual(warnings[-1], "firewall config: 980 more lines dropped")
+        self.assertEqual(warnings[-1], "firewall config: 980 more warnings")
 
     def test_a_line_of_blanks(self) -> None:
         """It would take for ever if two parts of a header could share them."""

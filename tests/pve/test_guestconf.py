@@ -286,6 +286,14 @@ class Sent(SynchronousTestCase):
         )
         self.assertEqual(warnings, [])
 
+    def test_warnings_end_somewhere(self) -> None:
+        _, warnings = read_sent_config("cores: 1\n" * 1000, 100)
+        self.assertEqual((len(warnings), warnings[-1]), (21, "vm 100 - 979 more warnings"))
+
+    def test_lists_end_somewhere(self) -> None:
+        read_sent_config("tags: " + "a;" * 1000 + "\n", 100)
+        self.assert_refused("tags: " + "a;" * 1001, "unable to parse value of 'tags' - there are 1000 items at most")
+
     def test_a_key_twice_is_told(self) -> None:
         conf, warnings = read_sent_config("cores: 1\ncores: 2\n", 100)
         self.assertEqual(conf.options, {"cores": "2"})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from tests.threads import FakeThreads
 from tests.tunnel.case import DISK, TunnelCase
 
 VOLID = "local:100/vm-100-disk-0.raw"
@@ -39,6 +40,21 @@ class ConfigTests(TunnelCase):
             self.refused("nosuch: 1\n"), "vm 100 - unable to parse value of 'nosuch' - unknown setting 'nosuch'\n"
         )
         self.assertEqual(self.written("memory: 512\n")["lock"], "migrate")
+
+    def test_long_ones(self) -> None:
+        """What takes a while is not done where everybody waits, and it ends."""
+        most = self.fake.world.limits.config_bytes
+        conf = "name: a\n"
+        self.assertEqual(
+            self.refused("description: " + "é" * (most // 2)), f"vm 100 - config is longer than {most} bytes\n"
+        )
+        text = self.msg(cmd="config", conf=conf, **{"firewall-config": "[" * (most + 1)})
+        self.assertIn(f"vm 100 - firewall config is longer than {most} bytes", text)
+        asked: list[str] = []
+        run = self.fake.world.threads.run
+        self.patch(FakeThreads, "run", lambda _self, call, *args: asked.append(call.__name__) or run(call, *args))
+        self.ask(cmd="config", conf=conf, **{"firewall-config": "[RULES]\n"})
+        self.assertEqual(asked, ["format_firewall", "read_sent_config"])
 
     def test_nothing_to_set(self) -> None:
         self.assertEqual(self.refused(""), "no options specified\n")
