@@ -113,15 +113,19 @@ class Passage:
         self._table = table
         self._socket = socket
 
-    def opened(self, stream: Stream) -> None:
-        """Count the relay in. Raises: WrongState: there is no room for it."""
+    def check_room(self) -> None:
+        """Raises: WrongState: there is no room for it."""
         taken = self._table.passages
         if self._socket.single and any(other._socket is self._socket for other in taken):
             raise WrongState(f"tunnel of VM {self.vmid} has its command connection already")
         if len(taken) >= self._table.most_streams:
             raise WrongState(f"too many streams in the tunnel of VM {self.vmid}")
+
+    def opened(self, stream: Stream) -> None:
+        """Count the relay in. Raises: WrongState: others were faster."""
+        self.check_room()
         self.stream = stream
-        taken.append(self)
+        self._table.passages.append(self)
 
     async def closed(self, *, orderly: bool) -> None:
         """The relay has ended; whoever waits for that is told before the UNIX side goes."""
