@@ -42,6 +42,7 @@ _Q35_USB = (
     *(("ehci-2", "ich9-usb-ehci2", "1a.7", None, None), ("uhci-4", "ich9-usb-uhci4", "1a.0", "ehci-2.0", 0)),
     *(("uhci-5", "ich9-usb-uhci5", "1a.1", "ehci-2.0", 2), ("uhci-6", "ich9-usb-uhci6", "1a.2", "ehci-2.0", 4)),
 )
+_FOLDER_PORT = "org.spice-space.webdav.0"
 _DEFAULT_RNG = {"max_bytes": "1024", "period": "1000"}
 
 
@@ -133,7 +134,13 @@ def clipboard_devices(hardware: Hardware) -> list[str]:
         *placed("spice", "virtio-serial", id="spice"),
         *("-chardev", agent),
         *device("virtserialport", chardev="vdagent", name="com.redhat.spice.0"),
+        *(_shared_folder() if hardware.shares_folder else []),
     ]
+
+
+def _shared_folder() -> list[str]:
+    """A port that a viewer's folder would come through; here nothing does."""
+    return ["-chardev", "null,id=foldershare", *device("virtserialport", chardev="foldershare", name=_FOLDER_PORT)]
 
 
 def serial_devices(hardware: Hardware, socket: Callable[[str], Path]) -> list[str]:

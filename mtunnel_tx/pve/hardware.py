@@ -14,7 +14,7 @@ from mtunnel_tx.errors import refuse
 from mtunnel_tx.pve.booting import boot_indexes
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.guestformats import AGENT, CPU, MACHINE, MEMORY, RNG, SMBIOS, VGA, WATCHDOG, check_value
+from mtunnel_tx.pve.guestformats import AGENT, CPU, MACHINE, MEMORY, RNG, SMBIOS, SPICE, VGA, WATCHDOG, check_value
 from mtunnel_tx.pve.guestrules import is_template, iter_drives, iter_nics
 from mtunnel_tx.pve.machinetype import MachineType, parse_machine_type
 from mtunnel_tx.pve.numa import NumaNode, read_numa
@@ -93,6 +93,7 @@ class Hardware:
     agent: str | None
     serials: tuple[int, ...]
     vga: Mapping[str, str]
+    shares_folder: bool
     smbios: Mapping[str, str]
     vmgenid: str | None
     rng: Mapping[str, str] | None
@@ -146,6 +147,7 @@ def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
         agent=_agent(options),
         serials=tuple(number for number in range(4) if f"serial{number}" in options),
         vga=_vga(options),
+        shares_folder=_shares_folder(options),
         smbios=_smbios(options),
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
         rng=_rng(options),
@@ -297,6 +299,12 @@ def _vga(options: Mapping[str, str]) -> dict[str, str]:
     if kind.startswith("serial") and kind not in options:
         raise refuse("vga", f"there is no {kind}")
     return vga
+
+
+def _shares_folder(options: Mapping[str, str]) -> bool:
+    """Proxmox's machine has a port for that beside a screen that SPICE could show."""
+    wanted = _parse(SPICE, options, "spice_enhancements").get("foldersharing") == "1"
+    return wanted and _vga(options).get("type", "").startswith("virtio")
 
 
 def _rng(options: Mapping[str, str]) -> dict[str, str] | None:

@@ -43,6 +43,12 @@ class MatchingTests(QemuCase):
         vga = "-device virtio-vga,id=vga,bus=pci.0,addr=0x2"
         await self.move("vga: none\n", f"{vga} {AGENT}", "vga: virtio\n")
 
+    async def test_a_folder_that_a_viewer_may_share(self):
+        vga = "-device virtio-vga,id=vga,bus=pci.0,addr=0x2"
+        port = "-chardev null,id=f -device virtserialport,chardev=f,name=org.spice-space.webdav.0"
+        shared = "spice_enhancements: foldersharing=1,videostreaming=all\n"
+        await self.move("vga: none\n", f"{vga} {AGENT} {port}", f"vga: virtio\n{shared}")
+
     async def test_a_tablet_without_a_screen(self):
         await self.move("vga: none\ntablet: 0\n", TABLET, "vga: none\n")
 
