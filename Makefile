@@ -25,6 +25,7 @@ help:
 	@echo 'make matrix  every failure in every phase of a running VM on its way; writes docs/matrix.md'
 	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/, README.md'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
+	@echo 'make booted  the service on a Debian 13 that systemd boots, in namespaces (as root)'
 	@echo 'make clean   remove what the goals made'
 
 demo:
@@ -68,10 +69,13 @@ bench: ready
 fresh:
 	tools/run-fresh
 
+booted:
+	tools/run-booted
+
 ready:
 	@tools/set-up
 
 clean:
 	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz .trim
 
-.PHONY: help demo test lint fuzz soak trim matrix bench fresh ready clean
+.PHONY: help demo test lint fuzz soak trim matrix bench fresh booted ready clean
