@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import DeferredLock
-
 from mtunnel_tx.backends.files import Threads, create_file, make_folder, refusal, remove_file, remove_leftovers
+from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import WrongState
 
 VERSION = 1
@@ -29,7 +27,7 @@ class FileJournal:
     def __init__(self, threads: Threads, state_dir: Path) -> None:
         self._threads = threads
         self._folder = state_dir / "journal"
-        self._turns: defaultdict[int, DeferredLock] = defaultdict(DeferredLock)
+        self._turns = Turns()
 
     async def open(self, vmid: int, record: Mapping[str, Any]) -> None:
         """Create the journal with its first record. Raises: WrongState: one stands already."""
@@ -42,12 +40,12 @@ class FileJournal:
     async def append(self, vmid: int, record: Mapping[str, Any]) -> None:
         """Add a record, fsynced when this returns. Raises: BackendFailed: there is no journal, or no space."""
         line = _line(record).encode()
-        async with self._turns[vmid]:
+        async with self._turns.of(vmid):
             await self._threads.run(_append, self._file(vmid), line)
 
     async def close(self, vmid: int) -> None:
         """Delete the journal; success where there is none."""
-        async with self._turns[vmid]:
+        async with self._turns.of(vmid):
             await self._threads.run(remove_file, self._file(vmid))
 
     def read(self, vmid: int) -> list[dict[str, Any]] | None:

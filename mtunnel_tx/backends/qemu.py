@@ -11,7 +11,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
@@ -26,6 +25,7 @@ from mtunnel_tx.backends.migration import RunningMachine
 from mtunnel_tx.backends.process import Exit, listen_unix, new_record, read_reason, spawn_qemu, write_record
 from mtunnel_tx.backends.qmp import CommandFailed, Monitor, MonitorLost
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
+from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports import Incoming, MachineState, Report, Storage
 from mtunnel_tx.pve.drive import parse_drive
@@ -66,7 +66,7 @@ class QemuMachines:
         self._storage = storage
         self._runtime_dir = runtime_dir
         self._machines: dict[int, Machine] = {}
-        self._locks: dict[int, DeferredLock] = {}
+        self._turns = Turns()
 
     async def prepare(self) -> None:
         """Ask QEMU what it can do, so that `check` knows; a host without QEMU is told in the log."""
@@ -152,7 +152,7 @@ class QemuMachines:
 
     async def stop(self, vmid: int) -> None:
         """See ports.Hypervisor."""
-        async with self._lock(vmid):
+        async with self._turns.of(vmid):
             machine = self._find(vmid)
             if machine is not None:
                 await machine.end()
@@ -213,7 +213,7 @@ class QemuMachines:
     async def _launched(self, setup: Setup) -> AsyncIterator[Machine]:
         """Start QEMU; where what follows fails, nothing is left, and the error has QEMU's own reason."""
         vmid = setup.vmid
-        async with self._lock(vmid):
+        async with self._turns.of(vmid):
             if self._find(vmid) is not None:
                 raise WrongState(f"VM {vmid} already running")
             places = self._places(vmid)
@@ -266,9 +266,6 @@ class QemuMachines:
 
     def _places(self, vmid: int) -> Places:
         return Places(self._runtime_dir, vmid)
-
-    def _lock(self, vmid: int) -> DeferredLock:
-        return self._locks.setdefault(vmid, DeferredLock())
 
     def _find(self, vmid: int) -> Machine | None:
         """The VM's QEMU, where one runs."""
