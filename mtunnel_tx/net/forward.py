@@ -26,7 +26,7 @@ from mtunnel_tx.config import Forward
 from mtunnel_tx.errors import BadRequest, TimedOut, TunnelError, Unauthenticated, Unreachable
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.net.parameters import read_header
-from mtunnel_tx.net.pinning import pinned_agent
+from mtunnel_tx.net.pinning import SOMEWHERE, host_header, pinned_agent
 from mtunnel_tx.net.replies import JSON, Reply, clean, encode
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.pve.users import split_token_id
@@ -152,8 +152,7 @@ class Elsewhere:
         return None
 
     async def _ask(self, request: Request, endpoint: Endpoint, hops: str) -> Reply:
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        url = f"https://{host}:{endpoint.port}".encode("ascii") + request.uri
+        url = SOMEWHERE.encode("ascii") + request.uri
         client = HTTPClient(pinned_agent(self._reactor, endpoint))
         body = request.content.read()
         try:
@@ -193,7 +192,8 @@ def count_hops(request: Request) -> int:
 
 
 def _headers(request: Request, endpoint: Endpoint, hops: str) -> Headers:
-    headers = Headers({"Authorization": [endpoint.apitoken], HOPS_HEADER: [hops]})
+    own = {"Host": [host_header(endpoint)], "Authorization": [endpoint.apitoken], HOPS_HEADER: [hops]}
+    headers = Headers(own)
     for name in _PASSED_ON:
         values = request.requestHeaders.getRawHeaders(name.encode("ascii"))
         if values:

@@ -10,9 +10,10 @@ from typing import Any
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
-from twisted.web.iweb import IAgent, IPolicyForHTTPS
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
+from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS
+from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
 from mtunnel_tx.errors import Unreachable
@@ -22,6 +23,8 @@ from mtunnel_tx.net.tls import new_context
 from mtunnel_tx.pve.maps import Endpoint
 
 CONNECT_S = 15.0
+SOMEWHERE = "https://target.invalid"
+"""What URLs for `pinned_agent` begin with."""
 
 
 def client_connection(endpoint: Endpoint) -> SSL.Connection:
@@ -87,20 +90,36 @@ class _PinnedCreator:
         return client_connection(self._endpoint)
 
 
-@implementer(IPolicyForHTTPS)
-class PinnedPolicy:
-    """For twisted.web's Agent: connections to the owner of one certificate only, whatever the URL says."""
+@implementer(IAgentEndpointFactory)
+class _OneEndpoint:
+    """Connections to one place only, whatever the URL says."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, reactor: Reactor, endpoint: Endpoint) -> None:
+        self._reactor: Any = reactor
         self._endpoint = endpoint
 
-    def creatorForNetloc(self, _hostname: bytes, _port: int) -> _PinnedCreator:
-        return _PinnedCreator(self._endpoint)
+    def endpointForURI(self, _uri: URI) -> IStreamClientEndpoint:
+        place: Any = HostnameEndpoint(self._reactor, self._endpoint.host, self._endpoint.port, timeout=CONNECT_S)
+        wrapped: IStreamClientEndpoint = wrapClientTLS(self._creator(), place)
+        return wrapped
+
+    def _creator(self) -> Any:
+        if self._endpoint.fingerprint is not None:
+            return _PinnedCreator(self._endpoint)
+        policy: Any = BrowserLikePolicyForHTTPS()
+        return policy.creatorForNetloc(self._endpoint.host.encode("idna"), self._endpoint.port)
 
 
 def pinned_agent(reactor: Reactor, endpoint: Endpoint) -> IAgent:
-    """An Agent that trusts like `client_connection`; without a fingerprint it is Twisted's usual one."""
-    policy = BrowserLikePolicyForHTTPS() if endpoint.fingerprint is None else PinnedPolicy(endpoint)
-    make_agent: Any = Agent
-    agent: IAgent = make_agent(reactor, policy, connectTimeout=CONNECT_S)
-    return agent
+    """An Agent that dials the endpoint, for URLs that begin with SOMEWHERE, and trusts like `client_connection`.
+
+    Its requests need a `Host` header. An address in the URL itself would not do: treq takes IPv6's for a name.
+    """
+    agent: Any = Agent
+    made: IAgent = agent.usingEndpointFactory(reactor, _OneEndpoint(reactor, endpoint))
+    return made
+
+
+def host_header(endpoint: Endpoint) -> str:
+    """Where a request goes, as its `Host` header has it."""
+    return f"{f'[{endpoint.host}]' if ':' in endpoint.host else endpoint.host}:{endpoint.port}"

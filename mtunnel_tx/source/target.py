@@ -15,6 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
+from mtunnel_tx.net.pinning import SOMEWHERE, host_header
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
@@ -45,9 +46,8 @@ class TargetApi:
     def __init__(self, client: HTTPClient, endpoint: Endpoint, clock: Reactor) -> None:
         self._client = client
         self._clock = clock
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        self._url = f"https://{host}:{endpoint.port}{BASE}"
-        self._headers = {"Authorization": [endpoint.apitoken], "Accept": ["application/json"]}
+        own = {"Host": host_header(endpoint), "Authorization": endpoint.apitoken, "Accept": "application/json"}
+        self._headers = {name: [value] for name, value in own.items()}
 
     async def get(self, *path: str, wait_s: float = PATIENCE_S, **params: str) -> Json:
         """`data` of a GET. Raises: TunnelError: with the status text; TargetUnreachable; TimedOut."""
@@ -69,7 +69,7 @@ class TargetApi:
             headers.addRawHeader("Content-Type", "application/x-www-form-urlencoded")
         try:
             response = await self._client.request(
-                method, self._url + uri, headers=headers, data=body, allow_redirects=False, unbuffered=True
+                method, f"{SOMEWHERE}{BASE}{uri}", headers=headers, data=body, allow_redirects=False, unbuffered=True
             )
             content = await _read_body(response)
         except (ConnectError, ConnectionLost, ResponseFailed, OSError) as error:

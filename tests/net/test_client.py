@@ -20,6 +20,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from mtunnel_tx.errors import BackendFailed, TunnelError, Unauthenticated, Unreachable
 from mtunnel_tx.net.client import open_stream, pinned_agent
 from mtunnel_tx.net.peer import dial
+from mtunnel_tx.net.pinning import SOMEWHERE, host_header
 from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.net.stream import StreamLimits
 from mtunnel_tx.net.tls import TlsContext, TlsFactory, fingerprint
@@ -79,8 +80,8 @@ class Streams(TestCase):
         self.relays = Pump(reactor)
         certificate, key = write_pair(folder, "localhost")
         self.fingerprint = fingerprint(certificate.read_bytes())
-        factory = TlsFactory(TlsContext(certificate, key), Site(Target(self)), reactor)
-        self.port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.factory = TlsFactory(TlsContext(certificate, key), Site(Target(self)), reactor)
+        self.port = reactor.listenTCP(0, self.factory, interface="127.0.0.1")
         self.ours, self.far = socket.socketpair()
         self.far.settimeout(PATIENCE_S)
 
@@ -200,15 +201,26 @@ class Streams(TestCase):
             self.ours, self.far = socket.socketpair()
 
     async def test_agent(self):
-        url = f"https://127.0.0.1:{self.port.getHost().port}/plain"
-        response = await HTTPClient(pinned_agent(reactor, self.endpoint())).get(url, unbuffered=True)
+        await self.assert_hello(self.endpoint())
+
+    async def assert_hello(self, endpoint):
+        client, headers = HTTPClient(pinned_agent(reactor, endpoint)), {"Host": host_header(endpoint)}
+        response = await client.get(f"{SOMEWHERE}/plain", headers=headers, unbuffered=True)
         self.assertEqual(await treq.content(response), b"hello")
 
+    async def test_agent_and_an_address_of_ipv6(self):
+        port = reactor.listenTCP(0, self.factory, interface="::1")
+        try:
+            endpoint = self.endpoint(host="::1", port=port.getHost().port)
+            self.assertEqual(host_header(endpoint), f"[::1]:{endpoint.port}")
+            await self.assert_hello(endpoint)
+        finally:
+            await port.stopListening()
+
     async def test_agent_and_another_certificate(self):
-        url = f"https://127.0.0.1:{self.port.getHost().port}/plain"
         for wrong in ("AA:" * 31 + "AA", None):
             try:
-                await HTTPClient(pinned_agent(reactor, self.endpoint(fingerprint=wrong))).get(url)
+                await HTTPClient(pinned_agent(reactor, self.endpoint(fingerprint=wrong))).get(f"{SOMEWHERE}/plain")
             except ResponseNeverReceived:
                 continue
             self.fail("it was trusted")
