@@ -243,6 +243,7 @@ class Daemon(Service):
     async def _upgrade(self, request: Any, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
         check_handshake(request, self._reactor)
+        route.check_room()
         local = await dial(self._reactor, route.file)
         limits = _stream_limits(self._settings)
         await upgrade(request, local, route, relays=self._relays, limits=limits, reactor=self._reactor)

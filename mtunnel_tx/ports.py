@@ -339,6 +339,9 @@ class Route(Protocol):
     vmid: int
     token: str
 
+    def check_room(self) -> None:
+        """To be asked before the socket is dialled, whose owner may take one connection only. Raises: WrongState."""
+
     def opened(self, stream: Stream) -> None:
         """A relay runs from now on. Raises: WrongState (409): the one command connection is there already."""
 

@@ -53,6 +53,9 @@ class NearRoute:
     def __init__(self, crossing: Crossing) -> None:
         self._crossing = crossing
 
+    def check_room(self) -> None:
+        """Whether there is any is for the other node to say."""
+
     def opened(self, stream: Stream) -> None:
         """The client's stream is about to run. Raises: Unreachable: there is nothing left that it could lead to."""
         if self._crossing.is_broken:

@@ -138,7 +138,7 @@ class RouteTests(TunnelCase):
         with self.assertRaises(WrongState):
             second.opened(FakeStream())
         with self.assertRaises(WrongState):
-            self.registry.route(100, opened.socket, TOKEN, opened.ticket)
+            self.registry.route(100, opened.socket, TOKEN, opened.ticket).check_room()
         self.now(first.closed(orderly=True))
         second.opened(FakeStream())
 
@@ -150,7 +150,7 @@ class RouteTests(TunnelCase):
         worker.tunnel.sockets.add(".migrate")
         path = "/run/qemu-server/100.migrate"
         with self.assertRaises(WrongState):
-            self.registry.route(100, path, TOKEN, self._ticket(path))
+            self.registry.route(100, path, TOKEN, self._ticket(path)).check_room()
         status = self.registry.live()[0]
         self.assertEqual((status.streams, status.bytes_in, status.bytes_out), (1, 10, 20))
 
