@@ -31,7 +31,6 @@ QUERY_PAUSE_S = 1.0
 REASON_S = 10.0
 """How long to ask for the target's reason after a stream has failed."""
 LAST_LINES = 5
-KIB = 1024
 
 
 class StreamFailed(BackendFailed):
@@ -40,12 +39,12 @@ class StreamFailed(BackendFailed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipment:
-    """A disk, what it shall be called there, on which storage, and how fast it may go (KiB/s; 0: no limit)."""
+    """A disk, what it shall be called there, on which storage, and how fast it may go (0: no limit)."""
 
     disk: Disk
     name: str
     storage: str
-    limit_kib_s: int
+    limit_bytes_s: int
 
 
 class Shipping:
@@ -97,7 +96,7 @@ class Shipping:
         lines = OutputTail(child)
         try:
             advance = partial(self._progress.advance, disk.label)
-            bucket = Bucket(self._reactor, shipment.limit_kib_s * KIB)
+            bucket = Bucket(self._reactor, shipment.limit_bytes_s)
             flow = Flow(self._reactor, source, sink, bucket, advance)
             moved_bytes = await flow.run()
             code = await child.ended()

@@ -14,16 +14,17 @@ from typing import Any
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestformats import AGENT
 from mtunnel_tx.source.forwards import Forwards
 from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Json, MemoryState, MirrorState, Progress, Running
+from mtunnel_tx.source.pace import Pace
 from mtunnel_tx.source.tunnel import Tunnel, read_text
 from mtunnel_tx.source.waiting import finish
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
 _MIGRATE_SOCKET = re.compile(r"/run/qemu-server/[0-9]+\.migrate")
 _DATA_SOCKET = re.compile(r"/run/qemu-server/[^/]+\.migrate")
-DOWNTIME_MS = 100
 MEMORY = "memory"
 
 
@@ -35,6 +36,12 @@ def is_online(conf: GuestConfig, disk: Disk) -> bool:
     if key.startswith("efidisk"):
         return conf.options.get("bios") == "ovmf"
     return not parse_drive(key, conf.options[key]).is_cdrom
+
+
+def wants_trim(conf: GuestConfig) -> bool:
+    """Whether its config has the guest agent asked for a trim of disks that were copied."""
+    agent = AGENT.parse(conf.options["agent"]) if "agent" in conf.options else {}
+    return agent.get("enabled") == "1" and agent.get("fstrim_cloned_disks") == "1"
 
 
 def sent_drive(conf: GuestConfig, disk: Disk) -> dict[str, Json]:
@@ -60,20 +67,21 @@ class LiveMove:
         self.completed = False
         self.resumed = False
 
-    async def move(self, drives: Mapping[str, Json], limit_bytes_s: int) -> None:
+    async def move(self, drives: Mapping[str, Json], pace: Pace, *, trim: bool) -> None:
         """Everything from `start` to `resume`.
 
-        Args: drives: for each mirrored drive the whole reply of `disk`.
+        Args: drives: for each mirrored drive the whole reply of `disk`. trim: the guest shall say then what it does
+        not use.
         Raises: TunnelError.
         """
         self._was_running = await self._running.status() == "running"
         started = await self._tunnel.start(await self._start_fields(drives))
         memory_socket, mirrors = self._open_forwards(started, drives)
-        await self._mirror(mirrors, limit_bytes_s)
-        await self._send_memory(memory_socket, limit_bytes_s)
-        await finish(self._hand_over(drives))
+        await self._mirror(mirrors, pace)
+        await self._send_memory(memory_socket, pace)
+        await finish(self._hand_over(drives, trim=trim))
 
-    async def _hand_over(self, drives: Mapping[str, Json]) -> None:
+    async def _hand_over(self, drives: Mapping[str, Json], *, trim: bool) -> None:
         """Too late to be cancelled: half of it would leave the VM with nobody."""
         await self._running.end_mirrors()
         if drives:
@@ -83,6 +91,8 @@ class LiveMove:
         self._tunnel.may_be_theirs = True
         self.resumed = True
         self._forwards.close()
+        if trim and self._was_running:
+            await self._attempt(self._tunnel.trim, "fstrim")
 
     async def restore(self) -> bool:
         """Let the VM run on here, after a move that came to nothing; does what it can.
@@ -96,13 +106,13 @@ class LiveMove:
         steps.append(lambda: self._running.end_mirrors(force=True))
         if self._was_running:
             steps.append(self._run_on)
-        return all([await self._attempt(step) for step in steps])
+        return all([await self._attempt(step, "while going back") for step in steps])
 
-    async def _attempt(self, step: Callable[[], Any]) -> bool:
+    async def _attempt(self, step: Callable[[], Any], what: str) -> bool:
         try:
             await step()
         except TunnelError as error:
-            self._progress.say(f"while going back: {error.text}")
+            self._progress.say(f"{what}: {error.text}")
             return False
         return True
 
@@ -130,18 +140,19 @@ class LiveMove:
         memory, *data = remote
         return paths[memory], {key: _find_export(started, key, data, paths) for key in drives}
 
-    async def _mirror(self, mirrors: Mapping[str, tuple[Path, str]], limit_bytes_s: int) -> None:
+    async def _mirror(self, mirrors: Mapping[str, tuple[Path, str]], pace: Pace) -> None:
         if not mirrors:
             return
         for key, (path, export) in mirrors.items():
-            await self._running.start_mirror(key, path, export, limit_bytes_s=limit_bytes_s)
+            await self._running.start_mirror(key, path, export, limit_bytes_s=pace.disks[key])
         with Meters(self._progress) as meters:
             await self._running.until_ready(meters.mirrors)
         await self._running.write_through()
 
-    async def _send_memory(self, path: Path, limit_bytes_s: int) -> None:
+    async def _send_memory(self, path: Path, pace: Pace) -> None:
         self._migrating = True
-        await self._running.start_migration(path, limit_bytes_s=limit_bytes_s, downtime_ms=DOWNTIME_MS)
+        limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
+        await self._running.start_migration(path, **limits)
         with Meters(self._progress) as meters:
             last = await self._running.until_migrated(meters.memory)
         self.completed = True

@@ -7,16 +7,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.pve.bandwidth import effective_limit
-from mtunnel_tx.pve.rights import Rights
-from mtunnel_tx.pve.users import ROOT, UserConfig
 from mtunnel_tx.source.disks import Shipment, Shipping
 from mtunnel_tx.source.forwards import Forwards
 from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Json, Machines, Running
-from mtunnel_tx.source.live import LiveMove, is_online, sent_drive
+from mtunnel_tx.source.live import LiveMove, is_online, sent_drive, wants_trim
 from mtunnel_tx.source.marking import LOCK_S, Mark, check_marked, marked
 from mtunnel_tx.source.order import Order, Plan, World
+from mtunnel_tx.source.pace import Pace, agree
 from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
 from mtunnel_tx.source.survey import Survey
 from mtunnel_tx.source.tunnel import Tunnel, read_text
@@ -26,7 +24,6 @@ OURS = "mtunnel-tx"
 """How our own `repoid` begins: such a target can be asked for digests."""
 DIGEST_S = 60.0
 DIGEST_BYTES_S = 5_000_000
-KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class Migration:
 
     async def _move_stopped(self, plan: Plan) -> None:
         async with self._opened(plan) as tunnel:
-            volids = await self._send_disks(plan.disks, tunnel)
+            volids = await self._send_disks(plan.disks, tunnel, await self._agree(plan, tunnel))
             await self._define(plan, tunnel, volids)
             await finish(tunnel.unlock())
             if self._order.delete and plan.repoid.startswith(OURS):
@@ -99,16 +96,19 @@ class Migration:
         return LiveMove(tunnel, running, forwards, world.progress, world.guests.node)
 
     async def _hand_over(self, plan: Plan, tunnel: Tunnel, live: LiveMove) -> None:
+        pace = await self._agree(plan, tunnel)
         online = [disk for disk in plan.disks if is_online(plan.conf, disk)]
-        volids = await self._send_disks([disk for disk in plan.disks if disk not in online], tunnel)
+        volids = await self._send_disks([disk for disk in plan.disks if disk not in online], tunnel, pace)
         drives = {disk.label: await self._make_disk(plan, disk, tunnel) for disk in online}
         volids |= {str(disk.volid): drives[disk.label]["volid"] for disk in online}
         await self._define(plan, tunnel, volids)
-        await live.move(drives, (self._order.bwlimit_kib_s or 0) * KIB)
+        await live.move(drives, pace, trim=wants_trim(plan.conf) and bool(plan.disks))
+
+    async def _agree(self, plan: Plan, tunnel: Tunnel) -> Pace:
+        return await agree(self._order, plan, self._world.storage, tunnel)
 
     async def _make_disk(self, plan: Plan, disk: Disk, tunnel: Tunnel) -> dict[str, Json]:
         storage = self._order.storages.target(disk.volid.storage)
-        await tunnel.bandwidth_limit(storage, self._order.bwlimit_kib_s)
         return await tunnel.make_disk(storage, sent_drive(plan.conf, disk), disk.format)
 
     async def _go_back(self, live: LiveMove) -> bool:
@@ -159,30 +159,15 @@ class Migration:
         bridges = dict.fromkeys(self._order.bridge(name) for name in find_bridges(plan.conf))
         return list(storages), list(bridges)
 
-    async def _send_disks(self, disks: Sequence[Disk], tunnel: Tunnel) -> dict[str, str]:
-        shipments = [await self._ship(disk, tunnel) for disk in disks]
+    async def _send_disks(self, disks: Sequence[Disk], tunnel: Tunnel, pace: Pace) -> dict[str, str]:
         shipping = Shipping(self._world.reactor, tunnel, self._world.storage, self._world.progress)
-        return {str(shipment.disk.volid): await shipping.send(shipment) for shipment in shipments}
+        return {str(disk.volid): await shipping.send(self._ship(disk, pace)) for disk in disks}
 
-    async def _ship(self, disk: Disk, tunnel: Tunnel) -> Shipment:
+    def _ship(self, disk: Disk, pace: Pace) -> Shipment:
         order = self._order
         storage = order.storages.target(disk.volid.storage)
-        theirs = read_limit(await tunnel.bandwidth_limit(storage, order.bwlimit_kib_s))
-        limit = smaller_limit(self._own_limit(disk), theirs)
         name = disk.name_for(order.vmid, order.target_vmid)
-        return Shipment(disk=disk, name=name, storage=storage, limit_kib_s=limit)
-
-    def _own_limit(self, disk: Disk) -> int:
-        """Our own files' limit; whoever runs a migration may override it."""
-        if self._order.bwlimit_kib_s is not None:
-            return self._order.bwlimit_kib_s
-        storage = self._world.storage
-        nobody = Rights(UserConfig(), ROOT)
-        return read_limit(
-            effective_limit(
-                storage.config(), storage.datacenter_bwlimit(), nobody, [disk.volid.storage], "migration", None
-            )
-        )
+        return Shipment(disk=disk, name=name, storage=storage, limit_bytes_s=pace.disks[disk.label])
 
     async def _define(self, plan: Plan, tunnel: Tunnel, volids: Mapping[str, str]) -> None:
         order = self._order
@@ -241,16 +226,3 @@ class Migration:
         except TunnelError as error:
             return f"'{disk.volid}' ({error.text})"
         return None
-
-
-def read_limit(value: Json) -> int:
-    """A limit in KiB/s as null, number, or text. Returns: 0: none. Raises: BackendFailed."""
-    try:
-        return max(0, int(float(value or 0)))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BackendFailed("the bandwidth limit is no number") from error
-
-
-def smaller_limit(first: int, second: int) -> int:
-    """The smaller of two limits, where 0 is none."""
-    return min(first, second) if first and second else first or second

@@ -136,6 +136,10 @@ class Tunnel:
             self.may_be_theirs = False
             raise
 
+    async def trim(self) -> None:
+        """Have the guest say what its file systems do not use."""
+        await self._commands.call("fstrim", LONG_S)
+
     async def stop(self) -> None:
         """End the VM there."""
         await self._commands.call("stop", SHORT_S)

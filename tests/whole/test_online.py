@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -75,12 +77,13 @@ class OnlineCase(SynchronousTestCase):
         for file in node.runtime.glob("*.pid"):
             node.run("mtunnel_tx.cli", "vm", "stop", file.stem)
 
-    def boot(self, *, burst: int = 2) -> Listener:
+    def boot(self, *, burst: int = 2, more: str = "") -> Listener:
         folder = self.here.storage / "images" / "100"
         folder.mkdir(parents=True)
         (folder / "vm-100-disk-0.raw").write_bytes(ticker(8, burst, ring=RING))
         os.truncate(folder / "vm-100-disk-0.raw", DISK_BYTES)
-        self.here.guest_file(100).write_text(GUEST)
+        (folder / "vm-100-disk-1.raw").write_bytes(bytes(1 << 20))
+        self.here.guest_file(100).write_text(GUEST + more)
         self.here.run("mtunnel_tx.cli", "vm", "start", "100")
         listener = Listener(self.here.runtime / "100.serial0")
         wait_for("the guest's first beats", lambda: len(listener.beats) >= 3)
@@ -111,6 +114,19 @@ class OnlineTests(OnlineCase):
         self.assertEqual({flag for _, flag in beats}, {"."})
         self.assert_whole_disk(numbers[-1])
         self.assert_tidy()
+
+    def test_in_the_order_of_proxmox(self) -> None:
+        """With the VM's own limits, and a trim at the end."""
+        more = "agent: enabled=1,fstrim_cloned_disks=1\nmigrate_speed: 8\nmigrate_downtime: 0.5\n"
+        self.boot(more=f"{more}unused0: local:100/vm-100-disk-1.raw\n")
+        began = time.monotonic()
+        self.migrate()
+        self.assertGreater(time.monotonic() - began, 1.5)
+        log = next((self.there.state / "tasks").rglob("UPID*")).read_text()
+        commands = re.findall(r"received command '([a-z-]+)'", log)
+        told = [name for name in commands if name not in ("ticket", "query-disk-import")]
+        order = "version bwlimit bwlimit disk-import disk config start nbdstop resume fstrim unlock quit"
+        self.assertEqual(told, order.split())
 
     def assert_whole_disk(self, last: int) -> None:
         disk = (self.there.storage / "images" / "200" / "vm-200-disk-0.raw").read_bytes()
