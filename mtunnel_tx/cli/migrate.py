@@ -23,6 +23,7 @@ from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.net.client import open_stream, pinned_agent
+from mtunnel_tx.net.limits import StreamLimits
 from mtunnel_tx.net.link import Link
 from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
@@ -33,6 +34,8 @@ from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
 
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
+LIMITS = StreamLimits(half_close_s=3600.0)
+"""A target that has a disk to flush may end its stream late; what counts is what its import says."""
 
 _DESCRIPTION = """\
 Send a VM to another host, to Proxmox VE or to mtunnel-tx: a stopped one, or with --online a running one. The VM here
@@ -145,7 +148,9 @@ async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, dis
     relays = Pump(reactor)
 
     async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Link:
-        return await open_stream(reactor, endpoint, path_query, sock, relays=relays, ends_with_peer=ends_with_peer)
+        return await open_stream(
+            reactor, endpoint, path_query, sock, relays=relays, limits=LIMITS, ends_with_peer=ends_with_peer
+        )
 
     storage, threads = make_storage(reactor, settings), Threads(reactor, reactor.getThreadPool())
     try:

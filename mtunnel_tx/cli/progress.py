@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -172,6 +173,38 @@ class Bars:
         self._progress.stop_task(self._tasks.pop(label))
 
 
+class Forgiving:
+    """A text stream that may break, as a pipe or a terminal does: then what is said goes nowhere, and all goes on."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        """As of a text stream."""
+        try:
+            return self._out.write(text)
+        except OSError:
+            self._fall_silent()
+            return len(text)
+
+    def flush(self) -> None:
+        """As of a text stream."""
+        try:
+            self._out.flush()
+        except OSError:
+            self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        """Also for those who have the same descriptor, and for Python's own flush at the end."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._out.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+
 def make_display(out: TextIO, clock: Clock) -> Display:
     """Bars where somebody watches, lines for a file or a pipe."""
-    return Bars(Console(file=out)) if out.isatty() else Lines(out, clock)
+    forgiving: Any = Forgiving(out)
+    return Bars(Console(file=forgiving)) if out.isatty() else Lines(forgiving, clock)

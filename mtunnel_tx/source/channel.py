@@ -27,6 +27,10 @@ class CommandFailed(BackendFailed):
     """The target refused a command; the text has its reason."""
 
 
+class TargetGone(BackendFailed):
+    """The command connection has ended."""
+
+
 class Commands(LineReceiver):
     """Commands to the target, one at a time; a reply that comes too late is dropped, the next one still fits."""
 
@@ -77,7 +81,7 @@ class Commands(LineReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         text = "" if reason.check(ConnectionDone) else f": {clean(reason.getErrorMessage())}"
-        self._fail(BackendFailed(f"the command connection to the target has ended{text}"))
+        self._fail(TargetGone(f"the command connection to the target has ended{text}"))
 
     def _fail(self, error: TunnelError) -> None:
         self._lost = self._lost or error

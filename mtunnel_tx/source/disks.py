@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports import Child, Storage
@@ -61,33 +61,61 @@ class Shipping:
         path, stream = await self._tunnel.start_import(shipment.disk, shipment.name, shipment.storage)
         self._progress.begin(shipment.disk.label, shipment.disk.stream_bytes)
         try:
-            await self._stream(shipment, path, stream)
+            return await self._through(shipment, path, stream)
         finally:
             self._progress.finish(shipment.disk.label)
-        return await self._complete()
 
-    async def _stream(self, shipment: Shipment, path: str, stream: str) -> None:
+    async def _through(self, shipment: Shipment, path: str, stream: str) -> str:
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
             link = await self._tunnel.connect_stream(path, theirs)
+            ended = Deferred.fromCoroutine(link.ended())
             try:
-                await self._feed(shipment, stream, ours, link)
-            except Exception as error:
-                link.abort()
-                reason = await finish(self._settle())
-                if isinstance(error, BackendFailed) and reason:
-                    raise StreamFailed(f"{error.text}; target: {reason}") from error
-                raise
+                await self._stream(shipment, stream, ours, link, ended)
+                return await self._verdict(shipment.disk.label, ended)
+            finally:
+                if not ended.called:
+                    link.abort()
 
-    async def _feed(self, shipment: Shipment, stream: str, sink: socket.socket, link: Link) -> None:
-        ended = Deferred.fromCoroutine(link.ended())
+    async def _stream(
+        self, shipment: Shipment, stream: str, sink: socket.socket, link: Link, ended: Deferred[bool]
+    ) -> None:
+        try:
+            await self._feed(shipment, stream, sink, ended)
+        except Exception as error:
+            link.abort()
+            reason = await finish(self._settle())
+            if isinstance(error, BackendFailed) and reason:
+                raise StreamFailed(f"{error.text}; target: {reason}") from error
+            raise
+
+    async def _feed(self, shipment: Shipment, stream: str, sink: socket.socket, ended: Deferred[bool]) -> None:
         exported = await first_of(self._export(shipment, stream, sink), ended)
         if exported is None:
             raise StreamFailed(f"{shipment.disk.label}: the target ended the stream before all was sent")
         sink.shutdown(socket.SHUT_WR)
-        if not await ended:
-            raise StreamFailed(f"{shipment.disk.label}: the connection broke off at the end of the stream")
+
+    async def _verdict(self, label: str, ended: Deferred[bool]) -> str:
+        """What the import says of the disk, who alone knows: the websocket may end long before it, or after it.
+
+        Returns: the volume's id there. Raises: StreamFailed: it failed, or the stream broke off and it does not say.
+        """
+        broken = Deferred.fromCoroutine(self._broken(ended))
+        broken.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        try:
+            volid = await first_of(self._complete(), broken)
+        finally:
+            broken.cancel()
+        if volid is None:
+            raise StreamFailed(f"{label}: the connection broke off at the end of the stream")
+        return volid
+
+    async def _broken(self, ended: Deferred[bool]) -> None:
+        """Fires when the stream has ended badly, and the target had time to notice."""
+        if await _shared(ended):
+            await Deferred()
+        await pause(self._reactor, REASON_S)
 
     async def _export(self, shipment: Shipment, stream: str, sink: socket.socket) -> int:
         """Run the exporter into the socket. Returns: the bytes it wrote. Raises: StreamFailed: it did not go well."""
@@ -156,6 +184,19 @@ class Shipping:
                     break
                 await pause(self._reactor, 0 if message else QUERY_PAUSE_S)
         return "; ".join(said[-LAST_LINES:])
+
+
+def _shared(result: Deferred[bool]) -> Deferred[bool]:
+    """Fires with it, leaves it as it is, and may be cancelled alone."""
+    copy: Deferred[bool] = Deferred()
+
+    def pass_on(value: bool) -> bool:
+        if not copy.called:
+            copy.callback(value)
+        return value
+
+    result.addCallback(pass_on)
+    return copy
 
 
 class OutputTail:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.source.channel import TargetGone
 from mtunnel_tx.source.disks import Shipment, Shipping
 from mtunnel_tx.source.forwards import Forwards
 from mtunnel_tx.source.inventory import Disk
@@ -82,6 +83,7 @@ class Migration:
                     await finish(self._let_go(machines, tunnel))
             except Exception:
                 if live is not None:
+                    mark.stays = True
                     mark.stays = not await finish(self._go_back(live))
                 raise
 
@@ -146,12 +148,15 @@ class Migration:
 
     async def _leave(self, tunnel: Tunnel) -> None:
         """The last word is a courtesy: `unlock` was answered. But in doubt nothing is deleted."""
+        there = f"VM {self._order.target_vmid} is the target's"
         try:
             await tunnel.quit()
         except TunnelError as error:
-            if self._order.delete:
-                raise
-            self._say(f"VM {self._order.target_vmid} is the target's; it did not say goodbye: {error.text}")
+            if self._order.delete and not isinstance(error, TargetGone):
+                raise BackendFailed(
+                    f"{there}, complete and unlocked; nothing was deleted here: {error.text}"
+                ) from error
+            self._say(f"{there}; it did not say goodbye: {error.text}")
 
     def _places(self, plan: Plan) -> tuple[list[str], list[str]]:
         """The storages and bridges that the VM will use there, each once."""

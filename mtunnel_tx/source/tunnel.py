@@ -19,6 +19,8 @@ from mtunnel_tx.source.waiting import within
 API_VERSION = 2
 SHORT_S = 10.0
 QUIT_S = 30.0
+CLOSE_S = 5.0
+"""From our Close to the target's."""
 CONFIG_S = 120.0
 START_S = 120.0
 LONG_S = 600.0
@@ -160,7 +162,7 @@ class Tunnel:
             return
         ended = Deferred.fromCoroutine(self._link.ended())
         try:
-            await within(self._reactor, QUIT_S, ended, "the target keeps the command connection open")
+            await within(self._reactor, CLOSE_S, ended, "the target keeps the command connection open")
         except TunnelError:
             self._link.abort()
 

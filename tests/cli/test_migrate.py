@@ -279,5 +279,14 @@ class ProgressTest(SynchronousTestCase):
         self.assertIn("1.0/1.0 MiB", last.partition("virtio1")[2].partition("memory")[0])
         self.assertIn("2.0/4.0 MiB", last.partition("memory")[2])
 
+    def test_nobody_listens_any_more(self):
+        """What runs is not ended by a pager that was."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as out, make_display(out, Clock()) as lines:
+            lines.say("a")
+            lines.begin("scsi0", 1)
+            lines.finish("scsi0")
+
     def test_which(self):
         self.assertIsInstance(make_display(io.StringIO(), Clock()), Lines)

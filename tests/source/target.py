@@ -67,8 +67,15 @@ class Wire(WebSocketServerProtocol):
     def onMessage(self, payload, _is_binary):
         self.target.received(self, payload)
 
+    def onCloseFrame(self, code, reason):
+        if self.target.keeps_open and self.connection is not self.target.commander:
+            self.connection.close_code = code
+            self.target.closed(self)
+        else:
+            super().onCloseFrame(code, reason)
+
     def onClose(self, _was_clean, _code, _reason):
-        if hasattr(self, "connection"):
+        if hasattr(self, "connection") and not self.connection.ended.called:
             self.connection.close_code = self.remoteCloseCode
             self.target.closed(self)
 
@@ -114,6 +121,7 @@ class RecordedTarget:
         self.commander = None
         self.streams = []
         self.fail = {}
+        self.keeps_open = False
         self.replies = {}
         self.lines = ["Formatting 'x', fmt=raw size=1048576 preallocation=off\n"]
         self.abort_streams_after = None
@@ -194,7 +202,7 @@ class RecordedTarget:
 
     def opened(self, wire):
         if wire.connection.params["socket"].endswith(".mtunnel"):
-            self.commander = wire.connection
+            self.commander, self.command_wire = wire.connection, wire
         else:
             self.streams.append(wire.connection)
         self.happened(f"websocket {wire.connection.params['socket']}")

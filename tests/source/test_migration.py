@@ -385,6 +385,13 @@ class DeleteTest(SourceCase):
             await self.migrate(delete=True)
         self.assert_kept()
 
+    async def test_the_last_word_gets_lost(self):
+        """`unlock` was answered, so the VM is the target's: a connection that ends at `quit` changes nothing."""
+        self.target.replies["quit"] = Deferred()
+        self.target.when("quit").addCallback(lambda _: self.target.command_wire.transport.abortConnection())
+        await self.migrate(delete=True)
+        self.assert_gone()
+
     async def test_quit_fails(self):
         self.target.fail["quit"] = "no"
         with self.assertRaises(TunnelError):
