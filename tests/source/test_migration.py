@@ -1,6 +1,5 @@
 import struct
 
-from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
@@ -173,30 +172,6 @@ class VariantsTest(SourceCase):
         with self.assertRaises(BackendFailed):
             await self.migrate()
         self.assertEqual(self.target.streams, [])
-
-
-class LimitsTest(SourceCase):
-    def setUp(self):
-        super().setUp()
-        self.conf_file.write_text("scsi0: local:100/vm-100-disk-0.raw,size=1M\n")
-
-    async def took_s(self, **changes):
-        began = reactor.seconds()
-        await self.migrate(**changes)
-        return reactor.seconds() - began
-
-    async def test_the_override_is_sent_and_holds(self):
-        self.assertGreater(await self.took_s(bwlimit_kib_s=1024), 0.9)
-        self.assertEqual(self.target.named("bwlimit")[0]["bwlimit"], 1024)
-
-    async def test_the_targets_limit_holds(self):
-        self.target.replies["bwlimit"] = {"bwlimit": "1024"}
-        self.assertGreater(await self.took_s(bwlimit_kib_s=4096), 0.9)
-
-    async def test_our_own_limit_holds(self):
-        self.storage.entries = type(self.storage)(reactor, self.folder, "\tbwlimit migration=1024").entries
-        self.assertGreater(await self.took_s(), 0.9)
-        self.assertIsNone(self.target.named("bwlimit")[0]["bwlimit"])
 
 
 class FailuresTest(SourceCase):

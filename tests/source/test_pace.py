@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -12,6 +13,7 @@ from mtunnel_tx.pve.storagecfg import parse_storage_config
 from mtunnel_tx.source.live import wants_trim
 from mtunnel_tx.source.order import Order
 from mtunnel_tx.source.pace import Pace, agree
+from tests.source.case import SourceCase
 
 STORAGES = "dir: fast\n\tpath /a\n\ndir: slow\n\tpath /b\n\tbwlimit migration=500\n"
 KIB = 1024
@@ -80,3 +82,27 @@ class PaceTests(SynchronousTestCase):
 
 def disk(label, storage):
     return SimpleNamespace(label=label, volid=SimpleNamespace(storage=storage))
+
+
+class LimitsTest(SourceCase):
+    def setUp(self):
+        super().setUp()
+        self.conf_file.write_text("scsi0: local:100/vm-100-disk-0.raw,size=1M\n")
+
+    async def took_s(self, **changes):
+        began = reactor.seconds()
+        await self.migrate(**changes)
+        return reactor.seconds() - began
+
+    async def test_the_override_is_sent_and_holds(self):
+        self.assertGreater(await self.took_s(bwlimit_kib_s=1024), 0.9)
+        self.assertEqual(self.target.named("bwlimit")[0]["bwlimit"], 1024)
+
+    async def test_the_targets_limit_holds(self):
+        self.target.replies["bwlimit"] = {"bwlimit": "1024"}
+        self.assertGreater(await self.took_s(bwlimit_kib_s=4096), 0.9)
+
+    async def test_our_own_limit_holds(self):
+        self.storage.entries = type(self.storage)(reactor, self.folder, "\tbwlimit migration=1024").entries
+        self.assertGreater(await self.took_s(), 0.9)
+        self.assertIsNone(self.target.named("bwlimit")[0]["bwlimit"])
