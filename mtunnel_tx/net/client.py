@@ -20,7 +20,7 @@ from mtunnel_tx.errors import BackendFailed, Forbidden, NotFound, TunnelError, U
 from mtunnel_tx.net.kinds import Reactor, Transport
 from mtunnel_tx.net.link import Link, Relays, Terms, nobody
 from mtunnel_tx.net.peer import take_over
-from mtunnel_tx.net.pinning import CONNECT_S, check_identity, client_connection, pinned_agent
+from mtunnel_tx.net.pinning import CONNECT_S, check_identity, client_connection, explain_tls, pinned_agent
 from mtunnel_tx.net.stream import StreamLimits
 from mtunnel_tx.net.tls import TlsProtocol
 from mtunnel_tx.net.upgrade import SUBPROTOCOL, CapturedTransport
@@ -200,6 +200,4 @@ def _translate(error: BaseException) -> TunnelError:
 
 
 def _tls_reason(error: SSL.Error) -> str:
-    """The last part of each of OpenSSL's entries."""
-    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    return ", ".join(str(entry[-1]) for entry in entries) or "no reason"
+    return explain_tls(error.args[0] if error.args else None) or "no reason"

@@ -23,6 +23,7 @@ from mtunnel_tx.net.tls import new_context
 from mtunnel_tx.pve.maps import Endpoint
 
 CONNECT_S = 15.0
+_VERIFY_FAILED = "its certificate has another fingerprint, or without one no known authority vouches for it"
 SOMEWHERE = "https://target.invalid"
 """What URLs for `pinned_agent` begin with."""
 
@@ -51,6 +52,12 @@ def check_identity(connection: SSL.Connection, endpoint: Endpoint) -> None:
         _check_name(connection, endpoint.host)
     elif not is_same(fingerprint(certificate), endpoint.fingerprint):
         raise Unreachable("the target's certificate has another fingerprint")
+
+
+def explain_tls(entries: object) -> str:
+    """What OpenSSL says, the last part of each entry, in words that help."""
+    found = [str(entry[-1]) for entry in entries if isinstance(entry, tuple)] if isinstance(entries, list) else []
+    return ", ".join(_VERIFY_FAILED if reason == "certificate verify failed" else reason for reason in found)
 
 
 def is_same(one: str, other: str) -> bool:

@@ -193,7 +193,8 @@ class Survey:
             held = await self._world.target.get("access", "permissions", path=path)
         except (NotImplementedThere, NotFound, Forbidden):
             return  # nothing is known then; the tunnel itself will tell
-        if isinstance(held, dict) and privilege not in (held.get(path) or {}):
+        there = held.get(path) or {} if isinstance(held, dict) else None
+        if isinstance(there, dict) and privilege not in there:
             self._add(f"target: 403 Permission check failed ({path}, {privilege})")
 
 

@@ -15,7 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
-from mtunnel_tx.net.pinning import SOMEWHERE, host_header
+from mtunnel_tx.net.pinning import SOMEWHERE, explain_tls, host_header
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
@@ -114,8 +114,8 @@ def _translate(error: Exception) -> TunnelError:
 
 def _describe(reason: BaseException) -> str:
     details = reason.args[0] if reason.args else None
-    if isinstance(details, list):
-        return "TLS: " + ", ".join(str(item[-1]) for item in details if isinstance(item, tuple) and item)
+    if isinstance(details, list) and (reasons := explain_tls(details)):
+        return f"TLS: {reasons}"
     return str(reason) or type(reason).__name__
 
 

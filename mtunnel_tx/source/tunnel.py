@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.channel import CommandFailed, Commands
 from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Dial, Json, Link, Reactor
@@ -185,8 +186,8 @@ def read_count(reply: Mapping[str, Json], name: str) -> int:
 
 
 def read_text(reply: Json, name: str) -> str:
-    """Raises: BackendFailed: no such field, or no text in it."""
+    """Raises: BackendFailed: no such field, or no text in it that could stand in a line."""
     value = reply.get(name) if isinstance(reply, dict) else None
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or clean(value) != value:
         raise BackendFailed(f"the target's reply has no '{name}'")
     return value

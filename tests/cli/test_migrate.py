@@ -207,7 +207,7 @@ class ProgramTest(TestCase):
         endpoint = format_endpoint(self.target.endpoint).partition(",fingerprint=")[0]
         program = await self.run_program(endpoint=endpoint)
         self.assertEqual(program.status, 1)
-        self.assertIn(b"certificate verify failed", program.err)
+        self.assertIn(b"its certificate has another fingerprint", program.err)
         self.assertEqual(self.target.requests, [])
 
 

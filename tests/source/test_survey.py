@@ -40,6 +40,10 @@ class SurveyTest(SourceCase):
         self.assertEqual((plan.node, plan.repoid), ("pvetest", "0a1b2c3d"))
         self.assert_untouched()
 
+    async def test_permissions_that_are_none(self):
+        self.target.http["GET", "/access/permissions"] = lambda query: {query["path"]: 5}
+        await self.check()
+
     async def test_everything_at_once(self):
         self.running = True
         self.write("lock: backup", "hostpci0: 0000:01:00.0", "ide2: local:iso/x.iso,media=cdrom", "cpu: custom-mine",
