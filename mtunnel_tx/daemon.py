@@ -33,7 +33,7 @@ from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.backends.systemd import Notifier
 from mtunnel_tx.backends.tasks import FileTasks
-from mtunnel_tx.config import Settings, make_private_directory
+from mtunnel_tx.config import Settings, find_tls, make_private_directory
 from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.api import make_site
@@ -127,7 +127,8 @@ class Daemon(Service):
             # Else it only becomes ready.
             self._notifier.reloading()
         try:
-            self._tls.reload()
+            tls = find_tls(self._settings)
+            self._tls.reload(tls.certificate, tls.key)
             if self._crew is not None:
                 self._crew.certify(self._tls.files)
             log.info("certificate and key were read again")

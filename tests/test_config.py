@@ -20,7 +20,9 @@ from mtunnel_tx.config import (
     Host,
     Limits,
     Node,
+    Tls,
     default_file,
+    find_tls,
     load_settings,
     make_private_directory,
     this_host,
@@ -96,6 +98,18 @@ class Defaults(Case):
         self.assertEqual(self.load(text).tls.certificate, node / "pveproxy-ssl.pem")
         self.assertEqual(self.load(text).tls.key, node / "pveproxy-ssl.key")
 
+    def test_the_certificate_is_looked_for_again(self):
+        node = self.folder / "nodes" / "node1"
+        node.mkdir(parents=True)
+        text = f'profile = "proxmox"\npve_dir = "{self.folder}"\n'
+        by_default, named = self.load(text), self.load(text + f'tls.certificate = "{node}/pve-ssl.pem"')
+        for name in ("pveproxy-ssl.pem", "pveproxy-ssl.key"):
+            (node / name).touch()
+        self.assertEqual(find_tls(by_default), Tls(node / "pveproxy-ssl.pem", node / "pveproxy-ssl.key"))
+        self.assertEqual(find_tls(named).certificate, node / "pve-ssl.pem")
+        (node / "pveproxy-ssl.pem").unlink()
+        self.assertEqual(find_tls(by_default), Tls(node / "pve-ssl.pem", node / "pve-ssl.key"))
+
     def test_what_depends_on_a_directory_follows_it(self):
         found = self.load('state_dir = "/srv/m"\nruntime_dir = "/run/x"')
         self.assertEqual((found.pve_dir, found.lock_dir), (Path("/srv/m/pve"), Path("/run/x/lock")))
@@ -107,7 +121,7 @@ class Defaults(Case):
             value = getattr(found, field.name)
             inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) else []
             fields |= {f"{field.name}.{each.name}" for each in inner} or {field.name}
-        self.assertEqual(fields - {"file", "forward.nodes"}, {key.name for key in KEYS})
+        self.assertEqual(fields - {"file", "forward.nodes", "tls.named"}, {key.name for key in KEYS})
 
     def test_this_host(self):
         host = this_host({"A": "b"})

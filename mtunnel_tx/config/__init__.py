@@ -5,7 +5,7 @@ Nothing here creates a file; `make_private_directory` is for those who do.
 
 from mtunnel_tx.config.host import Host, check_private_directory, default_file, make_private_directory, this_host
 from mtunnel_tx.config.keys import KEYS, Key
-from mtunnel_tx.config.reader import load_settings
+from mtunnel_tx.config.reader import find_tls, load_settings
 from mtunnel_tx.config.settings import (
     DEFAULT_PORT,
     LONGEST_RUNTIME_DIR,
@@ -35,6 +35,7 @@ __all__ = [
     "Tls",
     "check_private_directory",
     "default_file",
+    "find_tls",
     "load_settings",
     "make_private_directory",
     "this_host",

@@ -51,8 +51,10 @@ def _own_pvesm(values: Mapping[str, Any], _host: Host) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "mtunnel_tx.pvesm")
 
 
-def _tls_file(suffix: str) -> Default:
-    def default(values: Mapping[str, Any], _host: Host) -> Path:
+def tls_file(suffix: str) -> Callable[..., Path]:
+    """Returns: the default of the certificate (`pem`) or the key (`key`), looked up whenever it is called."""
+
+    def default(values: Mapping[str, Any], *_: object) -> Path:
         if values["profile"] == "standalone":
             return Path(values["state_dir"] / "tls" / ("certificate.pem" if suffix == "pem" else "key.pem"))
         folder = values["pve_dir"] / "nodes" / values["node"]
@@ -147,14 +149,14 @@ KEYS: tuple[Key, ...] = (
     _key(
         "tls.certificate",
         absolute_path,
-        _tls_file("pem"),
+        tls_file("pem"),
         "STATE_DIR/tls/certificate.pem; proxmox: PVE_DIR/nodes/NODE/pveproxy-ssl.pem where it exists, else pve-ssl.pem",
         "PEM, the chain included; its fingerprint goes into the endpoint string",
     ),
     _key(
         "tls.key",
         absolute_path,
-        _tls_file("key"),
+        tls_file("key"),
         "STATE_DIR/tls/key.pem; proxmox: the .key beside the certificate",
         "PEM, without a pass phrase",
     ),

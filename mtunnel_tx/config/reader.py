@@ -6,12 +6,13 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.config.checks import node_name
 from mtunnel_tx.config.host import Host, check_private_directory, default_file, this_host
-from mtunnel_tx.config.keys import KEYS, NODE_CHECKS
+from mtunnel_tx.config.keys import KEYS, NODE_CHECKS, tls_file
 from mtunnel_tx.config.settings import (
     DEFAULT_PORT,
     LONGEST_RUNTIME_DIR,
@@ -38,6 +39,14 @@ def load_settings(path: Path | None, environ: Mapping[str, str], host: Host | No
     return _Reader(str(file or "configuration"), host).settings(file, given)
 
 
+def find_tls(settings: Settings) -> Tls:
+    """Certificate and key as they are to be found now, where the configuration leaves that to us."""
+    values = {name: getattr(settings, name) for name in ("profile", "node", "state_dir", "pve_dir")}
+    tls = settings.tls
+    certificate = tls.certificate if "certificate" in tls.named else tls_file("pem")(values)
+    return replace(tls, certificate=certificate, key=tls.key if "key" in tls.named else tls_file("key")(values))
+
+
 class _Reader:
     """Turns the decoded file into Settings; knows the file's name for its errors."""
 
@@ -48,6 +57,7 @@ class _Reader:
     def settings(self, file: Path | None, given: dict[str, Any]) -> Settings:
         nodes = self._nodes(given)
         flat = dict(self._flatten(given))
+        named = frozenset(key for key in ("certificate", "key") if f"tls.{key}" in flat)
         values = self._values(flat)
         self._refuse(flat)
         for name in ("runtime_dir", "machine_dir"):
@@ -57,7 +67,7 @@ class _Reader:
         return Settings(
             file=file,
             **{name: value for name, value in values.items() if "." not in name},
-            tls=Tls(**tables["tls"]),
+            tls=Tls(**tables["tls"], named=named),
             commands=Commands(**tables["commands"]),
             forward=Forward(nodes=nodes, **tables["forward"]),
             limits=Limits(**tables["limits"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtunnel_tx.errors import TunnelError
@@ -20,10 +20,14 @@ class ConfigError(TunnelError):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM files: the certificate with its chain, and its private key."""
+    """PEM files: the certificate with its chain, and its private key.
+
+    `named`: the keys that the configuration gave; files that it did not name may come and go (`find_tls`).
+    """
 
     certificate: Path
     key: Path
+    named: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

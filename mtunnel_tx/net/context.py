@@ -26,25 +26,27 @@ class TlsContext:
         self._certificate = certificate
         self._key = key
         self._most_mode = 0o640 if group_reads else 0o600
-        self.context, self.files = self._load()
+        self.context, self.files = self._load(certificate, key)
 
-    def reload(self) -> None:
-        """Take new files over; after an error the old ones stay in use."""
-        self.context, self.files = self._load()
+    def reload(self, certificate: Path | None = None, key: Path | None = None) -> None:
+        """Take new files over, those of other paths where they are given; after an error the old ones stay in use."""
+        certificate, key = certificate or self._certificate, key or self._key
+        self.context, self.files = self._load(certificate, key)
+        self._certificate, self._key = certificate, key
 
-    def _load(self) -> tuple[SSL.Context, Certificate]:
-        _check_private(self._key, self._most_mode)
+    def _load(self, certificate: Path, key: Path) -> tuple[SSL.Context, Certificate]:
+        _check_private(key, self._most_mode)
         context = new_context()
         try:
-            context.use_certificate_chain_file(str(self._certificate))
+            context.use_certificate_chain_file(str(certificate))
         except SSL.Error as error:
-            raise TunnelError(f"cannot use certificate '{self._certificate}'") from error
+            raise TunnelError(f"cannot use certificate '{certificate}'") from error
         try:
-            context.use_privatekey_file(str(self._key))
+            context.use_privatekey_file(str(key))
             context.check_privatekey()
         except SSL.Error as error:
-            raise TunnelError(f"cannot use key '{self._key}': it does not belong to the certificate") from error
-        return context, Certificate(self._certificate.read_bytes(), self._key.read_bytes())
+            raise TunnelError(f"cannot use key '{key}': it does not belong to the certificate") from error
+        return context, Certificate(certificate.read_bytes(), key.read_bytes())
 
 
 def _check_private(key: Path, most: int) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import signal
+import ssl
 import stat
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtunnel_tx.net.certificate import fingerprint, make_certificate
 from tests.proxmox.node import ProxmoxNode
 from tests.whole import test_daemon, test_recordings
 from tests.whole.node import Node, wait_for
@@ -69,6 +72,24 @@ class LayoutTests(SynchronousTestCase):
     def test_certificate_is_the_nodes_own(self) -> None:
         found = call(self.node, "GET", "/nodes/localhost/certificates/info").json["data"]
         self.assertEqual(found[0]["fingerprint"], self.node.fingerprint)
+
+    def test_uploaded_certificate_is_taken_at_a_hangup(self) -> None:
+        other = make_certificate("uploaded")
+        for name, text in (("pveproxy-ssl.pem", other.certificate), ("pveproxy-ssl.key", other.key)):
+            (self.node.own / name).write_bytes(text)
+            (self.node.own / name).chmod(0o640)
+        self.hang_up(fingerprint(other.certificate))
+        (self.node.own / "pveproxy-ssl.pem").unlink()
+        self.hang_up(self.node.fingerprint)
+
+    def hang_up(self, expected: str) -> None:
+        assert self.node.process is not None
+        self.node.process.send_signal(signal.SIGHUP)
+        wait_for("the other certificate", lambda: self.served() == expected)
+        self.assertIn(f",fingerprint={expected}", self.node.run("mtunnel_tx.cli", "endpoint", "--port", "1").stdout)
+
+    def served(self) -> str:
+        return fingerprint(ssl.get_server_certificate(("127.0.0.1", self.node.port)).encode())
 
     def test_users_are_made_with_proxmox_programs(self) -> None:
         done = self.node.run("mtunnel_tx.cli", "token", "add", "new@pve!t2", "--role", "PVEAdmin", check=False)
