@@ -27,6 +27,11 @@ class TunnelError(Exception):
         return self.text
 
 
+def os_reason(error: OSError) -> str:
+    """`FILE: REASON`, for whoever runs this host."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+
+
 def refuse(key: str, reason: str) -> TunnelError:
     """What a config has and cannot be done here, by its key."""
     return TunnelError(f"{key}: {reason}")

@@ -17,7 +17,7 @@ from twisted.python import usage
 from mtunnel_tx.backends.systemd import JournalObserver, Notifier
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.daemon import Daemon, make_tls
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import TunnelError, os_reason
 from mtunnel_tx.net.epoll import close_hole
 from mtunnel_tx.tunnel import audit
 
@@ -52,6 +52,8 @@ class Options(usage.Options):
             make_tls(self.settings)
         except TunnelError as error:
             raise usage.UsageError(error.text) from error
+        except OSError as error:
+            raise usage.UsageError(os_reason(error)) from error
 
 
 class Supervision(TimerService):

@@ -1,6 +1,7 @@
 """mtunnel.toml: defaults, bounds, and errors that name file, key and reason."""
 
 import dataclasses
+import errno
 import os
 import stat
 import sys
@@ -30,6 +31,18 @@ from mtunnel_tx.config import (
 from mtunnel_tx.config.manual import example_file
 
 FINGERPRINT = ":".join(["AB"] * 32)
+
+
+def shut(case, folder):
+    """As if we might not search `folder`; from root nothing can be closed."""
+    stat_file = Path.stat
+
+    def stat(path, **options):
+        if folder in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat_file(path, **options)
+
+    case.patch(Path, "stat", stat)
 
 
 class Case(SynchronousTestCase):
@@ -266,6 +279,16 @@ class Files(Case):
         (self.folder / "mtunnel").mkdir()
         (self.folder / "mtunnel" / "mtunnel.toml").write_text('node = "mine"')
         self.assertEqual(load_settings(None, {}, host).node, "mine")
+
+    def test_what_may_not_be_searched_is_no_absence(self):
+        shut(self, self.folder / "closed")
+        host = self.host(1000, XDG_CONFIG_HOME=str(self.folder / "closed"), HOME="/h")
+        file = self.folder / "closed" / "mtunnel" / "mtunnel.toml"
+        error = self.assertRaises(ConfigError, load_settings, None, {}, host)
+        self.assertEqual(error.text, f"{file}: cannot be read: Permission denied")
+        error = self.assertRaises(ConfigError, self.load, f'profile = "proxmox"\npve_dir = "{self.folder}/closed/pve"')
+        self.assertIn("pveproxy-ssl.pem: cannot be read: Permission denied", error.text)
+        self.assertRaises(ConfigError, make_private_directory, self.folder / "closed" / "state")
 
     def test_a_host_name_that_cannot_be_a_node(self):
         host = dataclasses.replace(self.host(1000, HOME="/h"), node="my_host")

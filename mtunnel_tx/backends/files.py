@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
-from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.errors import BackendFailed, os_reason
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -48,7 +48,7 @@ class Threads:
 
 def refusal(error: OSError) -> BackendFailed:
     """`FILE: REASON`, for whoever runs this host."""
-    return BackendFailed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+    return BackendFailed(os_reason(error))
 
 
 def read_text(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -94,11 +95,12 @@ class GuestFiles:
         ]
 
     def _configs(self) -> Iterator[tuple[Path, int, str]]:
-        for kind, folder in _KINDS.items():
-            for path in self._pve_dir.glob(f"nodes/*/{folder}/*.conf"):
-                match = _CONFIG_FILE.fullmatch(path.name)
-                if match:
-                    yield path, int(match[1]), kind
+        for node in _listed(self._pve_dir / "nodes"):
+            for kind, folder in _KINDS.items():
+                for file in _listed(Path(node.path, folder)):
+                    match = _CONFIG_FILE.fullmatch(file.name)
+                    if match and file.is_file():
+                        yield Path(file.path), int(match[1]), kind
 
     async def write(self, vmid: int, conf: GuestConfig) -> None:
         """Replace the config atomically, file and folder fsynced."""
@@ -143,6 +145,17 @@ class GuestFiles:
             return read_text(path)
         except OSError as error:
             raise refusal(error) from error
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, nothing where there is none; one that may not be read is no empty one."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise refusal(error) from error
 
 
 def _pause(clock: Clock) -> Deferred[None]:

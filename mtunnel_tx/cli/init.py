@@ -9,7 +9,15 @@ from typing import Any
 
 from mtunnel_tx.backends.access import changed_access, user_file
 from mtunnel_tx.backends.files import create_file, make_folder, refusal
-from mtunnel_tx.config import ConfigError, Settings, default_file, load_settings, make_private_directory, this_host
+from mtunnel_tx.config import (
+    ConfigError,
+    Settings,
+    default_file,
+    is_there,
+    load_settings,
+    make_private_directory,
+    this_host,
+)
 from mtunnel_tx.config.manual import example_file
 from mtunnel_tx.net.certificate import make_certificate
 
@@ -80,7 +88,7 @@ def _make_storage(settings: Settings) -> Iterator[Path]:
 
 def _make_users(settings: Settings) -> Iterator[Path]:
     file = user_file(settings.pve_dir)
-    if not file.exists():
+    if not is_there(file):
         with changed_access(settings.pve_dir):
             pass
         yield file
@@ -88,10 +96,10 @@ def _make_users(settings: Settings) -> Iterator[Path]:
 
 def _make_certificate(settings: Settings) -> Iterator[Path]:
     certificate, key = settings.tls.certificate, settings.tls.key
-    if certificate.exists() and key.exists():
+    if is_there(certificate) and is_there(key):
         return
-    if certificate.exists() or key.exists():
-        there, missing = (certificate, key) if certificate.exists() else (key, certificate)
+    if is_there(certificate) or is_there(key):
+        there, missing = (certificate, key) if is_there(certificate) else (key, certificate)
         raise ConfigError(f"{there} is there, but {missing} is not: add it, or remove both")
     make_private_directory(certificate.parent)
     make_private_directory(key.parent)
@@ -102,7 +110,7 @@ def _make_certificate(settings: Settings) -> Iterator[Path]:
 
 
 def _make_file(path: Path, text: str, mode: int) -> Iterator[Path]:
-    if path.exists():
+    if is_there(path):
         return
     try:
         make_folder(path.parent)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mtunnel_tx.config import load_settings
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import TunnelError, os_reason
 
 COMMANDS: Mapping[str, str] = {
     "init": "make directories, certificate, storage and a first configuration",
@@ -81,13 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         load = getattr(args, "load", load_settings)
         return int(args.run(args, load(getattr(args, "config", None), os.environ)))
     except TunnelError as error:
-        print(f"mtunnel: {error.text}", file=sys.stderr)
-        return 1
+        return _fail(error.text)
     except BrokenPipeError:
         _forget_output()
         return 1
+    except OSError as error:
+        return _fail(os_reason(error))
     except KeyboardInterrupt:
         return 130
+
+
+def _fail(reason: str) -> int:
+    print(f"mtunnel: {reason}", file=sys.stderr)
+    return 1
 
 
 def _forget_output() -> None:

@@ -18,7 +18,7 @@ from mtunnel_tx.cli.acl import print_table
 from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
-from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
+from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState, os_reason
 from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.values import clean
@@ -72,8 +72,9 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
         threads = Threads(reactor, reactor.getThreadPool())
         machines = make_machines(threads, settings, make_storage(reactor, settings))
         await act(args, Host(make_guests(threads, settings), machines, FileJournal(threads, settings.state_dir)))
-    except TunnelError as error:
-        print(f"mtunnel vm: {clean(error.text)}", file=sys.stderr)
+    except (TunnelError, OSError) as error:
+        reason = error.text if isinstance(error, TunnelError) else os_reason(error)
+        print(f"mtunnel vm: {clean(reason)}", file=sys.stderr)
         return FAILED
     finally:
         if machines is not None:

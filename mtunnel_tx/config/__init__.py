@@ -3,7 +3,14 @@
 Nothing here creates a file; `make_private_directory` is for those who do.
 """
 
-from mtunnel_tx.config.host import Host, check_private_directory, default_file, make_private_directory, this_host
+from mtunnel_tx.config.host import (
+    Host,
+    check_private_directory,
+    default_file,
+    is_there,
+    make_private_directory,
+    this_host,
+)
 from mtunnel_tx.config.keys import KEYS, Key
 from mtunnel_tx.config.reader import find_tls, load_settings
 from mtunnel_tx.config.settings import (
@@ -36,6 +43,7 @@ __all__ = [
     "check_private_directory",
     "default_file",
     "find_tls",
+    "is_there",
     "load_settings",
     "make_private_directory",
     "this_host",

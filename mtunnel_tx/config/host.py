@@ -50,12 +50,23 @@ def this_host(environ: Mapping[str, str]) -> Host:
     return Host(uid=os.geteuid(), node=node, environ=environ, temp_dir=Path(tempfile.gettempdir()))
 
 
+def is_there(path: Path) -> bool:
+    """Whether something has this name. Raises: ConfigError: that may not be seen, in a directory of others."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return True
+
+
 def make_private_directory(path: Path) -> bool:
     """Make a directory (mode 0700) with its parents, or check the one that is there.
 
     Returns: whether it was made. Raises: ConfigError: it is not ours alone.
     """
-    made = not path.exists()
+    made = not is_there(path)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

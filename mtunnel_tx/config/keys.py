@@ -22,7 +22,7 @@ from mtunnel_tx.config.checks import (
     port,
     whole,
 )
-from mtunnel_tx.config.host import Host
+from mtunnel_tx.config.host import Host, is_there
 from mtunnel_tx.config.settings import DEFAULT_PORT, LONGEST_RUNTIME_DIR, LONGEST_SOCKET_PATH, PROFILES, Limits
 
 Default = Callable[[Mapping[str, Any], Host], Any]
@@ -58,7 +58,7 @@ def tls_file(suffix: str) -> Callable[..., Path]:
         if values["profile"] == "standalone":
             return Path(values["state_dir"] / "tls" / ("certificate.pem" if suffix == "pem" else "key.pem"))
         folder = values["pve_dir"] / "nodes" / values["node"]
-        own = all((folder / f"pveproxy-ssl.{ending}").exists() for ending in ("pem", "key"))
+        own = all(is_there(folder / f"pveproxy-ssl.{ending}") for ending in ("pem", "key"))
         return Path(folder / f"{'pveproxy' if own else 'pve'}-ssl.{suffix}")
 
     return default

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.config.checks import node_name
-from mtunnel_tx.config.host import Host, check_private_directory, default_file, this_host
+from mtunnel_tx.config.host import Host, check_private_directory, default_file, is_there, this_host
 from mtunnel_tx.config.keys import KEYS, NODE_CHECKS, tls_file
 from mtunnel_tx.config.settings import (
     DEFAULT_PORT,
@@ -145,7 +145,7 @@ def _find_file(path: Path | None, host: Host) -> Path | None:
     if path is not None:
         return path.absolute()
     file = default_file(host)
-    return file if file.exists() else None
+    return file if is_there(file) else None
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import fcntl
+import os
 from pathlib import Path
 
 from twisted.internet import reactor
@@ -101,6 +102,18 @@ class EntriesTest(GuestsTest):
         self.assertEqual(self.guests.entries()[0].name, "other")
         path.unlink()
         self.assertEqual(self.guests.entries(), [])
+
+    def test_a_directory_is_no_config(self):
+        (self.pve / "nodes/n1/qemu-server/101.conf").mkdir(parents=True)
+        self.assertEqual((self.guests.entries(), self.guests.naming("a:b")), ([], []))
+
+    def test_a_folder_that_may_not_be_read_is_no_empty_one(self):
+        def scandir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        self.patch(os, "scandir", scandir)
+        error = self.assertRaises(BackendFailed, self.guests.entries)
+        self.assertEqual(error.text, f"{self.pve}/nodes: Permission denied")
 
 
 class LockTest(GuestsTest):

@@ -6,9 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
+from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtunnel_tx import tap
+from mtunnel_tx.cli import main as main_module
 from mtunnel_tx.cli.main import find_command, main
+from tests.test_config import shut
 
 
 def run(*argv):
@@ -57,6 +61,20 @@ class Frame(Case):
         self.write("limits.stall_s = 0")
         text = f"mtunnel: {self.config}: limits.stall_s: must be a number from 0.1 to 86400\n"
         self.assertEqual(run("token", "list", "--config", self.config), (1, "", text))
+
+    def test_a_directory_that_may_not_be_searched(self):
+        shut(self, self.folder / "state")
+        text = f"mtunnel: {self.folder}/state/pve: cannot be read: Permission denied\n"
+        self.assertEqual(run("init", "--config", self.config)[::2], (1, text))
+
+    def test_an_error_that_nobody_expected(self):
+        def load(*_):
+            raise PermissionError(13, "Permission denied", "/f")
+
+        self.patch(main_module, "load_settings", load)
+        self.assertEqual(run("endpoint"), (1, "", "mtunnel: /f: Permission denied\n"))
+        self.patch(tap, "load_settings", load)
+        self.assertEqual(str(self.assertRaises(UsageError, tap.Options().postOptions)), "/f: Permission denied")
 
     def test_no_command(self):
         status, _, err = run()
