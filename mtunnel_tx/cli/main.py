@@ -30,7 +30,8 @@ COMMANDS: Mapping[str, str] = {
 }
 """Subcommands and their help, one module of this package each."""
 
-_SECRET = re.compile(r"(PVEAPIToken=[^=,\s]+=)[^,\s]+")
+# Of an endpoint everything up to the next comma, however it is misspelled; else what stands behind a token's name.
+_SECRETS = re.compile(r"(apitoken(?=[\s=:%]))[^,]*|((?:!|%21)[\w.-]+(?:=|%3d))[^,\s]*", re.I)
 CONFIG_HELP = "configuration file; else $MTUNNEL_CONFIG, else the default one (docs/operations.md)"
 
 
@@ -43,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Usage and reason; an endpoint that stands in the wrong place must not show its secret."""
-        super().error(_SECRET.sub(r"\1…", message))
+        super().error(_SECRETS.sub(r"\1\2…", message))
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:

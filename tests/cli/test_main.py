@@ -86,6 +86,24 @@ class Frame(Case):
         self.assertEqual(status, 2)
         self.assertIn("invalid choice: 'teleport'", err)
 
+    def test_no_spelling_of_an_endpoint_shows_its_secret(self):
+        for text in (
+            "apitoken=PVEAPIToken=mig@pve!t1=SECRET,host=h",
+            "apitoken=PVEAPIToken mig@pve!t1=SECRET,host=h",
+            "apitoken=PVEAPIToken%20mig%40pve%21t1%3DSECRET,host=h",
+            "apitoken=mig@pve SECRET,host=h",
+            "APITOKEN=SECRET,host=h",
+            "PVEAPIToken=SECRET,host=h",
+            "PVEAPIToken%3DSECRET,host=h",
+            "mig@pve!t1=SECRET,host=h",
+            "mig%40pve%21t1%3DSECRET,host=h",
+        ):
+            for words in (["migrate", text, "100"], ["endpoint", text], ["endpoint", *text.split()], [text]):
+                status, out, err = run(*words)
+                self.assertEqual((status, out), (2, ""))
+                self.assertNotIn("SECRET", err)
+                self.assertIn("…,host=h", err)
+
     def test_options_are_not_guessed(self):
         self.assertEqual(run("endpoint", "--conf", self.config)[0], 2)
 
