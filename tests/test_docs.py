@@ -110,6 +110,12 @@ class Pages(SynchronousTestCase):
         root = xml.etree.ElementTree.parse(TREE / "docs" / "path.svg").getroot()
         self.assertTrue(root.tag.endswith("}svg"))
 
+    def test_exclamation_marks_are_quoted(self):
+        """An interactive shell takes what follows for its history."""
+        for page in [TREE / "README.md", *DOCS]:
+            for command in re.findall(r"^ {4}(?:mtunnel|qm|pveum) .*", page.read_text(), re.M):
+                self.assertNotIn("!", re.sub(r"'[^']*'", "", command.partition("  #")[0]), page)
+
     def test_goals_that_are_named_exist(self):
         goals = set(re.findall(r"^([a-z]+):", read("Makefile"), re.M))
         for page in [TREE / "README.md", *DOCS]:

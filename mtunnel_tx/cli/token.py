@@ -19,7 +19,9 @@ secret and is not shown again.
 
 Without --privsep the token may do what its user may do, and --role is granted to the user. With --privsep it may do
 what is granted to both itself and its user, and --role is granted to both. To receive a VM a token needs VM.Allocate
-on /vms/VMID, Sys.Incoming on / and Datastore.AllocateSpace on the storages."""
+on /vms/VMID, Sys.Incoming on / and Datastore.AllocateSpace on the storages.
+
+Quote the token's name: an interactive shell takes what follows a ! for its history."""
 
 
 def configure(subparsers: Any) -> None:
