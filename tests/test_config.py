@@ -231,6 +231,22 @@ class Values(Case):
         for text, reason in cases.items():
             self.assert_refused(text, reason)
 
+    def test_addresses_of_the_api(self):
+        for url in ("https://[::1]:8006", "https://[2001:db8::1]", "https://pve.example", "https://192.0.2.1:1"):
+            self.assertEqual(self.load(f'[forward]\napi = "{url}"').forward.api, url)
+        reasons = {
+            "https://[::1": "",
+            "https://[::1]x:1": "",
+            "https://:8006": "",
+            "https://[zz]:1": ": 'zz' does not appear to be an IPv4 or IPv6 address",
+            "https://h:abc": ": Port could not be cast to integer value as 'abc'",
+            "https://h:99999": ": Port out of range 0-65535",
+            "https://h:0": ": PORT must be a whole number from 1 to 65535",
+            "https://h\\\\x:1": ": HOST must be a host name or an address",
+        }
+        for url, reason in reasons.items():
+            self.assert_refused(f'[forward]\napi = "{url}"', f"forward.api: must be https://HOST:PORT{reason}")
+
     def test_every_number_has_bounds(self):
         for key in KEYS:
             if key.name.startswith("limits.") or key.name == "workers":

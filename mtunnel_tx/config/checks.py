@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 Check = Callable[[object], Any]
 
@@ -84,6 +86,29 @@ def fingerprint(value: object) -> str:
     return str(matching(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}", "a SHA-256 fingerprint, AA:BB:…")(value)).upper()
 
 
+def api_url(value: object) -> str:
+    """Returns: `https://HOST` or `https://HOST:PORT`, an IPv6 address in brackets, as it can be dialled."""
+    text = str(_api_shape(value))
+    try:
+        parts = urlsplit(text)
+        given, host = parts.port, str(parts.hostname)
+        if "[" in text:
+            IPv6Address(host)
+    except ValueError as error:
+        raise ValueError(f"must be https://HOST:PORT: {error}") from error
+    _part("HOST", host_name, host)
+    _part("PORT", port, 443 if given is None else given)
+    return text
+
+
+def _part(name: str, check: Check, value: object) -> None:
+    try:
+        check(value)
+    except ValueError as error:
+        raise ValueError(f"must be https://HOST:PORT: {name} {error}") from error
+
+
+_api_shape = matching(r"https://(\[[^\s/?#@\[\]]+\]|[^\s/?#@\[\]:]+)(:[^\s/?#@]+)?", "https://HOST:PORT")
 node_name = matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a host name without dots")
 endpoint = matching(
     r"(?!ssl:|tls:)[a-z0-9]+:[\x21-\x7e]+", 'a server endpoint without TLS of its own, e.g. "tcp6:8016"'

@@ -11,6 +11,7 @@ from typing import Any
 from mtunnel_tx.config.checks import (
     Check,
     absolute_path,
+    api_url,
     arguments,
     endpoints,
     fingerprint,
@@ -177,7 +178,7 @@ KEYS: tuple[Key, ...] = (
     ),
     _key(
         "forward.api",
-        matching(r"https://[^\s/?#@]+", "https://HOST:PORT"),
+        api_url,
         lambda *_: None,
         "none",
         "where every request goes that is not for us, e.g. Proxmox's own https://127.0.0.1:8006",
