@@ -176,7 +176,7 @@ class Daemon(Service):
             try:
                 self._ports.append(await serverFromString(self._reactor, text).listen(factory))
             except Exception as error:
-                raise TunnelError(f"cannot listen on '{text}': {error}") from error
+                raise TunnelError(f"cannot listen on '{text}': {_reason(error)}") from error
         log.info("listening on {addresses}", addresses=", ".join(self.addresses()))
 
     def addresses(self) -> list[str]:
@@ -362,6 +362,13 @@ def _stream_limits(settings: Settings) -> StreamLimits:
         dead_peer_s=limits.dead_peer_s,
         half_close_s=limits.half_close_s,
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why nothing listens; where systemd holds the socket, only a look-up fails."""
+    if isinstance(error, KeyError):
+        return f"systemd passed no socket named {error}"
+    return "systemd passed fewer sockets" if isinstance(error, IndexError) else str(error)
 
 
 def _shown(address: Any) -> str:

@@ -205,6 +205,14 @@ class Values(Case):
             'listen = "tcp:1"': 'listen: must be a list of 1 to 16 endpoints, e.g. ["tcp6:8016"]',
             'listen = ["ssl:443"]': 'listen: must be a server endpoint without TLS of its own, e.g. "tcp6:8016"',
             'listen = ["8016"]': 'listen: must be a server endpoint without TLS of its own, e.g. "tcp6:8016"',
+            'listen = ["tcp:abc"]': "listen: 'tcp:abc': its port must be a whole number from 0 to 65535",
+            'listen = ["tcp6:port=99999"]': "listen: 'tcp6:port=99999': its port must be a whole number from 0 to "
+            "65535",
+            'listen = ["tcp:1:x=1"]': "listen: 'tcp:1:x=1': 'x' must be one of port, interface, backlog",
+            'listen = ["foo:1"]': "listen: 'foo:1': must be one of tcp:…, tcp6:…, unix:…, systemd:…",
+            'listen = ["systemd:domain=INET6"]': "listen: 'systemd:domain=INET6': its index, a number, or its name "
+            "must be given",
+            'listen = ["systemd:name=x"]': "listen: 'systemd:name=x': its domain must be one of INET, INET6, UNIX",
             "workers = -1": "workers: must be a whole number from 0 to 256",
             "workers = true": "workers: must be a whole number from 0 to 256",
             "workers = 1.0": "workers: must be a whole number from 0 to 256",

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mtunnel_tx.config.listening import read_listener
+
 Check = Callable[[object], Any]
 
 
@@ -69,7 +71,7 @@ def endpoints(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= 16:
         raise ValueError('must be a list of 1 to 16 endpoints, e.g. ["tcp6:8016"]')
     for item in value:
-        endpoint(item)
+        read_listener(endpoint(item))
     return tuple(value)
 
 

@@ -96,7 +96,7 @@ KEYS: tuple[Key, ...] = (
         endpoints,
         lambda *_: (f"tcp6:{DEFAULT_PORT}",),
         f'["tcp6:{DEFAULT_PORT}"]',
-        "Twisted endpoint strings; `tcp6` takes IPv4 as well; TLS is always on",
+        "Twisted endpoint strings (`tcp:`, `tcp6:`, `unix:`, `systemd:`); `tcp6` takes IPv4 as well; TLS is always on",
     ),
     _key(
         "workers",

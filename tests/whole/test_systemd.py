@@ -164,6 +164,14 @@ class SocketActivationTests(SynchronousTestCase):
         self.assertIn(b"twistd", Path(f"/proc/{node.process.pid}/cmdline").read_bytes())
         self.assertIn(node.stop(), CLEAN)
 
+    def test_a_socket_that_systemd_did_not_pass(self) -> None:
+        node = Node(listen="systemd:domain=INET:name=mtunnel")
+        self.addCleanup(shutil.rmtree, node.root)
+        node.launch()
+        assert node.process is not None
+        self.assertEqual(node.process.wait(60), 1)
+        self.assertIn("systemd passed no socket named 'mtunnel'\n", node.log.read_text())
+
     def connects(self, port: int) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
