@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import socket
 from typing import Any
 
 from mtunnel_tx.backends.access import token_file
 from mtunnel_tx.backends.files import read_text, refusal
-from mtunnel_tx.config import DEFAULT_PORT, ConfigError, Settings
+from mtunnel_tx.config import ConfigError, Settings
+from mtunnel_tx.config.listening import read_listener
 from mtunnel_tx.errors import NotFound
 from mtunnel_tx.net.certificate import fingerprint
 from mtunnel_tx.pve.maps import Endpoint, format_endpoint
@@ -18,7 +18,6 @@ from mtunnel_tx.pve.tokens import parse_token_config
 _DESCRIPTION = """\
 Print the target endpoint for `qm remote-migrate` and `mtunnel migrate`, ready to be pasted. The token's secret is in
 it: keep it out of logs and histories."""
-_PORT = re.compile(r"tcp[46]?:(?:port=)?(\d+)(?::|$)")
 
 
 def configure(subparsers: Any) -> None:
@@ -62,12 +61,13 @@ def _find_token(settings: Settings, wanted: str | None) -> tuple[str, str]:
 
 
 def listening_port(settings: Settings) -> int:
-    """Returns: the port of the first TCP endpoint in `listen`. Raises: NotFound: it is chosen at each start."""
-    matches = [_PORT.match(endpoint) for endpoint in settings.listen]
-    port = next((int(match[1]) for match in matches if match), DEFAULT_PORT)
-    if port == 0:
+    """Returns: the port of the first TCP endpoint in `listen`. Raises: NotFound: it does not stand there."""
+    ports = [port for port in (read_listener(text).port for text in settings.listen) if port is not None]
+    if not ports:
+        raise NotFound("'listen' does not tell the port: name it with --port")
+    if ports[0] == 0:
         raise NotFound("the daemon chooses its port when it starts: name it with --port")
-    return port
+    return ports[0]
 
 
 def own_fingerprint(settings: Settings) -> str:

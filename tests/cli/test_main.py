@@ -161,13 +161,16 @@ class Endpoint(Case):
         for listen, port in (
             ('"unix:/x", "tcp:9001"', 9001),
             ('"tcp6:port=9002:interface=x"', 9002),
-            ('"unix:/x"', 8016),
+            ('"tcp:interface=127.0.0.1:port=8999"', 8999),
+            (r'"tcp6:interface=\\:\\::port=8999"', 8999),
+            (r"'tcp6:8998:interface=\:\:1'", 8998),
         ):
             self.write(f"listen = [{listen}]")
             self.assertIn(f",port={port},", self.endpoint("--host", "h")[1])
         self.assertIn(",port=7,", self.endpoint("--host", "h", "--port", "7")[1])
-        self.write('listen = ["tcp:0"]')
-        self.assertIn("name it with --port", self.endpoint("--host", "h")[2])
+        for listen in ("tcp:0", "unix:/x", "systemd:domain=INET6:name=mtunnel"):
+            self.write(f'listen = ["{listen}"]')
+            self.assertIn("name it with --port", self.endpoint("--host", "h")[2])
 
     def test_a_broken_certificate(self):
         self.add("mig@pve!t1")
