@@ -44,6 +44,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         status = ask_daemon(settings, {"cmd": "status"}, PATIENCE_S)
     except BackendFailed as error:
         return _show_absence(settings, error, as_json=args.json)
+    except TunnelError as error:
+        if not args.json:
+            raise
+        print(json.dumps({"success": False, "msg": error.text}))
+        return 1
     if args.json:
         print(json.dumps(status, indent=2, sort_keys=True))
     else:
@@ -107,16 +112,26 @@ def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
 def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> int:
     no_reactor: Any = None  # nothing is written, so no thread is needed
     journal = FileJournal(Threads(no_reactor, ThreadPool(0)), settings.state_dir)
-    waiting = journal.standing()
+    waiting, unreadable = _standing(journal)
     if as_json:
-        print(json.dumps({"success": False, "msg": error.text, "journals": waiting}))
+        more = {"journals_msg": unreadable} if unreadable else {}
+        print(json.dumps({"success": False, "msg": error.text, "journals": waiting, **more}))
         return 1
-    print(f"mtunnel: {error.text}", file=sys.stderr)
+    for reason in filter(None, (error.text, unreadable)):
+        print(f"mtunnel: {reason}", file=sys.stderr)
     for vmid in waiting:
         print(
             f"VM {vmid}: a tunnel did not end{describe_journal(journal, vmid)}; the daemon looks after it at its start"
         )
     return 1
+
+
+def _standing(journal: Journal) -> tuple[list[int], str]:
+    """Returns: the VMIDs that have a journal, and why nobody knows, else an empty text."""
+    try:
+        return journal.standing(), ""
+    except TunnelError as error:
+        return [], error.text
 
 
 def describe_journal(journal: Journal, vmid: int) -> str:

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
+from mtunnel_tx.cli import status as status_module
 from mtunnel_tx.cli.status import show
-from tests.cli.test_main import Case
+from mtunnel_tx.errors import TimedOut
+from tests.cli.test_main import Case, run
 
 STATUS = {
     "success": True,
@@ -63,6 +65,28 @@ class Status(Case):
         self.assertIn("VM 300: a tunnel did not end", out)
         status, out, _ = self.status("--json")
         self.assertEqual((status, json.loads(out)["journals"]), (1, [300]))
+
+    def test_no_daemon_and_no_journal_that_can_be_read(self):
+        (self.folder / "state").mkdir()
+        (self.folder / "state" / "journal").touch()
+        reason = f"{self.folder}/state/journal: Not a directory"
+        status, out, err = self.status()
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn(f"mtunnel: no daemon answers at '{self.folder}/run/control.sock'", err.splitlines()[0])
+        self.assertEqual(err.splitlines()[1:], [f"mtunnel: {reason}"])
+        status, out, err = self.status("--json")
+        found = json.loads(out)
+        self.assertEqual((status, err, found["journals"], found["journals_msg"]), (1, "", [], reason))
+        self.assertIn("no daemon answers", found["msg"])
+
+    def test_a_daemon_that_refuses(self):
+        def refuse(*_):
+            raise TimedOut("no reply")
+
+        self.patch(status_module, "ask_daemon", refuse)
+        self.assertEqual(run("status", "--config", self.config), (1, "", "mtunnel: no reply\n"))
+        status, out, err = run("status", "--json", "--config", self.config)
+        self.assertEqual((status, json.loads(out), err), (1, {"success": False, "msg": "no reply"}, ""))
 
     def test_what_a_journal_tells_without_a_daemon(self):
         records = (
