@@ -28,6 +28,8 @@ from mtunnel_tx.pvesm.volumes import CONTENTS, format_list, free_volume, list_vo
 
 FAILED = 255
 BAD_USAGE = 2
+_HELP = ("-h", "--help")
+_HEAD = "USAGE: mtunnel-pvesm <COMMAND> [ARGS] [OPTIONS]"
 _UNIT_BYTES = {"": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SIZE = re.compile(r"(\d{1,15})([MG]?)", re.ASCII)
 
@@ -61,13 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     name = words[0] if words else ""
-    if name in ("help", "-h", "--help"):
-        say(_usage())
+    if name in ("help", *_HELP):
+        say(_help(words[1] if words[1:2] and words[1] in COMMANDS else None))
         return 0
     if name not in COMMANDS:
         problem = f"unknown command 'pvesm {name}'" if words else "no command specified"
         warn(f"ERROR: {problem}\n{_usage()}")
         return FAILED
+    if words[1:2] and words[1] in _HELP:
+        say(_help(name))
+        return 0
     command = COMMANDS[name]
     parameters = parse_parameters(command.syntax, words[1:])
     command.run(load_settings(None, os.environ), parameters)
@@ -75,7 +80,14 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    return "\n".join(["USAGE: mtunnel-pvesm <COMMAND> [ARGS] [OPTIONS]", *(c.syntax.usage for c in COMMANDS.values())])
+    return "\n".join([_HEAD, *(command.syntax.usage for command in COMMANDS.values())])
+
+
+def _help(name: str | None) -> str:
+    """One command with its options, or all of them."""
+    if name is not None:
+        return f"USAGE: {COMMANDS[name].syntax.help()}"
+    return "\n".join([_HEAD, *(command.syntax.help() for command in COMMANDS.values())])
 
 
 def _alloc(settings: Settings, given: Parameters) -> None:

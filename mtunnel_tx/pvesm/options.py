@@ -34,6 +34,11 @@ class Syntax:
     switches: tuple[str, ...] = ()
     checks: Mapping[str, Check]
 
+    def help(self) -> str:
+        """The usage line, and a line for each option."""
+        kinds = {**dict.fromkeys(self.values, "value"), **dict.fromkeys(self.switches, "boolean")}
+        return "\n".join([self.usage, *(f"    -{name} <{kind}>" for name, kind in kinds.items())])
+
 
 @dataclass(frozen=True, slots=True)
 class Parameters:

@@ -2,6 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtunnel_tx.pvesm import main
 from mtunnel_tx.pvesm.options import Syntax, UsageError, matching, one_of, parse_parameters
 
 SYNTAX = Syntax(
@@ -11,6 +12,27 @@ SYNTAX = Syntax(
     switches=("with-snapshots", "allow-rename"),
     checks={"format": one_of("a", "b"), "snapshot": matching("[a-z-]*")},
 )
+
+
+class HelpTests(SynchronousTestCase):
+    def help(self, *words):
+        said = []
+        self.patch(main, "say", said.append)
+        self.assertEqual(main._run(words), 0)
+        return said[0]
+
+    def test_every_option_of_every_command(self):
+        everything = self.help("--help")
+        for name, command in main.COMMANDS.items():
+            own = self.help(name, "--help")
+            self.assertEqual((self.help(name, "-h"), self.help("help", name)), (own, own))
+            self.assertIn(own.removeprefix("USAGE: "), everything)
+            for option in (*command.syntax.values, *command.syntax.switches):
+                self.assertIn(f"\n    -{option} <", own)
+
+    def test_what_one_command_says(self):
+        text = "USAGE: pvesm list <storage> [OPTIONS]\n    -vmid <value>\n    -content <value>"
+        self.assertEqual(self.help("list", "--help"), text)
 
 
 class OptionTests(SynchronousTestCase):
