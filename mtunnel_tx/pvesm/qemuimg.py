@@ -12,6 +12,7 @@ from typing import Any
 
 from mtunnel_tx.errors import BackendFailed, TimedOut
 from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused
+from mtunnel_tx.pvesm.imagemap import refuse_missing_data
 
 _GIB = 1 << 30
 # Reading a header needs next to nothing; a check keeps a reference count for each cluster of the image.
@@ -42,6 +43,7 @@ def verify_image(path: Path, facts: ImageFacts) -> None:
     """
     _compare(_info(path, facts.format), facts)
     _check(path, facts)
+    refuse_missing_data(path, facts.format)
 
 
 def _info(path: Path, format: str) -> Mapping[str, Any]:
@@ -81,7 +83,8 @@ def _check(path: Path, facts: ImageFacts) -> None:
 def _refuse_missing_end(found: Mapping[str, Any], path: Path, cluster_bytes: int) -> None:
     """A qcow2 image cut short is no error to qemu-img: what is missing reads as zeros.
 
-    Clusters that are allocated but in no use (leaks) may lie behind the end of a good image.
+    Clusters that are allocated but in no use (leaks) may lie behind the end of a good image. Part of the last cluster
+    may be missing in a good image, too: whether that is data, the map tells.
     """
     end = found.get("image-end-offset")
     if end is None or not cluster_bytes or found.get("leaks"):
