@@ -23,7 +23,7 @@ from mtunnel_tx.pvesm.outgoing import ExportOrder, export_volume
 from mtunnel_tx.pvesm.output import say, warn
 from mtunnel_tx.pvesm.signals import Interrupted, catch_signals
 from mtunnel_tx.pvesm.status import format_status, storage_status
-from mtunnel_tx.pvesm.streams import open_source, open_target
+from mtunnel_tx.pvesm.streams import fill_gaps, open_source, open_target
 from mtunnel_tx.pvesm.volumes import CONTENTS, format_list, free_volume, list_volumes, volume_path
 
 FAILED = 255
@@ -44,6 +44,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: the exit code."""
+    fill_gaps()
     catch_signals()
     try:
         return _run(sys.argv[1:] if argv is None else argv)

@@ -14,6 +14,18 @@ from mtunnel_tx.pvesm.output import say
 
 CONNECT_S = 30.0
 _SOCKET = "unix://"
+_closed: set[int] = set()
+"""Standard descriptors that were closed when we were started."""
+
+
+def fill_gaps() -> None:
+    """Open what is closed of the descriptors 0 to 2: the next file or pipe would else become a standard stream."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            _closed.add(fd)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 @contextmanager
@@ -25,7 +37,7 @@ def open_source(name: str, connect_s: float = CONNECT_S) -> Iterator[int]:
     Raises: ExitError: with the system's error number; 4: nobody came.
     """
     if name == "-":
-        yield 0
+        yield _standard(0, "input")
     elif name.startswith(_SOCKET):
         connection = _accept_one(name.removeprefix(_SOCKET), connect_s)
         yield connection
@@ -39,7 +51,7 @@ def open_source(name: str, connect_s: float = CONNECT_S) -> Iterator[int]:
 def open_target(name: str) -> Iterator[int]:
     """Open what an export writes; an unfinished file is removed. Raises: ExitError."""
     if name == "-":
-        yield 1
+        yield _standard(1, "output")
         return
     with _opened(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
         try:
@@ -48,6 +60,12 @@ def open_target(name: str) -> Iterator[int]:
         except BaseException:
             _remove_regular(Path(name))
             raise
+
+
+def _standard(fd: int, what: str) -> int:
+    if fd in _closed:
+        raise BadRequest(f"unable to open '-': the standard {what} is closed")
+    return fd
 
 
 @contextmanager

@@ -1,0 +1,31 @@
+"""Standard streams that are closed, or that nobody reads."""
+
+import os
+
+from tests.pvesm.importing import ImportCase
+from tests.pvesm.programs import MIB, WAIT_S
+
+RAW = ("local:100/vm-100-disk-0.raw", "raw+size")
+
+
+class ClosedTests(ImportCase):
+    def run_without(self, *words, closed):
+        process = self.start(*words, preexec_fn=lambda: [os.close(fd) for fd in closed])
+        out, err = process.communicate(timeout=WAIT_S)
+        return process.returncode, out, err.decode()
+
+    def test_nothing_to_import_from(self):
+        code, out, err = self.run_without("import", *RAW, "-", closed=[0])
+        self.assertEqual((code, out, err), (255, b"", "unable to open '-': the standard input is closed\n"))
+        self.assertEqual(self.tree(), [])
+
+    def test_nowhere_to_export_to(self):
+        self.images.joinpath("100").mkdir(parents=True)
+        self.images.joinpath("100/vm-100-disk-0.raw").write_bytes(bytes(MIB))
+        code, _, err = self.run_without("export", *RAW, "-", closed=[0, 1])
+        self.assertEqual((code, err), (255, "unable to open '-': the standard output is closed\n"))
+
+    def test_all_closed_and_none_needed(self):
+        (self.root / "stream").write_bytes(MIB.to_bytes(8, "little") + bytes(MIB))
+        self.assertEqual(self.run_without("import", *RAW, self.root / "stream", closed=[0, 1, 2])[0], 0)
+        self.assertEqual(self.stored("vm-100-disk-0.raw"), bytes(MIB))
