@@ -26,19 +26,15 @@ _PREALLOCATIONS = ("off", "metadata", "falloc", "full")
 IMAGE_FORMATS = ("raw", "qcow2", "vmdk")
 
 
-def allocate(settings: Settings, storage: str, vmid: int, name: str, size_bytes: int, format: str | None) -> str:
-    """Make an image; an empty name means the next free one.
-
-    Returns: its volume id. Raises: TunnelError.
-    """
+def allocate(settings: Settings, storage: str, vmid: int, name: str, size_bytes: int, format: str | None) -> None:
+    """Make an image, and say how it is called; an empty name means the next free one. Raises: TunnelError."""
     place = open_storage(settings, storage, "images")
     format = _choose_format(place.entry, name, format)
     if format not in IMAGE_FORMATS:
         raise TunnelError(f"unsupported format '{format}' for storage type {place.entry.type}")
     with reserve(place, vmid, _namer(place, vmid, name, format)) as reservation:
         create(reservation, place, format, size_bytes)
-        reservation.publish()
-    return reservation.volid
+        reservation.publish(lambda: say(f"successfully created '{reservation.volid}'"))
 
 
 def _choose_format(entry: StorageEntry, name: str, format: str | None) -> str:

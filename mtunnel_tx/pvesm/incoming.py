@@ -21,7 +21,6 @@ from mtunnel_tx.pvesm.directory import DirectoryStorage, open_storage
 from mtunnel_tx.pvesm.output import say, warn
 from mtunnel_tx.pvesm.qemuimg import delete_snapshot, verify_image
 from mtunnel_tx.pvesm.reservation import Choose, Reservation, reserve
-from mtunnel_tx.pvesm.signals import uninterrupted
 from mtunnel_tx.pvesm.sparse import CHUNK_BYTES, fill, store
 
 STREAM_FORMATS = ("raw+size", "tar+size", "qcow2+size", "vmdk+size", "zfs", "btrfs")
@@ -67,9 +66,7 @@ def import_volume(settings: Settings, order: ImportOrder, stream: int) -> None:
         if order.delete_snapshot:
             delete_snapshot(reservation.part, order.delete_snapshot)
         _refuse_orphan(order.requester)
-        with uninterrupted():
-            reservation.publish()
-            say(f"successfully imported '{reservation.volid}'")
+        reservation.publish(lambda: say(f"successfully imported '{reservation.volid}'"))
 
 
 def _find_target(settings: Settings, order: ImportOrder) -> tuple[DirectoryStorage, DirVolume]:

@@ -95,8 +95,7 @@ def _alloc(settings: Settings, given: Parameters) -> None:
     match = _SIZE.fullmatch(given["size"])
     assert match is not None
     size_bytes = int(match[1]) * _UNIT_BYTES[match[2]]
-    volid = allocate(settings, given["storage"], int(given["vmid"]), given["filename"], size_bytes, given.get("format"))
-    say(f"successfully created '{volid}'")
+    allocate(settings, given["storage"], int(given["vmid"]), given["filename"], size_bytes, given.get("format"))
 
 
 def _free(settings: Settings, given: Parameters) -> None:

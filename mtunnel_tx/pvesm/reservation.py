@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mtunnel_tx.errors import BackendFailed, NotFound, WrongState
 from mtunnel_tx.pvesm.directory import DirectoryStorage
+from mtunnel_tx.pvesm.signals import uninterrupted
 
 Choose = Callable[[frozenset[str]], str]
 """Returns a file name for a new image; is given the names that are taken."""
@@ -34,8 +35,20 @@ class Reservation:
         self._folder = folder
         self.fd = os.open(self.part.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, _FILE_MODE, dir_fd=folder)
 
-    def publish(self) -> None:
-        """Give the file its name, once it is safe on disk. Raises: WrongState: somebody else took the name."""
+    def publish(self, announce: Callable[[], None]) -> None:
+        """Give the file its name, once it is safe on disk; take it back if that cannot be announced.
+
+        Raises: WrongState: somebody else took the name; and what `announce` raises.
+        """
+        with uninterrupted():
+            self._give_name()
+            try:
+                announce()
+            except BaseException:
+                self._take_name_back()
+                raise
+
+    def _give_name(self) -> None:
         os.fsync(self.fd)
         with self._storage.locked():
             try:
@@ -43,6 +56,12 @@ class Reservation:
             except FileExistsError as error:
                 raise WrongState(f"file '{self.path}' already exists") from error
             os.fsync(self._folder)
+
+    def _take_name_back(self) -> None:
+        """Unless it was freed meanwhile, and is somebody else's by now."""
+        with self._storage.locked(), suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.name, dir_fd=self._folder, follow_symlinks=False), os.fstat(self.fd)):
+                os.unlink(self.name, dir_fd=self._folder)
 
     def _link(self) -> None:
         """A link never replaces a file; where there are no links, the lock has to do."""

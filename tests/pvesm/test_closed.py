@@ -1,7 +1,10 @@
 """Standard streams that are closed, or that nobody reads."""
 
 import os
+import subprocess
 
+from mtunnel_tx.config import load_settings
+from mtunnel_tx.pvesm import allocation
 from tests.pvesm.importing import ImportCase
 from tests.pvesm.programs import MIB, WAIT_S
 
@@ -29,3 +32,35 @@ class ClosedTests(ImportCase):
         (self.root / "stream").write_bytes(MIB.to_bytes(8, "little") + bytes(MIB))
         self.assertEqual(self.run_without("import", *RAW, self.root / "stream", closed=[0, 1, 2])[0], 0)
         self.assertEqual(self.stored("vm-100-disk-0.raw"), bytes(MIB))
+
+
+class UnreadTests(ImportCase):
+    """Its first line is read, then nobody does any more: so its success cannot be told."""
+
+    def unread(self, process, rest=None):
+        self.assertIn(b"Formatting", process.stdout.readline())
+        process.stdout.close()
+        process.stdout = None
+        _, err = process.communicate(rest, timeout=WAIT_S)
+        self.assertEqual((process.returncode, err), (255, b"[Errno 32] Broken pipe\n"))
+        self.assertEqual(self.tree(), [])
+
+    def test_import(self):
+        process = self.start("import", *RAW, "-", stdin=subprocess.PIPE)
+        process.stdin.write(MIB.to_bytes(8, "little") + b"x")
+        process.stdin.flush()
+        self.unread(process, b"x" * (MIB - 1))
+
+    def test_alloc(self):
+        said = []
+
+        def say(text):
+            said.append(text)
+            if len(said) == 2:
+                raise BrokenPipeError
+
+        self.patch(allocation, "say", say)
+        settings = load_settings(None, self.env)
+        self.assertRaises(BrokenPipeError, allocation.allocate, settings, "local", 100, "", MIB, None)
+        self.assertEqual(said[1:], ["successfully created 'local:100/vm-100-disk-0.raw'"])
+        self.assertEqual(self.tree(), [])
