@@ -136,7 +136,8 @@ def _is_held(folder: int, name: str, pid: int) -> bool:
     except PermissionError:
         return True
     for open_file in open_files:
-        with suppress(FileNotFoundError):
+        # Gone meanwhile, or not for us to look at: then not a maker of images either.
+        with suppress(FileNotFoundError, PermissionError):
             if os.path.samestat(file, open_file.stat()):
                 return True
     return False

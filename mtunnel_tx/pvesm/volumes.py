@@ -50,7 +50,8 @@ def free_volume(settings: Settings, volid: str) -> None:
     volume = parse_dir_volume(parsed.name)
     if volume.content == "images" and volume.vmid is not None:
         _free_image(storage, volume, volume.vmid)
-        sweep(storage, volume.vmid)
+        with suppress(OSError, TunnelError):
+            sweep(storage, volume.vmid)
     else:
         _remove(storage.file(volume), None)
 
