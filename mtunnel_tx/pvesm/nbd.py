@@ -5,16 +5,22 @@ Source: the NBD project's doc/proto.md (fixed newstyle handshake, simple replies
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.pvesm.signals import STOPPING, uninterrupted
 from mtunnel_tx.pvesm.sparse import fill
 
 _GREETING = struct.Struct(">8s8sH")
@@ -30,31 +36,70 @@ _READ, _DISCONNECT = 0, 2
 _READ_BYTES = 1 << 20
 _AHEAD = 2
 _START_S = 30
+_RETRY_S = 0.01
+_WORDS_BYTES = 4096
+_SET_DEATH_SIGNAL = 1
 
 
 @contextmanager
 def opened_image(path: Path, format: str) -> Iterator[socket.socket]:
-    """Serve an image read-only on a private socket and connect to it; qemu-nbd ends with the connection.
+    """Serve an image read-only on a private socket and connect to it; qemu-nbd never outlives us.
 
     Raises: BackendFailed.
     """
     with tempfile.TemporaryDirectory(prefix="mtunnel-nbd-") as folder:
         place = f"{folder}/s"
-        argv = ["qemu-nbd", "--read-only", "--fork", f"--format={format}", f"--socket={place}", "--", str(path)]
-        _start(argv)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.connect(place)
+        argv = ["qemu-nbd", "--read-only", f"--format={format}", f"--socket={place}", "--", str(path)]
+        with (
+            Path(folder, "errors").open("w+b") as errors,
+            _started(argv, errors) as process,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+        ):
+            _connect(connection, place, process, errors)
             yield connection
 
 
-def _start(argv: list[str]) -> None:
-    """It forks into the background once it listens."""
+@contextmanager
+def _started(argv: list[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        # A signal between its start and our knowing of it would leave it behind.
+        with uninterrupted():
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                preexec_fn=partial(_die_with, os.getpid(), ctypes.CDLL(None)),
+            )
+    except OSError as error:
         raise BackendFailed(f"unable to start qemu-nbd: {error}") from error
-    if done.returncode:
-        raise BackendFailed(f"qemu-nbd failed: {done.stderr.decode('utf-8', 'replace').strip()}")
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _die_with(parent: int, libc: ctypes.CDLL) -> None:
+    """Runs in the child: the kernel ends it with its parent, which may be gone already."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _connect(connection: socket.socket, place: str, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    """As soon as it listens."""
+    end_s = time.monotonic() + _START_S
+    while True:
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            return connection.connect(place)
+        if process.poll() is not None:
+            errors.seek(0)
+            raise BackendFailed(f"qemu-nbd failed: {errors.read(_WORDS_BYTES).decode('utf-8', 'replace').strip()}")
+        if time.monotonic() > end_s:
+            raise BackendFailed(f"unable to start qemu-nbd: it does not listen after {_START_S} s")
+        time.sleep(_RETRY_S)
 
 
 def read_disk(connection: socket.socket, size_bytes: int) -> Iterator[memoryview]:

@@ -2,10 +2,18 @@
 
 import contextlib
 import os
+import signal
 import socket
+import sys
 from pathlib import Path
 
 from tests.pvesm.programs import MIB, WAIT_S, PvesmCase, header
+
+SLOW_SERVER = f"""\
+#!{sys.executable} -I
+import time
+time.sleep(100)
+"""
 
 
 class ExportCase(PvesmCase):
@@ -111,6 +119,21 @@ class ImageTests(ExportCase):
         image.rename(self.folder / "vm-100-disk-0.qcow2")
         self.export("local:100/vm-100-disk-0.qcow2", "raw+size")
         self.until(lambda: str(self.folder) not in _all_command_lines())
+
+    def test_no_server_is_left_however_early_it_ends(self):
+        """Here qemu-nbd takes its time before it listens."""
+        self.qcow2().rename(self.folder / "vm-100-disk-0.qcow2")
+        programs = self.root / "bin"
+        programs.mkdir()
+        (programs / "qemu-nbd").write_text(SLOW_SERVER)
+        (programs / "qemu-nbd").chmod(0o755)
+        env = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            process = self.start("export", "local:100/vm-100-disk-0.qcow2", "raw+size", "-", env=env)
+            self.until(lambda: str(self.folder) in _all_command_lines())
+            process.send_signal(number)
+            process.wait(WAIT_S)
+            self.until(lambda: str(self.folder) not in _all_command_lines())
 
     def test_linked_clones(self):
         base = self.folder / "base-100-disk-0.qcow2"
