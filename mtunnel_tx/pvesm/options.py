@@ -162,7 +162,7 @@ def one_of(*choices: str) -> Check:
 
 def matching(pattern: str, reason: str = "value does not match the regex pattern") -> Check:
     """Returns: a check for a pattern that has to match as a whole."""
-    compiled = re.compile(pattern)
+    compiled = re.compile(pattern, re.ASCII)
 
     def check(value: str) -> str | None:
         return None if compiled.fullmatch(value) else reason

@@ -71,6 +71,10 @@ class OptionTests(SynchronousTestCase):
     def test_a_value_may_look_like_an_option(self):
         self.assertEqual(self.read("v f -snapshot -x")["snapshot"], "-x")
 
+    def test_digits_are_those_of_ascii(self):
+        self.assertIsNone(matching(r"\d+")("1"))
+        self.assertIsNotNone(matching(r"\d+")("\u0661"))
+
     def test_end_of_options(self):
         self.assertEqual(self.read("-format a -- -v -f")["volume"], "-v")
 
