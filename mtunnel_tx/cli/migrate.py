@@ -44,6 +44,7 @@ that the VM is its own.
 
 ENDPOINT is `apitoken=PVEAPIToken=USER@REALM!TOKENID=SECRET,host=HOST[,port=8006][,fingerprint=AA:BB:...]`. It holds a
 secret that every user of this host can see on a command line: better put it in a file, or in $MTUNNEL_ENDPOINT."""
+_NOTICE = "mtunnel migrate: interrupted; the target is asked to clean up, which may take a minute"
 _EPILOG = "Exit status: 0 done, 1 failed or something stands in the way, 2 wrong usage, 130 interrupted."
 
 
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     with make_display(sys.stdout, reactor) as display:
         job = Job(reactor, settings, endpoint, display)
-        return run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run))
+        return run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run), _NOTICE)
 
 
 def make_order(args: argparse.Namespace) -> Order:

@@ -26,8 +26,11 @@ def read_vmid(text: str) -> int:
     return int(text)
 
 
-def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run work to its end. A signal cancels it, once; its cleanup is awaited. Returns: its exit status, or 128 + N."""
+def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]], notice: str = "") -> int:
+    """Run work to its end. A signal cancels it, once; its cleanup is awaited.
+
+    Args: notice: what to say at the signal, where the cleanup may take a while. Returns: its exit status, or 128 + N.
+    """
     close_hole(reactor)
     status = FAILED
     received: list[int] = []
@@ -45,7 +48,7 @@ def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]]) -> i
 
         def interrupt(number: int, _frame: FrameType | None) -> None:
             if not received:
-                reactor.callFromThread(running.cancel)
+                reactor.callFromThread(_cancel, running, notice)
             received.append(number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -55,3 +58,9 @@ def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]]) -> i
     reactor.callWhenRunning(start)
     reactor.run()
     return SIGNALLED + received[0] if received and status else status
+
+
+def _cancel(running: Deferred[int], notice: str) -> None:
+    if notice:
+        print(notice, file=sys.stderr, flush=True)
+    running.cancel()
