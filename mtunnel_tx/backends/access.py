@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 from uuid import UUID
 
 from twisted.logger import Logger
 
 from mtunnel_tx.backends.files import CachedFile, make_folder, read_text, refusal, replace_file
-from mtunnel_tx.errors import Unauthenticated, WrongState
+from mtunnel_tx.errors import BackendFailed, Unauthenticated, WrongState
 from mtunnel_tx.ports import Clock
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.tokens import format_token_config, parse_token_config
@@ -45,6 +45,7 @@ class FileAccess:
 
     def __init__(self, pve_dir: Path, clock: Clock) -> None:
         self._clock = clock
+        self._told: dict[CachedFile[Any], str] = {}
         self._users = CachedFile(user_file(pve_dir), _logged(parse_user_config, user_file(pve_dir)))
         self._secrets = CachedFile(token_file(pve_dir), _logged(parse_token_config, token_file(pve_dir)))
 
@@ -60,7 +61,7 @@ class FileAccess:
         if not value:
             raise Unauthenticated("No ticket")
         token, _, secret = value.rpartition("=")
-        expected = self._secrets.value().get(token)
+        expected = self._value(self._secrets).get(token)
         right = hmac.compare_digest(_digestible(expected or _NOTHING), _digestible(secret))
         if not right or expected is None or not self._valid(token):
             raise Unauthenticated("Authentication failed!")
@@ -70,10 +71,22 @@ class FileAccess:
         """What the token may do now. Raises: Unauthenticated: it is gone, expired or disabled."""
         if not self._valid(token):
             raise Unauthenticated("Authentication failed!")
-        return Rights(self._users.value(), token)
+        return Rights(self._value(self._users), token)
+
+    def _value(self, file: CachedFile[T]) -> T:
+        """Where it cannot be read, nobody may in; why is for the log alone, once."""
+        try:
+            value = file.value()
+        except BackendFailed as error:
+            if self._told.get(file) != error.text:
+                log.error("nobody can log in: {reason}", reason=error.text)
+            self._told[file] = error.text
+            raise Unauthenticated("Authentication failed!") from error
+        self._told.pop(file, None)
+        return value
 
     def _valid(self, token_id: str) -> bool:
-        found = self._users.value().find_token(token_id)
+        found = self._value(self._users).find_token(token_id)
         if found is None:
             return False
         _, user, token = found

@@ -1,10 +1,11 @@
 from pathlib import Path
 
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.backends.access import FileAccess, changed_access, read_users, token_file, user_file
-from mtunnel_tx.errors import BackendFailed, Unauthenticated, WrongState
+from mtunnel_tx.errors import Unauthenticated, WrongState
 from mtunnel_tx.pve.users import User
 
 USERS = """\
@@ -113,11 +114,19 @@ class MissingFilesTest(AccessTest):
     def test_nobody(self):
         self.assertEqual(self.refusal("PVEAPIToken=root@pam!t1=s"), "Authentication failed!")
 
-    def test_unreadable_is_no_empty_file(self):
-        self.fill()
-        token_file(self.folder).unlink()
-        token_file(self.folder).mkdir()
-        self.assertRaises(BackendFailed, self.access.authenticate, "PVEAPIToken=mig@pve!t1=s")
+    def test_files_that_cannot_be_read_let_nobody_in(self):
+        for file in (token_file(self.folder), user_file(self.folder)):
+            self.fill()
+            file.unlink()
+            file.mkdir()
+            with capturedLogs() as events:
+                for _ in range(3):
+                    self.assertEqual(self.refusal("PVEAPIToken=root@pam!t1=s"), "Authentication failed!")
+            reasons = [event["reason"] for event in events if event["log_level"] is LogLevel.error]
+            self.assertEqual(reasons, [f"{file}: Is a directory"])
+            file.rmdir()
+            self.fill()
+            self.assertEqual(self.access.authenticate("PVEAPIToken=root@pam!t1=s"), "root@pam!t1")
 
 
 class ChangeTest(AccessTest):
