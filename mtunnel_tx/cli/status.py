@@ -32,8 +32,8 @@ HEADINGS = ("VMID", "STATE", "FOR", "STREAMS", "IN", "OUT", "TOKEN")
 
 def configure(subparsers: Any) -> None:
     """Add `status` to the commands of `mtunnel`."""
-    text = "show the tunnels of the running daemon"
-    parser = subparsers.add_parser("status", help=text, description=f"{text.capitalize()}. Exit code 1: none answers.")
+    description = "Show the tunnels of the running daemon. Exit code 1: none answers."
+    parser = subparsers.add_parser("status", help="show the tunnels of the running daemon", description=description)
     parser.add_argument("--json", action="store_true", help="the daemon's answer as it is")
     parser.set_defaults(run=run)
 

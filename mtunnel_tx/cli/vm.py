@@ -38,7 +38,7 @@ class Host:
 def configure(subparsers: Any) -> None:
     """Add `vm` to the commands of `mtunnel`."""
     text = "list, start, stop and mend the VMs of a host without Proxmox"
-    parser = subparsers.add_parser("vm", help=text, description=f"{text.capitalize()}.")
+    parser = subparsers.add_parser("vm", help=text, description=f"{text[0].upper()}{text[1:]}.")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     actions.add_parser("list", help="show all VMs").set_defaults(run=run, act=_list, action="list")
     for name, act, explanation in (

@@ -112,6 +112,9 @@ class Frame(Case):
         self.assertEqual(status, 0)
         self.assertRegex(out, r"^mtunnel-tx ")
 
+    def test_names_keep_their_capitals(self):
+        self.assertIn("\nList, start, stop and mend the VMs of a host without Proxmox.\n", run("vm", "--help")[1])
+
     def test_find_command(self):
         cases = {
             ("init",): "init",
