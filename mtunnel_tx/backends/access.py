@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hmac
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,10 +134,18 @@ def changed_access(pve_dir: Path) -> Iterator[AccessFiles]:
                 _strictly_parsed(parse_token_config, token_file(pve_dir)),
             )
             yield access
-            replace_file(token_file(pve_dir), format_token_config(access.secrets), 0o600)
-            replace_file(user_file(pve_dir), format_user_config(access.users), 0o640)
+            replace_file(token_file(pve_dir), format_token_config(access.secrets), _mode(token_file(pve_dir), 0o600))
+            replace_file(user_file(pve_dir), format_user_config(access.users), _mode(user_file(pve_dir), 0o640))
     except OSError as error:
         raise refusal(error) from error
+
+
+def _mode(file: Path, mode: int) -> int:
+    """What the operator gave to a file stays; `mode` for a new one."""
+    try:
+        return stat.S_IMODE(file.stat().st_mode)
+    except FileNotFoundError:
+        return mode
 
 
 def _strictly_parsed(parse: Callable[[str, Callable[[str], None]], T], file: Path) -> T:

@@ -1,3 +1,4 @@
+import stat
 from pathlib import Path
 
 from twisted.internet.task import Clock
@@ -130,6 +131,15 @@ class MissingFilesTest(AccessTest):
 
 
 class ChangeTest(AccessTest):
+    def test_modes(self):
+        files = (token_file(self.folder), user_file(self.folder))
+        for modes in ([0o600, 0o640], [0o640, 0o600]):
+            with changed_access(self.folder):
+                pass
+            self.assertEqual([stat.S_IMODE(file.stat().st_mode) for file in files], modes)
+            files[0].chmod(0o640)
+            files[1].chmod(0o600)
+
     def test_from_nothing(self):
         folder = self.folder / "new"
         with changed_access(folder) as access:
