@@ -6,7 +6,7 @@ import socket
 import stat
 from pathlib import Path
 
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.net.certificate import Certificate
@@ -36,13 +36,13 @@ class TlsContext:
 
     def _load(self, certificate: Path, key: Path) -> tuple[SSL.Context, Certificate]:
         _check_private(key, self._most_mode)
-        context = new_context()
+        context, private = new_context(), _read_key(key)
         try:
             context.use_certificate_chain_file(str(certificate))
         except SSL.Error as error:
             raise TunnelError(f"cannot use certificate '{certificate}'") from error
         try:
-            context.use_privatekey_file(str(key))
+            context.use_privatekey(private)
             context.check_privatekey()
         except SSL.Error as error:
             raise TunnelError(f"cannot use key '{key}': it does not belong to the certificate") from error
@@ -56,6 +56,16 @@ def _check_private(key: Path, most: int) -> None:
         raise TunnelError(f"cannot read key '{key}': {error.strerror}") from error
     if mode & 0o077 & ~most:
         raise TunnelError(f"key '{key}' can be read by others: mode {mode:04o}, must be {most:04o}")
+
+
+def _read_key(key: Path) -> crypto.PKey:
+    try:
+        # With a pass phrase OpenSSL does not ask for one at the terminal.
+        return crypto.load_privatekey(crypto.FILETYPE_PEM, key.read_bytes(), b"")
+    except OSError as error:
+        raise TunnelError(f"cannot read key '{key}': {error.strerror}") from error
+    except (crypto.Error, ValueError) as error:
+        raise TunnelError(f"cannot use key '{key}': it is no private key in PEM without a pass phrase") from error
 
 
 def new_context() -> SSL.Context:

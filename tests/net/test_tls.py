@@ -6,6 +6,12 @@ import ssl
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.protocol import Factory, Protocol
@@ -65,6 +71,25 @@ class Certificates(SynchronousTestCase):
             (certificate, write_pair(folder, "b")[1]),
         ):
             self.assertRaises(TunnelError, TlsContext, *broken)
+
+    def test_what_is_wrong_with_a_key(self):
+        folder = self.mktemp_folder()
+        certificate, key = write_pair(folder)
+        other = load_pem_private_key(key.read_bytes(), None)
+        locked = other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+        no_key = "it is no private key in PEM without a pass phrase"
+        for text in (b"", b"garbage", certificate.read_bytes(), locked):
+            key.write_bytes(text)
+            error = self.assertRaises(TunnelError, TlsContext, certificate, key)
+            self.assertEqual(error.text, f"cannot use key '{key}': {no_key}")
+        key.write_bytes(make_certificate("other").key)
+        error = self.assertRaises(TunnelError, TlsContext, certificate, key)
+        self.assertEqual(error.text, f"cannot use key '{key}': it does not belong to the certificate")
+        key.unlink()
+        key.mkdir(mode=0o700)
+        key.chmod(0o600)
+        error = self.assertRaises(TunnelError, TlsContext, certificate, key)
+        self.assertEqual(error.text, f"cannot read key '{key}': Is a directory")
 
     def test_reload_keeps_the_old_one_after_an_error(self):
         certificate, key = write_pair(self.mktemp_folder())
