@@ -221,6 +221,7 @@ class Values(Case):
             'pve_dir = "/a\\u0000b"': "pve_dir: must be an absolute path",
             "[tls]\nkey = 1": "tls.key: must be an absolute path",
             "[commands]\nqm = []": "commands.qm: must be a program, or a list of a program and its first arguments",
+            '[commands]\nqm = "q\\u0000m"': "commands.qm: must be without NUL",
             '[commands]\npvesm = [""]': "commands.pvesm: must be a program, or a list of a program and its first "
             "arguments",
             '[forward]\napi = "http://a"': "forward.api: must be https://HOST:PORT",
@@ -278,6 +279,9 @@ class Files(Case):
         self.file.write_text("listen = ")
         error = self.assertRaises(ConfigError, load_settings, self.file, {}, self.host())
         self.assertTrue(error.text.startswith(f"{self.file}: is not valid TOML: "), error.text)
+
+    def test_nested_too_deeply(self):
+        self.assert_refused("listen = " + "[" * 50000, "is not valid TOML: nested too deeply")
 
     def test_not_utf8(self):
         self.file.write_bytes(b'node = "\xff"')

@@ -80,6 +80,8 @@ def arguments(value: object) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not items or not all(isinstance(item, str) and item for item in items):
         raise ValueError("must be a program, or a list of a program and its first arguments")
+    if any("\0" in item for item in items):
+        raise ValueError("must be without NUL")
     return tuple(items)
 
 

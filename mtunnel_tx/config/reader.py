@@ -155,6 +155,8 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: is not valid TOML: nested too deeply") from error
 
 
 def _below(values: Mapping[str, Any], table: str) -> dict[str, Any]:
