@@ -25,7 +25,7 @@ ALLOC_S = 600.0
 FREE_S = 600.0
 QUERY_S = 120.0
 DIGEST_S = 24 * 3600.0
-_CREATED = re.compile(r"successfully created '([^']+)'")
+_CREATED = re.compile(r"successfully created '(.+)'")
 _LISTED = re.compile(
     r"(\S.*?)\s+(\S+)\s+(images|rootdir|iso|vztmpl|backup|snippets|import|none)\s+(\d+)(?:\s+(\d+))?\s*", re.ASCII
 )

@@ -18,7 +18,7 @@ from mtunnel_tx.tunnel.world import World
 
 log = Logger()
 SUFFIX = ".storage"
-_SUCCESS = re.compile(r"successfully imported '([^'\n]+)'\n?")
+_SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 
 class DiskImport:

@@ -218,6 +218,11 @@ class ProxmoxProgramTests(StorageCase):
         self.assertEqual(await self.storage.alloc("tank", 100, 1025, "raw", self.lines.append), "tank:vm-100-disk-0")
         self.assertEqual(self.lines, ["  Formatting 'tank'", "args: alloc tank 100  2 -format raw"])
 
+    async def test_alloc_of_a_name_with_an_apostrophe(self):
+        program = self.root / "pvesm"
+        program.write_text("#!/bin/sh\necho \"successfully created 'tank:vm-100-o'clock'\"\n")
+        self.assertEqual(await self.storage.alloc("tank", 100, 1, "raw", self.lines.append), "tank:vm-100-o'clock")
+
     async def test_path_and_size(self):
         self.assertEqual(await self.storage.path("tank:vm-100-disk-0"), "/dev/zvol/tank/vm-100-disk-0")
         self.assertEqual(await self.storage.size_bytes("tank:vm-100-disk-0"), 1 << 30)

@@ -42,6 +42,14 @@ class ImportTests(TunnelCase):
         self.assertIn("disk-import: Formatting '/x'\n", self.task.lines)
         self.assertIn("ready\n", self.task.lines)
 
+    def test_a_name_with_an_apostrophe(self) -> None:
+        volid = "local:100/vm-100-o'clock.raw"
+        self.begin_import()
+        self.child.lines.append(f"successfully imported '{volid}'\n")
+        self.fake.storage.sizes[volid] = 1
+        self.child.exit(0)
+        self.assertEqual(self.query(), {"success": True, "status": "complete", "volid": volid})
+
     def _ticket_error(self) -> str:
         return self.msg(cmd="ticket", path="/run/qemu-server/100.storage")
 
