@@ -50,8 +50,9 @@ def _choose_format(entry: StorageEntry, name: str, format: str | None) -> str:
 
 
 def _namer(place: DirectoryStorage, vmid: int, name: str, format: str) -> Choose:
-    if name:
-        parse_dir_volume(f"{vmid}/{name}")
+    found = parse_dir_volume(f"{vmid}/{name}").format if name else format
+    if found != format:
+        raise TunnelError(f"illegal name '{name}' - wrong extension for format ('{found} != '{format}')")
 
     def choose(taken: frozenset[str]) -> str:
         if name in taken:

@@ -50,6 +50,7 @@ class AllocTests(VolumeCase):
         self.fails(
             "different storage formats (raw != qcow2)", "alloc", "local", "100", "a.qcow2", "1M", "-format", "raw"
         )
+        self.fails("illegal name 'a.subvol' - wrong extension", "alloc", "local", "100", "a.subvol", "1M")
         self.fails("refusing an image of 0 bytes", "alloc", "local", "100", "", "0")
         self.fails("type check ('integer') failed - got 'abc'", "alloc", "local", "abc", "", "1M", code=2)
         self.fails("does not look like a valid VM ID", "alloc", "local", "99", "", "1M", code=2)
