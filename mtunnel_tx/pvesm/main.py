@@ -99,9 +99,11 @@ def _alloc(settings: Settings, given: Parameters) -> None:
 
 
 def _free(settings: Settings, given: Parameters) -> None:
-    volid = given["volume"]
-    if given.get("storage") and ":" not in volid:
-        volid = f"{given['storage']}:{volid}"
+    volid, storage = given["volume"], given.get("storage")
+    if storage and ":" not in volid:
+        volid = f"{storage}:{volid}"
+    if storage and (found := volid.partition(":")[0]) != storage:
+        raise TunnelError(f"400 Parameter verification failed.\nvolume: storage ID mismatch ({found} != {storage})")
     free_volume(settings, volid)
     say(f"Removed volume '{volid}'")
 

@@ -78,6 +78,12 @@ class FreeTests(VolumeCase):
         self.pvesm("free", "local:100/vm-100-disk-1.raw")
         self.assertEqual(self.tree(), [])
 
+    def test_two_storages(self):
+        volid = "local:100/vm-100-disk-0.raw"
+        self.fails("volume: storage ID mismatch (local != tank)", "free", volid, "-storage", "tank")
+        self.assertTrue(self.first.exists())
+        self.assertEqual(self.pvesm("free", volid, "-storage", "local").code, 0)
+
     def test_nothing_there(self):
         for volid in ("local:100/vm-100-disk-5.raw", "local:555/vm-555-disk-5.raw"):
             done = self.pvesm("free", volid)
