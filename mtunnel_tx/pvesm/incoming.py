@@ -160,7 +160,7 @@ def _formatting(
 ) -> str:
     """The line of `qemu-img create` for what is about to be there."""
     if facts is None:
-        return f"Formatting '{reservation.path}', fmt={format} size={size_bytes}"
+        return f"Formatting '{reservation.path}', fmt={format} size={size_bytes} compat6=off hwversion=undefined"
     options = {**facts.options, "preallocation": preallocated or "off", "size": str(size_bytes)}
     return f"Formatting '{reservation.path}', fmt={format} " + " ".join(f"{name}={options[name]}" for name in _OPTIONS)
 

@@ -245,6 +245,7 @@ class VmdkTests(ImportCase):
             name = f"vm-100-disk-{number}.vmdk"
             done = self.feed((f"local:100/{name}", "vmdk+size"), self.stream(path))
             self.assertEqual((done.code, done.err), (0, ""))
+            self.assertIn(f"{name}', fmt=vmdk size=10485760 compat6=off hwversion=undefined\n", done.out)
             self.assertEqual(self.stored(name), path.read_bytes())
 
     def test_stream_optimized_with_data(self):
