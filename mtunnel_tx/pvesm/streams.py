@@ -113,7 +113,9 @@ def _listening(path: str) -> Iterator[socket.socket]:
 
 
 def _bind(listener: socket.socket, path: str) -> None:
-    """For nobody else, from its first moment."""
+    """For nobody else, from its first moment. Without a path the kernel would choose a name that nobody knows."""
+    if not path:
+        raise BadRequest(f"unable to open '{_SOCKET}': it has no path")
     mask = os.umask(0o177)
     try:
         listener.bind(path)

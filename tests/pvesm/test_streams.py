@@ -96,6 +96,10 @@ class FileTests(StreamCase):
         with self.assertRaises(BadRequest), open_source("tcp://10.0.0.1"):
             self.fail("opened")
 
+    def test_a_socket_without_a_path(self):
+        with self.assertRaises(BadRequest), open_source("unix://", connect_s=0.05):
+            self.fail("opened")
+
     def test_an_unfinished_file_goes(self):
         with self.assertRaises(KeyboardInterrupt), open_target(str(self.path)) as fd:
             os.write(fd, b"half")
