@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from mtunnel_tx.pve.imagefile import printable
@@ -14,11 +16,24 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line on the standard error output."""
-    _print(text, sys.stderr)
+    """Print a line on the standard error output; where that fails, the exit code has to do."""
+    with suppress(OSError):
+        _print(text, sys.stderr)
 
 
 def _print(text: str, stream: TextIO) -> None:
     """Volume names come from a peer: control characters never reach a terminal or a log raw."""
     lines = "\n".join(printable(line) for line in text.split("\n"))
-    print(lines.encode("utf-8", "replace").decode(), file=stream, flush=True)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(lines.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    except OSError:
+        _drop(stream)
+        raise
+
+
+def _drop(stream: TextIO) -> None:
+    """What could not be written is still held: at the end of the program it would be tried, and fail, once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

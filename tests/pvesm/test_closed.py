@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 from mtunnel_tx.config import load_settings
 from mtunnel_tx.pvesm import allocation
@@ -32,6 +33,32 @@ class ClosedTests(ImportCase):
         (self.root / "stream").write_bytes(MIB.to_bytes(8, "little") + bytes(MIB))
         self.assertEqual(self.run_without("import", *RAW, self.root / "stream", closed=[0, 1, 2])[0], 0)
         self.assertEqual(self.stored("vm-100-disk-0.raw"), bytes(MIB))
+
+
+class ErrorOutputTests(ImportCase):
+    """The exit code stays, whatever becomes of the words."""
+
+    def test_nowhere_to_complain(self):
+        with Path("/dev/full").open("wb") as full:
+            process = self.start("path", "x", stderr=full)
+        self.assertEqual(process.wait(WAIT_S), 255)
+
+    def test_nobody_to_complain_to(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = self.start("path", "x", stderr=writer)
+        os.close(writer)
+        self.assertEqual(process.wait(WAIT_S), 255)
+
+    def test_words_that_the_terminal_does_not_have(self):
+        done = self.pvesm("path", "\u00e9", env={"PYTHONIOENCODING": "ascii"})
+        self.assertEqual((done.code, done.err), (255, "unable to parse volume ID '?'\n"))
+
+    def test_no_room_for_the_answer(self):
+        with Path("/dev/full").open("wb") as full:
+            process = self.start("path", "local:100/vm-100-disk-0.raw", stdout=full)
+        _, err = process.communicate(timeout=WAIT_S)
+        self.assertEqual((process.returncode, err), (255, b"[Errno 28] No space left on device\n"))
 
 
 class UnreadTests(ImportCase):
