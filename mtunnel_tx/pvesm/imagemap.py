@@ -22,8 +22,8 @@ _LINE_BYTES = 4096
 def refuse_missing_data(path: Path, format: str) -> None:
     """QEMU reads data behind the end of the file as zeros, and its check finds no fault in that.
 
-    The map shows the state of now only: not what belongs to internal snapshots alone, nor where compressed data is. Of
-    those a part of the last cluster may be missing unnoticed.
+    The map shows the state of now only: not what belongs to internal snapshots alone, nor where compressed data is.
+    For qcow2 see `qcow2tables`; a compressed vmdk image may lack its last bytes unnoticed.
     Raises: ImageRefused, BackendFailed.
     """
     length = path.stat().st_size

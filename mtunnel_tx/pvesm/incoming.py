@@ -19,6 +19,7 @@ from mtunnel_tx.pve.volume import DirVolume, next_disk_name, parse_dir_volume, p
 from mtunnel_tx.pvesm.allocation import check_size, create, preallocation
 from mtunnel_tx.pvesm.directory import DirectoryStorage, open_storage
 from mtunnel_tx.pvesm.output import say, warn
+from mtunnel_tx.pvesm.qcow2tables import refuse_missing_clusters
 from mtunnel_tx.pvesm.qemuimg import delete_snapshot, verify_image
 from mtunnel_tx.pvesm.reservation import Choose, Reservation, reserve
 from mtunnel_tx.pvesm.sparse import CHUNK_BYTES, fill, store
@@ -150,9 +151,15 @@ def _receive_image(
 
     received = _receive(stream, reservation, begin=begin)
     os.ftruncate(reservation.fd, received)
-    facts = inspect_image(format, lambda offset, count: os.pread(reservation.fd, count, offset), received)
+
+    def read(offset: int, count: int) -> bytes:
+        return os.pread(reservation.fd, count, offset)
+
+    facts = inspect_image(format, read, received)
     _check_facts(facts, size_bytes)
     verify_image(reservation.part, facts)
+    if format == "qcow2":
+        refuse_missing_clusters(read, received)
 
 
 def _formatting(

@@ -1,6 +1,7 @@
 """Image streams that end too early by less than a cluster: to qemu-img alone they are good images."""
 
 import os
+import subprocess
 
 from tests.pvesm.importing import ImportCase
 from tests.pvesm.programs import MIB, header
@@ -35,6 +36,24 @@ class CutTests(ImportCase):
         image = path.read_bytes()
         self.refused(self.feed(self.target("qcow2"), header(3 * MIB) + image[:-1]), "image is cut short")
         self.assertEqual(self.feed(self.target("qcow2"), header(3 * MIB) + image).code, 0)
+
+    def test_what_only_a_snapshot_has(self):
+        path = self.root / "source.qcow2"
+        self.qemu_img("create", "-f", "qcow2", path, "10M")
+        self._write(path, 0, b"x" * 65536)
+        self.qemu_img("snapshot", "-c", "s1", path)
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", "discard 0 64k", path], check=True, capture_output=True)
+        image = path.read_bytes()
+        self.refused(self.feed(self.target("qcow2"), header(10 * MIB) + image[:-1]), "image is cut short")
+        self.assertEqual(self.feed(self.target("qcow2"), header(10 * MIB) + image).code, 0)
+
+    def test_compressed_data(self):
+        self.raw.write_bytes(b"".join(b"%d\n" % number for number in range(3 * MIB))[: 3 * MIB])
+        image = self.converted("qcow2", "-c")
+        whole = len(image.rstrip(b"\0"))
+        for count in (whole - 20, whole - 600):
+            self.refused(self.feed(self.target("qcow2"), header(3 * MIB) + image[:count]), "image is cut short")
+        self.assertEqual(self.feed(self.target("qcow2"), header(3 * MIB) + image[:whole]).code, 0)
 
     def test_good_images_whose_last_cluster_is_short(self):
         self.raw.write_bytes(os.urandom(3 * MIB - 65024))
