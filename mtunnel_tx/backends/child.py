@@ -272,15 +272,20 @@ def _standard_input(given: bytes) -> int:
 
 
 def _kill_session(pid: int) -> None:
-    """The process, its group, and those of its session that left the group.
+    """The process, its group, and those of its session that left the group, until a look finds no other one.
 
-    Before `setsid` has run there is no such group, and no other process either.
+    Before `setsid` has run there is no such group, and no other process either: it must not come to that any more.
     """
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    for member in (pid, *_session_members(pid)):
-        with suppress(ProcessLookupError):
-            os.kill(member, signal.SIGKILL)
+    killed: set[int] = set()
+    members = {pid}
+    while members:
+        for member in members:
+            with suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+        killed |= members
+        members = set(_session_members(pid)) - killed
 
 
 def _session_members(session: int) -> Iterator[int]:

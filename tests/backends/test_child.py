@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from mtunnel_tx.backends.child import OutputPipe, PipedChild, run, spawn_child
+from mtunnel_tx.backends.child import OutputPipe, PipedChild, _session_members, run, spawn_child
 from mtunnel_tx.errors import BackendFailed, TimedOut
 
 ENV = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
@@ -168,9 +168,14 @@ class EndTests(ChildCase):
         self.assertEqual(await child.ended(), 3)
 
     async def test_kill_at_once(self):
-        child = shell("sleep 1000")
-        await child.kill()
-        self.assertEqual(await child.ended(), -9)
+        """Whether its session is there yet or not, nothing of it goes on."""
+        for _ in range(5):
+            child = shell("sleep 1000 & sleep 1000")
+            await child.kill()
+            self.assertEqual(await child.ended(), -9)
+            for pid in _session_members(child.pid):
+                while not is_gone(pid):
+                    await shell("true").ended()
 
     async def test_a_grandchild_that_holds_the_pipe_holds_nobody_up(self):
         child = shell("sleep 1000 & echo $!")
