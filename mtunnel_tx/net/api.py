@@ -21,7 +21,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.config import Limits
-from mtunnel_tx.errors import InvalidParameters, TunnelError, Unauthenticated
+from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError, Unauthenticated
 from mtunnel_tx.net.channel import LimitedSite
 from mtunnel_tx.net.forward import Destination
 from mtunnel_tx.net.gate import address_of
@@ -129,9 +129,7 @@ class ApiResource(Resource):
             rights = self._authenticate(visit.request)
             visit.trust()
         except Unauthenticated as error:
-            self._count(visit.request)
-            await self._delays.hold(visit.since, visit.gone)
-            return unauthenticated_reply(error)
+            return await self._refuse(visit, unauthenticated_reply(error))
         try:
             return await self._dispatch(visit.request, rights)
         except Unauthenticated:
@@ -144,26 +142,37 @@ class ApiResource(Resource):
         return self._parts.elsewhere.find(path, known=known) if self._parts.elsewhere else None
 
     async def _pass_on(self, visit: Visit, destination: Destination) -> Reply | None:
-        """Whoever answers judges the credentials; ours count only for how many connections there may be."""
+        """Whoever answers judges the credentials, and we heed that: here, too, a failed login is one."""
         assert self._parts.elsewhere is not None
         with suppress(Unauthenticated):
             self._authenticate(visit.request)
             visit.trust()
         try:
-            return await self._parts.elsewhere.answer(visit.request, destination, visit.gone)
+            reply = await self._parts.elsewhere.answer(visit.request, destination, visit.gone)
         except Unauthenticated as error:
-            self._count(visit.request)
-            await self._delays.hold(visit.since, visit.gone)
-            return unauthenticated_reply(error)
+            return await self._refuse(visit, unauthenticated_reply(error))
+        if reply is not None and _is_failed_login(reply):
+            return await self._refuse(visit, reply)
+        if destination.is_node and (reply is None or reply.status < BadRequest.status):
+            visit.trust()
+        return reply
+
+    async def _refuse(self, visit: Visit, reply: Reply) -> Reply:
+        """A failed login: counted, and answered late."""
+        self._count(visit.request)
+        await self._delays.hold(visit.since, visit.gone)
+        return reply
 
     def _authenticate(self, request: Request) -> Rights:
         access = self._parts.access
         return access.rights(access.authenticate(read_header(request, b"authorization")))
 
     def _count(self, request: Request) -> None:
-        """Who shows nothing has tried nothing: only what was meant as a credential is a failed login."""
-        if request.getHeader(b"authorization") is not None:
-            self._logins.fail(address_of(request.getClientAddress()))
+        """Who shows nothing has tried nothing; a neighbour that passed it on counts who that came from."""
+        elsewhere, address = self._parts.elsewhere, address_of(request.getClientAddress())
+        passed_on = elsewhere is not None and elsewhere.has_passed_on(request, address)
+        if request.getHeader(b"authorization") is not None and not passed_on:
+            self._logins.fail(address)
 
     async def _dispatch(self, request: Request, rights: Rights) -> Reply | None:
         method, path = request.method.decode("latin-1"), split_path(request.path)
@@ -190,17 +199,19 @@ class Visit:
     since: when it came. gone: fires when the client has gone. is_over: nothing can be answered any more.
     """
 
-    def __init__(self, request: Request, since: float) -> None:
-        self.request = request
+    def __init__(self, request: Any, since: float) -> None:
+        self.request: Request = request
         self.since = since
         self.gone: Deferred[None] = Deferred()
         self.is_over = False
+        # An upgrade takes the connection away from its channel.
+        self._seat = request.channel.seat
         request.notifyFinish().addCallbacks(self._end, self._leave)
 
     def trust(self) -> None:
         """The request has shown a valid token."""
-        channel: Any = self.request.channel
-        channel.trust()
+        if self._seat is not None:
+            self._seat.trust()
 
     def _end(self, _: None) -> None:
         self.is_over = True
@@ -208,6 +219,11 @@ class Visit:
     def _leave(self, _: Failure) -> None:
         self.is_over = True
         self.gone.callback(None)
+
+
+def _is_failed_login(reply: Reply) -> bool:
+    """A bad ticket is none: whoever has one has logged in."""
+    return reply.status == Unauthenticated.status and "PVETUNNEL" not in reply.reason
 
 
 def _report(failure: Failure) -> None:

@@ -13,6 +13,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from mtunnel_tx.config import Limits
+from mtunnel_tx.net.gate import Seat
 from mtunnel_tx.net.replies import clean
 
 log = Logger()
@@ -85,11 +86,10 @@ class LimitedChannel(HTTPChannel):
         self._refused = True
         HTTPChannel.loseConnection(self)
 
-    def trust(self) -> None:
-        """A request here has shown a valid token."""
-        seat = getattr(self.transport, "seat", None)
-        if seat is not None:
-            seat.trust()
+    @property
+    def seat(self) -> Seat | None:
+        """The place that this connection takes."""
+        return getattr(self.transport, "seat", None)
 
     def refuse(self, status: bytes) -> None:
         """Answer a request that is too large, and end the connection."""

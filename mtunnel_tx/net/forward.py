@@ -107,6 +107,11 @@ class Elsewhere:
             return None
         return Destination(name="the API", endpoint=self._api(self._forward.api), is_node=False)
 
+    def has_passed_on(self, request: Request, address: str) -> bool:
+        """Whether a request comes from another node's daemon, for somebody else."""
+        neighbours = {node.host for node in self._forward.nodes.values()}
+        return address in neighbours and read_header(request, HOPS_HEADER.encode("ascii")) is not None
+
     def _api(self, url: str) -> Endpoint:
         parts = urlsplit(url)
         fingerprint = self._forward.fingerprint or self._own_fingerprint()

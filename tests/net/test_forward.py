@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
@@ -11,6 +13,7 @@ from mtunnel_tx.config import Forward
 from mtunnel_tx.config.settings import Node
 from mtunnel_tx.errors import Unauthenticated, Unreachable
 from mtunnel_tx.net.forward import Destination, Elsewhere, LoopDetected, count_hops, read_authorization
+from mtunnel_tx.net.replies import Reply
 from mtunnel_tx.net.resources import Parts
 from mtunnel_tx.pve.maps import Endpoint
 from tests.net.apicase import SECRET, ApiCase
@@ -93,25 +96,45 @@ class CredentialTests(SynchronousTestCase):
 
 
 class StandIn(Elsewhere):
-    """Passes nothing on: says what would be."""
+    """Passes nothing on: says what would be, or what it was told to."""
+
+    reply = None
 
     async def answer(self, request, destination, gone):
         read_authorization(request)
+        if self.reply is not None:
+            return self.reply
         raise Unreachable(f"to {destination.name}")
+
+
+class Seat:
+    is_trusted = False
+
+    def trust(self):
+        self.is_trusted = True
 
 
 class ApiTests(ApiCase):
     """In which order the API decides."""
 
     def parts(self) -> Parts:
-        elsewhere = StandIn(
+        self.elsewhere = StandIn(
             Forward(api="https://127.0.0.1:8006", nodes=NODES),
             self.clock,
             node="pvetest",
             own_fingerprint=lambda: "OWN",
             cross_over=no_websocket,
         )
-        return replace(super().parts(), elsewhere=elsewhere)
+        return replace(super().parts(), elsewhere=self.elsewhere)
+
+    def passed_on(self, target, reply, *headers, token="unknown", peer="192.168.1.1"):
+        """A connection on which a request was passed on, and its seat."""
+        self.elsewhere.reply = reply
+        wire = self.wire()
+        wire.transport.seat = Seat()
+        wire.transport.peerAddr = IPv4Address("TCP", peer, 54321)
+        wire.write(self.raw("GET", f"/api2/json{target}", token=token, headers=headers))
+        return wire, wire.transport.seat
 
     def test_foreign_token_is_theirs_to_judge(self):
         for target in ("/access/roles", "/nodes/pveb/storage"):
@@ -131,6 +154,42 @@ class ApiTests(ApiCase):
         self.assertTrue(wire.silent())
         self.clock.advance(3)
         self.assertEqual(wire.response().line, "HTTP/1.1 401 No ticket")
+
+    def test_login_that_fails_there_fails_here(self):
+        """Else whoever guesses at a node's tokens does it in the name of the daemon in between."""
+        for target in ("/nodes/pveb/storage", "/access/roles"):
+            with capturedLogs() as events:
+                wire, seat = self.passed_on(target, Reply(status=401, reason="Authentication failed!"))
+                self.assertTrue(wire.silent())
+                self.clock.advance(3)
+            self.assertEqual(wire.response().line, "HTTP/1.1 401 Authentication failed!")
+            self.assertIn("failed login from 192.168.1.1", "".join(map(formatEvent, events)))
+            self.assertFalse(seat.is_trusted)
+
+    def test_bad_ticket_there_is_no_failed_login(self):
+        with capturedLogs() as events:
+            self.passed_on("/nodes/pveb/x", Reply(status=401, reason="permission denied - invalid PVETUNNEL ticket"))
+        self.assertNotIn("failed login", "".join(map(formatEvent, events)))
+
+    def test_whom_another_node_trusts(self):
+        """A token that only it knows; an answer of the API may need none."""
+        for target, status, trusted in (
+            ("/nodes/pveb/storage", 200, True),
+            ("/nodes/pveb/storage", 503, False),
+            ("/access/domains", 200, False),
+        ):
+            _, seat = self.passed_on(target, Reply(status=status, reason="so"))
+            self.assertEqual(seat.is_trusted, trusted, (target, status))
+
+    def test_neighbour_counts_those_it_passes_on(self):
+        for peer, headers, counted in (
+            ("192.0.2.2", ("X-Mtunnel-Hops: 1",), False),
+            ("192.0.2.2", (), True),
+            ("192.0.2.9", ("X-Mtunnel-Hops: 1",), True),
+        ):
+            with capturedLogs() as events:
+                self.passed_on("/version", None, *headers, peer=peer)
+            self.assertEqual("failed login" in "".join(map(formatEvent, events)), counted, (peer, headers))
 
     def test_unknown_node_is_refused_by_us(self):
         response = self.ask("GET", "/nodes/unknown/storage")

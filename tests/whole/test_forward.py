@@ -228,6 +228,22 @@ class NodeTests(SynchronousTestCase):
         answer = call(self.near, "POST", "/nodes/pveb/qemu/99/mtunnel", {"storages": "local"})
         self.assertEqual(answer.json["errors"], {"vmid": "invalid format - value does not look like a valid VM ID\n"})
 
+    def test_token_that_only_the_target_knows(self) -> None:
+        """Whom it trusts is no stranger in between, with however many connections; whom it does not failed here."""
+        limit = "[limits]\nconnections_unauthenticated_per_address = 2\n"
+        node = Node("pvec", extra=limit + entry(self.far))
+        self.addCleanup(node.close)
+        (node.pve / "priv" / "token.cfg").write_text("")
+        node.start()
+        via = Via(node, self.far)
+        tunnels = [Tunnel(via, vmid, storages="local", bridges="") for vmid in (201, 202, 203)]
+        answer = call(node, "GET", "/nodes/pveb/storage", Authorization="PVEAPIToken=mig@pve!t1=guessed")
+        self.assertEqual((answer.status, answer.reason), (401, "Authentication failed!"))
+        self.assertIn("failed login from 127.0.0.1, number 1", node.log.read_text())
+        for tunnel in tunnels:
+            tunnel.ask(cmd="quit", cleanup=1)
+            tunnel.leave()
+
     def test_wrong_certificate(self) -> None:
         node = Node("pvec", extra=entry(self.far, WRONG)).start()
         self.addCleanup(node.close)
