@@ -36,10 +36,10 @@ def move(node: Node, vmid: int, chance: Random) -> None:
 
 
 def _remove(node: Node, vmid: int) -> None:
-    for path in (*node.root.glob(f"**/images/{vmid}/*"), node.guest_file(vmid), node.pve / "firewall" / f"{vmid}.fw"):
+    folder = node.storage / "images" / str(vmid)
+    for path in (*folder.iterdir(), node.guest_file(vmid), node.pve / "firewall" / f"{vmid}.fw"):
         path.unlink(missing_ok=True)
-    for folder in node.root.glob(f"**/images/{vmid}"):
-        folder.rmdir()
+    folder.rmdir()
 
 
 def clean_up(node: Node, vmid: int, chance: Random) -> None:
