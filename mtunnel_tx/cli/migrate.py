@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
@@ -44,7 +44,8 @@ that the VM is its own.
 
 ENDPOINT is `apitoken=PVEAPIToken=USER@REALM!TOKENID=SECRET,host=HOST[,port=8006][,fingerprint=AA:BB:...]`. It holds a
 secret that every user of this host can see on a command line: better put it in a file, or in $MTUNNEL_ENDPOINT."""
-_NOTICE = "mtunnel migrate: interrupted; the target is asked to clean up, which may take a minute"
+_NOTICE = """\
+mtunnel migrate: interrupted; the target is asked to clean up, which may take a minute. Again: do not wait for it."""
 _EPILOG = "Exit status: 0 done, 1 failed or something stands in the way, 2 wrong usage, 130 interrupted."
 
 
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     with make_display(sys.stdout, reactor) as display:
         job = Job(reactor, settings, endpoint, display)
-        return run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run), _NOTICE)
+        return run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run), _NOTICE, job.hurry)
 
 
 def make_order(args: argparse.Namespace) -> Order:
@@ -204,11 +205,17 @@ class Job:
         self._settings = settings
         self._endpoint = endpoint
         self._display = display
+        self._impatient: Deferred[None] = Deferred()
+
+    def hurry(self) -> None:
+        """Wait for the target no more; once."""
+        self._impatient.callback(None)
 
     async def run(self, order: Order, *, dry_run: bool) -> int:
         """Returns: the exit status."""
         try:
             async with opened_world(self._reactor, self._settings, self._endpoint, self._display) as world:
+                self._impatient.chainDeferred(world.impatient)
                 await (self._check(order, world) if dry_run else self._migrate(order, world))
         except Obstructed as error:
             for obstacle in error.obstacles:

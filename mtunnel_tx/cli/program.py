@@ -26,10 +26,16 @@ def read_vmid(text: str) -> int:
     return int(text)
 
 
-def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]], notice: str = "") -> int:
+def run_reactor(
+    reactor: Any,
+    work: Callable[[], Coroutine[Any, Any, int]],
+    notice: str = "",
+    hurry: Callable[[], None] | None = None,
+) -> int:
     """Run work to its end. A signal cancels it, once; its cleanup is awaited.
 
-    Args: notice: what to say at the signal, where the cleanup may take a while. Returns: its exit status, or 128 + N.
+    Args: notice: what to say at the signal, where the cleanup may take a while. hurry: called at the second
+    Ctrl-C. Returns: its exit status, or 128 + N.
     """
     close_hole(reactor)
     status = FAILED
@@ -49,6 +55,8 @@ def run_reactor(reactor: Any, work: Callable[[], Coroutine[Any, Any, int]], noti
         def interrupt(number: int, _frame: FrameType | None) -> None:
             if not received:
                 reactor.callFromThread(_cancel, running, notice)
+            elif hurry and number == signal.SIGINT and received.count(number) == 1:
+                reactor.callFromThread(hurry)
             received.append(number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -59,6 +59,10 @@ class Commands(LineReceiver):
         if transport is not None:
             transport.loseConnection()
 
+    def give_up(self) -> None:
+        """Wait for no reply any more: whoever does is told that the connection has ended."""
+        self._fail(TargetGone("the command connection to the target was broken off here"))
+
     def _send(self, line: bytes) -> Deferred[bytes]:
         if self._lost is not None:
             raise self._lost

@@ -135,6 +135,7 @@ class Migration:
         """A tunnel, and its end: a failure before `unlock` has the target clean up; afterwards the VM is its own."""
         world = self._world
         tunnel = Tunnel(world.reactor, world.target, world.dial, node=plan.node, vmid=self._order.target_vmid)
+        world.impatient.addCallback(lambda _: tunnel.drop())
         try:
             await finish(tunnel.open(*self._places(plan)))
             yield tunnel
@@ -191,7 +192,9 @@ class Migration:
             await tunnel.quit()
             self._cleaned = not tunnel.is_unlocked
         except TunnelError as error:
-            self._say(f"cleanup at the target failed: {error.text}")
+            # Without `quit` it cleans up at the end of the connection.
+            how = "was not waited for" if tunnel.is_dropped else "failed"
+            self._say(f"cleanup at the target {how}: {error.text}")
         else:
             kept = f"VM {self._order.target_vmid} is complete at the target and stays there"
             self._say(kept if tunnel.is_unlocked else "the target has removed what was sent")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from twisted.internet.defer import Deferred
 
 from mtunnel_tx.ports import Guests, Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -39,7 +41,8 @@ class Order:
 class World:
     """Both hosts: files, storages and VMs of this one, API and websockets of the other, and who watches.
 
-    `machines`: None where running VMs cannot be sent. `runtime_dir`: for sockets.
+    `machines`: None where running VMs cannot be sent. `runtime_dir`: for sockets. `impatient` fires when nobody wants
+    to wait for the target any more.
     """
 
     reactor: Reactor
@@ -51,6 +54,7 @@ class World:
     target: TargetApi
     dial: Dial
     progress: Progress
+    impatient: Deferred[None] = field(default_factory=Deferred)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

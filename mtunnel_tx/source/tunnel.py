@@ -41,6 +41,8 @@ class Tunnel:
         self._socket_start = f"/run/qemu-server/{vmid}."
         self._commands = Commands(reactor)
         self._link: Link | None = None
+        self._opening: Deferred[None] | None = None
+        self.is_dropped = False
         self.is_started = False
         self.may_be_theirs = False
         self.is_unlocked = False
@@ -51,7 +53,11 @@ class Tunnel:
         return self._link is not None
 
     async def open(self, storages: Sequence[str], bridges: Sequence[str]) -> None:
-        """Claim the VMID, connect, compare versions. Raises: TunnelError."""
+        """Claim the VMID, connect, compare versions. Raises: TunnelError; CancelledError: it was dropped meanwhile."""
+        self._opening = Deferred.fromCoroutine(self._open(storages, bridges))
+        await self._opening
+
+    async def _open(self, storages: Sequence[str], bridges: Sequence[str]) -> None:
         opened = await self._target.post(
             *self._guest, "mtunnel", storages=",".join(storages), bridges=",".join(bridges), wait_s=LONG_S / 10
         )
@@ -155,6 +161,15 @@ class Tunnel:
     async def quit(self) -> None:
         """Say the last word: keep what is the target's by now, else remove all that the tunnel made."""
         await self._commands.call("quit", QUIT_S, {"cleanup": int(not self.is_unlocked)})
+
+    def drop(self) -> None:
+        """Break the command connection off: the target cleans up when it sees that."""
+        self.is_dropped = True
+        if self._opening is not None:
+            self._opening.cancel()
+        self._commands.give_up()
+        if self._link is not None:
+            self._link.abort()
 
     async def close(self) -> None:
         """End the command connection, wait until it is gone."""

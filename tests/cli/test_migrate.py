@@ -194,6 +194,18 @@ class ProgramTest(TestCase):
         self.assertEqual(self.conf_file.read_text(), CONF)
         self.assertTrue(program.err.startswith(b"mtunnel migrate: interrupted; the target is asked to clean up"))
 
+    async def test_second_ctrl_c(self):
+        self.target.silent = "config"
+        reached = self.target.when("config")
+        process, program = self.start("--target-vmid", "300", "--target-storage", "tank")
+        await reached
+        process.signalProcess("INT")
+        await self.target.when("quit")
+        process.signalProcess("INT")
+        await program.ended
+        self.assertEqual((program.status, self.conf_file.read_text()), (130, CONF))
+        self.assertIn(b"cleanup at the target was not waited for: ", program.out)
+
     async def test_ctrl_c(self):
         await self.interrupt(signal.SIGINT)
 

@@ -81,7 +81,8 @@ class SourceCase(TestCase):
 
     def migration(self, **changes):
         asked = {"vmid": 100, "target_vmid": 300, "storages": parse_map("local:tank"), **changes}
-        return Migration(Order(**asked), self.world())
+        self.world_now = self.world()
+        return Migration(Order(**asked), self.world_now)
 
     def migrate(self, **changes):
         return Deferred.fromCoroutine(self.migration(**changes).run())

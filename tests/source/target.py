@@ -109,7 +109,8 @@ def make_reply(status, phrase, **body):
 class RecordedTarget:
     """What a Proxmox target says, and what it was told.
 
-    `http` holds answers by (method, path); `fail` messages by command that is to fail; `version` the reply to it.
+    `http` holds answers by (method, path); `fail` messages by command that is to fail; `silent`: the call or
+    command that is not answered; `version` the reply to it.
     """
 
     def __init__(self, vmid=300, node="pvetest", storages=("tank",)):
@@ -122,6 +123,7 @@ class RecordedTarget:
         self.streams = []
         self.fail = {}
         self.keeps_open = False
+        self.silent = ""
         self.replies = {}
         self.lines = ["Formatting 'x', fmt=raw size=1048576 preallocation=off\n"]
         self.abort_streams_after = None
@@ -186,6 +188,8 @@ class RecordedTarget:
         self.requests.append((method, path, query, body))
         self.headers.append(request.requestHeaders)
         self.happened(f"{method} {path}")
+        if self.silent == f"{method} {path}":
+            return NOT_DONE_YET
         answer = self.http.get((method, path))
         if callable(answer):
             answer = answer(query)
@@ -229,6 +233,8 @@ class RecordedTarget:
         self.commands.append(request)
         name = request["cmd"]
         self.happened(name)
+        if name == self.silent:
+            return
         if name in self.fail:
             reply = {"success": False, "msg": f"failed to handle '{name}' command - {self.fail[name]}"}
         elif name in self.replies:

@@ -1,5 +1,6 @@
 import struct
 
+from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
@@ -277,6 +278,21 @@ class FailuresTest(SourceCase):
             self.assertEqual(len(self.target.named("quit")), 1, event)
             for child, *_ in self.storage.children:
                 await child.ended()
+
+    async def test_target_that_is_not_waited_for(self):
+        """It is silent; the connection ends, and everything here is as it was."""
+        for event in ("POST /nodes/pvetest/qemu/300/mtunnel", "version", "disk-import", "config", "unlock", "quit"):
+            self.target.silent = event
+            reached = self.target.when(event)
+            running = self.migrate()
+            await reached
+            began = reactor.seconds()
+            running.cancel()
+            self.world_now.impatient.callback(None)
+            with self.assertRaises((CancelledError, TunnelError)):
+                await running
+            self.assertLess(reactor.seconds() - began, 3, event)
+            self.assert_unlocked()
 
     async def test_interrupted_before_the_tunnel(self):
         reached = self.target.when("GET /version")
