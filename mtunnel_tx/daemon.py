@@ -24,7 +24,7 @@ from twisted.python.threadpool import ThreadPool
 
 from mtunnel_tx import __version__
 from mtunnel_tx.backends.access import FileAccess
-from mtunnel_tx.backends.files import Threads, create_file
+from mtunnel_tx.backends.files import Threads, create_file, refusal
 from mtunnel_tx.backends.fronts import FrontProgram
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.journal import FileJournal
@@ -267,9 +267,12 @@ class Daemon(Service):
         """Say why there is no daemon."""
         if failure.check(CancelledError):
             return
-        reason = failure.value.text if isinstance(failure.value, TunnelError) else str(failure.value)
-        if not isinstance(failure.value, TunnelError):
+        error = failure.value
+        if isinstance(error, OSError):
+            error = refusal(error)
+        if not isinstance(error, TunnelError):
             log.failure("unexpected failure at the start", failure)
+        reason = error.text if isinstance(error, TunnelError) else str(error)
         log.critical("cannot start: {reason}", reason=reason)
         self._failed(reason)
 

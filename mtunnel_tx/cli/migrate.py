@@ -40,7 +40,8 @@ LIMITS = StreamLimits(half_close_s=3600.0)
 _DESCRIPTION = """\
 Send a VM to another host, to Proxmox VE or to mtunnel-tx: a stopped one, or with --online a running one. The VM here
 is locked meanwhile; afterwards it is off, and stays as it was unless --delete is given and the target has confirmed
-that the VM is its own.
+that the VM is its own. Interrupted (Ctrl-C), it has the target remove what was sent; interrupted again, it does not
+wait until that is done.
 
 ENDPOINT is `apitoken=PVEAPIToken=USER@REALM!TOKENID=SECRET,host=HOST[,port=8006][,fingerprint=AA:BB:...]`. It holds a
 secret that every user of this host can see on a command line: better put it in a file, or in $MTUNNEL_ENDPOINT."""

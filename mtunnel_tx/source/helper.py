@@ -25,7 +25,7 @@ from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.net.link import Link
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.channel import LINE_LIMIT_BYTES, read_reply
-from mtunnel_tx.source.helper_channel import Channel
+from mtunnel_tx.source.helper_channel import LOST, Channel
 from mtunnel_tx.source.helper_lines import Connect, Forward, Websocket, read_control, ticket_request, with_ticket
 from mtunnel_tx.source.helper_socket import LocalSocket
 from mtunnel_tx.source.links import Reactor
@@ -187,6 +187,12 @@ class Helper(LineReceiver):
         channel.transport.registerProducer(self, True)
         self.transport.registerProducer(channel.transport, True)
         self._channel = channel
+        self._start(self._watch(self._link))
+
+    async def _watch(self, link: Link) -> None:
+        """Say so where the command connection breaks; after `quit` the target ends it in order."""
+        if not await link.ended() and not self.done.called:
+            log.error("{reason}: it broke off", reason=LOST)
 
     # -- streams
 

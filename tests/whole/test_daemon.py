@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.whole.node import Node
@@ -23,3 +25,19 @@ class DaemonTests(SynchronousTestCase):
     def test_http(self) -> None:
         answer = call(self.node, "GET", "/version")
         self.assertEqual((answer.status, answer.json["data"]["release"]), (200, "9.2"))
+
+
+class StartTests(SynchronousTestCase):
+    def test_folder_that_cannot_be_made(self) -> None:
+        """The reason, not a traceback."""
+        node = Node()
+        self.addCleanup(node.close)
+        with node.config.open("a") as config:
+            config.write('lock_dir = "/proc/mtunnel/lock"\n')
+        node.launch()
+        process: Any = node.process
+        self.assertEqual(process.wait(30), 1)
+        said = node.log.read_text()
+        self.assertIn("cannot start: /proc/mtunnel: No such file or directory", said)
+        self.assertNotIn("Traceback", said)
+        node.process = None

@@ -209,6 +209,7 @@ class NodeTests(SynchronousTestCase):
         with self.assertRaises(Failed) as caught:
             source.ask("version")
         self.assertEqual(str(caught.exception), "the command connection to the target has ended")
+        self.assertIn("the command connection to the target has ended: it broke off", source.leave())
         self.far.start()
 
     def test_refusals_come_through(self) -> None:
