@@ -31,6 +31,7 @@ _LONGEST_BACKING_NAME = 1023
 
 _VMDK = struct.Struct("<4sIIQQQQ")
 _VMDK_FOOTER_BYTES = 3 * SECTOR_BYTES
+_VMDK_COMPRESSED = 1 << 16
 _VMDK_GD_OFFSET = 56
 _VMDK_GD_AT_END = b"\xff" * 8
 _VMDK_DESCRIPTOR_BYTES = 20 * SECTOR_BYTES
@@ -48,7 +49,7 @@ class ImageFacts:
     """What the header says.
 
     `elsewhere`: why the image cannot stand alone, None if it can. `backing`: the backing file's name as written.
-    `options`: how it was made, in the words of `qemu-img create`.
+    `options`: how it was made, in the words of `qemu-img create`; `compressed` in vmdk: data has to be inflated.
     """
 
     format: str
@@ -174,6 +175,7 @@ def _inspect_vmdk(read: Read, length_bytes: int) -> ImageFacts:
     """Only self-contained kinds are taken: one sparse extent with its descriptor inside."""
     head = read(0, SECTOR_BYTES)
     capacity, place = _read_vmdk_header(head)
+    compressed = _VMDK.unpack_from(head)[2] & _VMDK_COMPRESSED
     if head[_VMDK_GD_OFFSET : _VMDK_GD_OFFSET + 8] == _VMDK_GD_AT_END:
         _check_vmdk_footer(read, length_bytes, (capacity, place))
     offset, sectors = place
@@ -181,7 +183,12 @@ def _inspect_vmdk(read: Read, length_bytes: int) -> ImageFacts:
         raise ImageRefused("vmdk image without a descriptor of its own is not supported")
     descriptor = read(offset * SECTOR_BYTES, max(_VMDK_DESCRIPTOR_BYTES, min(sectors, 128) * SECTOR_BYTES))
     text = descriptor.decode("utf-8", "replace")
-    return ImageFacts(format="vmdk", size_bytes=capacity * SECTOR_BYTES, elsewhere=_vmdk_elsewhere(text))
+    return ImageFacts(
+        format="vmdk",
+        size_bytes=capacity * SECTOR_BYTES,
+        elsewhere=_vmdk_elsewhere(text),
+        options={"compressed": "on"} if compressed else {},
+    )
 
 
 def _read_vmdk_header(head: bytes) -> tuple[int, tuple[int, int]]:

@@ -23,7 +23,7 @@ def refuse_missing_data(path: Path, format: str) -> None:
     """QEMU reads data behind the end of the file as zeros, and its check finds no fault in that.
 
     The map shows the state of now only: not what belongs to internal snapshots alone, nor where compressed data is.
-    For qcow2 see `qcow2tables`; a compressed vmdk image may lack its last bytes unnoticed.
+    For qcow2 see `qcow2tables`, for compressed vmdk `qemuimg`.
     Raises: ImageRefused, BackendFailed.
     """
     length = path.stat().st_size

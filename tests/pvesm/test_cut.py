@@ -55,6 +55,16 @@ class CutTests(ImportCase):
             self.refused(self.feed(self.target("qcow2"), header(3 * MIB) + image[:count]), "image is cut short")
         self.assertEqual(self.feed(self.target("qcow2"), header(3 * MIB) + image[:whole]).code, 0)
 
+    def test_compressed_vmdk(self):
+        self.raw.write_bytes(b"".join(b"%d\n" % number for number in range(3 * MIB))[: 3 * MIB])
+        image = self.converted("vmdk", "-o", "subformat=streamOptimized")
+        whole = len(image.rstrip(b"\0"))
+        for count in (whole - 1, whole - 20, whole - 600):
+            self.refused(
+                self.feed(self.target("vmdk"), header(3 * MIB) + image[:count]), "compressed data cannot be read"
+            )
+        self.assertEqual(self.feed(self.target("vmdk"), header(3 * MIB) + image).code, 0)
+
     def test_good_images_whose_last_cluster_is_short(self):
         self.raw.write_bytes(os.urandom(3 * MIB - 65024))
         kinds = ("preallocation=metadata", "preallocation=falloc", "cluster_size=2M", "extended_l2=on", "compat=0.10")
