@@ -12,9 +12,8 @@ import socket
 import struct
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -36,40 +35,46 @@ _READ, _DISCONNECT = 0, 2
 _READ_BYTES = 1 << 20
 _AHEAD = 2
 _START_S = 30
-_RETRY_S = 0.01
+_LISTEN_FD = 3
 _WORDS_BYTES = 4096
 _SET_DEATH_SIGNAL = 1
 
 
 @contextmanager
 def opened_image(path: Path, format: str) -> Iterator[socket.socket]:
-    """Serve an image read-only on a private socket and connect to it; qemu-nbd never outlives us.
+    """Serve an image read-only on a private socket, connected already; qemu-nbd never outlives us.
 
     Raises: BackendFailed.
     """
-    with tempfile.TemporaryDirectory(prefix="mtunnel-nbd-") as folder:
-        place = f"{folder}/s"
-        argv = ["qemu-nbd", "--read-only", f"--format={format}", f"--socket={place}", "--", str(path)]
-        with (
-            Path(folder, "errors").open("w+b") as errors,
-            _started(argv, errors) as process,
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
-        ):
-            _connect(connection, place, process, errors)
-            yield connection
+    argv = ["qemu-nbd", "--read-only", f"--format={format}", "--", str(path)]
+    listener, connection = _connected_pair()
+    with connection, tempfile.TemporaryFile() as errors, _started(argv, listener, errors) as process:
+        _await_greeting(connection, process, errors)
+        yield connection
+
+
+def _connected_pair() -> tuple[socket.socket, socket.socket]:
+    """A listening socket and the only one that will ever connect to it: its name is gone at once, whatever ends us."""
+    listener, connection = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    with uninterrupted(), tempfile.TemporaryDirectory(prefix="mtunnel-nbd-") as folder:
+        listener.bind(f"{folder}/s")
+        listener.listen(1)
+        connection.connect(f"{folder}/s")
+    return listener, connection
 
 
 @contextmanager
-def _started(argv: list[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(argv: list[str], listener: socket.socket, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     try:
         # A signal between its start and our knowing of it would leave it behind.
-        with uninterrupted():
+        with uninterrupted(), listener:
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                preexec_fn=partial(_die_with, os.getpid(), ctypes.CDLL(None)),
+                pass_fds=(_LISTEN_FD,),
+                preexec_fn=partial(_prepare, os.getpid(), listener.fileno(), ctypes.CDLL(None)),
             )
     except OSError as error:
         raise BackendFailed(f"unable to start qemu-nbd: {error}") from error
@@ -80,26 +85,33 @@ def _started(argv: list[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[by
         process.wait()
 
 
-def _die_with(parent: int, libc: ctypes.CDLL) -> None:
-    """Runs in the child: the kernel ends it with its parent, which may be gone already."""
+def _prepare(parent: int, listener: int, libc: ctypes.CDLL) -> None:
+    """Runs in the child: the kernel ends it with its parent, which may be gone already; it is given its socket.
+
+    Source: sd_listen_fds(3).
+    """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    os.dup2(listener, _LISTEN_FD)
+    os.set_inheritable(_LISTEN_FD, True)  # where it was there already
+    os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 
 
-def _connect(connection: socket.socket, place: str, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-    """As soon as it listens."""
-    end_s = time.monotonic() + _START_S
-    while True:
-        with suppress(FileNotFoundError, ConnectionRefusedError):
-            return connection.connect(place)
-        if process.poll() is not None:
-            errors.seek(0)
-            raise BackendFailed(f"qemu-nbd failed: {errors.read(_WORDS_BYTES).decode('utf-8', 'replace').strip()}")
-        if time.monotonic() > end_s:
-            raise BackendFailed(f"unable to start qemu-nbd: it does not listen after {_START_S} s")
-        time.sleep(_RETRY_S)
+def _await_greeting(connection: socket.socket, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    connection.settimeout(_START_S)
+    try:
+        if connection.recv(1, socket.MSG_PEEK):
+            connection.settimeout(None)
+            return
+    except TimeoutError as error:
+        raise BackendFailed(f"unable to start qemu-nbd: it says nothing for {_START_S} s") from error
+    except ConnectionResetError:
+        pass
+    process.wait(_START_S)
+    errors.seek(0)
+    raise BackendFailed(f"qemu-nbd failed: {errors.read(_WORDS_BYTES).decode('utf-8', 'replace').strip()}")
 
 
 def read_disk(connection: socket.socket, size_bytes: int) -> Iterator[memoryview]:

@@ -127,13 +127,28 @@ class ImageTests(ExportCase):
         programs.mkdir()
         (programs / "qemu-nbd").write_text(SLOW_SERVER)
         (programs / "qemu-nbd").chmod(0o755)
-        env = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        temporary = self.root / "tmp"
+        temporary.mkdir()
+        env = {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(temporary)}
         for number in (signal.SIGTERM, signal.SIGKILL):
             process = self.start("export", "local:100/vm-100-disk-0.qcow2", "raw+size", "-", env=env)
             self.until(lambda: str(self.folder) in _all_command_lines())
             process.send_signal(number)
             process.wait(WAIT_S)
             self.until(lambda: str(self.folder) not in _all_command_lines())
+            self.assertEqual(list(temporary.iterdir()), [])
+
+    def test_server_that_fails(self):
+        """Its reason is ours, however late it comes."""
+        self.qcow2().rename(self.folder / "vm-100-disk-0.qcow2")
+        programs = self.root / "bin"
+        programs.mkdir()
+        (programs / "qemu-nbd").write_text("#!/bin/sh\nsleep 0.2\necho no luck >&2\nexit 1\n")
+        (programs / "qemu-nbd").chmod(0o755)
+        env = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        process = self.start("export", "local:100/vm-100-disk-0.qcow2", "raw+size", "-", env=env)
+        _, errors = process.communicate(timeout=WAIT_S)
+        self.assertEqual((process.returncode, errors), (255, b"qemu-nbd failed: no luck\n"))
 
     def test_linked_clones(self):
         base = self.folder / "base-100-disk-0.qcow2"
