@@ -159,3 +159,32 @@ class OnlineTests(OnlineCase):
         self.assertIn("running", self.status(self.here, 100))
         self.assertIsNone(self.there.guest(200))
         self.assertEqual(self.there.images(200), [])
+
+    def test_interrupted_twice_while_the_target_says_nothing(self) -> None:
+        """Nobody waits for it; the VM runs on here, and the target cleans up once it can."""
+        before = self.boot()
+        migration = self.start_slow_migration()
+        wait_for("the VM there", lambda: (self.there.runtime / "200.pid").exists())
+        assert self.there.process is not None
+        self.there.process.send_signal(signal.SIGSTOP)
+        migration.send_signal(signal.SIGINT)
+        self.assertIn("interrupted", str(migration.stderr and migration.stderr.readline()))
+        migration.send_signal(signal.SIGINT)
+        out, _ = migration.communicate(timeout=30)
+        self.assertEqual(migration.returncode, 130, out)
+        self.assertIn("cleanup at the target was not waited for: ", out)
+        beats = len(before.beats)
+        wait_for("beats here", lambda: len(before.beats) > beats)
+        self.assertIn("running", self.status(self.here, 100))
+        self.assertNotIn("lock", self.here.guest(100) or "lock")
+        self.there.process.send_signal(signal.SIGCONT)
+        wait_for("the end of the tunnel", lambda: not self.there.ask(cmd="status")["tunnels"])
+        self.assertEqual((self.there.guest(200), self.there.images(200)), (None, []))
+
+    def start_slow_migration(self) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
+        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1024"]
+        pipe = subprocess.PIPE
+        migration = subprocess.Popen(argv, env=self.here.environ, stdout=pipe, stderr=pipe, text=True)
+        self.addCleanup(migration.kill)
+        return migration
