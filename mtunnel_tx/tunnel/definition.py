@@ -49,11 +49,15 @@ def _check_length(tunnel: Tunnel, what: str, text: str) -> None:
 
 
 async def _write_firewall(tunnel: Tunnel, text: str) -> None:
+    """As in Proxmox, a text of which nothing is left makes no file, and removes one that is there."""
     canonical, warnings = await tunnel.world.threads.run(format_firewall, text)
     for warning in warnings:
         tunnel.warn(warning)
     await tunnel.ledger.write("firewall")
-    await tunnel.world.guests.write_firewall(tunnel.vmid, canonical)
+    if canonical:
+        await tunnel.world.guests.write_firewall(tunnel.vmid, canonical)
+    else:
+        await tunnel.world.guests.remove_firewall(tunnel.vmid)
 
 
 def _check_first(present: GuestConfig) -> None:

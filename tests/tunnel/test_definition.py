@@ -102,6 +102,11 @@ class ConfigTests(TunnelCase):
         text = "400 Parameter verification failed.\nhookscript: script 'local:snippets/x.pl' does not exist\n\n"
         self.assertEqual(self.refused("memory: 512\nhookscript: local:snippets/x.pl\n"), text)
 
+    def test_an_empty_firewall_text_makes_no_file(self) -> None:
+        self.fake.guests.firewalls[100] = "[OPTIONS]\n\nenable: 1\n\n"
+        self.ask(cmd="config", conf="memory: 512\n", **{"firewall-config": "[OPTIONS]\n"})
+        self.assertEqual(self.fake.guests.firewalls, {})
+
     def test_firewall_is_written_and_remembered(self) -> None:
         text = "[RULES]\nIN ACCEPT\n\n[OPTIONS]\nenable: 1\n"
         self.ask(cmd="config", conf="memory: 512\n", **{"firewall-config": text})
