@@ -1,7 +1,8 @@
 """Command lines as Proxmox's tools take them.
 
-Options stand anywhere, with one dash or two, `-x y` or `-x=y`, cut short where that is unambiguous; a lone `-` is an
-argument; `--` ends the options. A switch takes a boolean, or nothing, which is true.
+Options stand anywhere, with one dash or two, `-x y` or `-x=y`, in any case, cut short where that is unambiguous; a lone
+`-` is an argument; `--` ends the options. A switch takes a boolean, or nothing, which is true. An argument may be given
+as an option too, where the argument itself counts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from mtunnel_tx.errors import BadRequest
 Check = Callable[[str], str | None]
 """Returns what is wrong with a value, else None."""
 
-_OPTION = re.compile(r"--?([A-Za-z][A-Za-z0-9_-]*)(?:=(.*))?", re.DOTALL)
 _TRUE = frozenset(("1", "on", "yes", "true"))
 _FALSE = frozenset(("0", "off", "no", "false"))
 
@@ -77,9 +77,9 @@ class _Reader:
 
     def __init__(self, syntax: Syntax) -> None:
         self._syntax = syntax
-        self._names = (*syntax.values, *syntax.switches)
+        self._names = (*syntax.values, *syntax.switches, *syntax.arguments)
         self._texts: dict[str, str] = {}
-        self._switches: dict[str, bool] = {}
+        self._switches: dict[str, str] = {}
         self._positional: list[str] = []
         self._complaints: list[str] = []
 
@@ -89,7 +89,8 @@ class _Reader:
             self._take(rest)
         if self._complaints:
             raise UsageError("\n".join([*self._complaints, "400 unable to parse option"]))
-        return Parameters(self._named_arguments() | self._texts, self._switches)
+        texts = self._texts | self._named_arguments()
+        return Parameters(texts, {name: _read_boolean(text or "1") for name, text in self._switches.items()})
 
     def _take(self, rest: list[str]) -> None:
         word = rest.pop(0)
@@ -102,22 +103,21 @@ class _Reader:
             self._positional.append(word)
 
     def _take_option(self, word: str, rest: list[str]) -> None:
-        match = _OPTION.fullmatch(word)
-        name = self._find(match[1] if match else word.lstrip("-"))
+        given, value = _split(word)
+        name = self._find(given.lower())
         if name is None:
             return
-        value = match[2] if match else None
         if name in self._syntax.switches:
             if value is None and rest and (rest[0] == "-" or not rest[0].startswith("-")):
                 value = rest.pop(0)
-            self._switches[name] = _read_boolean(value or "1")
-        elif value is None and not rest:
+            self._switches[name] = value or ""
+        elif value == "" or (value is None and not rest):
             self._complaints.append(f"Option {name} requires an argument")
         else:
             self._texts[name] = rest.pop(0) if value is None else value
 
     def _find(self, given: str) -> str | None:
-        found = [given] if given in self._names else [name for name in self._names if name.startswith(given) and given]
+        found = [given] if given in self._names else [name for name in self._names if name.startswith(given)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -133,6 +133,13 @@ class _Reader:
         if len(self._positional) > len(wanted):
             raise UsageError("400 too many arguments")
         return dict(zip(wanted, self._positional, strict=True))
+
+
+def _split(word: str) -> tuple[str, str | None]:
+    """`--x=y` to `x` and `y`; None: it brings no value along."""
+    name = word.removeprefix("-").removeprefix("-")
+    end = name.find("=", 1)
+    return (name, None) if end < 0 else (name[:end], name[end + 1 :])
 
 
 def _read_boolean(text: str) -> bool:

@@ -81,6 +81,25 @@ class OptionTests(SynchronousTestCase):
     def test_the_last_one_counts(self):
         self.assertEqual(self.read("v f -format a -format b")["format"], "b")
 
+    def test_in_any_case(self):
+        self.assertEqual(self.read("v f -FORMAT a --Snapshot=b")["format"], "a")
+        self.assertTrue(self.read("v f -With-Snap 1").switch("with-snapshots"))
+        self.refused("v f -BOGUS", "Unknown option: bogus\n400 unable to parse option")
+
+    def test_an_argument_given_as_an_option_too(self):
+        self.assertEqual(self.read("v f -volume other --file=x")["volume"], "v")
+        self.refused("v -file f", "400 not enough arguments")
+        self.refused("v f -f x", "Option f is ambiguous (file, format)\n400 unable to parse option")
+
+    def test_an_empty_value(self):
+        self.refused("v f -format=", "Option format requires an argument\n400 unable to parse option")
+        self.assertEqual(parse_parameters(SYNTAX, ["v", "f", "-snapshot", ""])["snapshot"], "")
+        self.assertTrue(self.read("v f -allow-rename=").switch("allow-rename"))
+
+    def test_booleans_are_read_last(self):
+        self.refused("v -allow-rename maybe", "400 not enough arguments")
+        self.refused("v f -allow-rename maybe -x", "Unknown option: x\n400 unable to parse option")
+
     def test_cut_short(self):
         self.assertEqual(self.read("v f -snapshot x")["snapshot"], "x")
         self.refused("v f -snap x", "Option snap is ambiguous (snapshot, snapshot-list)\n400 unable to parse option")
