@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mtunnel_tx.config import Settings
-from mtunnel_tx.errors import BackendFailed, BadRequest, TunnelError
+from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters, TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import next_disk_name, parse_dir_volume
 from mtunnel_tx.pvesm.directory import DirectoryStorage, open_storage
@@ -43,9 +43,7 @@ def _choose_format(entry: StorageEntry, name: str, format: str | None) -> str:
     if ending not in IMAGE_FORMATS:
         return format or entry.default_format
     if format not in (None, ending):
-        raise BadRequest(
-            f"400 Parameter verification failed.\nformat: different storage formats ({format} != {ending})"
-        )
+        raise InvalidParameters({"format": f"different storage formats ({format} != {ending})"})
     return ending
 
 

@@ -14,11 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtunnel_tx.config import Settings, load_settings
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError
+from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.pvesm.allocation import allocate
 from mtunnel_tx.pvesm.failure import ExitError
 from mtunnel_tx.pvesm.incoming import STREAM_FORMATS, ImportOrder, import_volume
-from mtunnel_tx.pvesm.options import Check, Parameters, Syntax, UsageError, matching, one_of, parse_parameters
+from mtunnel_tx.pvesm.options import (
+    Check,
+    Parameters,
+    Syntax,
+    UsageError,
+    formatted,
+    matching,
+    one_of,
+    parse_parameters,
+)
 from mtunnel_tx.pvesm.outgoing import ExportOrder, export_volume
 from mtunnel_tx.pvesm.output import say, warn
 from mtunnel_tx.pvesm.signals import Interrupted, catch_signals
@@ -76,7 +86,10 @@ def _run(words: Sequence[str]) -> int:
         return 0
     command = COMMANDS[name]
     parameters = parse_parameters(command.syntax, words[1:])
-    command.run(load_settings(None, os.environ), parameters)
+    try:
+        command.run(load_settings(None, os.environ), parameters)
+    except InvalidParameters as error:
+        raise BadRequest(f"{error.line}\n{command.syntax.usage}") from error
     return 0
 
 
@@ -100,10 +113,12 @@ def _alloc(settings: Settings, given: Parameters) -> None:
 
 def _free(settings: Settings, given: Parameters) -> None:
     volid, storage = given["volume"], given.get("storage")
-    if storage and ":" not in volid:
+    if ":" not in volid:
+        if not storage:
+            raise InvalidParameters({"volume": "no storage specified - incomplete volume ID"})
         volid = f"{storage}:{volid}"
     if storage and (found := volid.partition(":")[0]) != storage:
-        raise TunnelError(f"400 Parameter verification failed.\nvolume: storage ID mismatch ({found} != {storage})")
+        raise InvalidParameters({"volume": f"storage ID mismatch ({found} != {storage})\n"})
     free_volume(settings, volid)
     say(f"Removed volume '{volid}'")
 
@@ -146,25 +161,52 @@ def _export(settings: Settings, given: Parameters) -> None:
 
 
 def _vmid(value: str) -> str | None:
-    if not re.fullmatch(r"-?\d+", value, re.ASCII):
-        return f"type check ('integer') failed - got '{value}'"
-    if not re.fullmatch(r"[1-9]\d{2,8}", value, re.ASCII):
-        return "invalid format - value does not look like a valid VM ID"
+    return _integer(value) or _vmid_format(value)
+
+
+def _delay(value: str) -> str | None:
+    reason = _integer(value)
+    if reason or 1 <= int(value) <= _LONGEST_DELAY_S:
+        return reason
+    return "value must have a " + ("minimum value of 1" if int(value) < 1 else f"maximum value of {_LONGEST_DELAY_S}")
+
+
+def _integer(value: str) -> str | None:
+    return None if re.fullmatch(r"[+-]?\d+", value, re.ASCII) else f"type check ('integer') failed - got '{value}'"
+
+
+def _storage(value: str) -> str | None:
+    known = re.fullmatch(r"[a-z][a-z0-9._-]*[a-z0-9]", value, re.ASCII | re.IGNORECASE)
+    return None if known else f"storage ID '{value}' contains illegal characters"
+
+
+def _content(value: str) -> str | None:
+    return None if value in CONTENTS else f"invalid content type '{value}'"
+
+
+def _volume_id(value: str) -> str | None:
+    try:
+        parse_volume_id(value)
+    except TunnelError as error:
+        return error.text
     return None
 
 
-_SNAPSHOT = matching(r"(?i:[a-z0-9_-]{1,80})")
+_LONGEST_DELAY_S = 30
+_vmid_format = formatted(matching(r"[1-9]\d{2,8}", "value does not look like a valid VM ID"))
+_SNAPSHOT = matching(r"(?i:[a-z0-9_-]{1,40})")
 _CHECKS: Mapping[str, Check] = {
-    "base": matching(r"(?i:[a-z0-9_-]{1,40})"),
-    "content": one_of(*CONTENTS),
-    "delete-snapshot": _SNAPSHOT,
+    "base": _SNAPSHOT,
+    "content": formatted(_content),
+    "delay": _delay,
+    "delete-snapshot": matching(r"(?i:[a-z0-9_-]{1,80})"),
     "format": one_of(*STREAM_FORMATS),
     "size": matching(_SIZE.pattern),
     "snapshot": _SNAPSHOT,
-    "storage": matching(r"(?i:[a-z][a-z0-9._-]*[a-z0-9])", "invalid format - storage ID contains illegal characters"),
+    "storage": formatted(_storage),
     "vmid": _vmid,
 }
-_ALLOC_CHECKS = {**_CHECKS, "format": one_of("raw", "qcow2", "vmdk", "subvol")}
+_ALLOC_CHECKS = {**_CHECKS, "format": one_of("raw", "qcow2", "subvol", "vmdk")}
 
 COMMANDS: Mapping[str, Command] = {
     "alloc": Command(
@@ -185,7 +227,9 @@ COMMANDS: Mapping[str, Command] = {
         ),
         _free,
     ),
-    "path": Command(Syntax(usage="pvesm path <volume>", arguments=("volume",), checks=_CHECKS), _path),
+    "path": Command(
+        Syntax(usage="pvesm path <volume>", arguments=("volume",), checks={"volume": formatted(_volume_id)}), _path
+    ),
     "list": Command(
         Syntax(
             usage="pvesm list <storage> [OPTIONS]",

@@ -175,3 +175,13 @@ def matching(pattern: str, reason: str = "value does not match the regex pattern
         return None if compiled.fullmatch(value) else reason
 
     return check
+
+
+def formatted(check_format: Check) -> Check:
+    """Returns: a check for a format with a name: its reasons get Proxmox's prefix and a line feed."""
+
+    def check(value: str) -> str | None:
+        reason = check_format(value)
+        return reason and f"invalid format - {reason}\n"
+
+    return check

@@ -40,19 +40,19 @@ class ErrorOutputTests(ImportCase):
 
     def test_nowhere_to_complain(self):
         with Path("/dev/full").open("wb") as full:
-            process = self.start("path", "x", stderr=full)
+            process = self.start("free", "x:", stderr=full)
         self.assertEqual(process.wait(WAIT_S), 255)
 
     def test_nobody_to_complain_to(self):
         reader, writer = os.pipe()
         os.close(reader)
-        process = self.start("path", "x", stderr=writer)
+        process = self.start("free", "x:", stderr=writer)
         os.close(writer)
         self.assertEqual(process.wait(WAIT_S), 255)
 
     def test_words_that_the_terminal_does_not_have(self):
-        done = self.pvesm("path", "\u00e9", env={"PYTHONIOENCODING": "ascii"})
-        self.assertEqual((done.code, done.err), (255, "unable to parse volume ID '?'\n"))
+        done = self.pvesm("free", "\u00e9:x", env={"PYTHONIOENCODING": "ascii"})
+        self.assertEqual((done.code, done.err), (255, "unable to parse volume ID '?:x'\n"))
 
     def test_no_room_for_the_answer(self):
         with Path("/dev/full").open("wb") as full:

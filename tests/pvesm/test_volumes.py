@@ -1,5 +1,6 @@
 """alloc, free, path, list, status."""
 
+from mtunnel_tx.pvesm.main import COMMANDS
 from tests.pvesm.programs import MIB, PvesmCase
 
 
@@ -60,6 +61,43 @@ class AllocTests(VolumeCase):
     def test_a_taken_name(self):
         self.created("vm-100-disk-0.raw", "vm-100-disk-0.raw", "1M")
         self.fails("vm-100-disk-0.raw' already exists", "alloc", "local", "100", "vm-100-disk-0.raw", "1M")
+
+
+class ParameterTests(VolumeCase):
+    def refused(self, reason, *words, code=2):
+        """The whole of what is said: a reason of a format brings a line feed of its own."""
+        done = self.pvesm(*words)
+        usage = COMMANDS[words[0]].syntax.usage
+        text = f"400 Parameter verification failed.\n{reason}\n{usage}\n"
+        self.assertEqual((done.code, done.out, done.err), (code, "", text))
+
+    def test_formats(self):
+        vmid, storage = "value does not look like a valid VM ID", "storage ID 'st!' contains illegal characters"
+        self.refused(f"vmid: invalid format - {vmid}\n", "alloc", "local", "+100", "", "1M")
+        self.refused(f"storage: invalid format - {storage}\n", "list", "st!")
+        self.refused("content: invalid format - invalid content type 'disks'\n", "list", "local", "-content", "disks")
+        self.refused("volume: invalid format - unable to parse volume ID 'local'\n", "path", "local")
+        enumeration = "value 'qed' does not have a value in the enumeration 'raw, qcow2, subvol, vmdk'"
+        self.refused(f"format: {enumeration}", "alloc", "local", "100", "", "1M", "-format", "qed")
+        pattern = "snapshot: value does not match the regex pattern"
+        self.refused(pattern, "import", "local:100/a.raw", "raw+size", "-", "-snapshot", "s" * 41)
+
+    def test_delay(self):
+        for delay, reason in (
+            ("x", "type check ('integer') failed - got 'x'"),
+            ("0", "value must have a minimum value of 1"),
+            ("31", "value must have a maximum value of 30"),
+        ):
+            self.refused(f"delay: {reason}", "free", "local:100/vm-100-disk-0.raw", "-delay", delay)
+        self.assertEqual(self.pvesm("free", "local:100/vm-100-disk-0.raw", "-delay", "5").code, 0)
+
+    def test_what_only_the_command_finds_out(self):
+        """The usage line is there, too."""
+        self.refused("volume: no storage specified - incomplete volume ID", "free", "100/a.raw", code=255)
+        mismatch = "volume: storage ID mismatch (local != tank)\n"
+        self.refused(mismatch, "free", "local:100/a.raw", "-storage", "tank", code=255)
+        formats = "format: different storage formats (raw != qcow2)"
+        self.refused(formats, "alloc", "local", "100", "a.qcow2", "1M", "-format", "raw", code=255)
 
 
 class FreeTests(VolumeCase):
@@ -174,7 +212,7 @@ class PathTests(VolumeCase):
         self.assertEqual(self.pvesm("path", "local:iso/a.iso").out, f"{self.root}/local/template/iso/a.iso\n")
 
     def test_errors(self):
-        self.fails("unable to parse volume ID 'x'", "path", "x")
+        self.fails("unable to parse volume ID 'x'", "path", "x", code=2)
         self.fails("mtunnel-pvesm drives type 'dir' only", "path", "tank:vm-100-disk-0")
 
 
@@ -214,7 +252,7 @@ class ProgramTests(VolumeCase):
         self.assertIn("pvesm import <volume> <format> <filename>", self.pvesm("help").out)
 
     def test_control_characters_are_cleaned(self):
-        done = self.pvesm("path", "\033[31m:x")
+        done = self.pvesm("free", "\033[31m:x")
         self.assertEqual(done.err, "unable to parse volume ID '?[31m:x'\n")
 
     def test_no_twisted_for_the_sake_of_speed(self):
