@@ -19,6 +19,7 @@ from mtunnel_tx.pvesm.reservation import sweep
 
 CONTENTS = ("images", "rootdir", "iso", "vztmpl", "backup", "snippets", "import")
 _VMID = re.compile(r"[1-9]\d{2,8}")
+_ARCHIVE = re.compile(r"\.(tgz|(?:tar|vma)(?:\.[a-z0-9]+)?)\Z")
 _CLONE_OF = re.compile(r"\.\./([1-9]\d{2,8})/(base-[^/]+)")
 
 
@@ -99,7 +100,7 @@ def list_volumes(settings: Settings, storage_id: str, vmid: int | None, content:
             sweep(storage, vmid)
     kinds = [kind for kind in CONTENTS if kind in storage.entry.content and content in (None, kind)]
     found = (listed for kind in kinds for listed in _list_kind(storage, kind, vmid))
-    return sorted(found, key=lambda listed: listed.volid)
+    return sorted(found, key=lambda listed: listed.volid.lower())
 
 
 def _list_kind(storage: DirectoryStorage, kind: str, vmid: int | None) -> Iterator[Listed]:
@@ -142,10 +143,18 @@ def _listed(
 
 
 def _shown_format(volume: DirVolume) -> str:
-    """What is no disk goes by its ending."""
-    if volume.content in ("images", "rootdir", "import"):
-        return volume.format
-    return "iso" if volume.content == "iso" else volume.name.rpartition(".")[2]
+    """What is no disk goes by its kind, or by its ending: `tgz` of a `.tar.gz`, `vma.zst` of a `.vma.zst`."""
+    match volume.content:
+        case "iso":
+            return "iso"
+        case "snippets":
+            return "snippet"
+        case "vztmpl":
+            return "t" + volume.name.rpartition(".")[2]
+        case "backup":
+            found = _ARCHIVE.search(volume.name)
+            return found[1] if found else volume.format
+    return volume.format
 
 
 def _with_base(name: str, facts: ImageFacts) -> str:
@@ -188,10 +197,15 @@ def _inspect(fd: int, format: str) -> ImageFacts:
 
 
 def format_list(volumes: Sequence[Listed]) -> str:
-    """The table of `list`, without a final line feed."""
-    width = max([len(listed.volid) for listed in volumes] + [len("Volid")])
-    lines = [f"{'Volid':<{width}} {'Format':<7} {'Type':<9} {'Size':>15} VMID"]
-    for listed in volumes:
-        line = f"{listed.volid:<{width}} {listed.format:<7} {listed.content:<9} {listed.size_bytes:>15} "
-        lines.append((line + str(listed.vmid or "")).rstrip())
-    return "\n".join(lines)
+    """The table of `list`, without a final line feed: guests' volumes first, then the others by their format."""
+    width = max((len(listed.volid) for listed in volumes), default=0)
+    digits = max((len(str(listed.size_bytes)) for listed in volumes), default=1)
+    others = sorted((listed for listed in volumes if listed.vmid is None), key=lambda listed: listed.format)
+    rows = [
+        (listed.volid, listed.format, listed.content, listed.size_bytes, listed.vmid)
+        for listed in [*(listed for listed in volumes if listed.vmid is not None), *others]
+    ]
+    return "\n".join(
+        f"{volid:<{width}} {format:<7} {content:<9} {size:>{digits}}" + (f" {vmid}" if vmid is not None else "")
+        for volid, format, content, size, vmid in [("Volid", "Format", "Type", "Size", "VMID"), *rows]
+    )

@@ -192,6 +192,27 @@ class ListTests(VolumeCase):
             ],
         )
 
+    def test_the_very_table(self):
+        """As wide as it has to be; what belongs to a guest comes first, the rest by format."""
+        for name in ("snippets/a.yaml", "dump/vzdump-qemu-101-x.vma.zst", "dump/any.tar"):
+            path = self.root / "local" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"1")
+        self.assertEqual(
+            self.pvesm("list", "local").out.splitlines(),
+            [
+                "Volid                                  Format  Type         Size VMID",
+                "local:100/vm-100-disk-0.qcow2          qcow2   images    3145728 100",
+                "local:101/vm-101-disk-0.raw            raw     images       1024 101",
+                "local:101/vm-101-disk-1.qcow2          qcow2   images          6 101",
+                "local:backup/vzdump-qemu-101-x.vma.zst vma.zst backup          1 101",
+                "local:iso/my disk.iso                  iso     iso             5",
+                "local:snippets/a.yaml                  snippet snippets        1",
+                "local:backup/any.tar                   tar     backup          1",
+            ],
+        )
+        self.assertEqual(self.pvesm("list", "local", "-vmid", "300").out, "Volid Format  Type      Size VMID\n")
+
     def test_one_guest(self):
         self.assertEqual(self.lines("--vmid", "100"), ["local:100/vm-100-disk-0.qcow2 qcow2 images 3145728 100"])
         self.assertEqual(self.lines("--vmid=300"), [])
