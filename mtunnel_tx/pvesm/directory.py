@@ -13,7 +13,7 @@ from pathlib import Path
 from mtunnel_tx.config import Settings, make_private_directory
 from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut, TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_storage_config
-from mtunnel_tx.pve.volume import DirVolume
+from mtunnel_tx.pve.volume import DirVolume, VolumeId, parse_volume_id
 
 LOCK_WAIT_S = 60.0
 _LOCK_RETRY_S = 0.05
@@ -94,6 +94,14 @@ class DirectoryStorage:
         """Remove a guest's folder if nothing is in it."""
         with suppress(OSError):
             (self.folder("images") / str(vmid)).rmdir()
+
+
+def named_volume(text: str, verb: str) -> VolumeId:
+    """A volume id for `import` or `export`. Raises: TunnelError: `cannot VERB volume 'X'`."""
+    try:
+        return parse_volume_id(text)
+    except TunnelError as error:
+        raise TunnelError(f"cannot {verb} volume '{text}'") from error
 
 
 def open_storage(settings: Settings, storage: str, content: str | None = None) -> DirectoryStorage:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, BadRequest, TunnelError
 from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused, inspect_image
-from mtunnel_tx.pve.volume import DirVolume, next_disk_name, parse_dir_volume, parse_volume_id
+from mtunnel_tx.pve.volume import DirVolume, next_disk_name, parse_dir_volume
 from mtunnel_tx.pvesm.allocation import check_size, create, preallocation
-from mtunnel_tx.pvesm.directory import DirectoryStorage, open_storage
+from mtunnel_tx.pvesm.directory import DirectoryStorage, named_volume, open_storage
 from mtunnel_tx.pvesm.output import say, warn
 from mtunnel_tx.pvesm.qcow2tables import refuse_missing_clusters
 from mtunnel_tx.pvesm.qemuimg import delete_snapshot, verify_image
@@ -72,7 +72,7 @@ def import_volume(settings: Settings, order: ImportOrder, stream: int) -> None:
 
 def _find_target(settings: Settings, order: ImportOrder) -> tuple[DirectoryStorage, DirVolume]:
     """The checks, in Proxmox's order."""
-    parsed = parse_volume_id(order.volid)
+    parsed = named_volume(order.volid, "import into")
     storage = open_storage(settings, parsed.storage, "images")
     image_format = _image_format(order)
     volume = parse_dir_volume(parsed.name)

@@ -17,8 +17,8 @@ from itertools import chain
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.imagefile import ImageFacts, inspect_image
-from mtunnel_tx.pve.volume import DirVolume, parse_dir_volume, parse_volume_id
-from mtunnel_tx.pvesm.directory import open_storage
+from mtunnel_tx.pve.volume import DirVolume, parse_dir_volume
+from mtunnel_tx.pvesm.directory import named_volume, open_storage
 from mtunnel_tx.pvesm.failure import ExitError
 from mtunnel_tx.pvesm.nbd import opened_image, read_disk
 from mtunnel_tx.pvesm.sparse import send_all, send_file
@@ -39,7 +39,7 @@ class ExportOrder:
 
 def export_volume(settings: Settings, order: ExportOrder, target: int) -> None:
     """Write the stream. Raises: TunnelError: before the first byte wherever possible; OSError: the target."""
-    parsed = parse_volume_id(order.volid)
+    parsed = named_volume(order.volid, "export")
     storage = open_storage(settings, parsed.storage)
     volume = parse_dir_volume(parsed.name)
     if order.partial or order.stream_format not in _stream_formats(volume, with_snapshots=order.with_snapshots):

@@ -19,7 +19,7 @@ class OrderTests(ImportCase):
         self.refused(self.pvesm("import", *words), text)
 
     def test_what_is_wrong_first(self):
-        self.refused_as("unable to parse volume ID 'x'", "x", "raw+size", "-")
+        self.refused_as("cannot import into volume 'x'", "x", "raw+size", "-")
         self.refused_as("storage 'off' is disabled", "off:100/a.raw", "raw+size", "-")
         self.refused_as(
             "storage 'othernode' is not available on node 'pvetest'", "othernode:100/a.raw", "raw+size", "-"

@@ -98,6 +98,11 @@ class RawTests(ExportCase):
             self.assertIn("volume export format raw+size not available", err)
 
 
+class NamingTests(ExportCase):
+    def test_no_volume_id(self):
+        self.assertEqual(self.export("x", "raw+size"), (255, b"", "cannot export volume 'x'\n"))
+
+
 class ImageTests(ExportCase):
     def test_vmdk(self):
         path = self.folder / "vm-100-disk-0.vmdk"
