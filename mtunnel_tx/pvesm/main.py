@@ -39,6 +39,8 @@ from mtunnel_tx.pvesm.volumes import CONTENTS, format_list, free_volume, list_vo
 FAILED = 255
 BAD_USAGE = 2
 _HELP = ("-h", "--help")
+_NOT_HERE = ("add", "apiinfo", "extractconfig", "help", "prune-backups", "remove", "scan", "set")
+"""More commands of Proxmox's pvesm: a name cut short must not mean another one here."""
 _HEAD = "USAGE: mtunnel-pvesm <COMMAND> [ARGS] [OPTIONS]"
 _UNIT_BYTES = {"": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SIZE = re.compile(r"(\d{1,15})([MG]?)", re.ASCII)
@@ -73,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    name = words[0] if words else ""
+    name = _whole_name(words[0]) if words else ""
     if name in ("help", *_HELP):
-        say(_help(words[1] if words[1:2] and words[1] in COMMANDS else None))
+        asked = _whole_name(words[1]) if words[1:2] else None
+        say(_help(asked if asked in COMMANDS else None))
         return 0
     if name not in COMMANDS:
         problem = f"unknown command 'pvesm {name}'" if words else "no command specified"
@@ -91,6 +94,12 @@ def _run(words: Sequence[str]) -> int:
     except InvalidParameters as error:
         raise BadRequest(f"{error.line}\n{command.syntax.usage}") from error
     return 0
+
+
+def _whole_name(given: str) -> str:
+    """The one command that begins like this, of all that Proxmox's pvesm has; else the word as it is."""
+    found = [name for name in (*COMMANDS, *_NOT_HERE) if name.startswith(given)]
+    return found[0] if len(found) == 1 and given else given
 
 
 def _usage() -> str:

@@ -35,6 +35,25 @@ class HelpTests(SynchronousTestCase):
         self.assertEqual(self.help("list", "--help"), text)
 
 
+class CommandTests(SynchronousTestCase):
+    def test_cut_short(self):
+        for given, whole in (
+            ("imp", "import"),
+            ("st", "status"),
+            ("al", "alloc"),
+            ("list", "list"),
+            ("h", "help"),
+            *((ambiguous, ambiguous) for ambiguous in ("a", "e", "s", "p", "nosuch", "")),
+        ):
+            self.assertEqual(main._whole_name(given), whole)
+
+    def test_is_run(self):
+        said = []
+        self.patch(main, "say", said.append)
+        self.assertEqual(main._run(["exp", "--help"]), 0)
+        self.assertTrue(said[0].startswith("USAGE: pvesm export "))
+
+
 class OptionTests(SynchronousTestCase):
     def read(self, line):
         return parse_parameters(SYNTAX, line.split())
