@@ -22,8 +22,6 @@ _QCOW2_V3 = struct.Struct(">QQQII")
 _QCOW2_V2_BYTES = _QCOW2.size
 _QCOW2_V3_BYTES = 104
 _EXTERNAL_DATA = 1 << 2
-_EXTENDED_L2 = 1 << 4
-_LAZY_REFCOUNTS = 1 << 0
 _EXTENSION_END = 0
 _EXTENSION_DATA_FILE = 0x44415441
 _EXTENSION_ENCRYPTION = 0x0537BE77
@@ -49,7 +47,7 @@ class ImageFacts:
     """What the header says.
 
     `elsewhere`: why the image cannot stand alone, None if it can. `backing`: the backing file's name as written.
-    `options`: how it was made, in the words of `qemu-img create`; `compressed` in vmdk: data has to be inflated.
+    `options`: `cluster_size` of qcow2, as `qemu-img create` has it; `compressed` in vmdk: data has to be inflated.
     """
 
     format: str
@@ -84,8 +82,6 @@ class _Qcow2Header:
     size_bytes: int
     crypt_method: int
     incompatible: int = 0
-    compatible: int = 0
-    refcount_order: int = 4
     header_bytes: int = _QCOW2_V2_BYTES
 
 
@@ -102,7 +98,7 @@ def _inspect_qcow2(read: Read) -> ImageFacts:
         elsewhere=_qcow2_elsewhere(header, extensions, backing),
         backing=backing,
         encrypted=header.crypt_method != 0 or _EXTENSION_ENCRYPTION in extensions,
-        options=_qcow2_options(header, read),
+        options={"cluster_size": str(1 << header.cluster_bits)},
     )
 
 
@@ -127,15 +123,10 @@ def _read_qcow2_header(read: Read) -> _Qcow2Header:
 def _read_qcow2_v3(head: bytes, cluster_bytes: int) -> dict[str, int]:
     if len(head) < _QCOW2_V3_BYTES:
         raise ImageRefused("qcow2 header is cut short")
-    incompatible, compatible, _, refcount_order, header_bytes = _QCOW2_V3.unpack_from(head, _QCOW2_V2_BYTES)
+    incompatible, _, _, refcount_order, header_bytes = _QCOW2_V3.unpack_from(head, _QCOW2_V2_BYTES)
     if refcount_order > 6 or not _QCOW2_V3_BYTES <= header_bytes <= cluster_bytes:
         raise ImageRefused(f"invalid qcow2 header ({header_bytes} bytes, refcount order {refcount_order})")
-    return {
-        "incompatible": incompatible,
-        "compatible": compatible,
-        "refcount_order": refcount_order,
-        "header_bytes": header_bytes,
-    }
+    return {"incompatible": incompatible, "header_bytes": header_bytes}
 
 
 def _read_qcow2_extensions(header: _Qcow2Header, read: Read) -> frozenset[int]:
@@ -158,17 +149,6 @@ def _qcow2_elsewhere(header: _Qcow2Header, extensions: frozenset[int], backing: 
     if header.incompatible & _EXTERNAL_DATA or _EXTENSION_DATA_FILE in extensions:
         return "image has an external data file"
     return None
-
-
-def _qcow2_options(header: _Qcow2Header, read: Read) -> dict[str, str]:
-    zstd = header.header_bytes > _QCOW2_V3_BYTES and read(_QCOW2_V3_BYTES, 1) == b"\x01"
-    return {
-        "cluster_size": str(1 << header.cluster_bits),
-        "extended_l2": "on" if header.incompatible & _EXTENDED_L2 else "off",
-        "compression_type": "zstd" if zstd else "zlib",
-        "lazy_refcounts": "on" if header.compatible & _LAZY_REFCOUNTS else "off",
-        "refcount_bits": str(1 << header.refcount_order),
-    }
 
 
 def _inspect_vmdk(read: Read, length_bytes: int) -> ImageFacts:

@@ -27,15 +27,6 @@ from mtunnel_tx.pvesm.sparse import CHUNK_BYTES, fill, store
 STREAM_FORMATS = ("raw+size", "tar+size", "qcow2+size", "vmdk+size", "zfs", "btrfs")
 HEADER_BYTES = 8
 _GRANULARITY_BYTES = 1024
-_OPTIONS = (
-    "cluster_size",
-    "extended_l2",
-    "preallocation",
-    "compression_type",
-    "size",
-    "lazy_refcounts",
-    "refcount_bits",
-)
 _FILE_STREAMS = ("raw+size", "tar+size", "qcow2+size", "vmdk+size")
 
 
@@ -143,11 +134,10 @@ def _receive_image(
 
     def begin(first: memoryview) -> None:
         """The first bytes tell most of it already: better now than after hours."""
-        facts = None
         if format == "qcow2":
             facts = inspect_image(format, lambda offset, count: bytes(first[offset : offset + count]), len(first))
             _check_facts(facts, size_bytes)
-        say(_formatting(reservation, format, rounded, facts, chosen))
+        say(_formatting(reservation, format, rounded, chosen or "off"))
 
     received = _receive(stream, reservation, begin=begin)
     os.ftruncate(reservation.fd, received)
@@ -162,14 +152,13 @@ def _receive_image(
         refuse_missing_clusters(read, received)
 
 
-def _formatting(
-    reservation: Reservation, format: str, size_bytes: int, facts: ImageFacts | None, preallocated: str | None
-) -> str:
-    """The line of `qemu-img create` for what is about to be there."""
-    if facts is None:
-        return f"Formatting '{reservation.path}', fmt={format} size={size_bytes} compat6=off hwversion=undefined"
-    options = {**facts.options, "preallocation": preallocated or "off", "size": str(size_bytes)}
-    return f"Formatting '{reservation.path}', fmt={format} " + " ".join(f"{name}={options[name]}" for name in _OPTIONS)
+def _formatting(reservation: Reservation, format: str, size_bytes: int, preallocated: str) -> str:
+    """What `qemu-img create` says of the empty image that Proxmox's pvesm makes first, whatever the stream brings."""
+    options = f"size={size_bytes} compat6=off hwversion=undefined"
+    if format == "qcow2":
+        kind = f"cluster_size=65536 extended_l2=off preallocation={preallocated} compression_type=zlib"
+        options = f"{kind} size={size_bytes} lazy_refcounts=off refcount_bits=16"
+    return f"Formatting '{reservation.path}', fmt={format} {options}"
 
 
 def _check_facts(facts: ImageFacts, size_bytes: int) -> None:
