@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError
+from mtunnel_tx.pve.values import split_list
 from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.pvesm.allocation import allocate
 from mtunnel_tx.pvesm.failure import ExitError
@@ -142,7 +143,8 @@ def _list(settings: Settings, given: Parameters) -> None:
 
 
 def _status(settings: Settings, given: Parameters) -> None:
-    say(format_status(storage_status(settings, given.get("storage"), given.get("content"))))
+    kinds, enabled = split_list(given.get("content") or ""), given.switch("enabled")
+    say(format_status(storage_status(settings, given.get("storage"), kinds, enabled=enabled)))
 
 
 def _import(settings: Settings, given: Parameters) -> None:
@@ -191,6 +193,10 @@ def _storage(value: str) -> str | None:
 
 def _content(value: str) -> str | None:
     return None if value in CONTENTS else f"invalid content type '{value}'"
+
+
+def _contents(value: str) -> str | None:
+    return next(filter(None, map(_content, split_list(value))), None)
 
 
 def _volume_id(value: str) -> str | None:
@@ -249,7 +255,14 @@ COMMANDS: Mapping[str, Command] = {
         _list,
     ),
     "status": Command(
-        Syntax(usage="pvesm status [OPTIONS]", arguments=(), values=("storage", "content"), checks=_CHECKS), _status
+        Syntax(
+            usage="pvesm status [OPTIONS]",
+            arguments=(),
+            values=("storage", "content"),
+            switches=("enabled",),
+            checks={**_CHECKS, "content": formatted(_contents)},
+        ),
+        _status,
     ),
     "import": Command(
         Syntax(

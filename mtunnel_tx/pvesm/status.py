@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mtunnel_tx.config import Settings
@@ -24,11 +24,18 @@ class StorageStatus:
     free_bytes: int = 0
 
 
-def storage_status(settings: Settings, storage: str | None, content: str | None) -> list[StorageStatus]:
-    """The storages of this node, all or one, all or those for one kind of content; sorted."""
+def storage_status(
+    settings: Settings, storage: str | None, kinds: Collection[str] = (), *, enabled: bool = False
+) -> list[StorageStatus]:
+    """The storages of this node, all or one, all or those that are enabled; sorted.
+
+    Args: kinds: of content: only what is enabled and may hold one of them; empty: no matter what.
+    """
     entries = read_entries(settings).values()
     wanted = [entry for entry in entries if storage in (None, entry.id) and entry.on_node(settings.node)]
-    return [_status(entry) for entry in sorted(wanted, key=_name) if content is None or content in entry.content]
+    if enabled or kinds:
+        wanted = [entry for entry in wanted if entry.enabled]
+    return [_status(entry) for entry in sorted(wanted, key=_name) if not kinds or not entry.content.isdisjoint(kinds)]
 
 
 def _name(entry: StorageEntry) -> str:

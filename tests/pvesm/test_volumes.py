@@ -263,6 +263,17 @@ class StatusTests(VolumeCase):
         self.assertTrue(0 < free <= total)
         self.assertTrue(0 < used <= total)
 
+    def test_some(self):
+        def names(*options):
+            return [line.split()[0] for line in self.pvesm("status", *options).out.splitlines()[1:]]
+
+        self.assertEqual(names("-content", "iso"), ["local", "nodisks"])
+        self.assertEqual(names("-content", "iso,vztmpl"), ["local", "nodisks"])
+        self.assertEqual(names("-content", "images;iso"), ["absent", "eager", "local", "nodisks", "tank", "unmounted"])
+        self.assertEqual(names("-enabled", "1"), ["absent", "eager", "local", "nodisks", "tank", "unmounted"])
+        self.assertIn("off", names("-enabled", "0"))
+        self.fails("content: invalid format - invalid content type 'x'", "status", "-content", "iso,x", code=2)
+
 
 class ProgramTests(VolumeCase):
     def test_unknown_command(self):
