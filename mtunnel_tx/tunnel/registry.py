@@ -32,6 +32,8 @@ class Registry:
         self._settling = DeferredLock()
         self.held: dict[int, str] = {}
         self._drained: Callable[[], None] | None = None
+        self._stopping = False
+        self._opened: Deferred[None] | None = None
 
     async def recover(self) -> None:
         """Finish what a crash left, before any tunnel may be opened."""
@@ -59,6 +61,7 @@ class Registry:
             return await self._open(vmid, token, address)
         finally:
             del self._opening[vmid]
+            self._tell_if_opened()
             self._tell_if_drained()
 
     async def _open(self, vmid: int, token: str, address: str) -> Opened:
@@ -97,6 +100,8 @@ class Registry:
     def _check_room(self, token: str) -> None:
         limits = self._world.limits
         tokens = [worker.tunnel.token for worker in self._workers.values()] + list(self._opening.values())
+        if self._stopping:
+            raise WrongState("this daemon is being stopped and takes no new tunnels")
         if self.draining:
             raise WrongState("this daemon is being drained and takes no new tunnels")
         if len(tokens) >= limits.tunnels:
@@ -170,8 +175,19 @@ class Registry:
             self._drained()
 
     async def stop(self) -> None:
-        """End every tunnel, by the handover rule."""
+        """Take no new tunnels, and end every one by the handover rule; what is being settled is settled first."""
+        self._stopping = True
+        if self._opening:
+            self._opened = Deferred()
+            await self._opened
         await gatherResults([Deferred.fromCoroutine(worker.stop()) for worker in list(self._workers.values())])
+        # As with a command in work: what somebody decided is done before the daemon ends.
+        async with self._settling:
+            pass
+
+    def _tell_if_opened(self) -> None:
+        if self._opened is not None and not self._opening:
+            self._opened.callback(None)
 
     def _gone(self, worker: Worker, problem: str | None) -> None:
         self._workers.pop(worker.tunnel.vmid, None)

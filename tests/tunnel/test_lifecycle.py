@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
+
 from mtunnel_tx.errors import BackendFailed, NotFound, WrongState
 from tests.fakes import FakeWorld
 from tests.tunnel.case import CONFIG, DISK, IMPORT, TunnelCase
@@ -362,6 +364,26 @@ class SettleTests(TunnelCase):
 
     def test_a_live_tunnel_is_not_settled(self) -> None:
         self.fails(self.registry.settle(100, discard=True), WrongState)
+
+    def settle_slowly(self) -> tuple[Deferred[list[str]], Deferred[None]]:
+        """Returns: the settling of VM 100, and what lets it go on."""
+        free, freed = self.fake.storage.free, Deferred[None]()
+
+        async def slowly(volid: str) -> None:
+            await freed
+            await free(volid)
+
+        self._end("lock: backup\n")
+        self.fake.storage.free = slowly  # type: ignore[method-assign]
+        return Deferred.fromCoroutine(self.registry.settle(100, discard=True)), freed
+
+    def test_the_daemon_ends_when_it_is_settled(self) -> None:
+        settling, freed = self.settle_slowly()
+        stopping = Deferred.fromCoroutine(self.registry.stop())
+        self.assertNoResult(stopping)
+        freed.callback(None)
+        self.successResultOf(settling)
+        self.successResultOf(stopping)
 
     def test_nothing_to_settle(self) -> None:
         self.fails(self.registry.settle(101, discard=True), NotFound)

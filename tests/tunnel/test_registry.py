@@ -4,6 +4,7 @@ from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, PermissionDenied, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.ports import GuestEntry
+from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.tunnel.world import Limits
 from mtunnel_tx.wire.ticket import make_ticket
 from tests.fakes import TOKEN, FakeStream
@@ -186,6 +187,33 @@ class EndTests(TunnelCase):
         self.now(route.closed(orderly=False))
         self.successResultOf(stopping)
         self.assertEqual((self.fake.guests.configs, self.registry.live()), ({}, []))
+
+    def test_nothing_is_opened_while_others_end(self) -> None:
+        opened = self.open()
+        route = self.registry.route(100, opened.socket, TOKEN, opened.ticket)
+        route.opened(FakeStream())
+        stopping = Deferred.fromCoroutine(self.registry.stop())
+        text = self.fails(self.registry.open(101, TOKEN, (), ()), WrongState).text
+        self.assertEqual(text, "this daemon is being stopped and takes no new tunnels")
+        self.now(route.closed(orderly=False))
+        self.successResultOf(stopping)
+        self.assertEqual(self.fake.journal.records, {})
+
+    def test_stop_ends_what_is_just_being_opened(self) -> None:
+        create, created = self.fake.guests.create, Deferred[None]()
+
+        async def slowly(vmid: int, conf: GuestConfig) -> None:
+            await created
+            await create(vmid, conf)
+
+        self.fake.guests.create = slowly  # type: ignore[method-assign]
+        opening = Deferred.fromCoroutine(self.registry.open(100, TOKEN, (), ()))
+        stopping = Deferred.fromCoroutine(self.registry.stop())
+        self.assertNoResult(stopping)
+        created.callback(None)
+        self.successResultOf(opening)
+        self.successResultOf(stopping)
+        self.assertEqual((self.fake.guests.configs, self.fake.journal.records), ({}, {}))
 
     def test_after_quit_the_source_has_a_while_to_leave(self) -> None:
         self.connect()
