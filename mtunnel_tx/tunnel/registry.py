@@ -153,9 +153,10 @@ class Registry:
 
     async def settle(self, vmid: int, *, discard: bool) -> list[str]:
         """Decide about a tunnel that was held. Returns: the volumes that stay. Raises: WrongState: it is live."""
-        if vmid in self._workers or vmid in self._opening:
-            raise WrongState(f"VM {vmid} has a live tunnel")
         async with self._settling:
+            # Asked when it is our turn: while others were settled, somebody may have opened one.
+            if vmid in self._workers or vmid in self._opening:
+                raise WrongState(f"VM {vmid} has a live tunnel")
             left = await Recovery(self._world).settle(vmid, discard=discard)
         self.held.pop(vmid, None)
         return left

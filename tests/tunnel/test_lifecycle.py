@@ -377,6 +377,14 @@ class SettleTests(TunnelCase):
         self.fake.storage.free = slowly  # type: ignore[method-assign]
         return Deferred.fromCoroutine(self.registry.settle(100, discard=True)), freed
 
+    def test_nor_one_that_was_opened_while_another_was_settled(self) -> None:
+        _, freed = self.settle_slowly()
+        settling = Deferred.fromCoroutine(self.registry.settle(101, discard=True))
+        self.open(101)
+        freed.callback(None)
+        self.assertEqual(self.failureResultOf(settling, WrongState).value.text, "VM 101 has a live tunnel")
+        self.assertEqual((set(self.fake.journal.records), self.fake.guests.configs[101].lock), ({101}, "create"))
+
     def test_the_daemon_ends_when_it_is_settled(self) -> None:
         settling, freed = self.settle_slowly()
         stopping = Deferred.fromCoroutine(self.registry.stop())
