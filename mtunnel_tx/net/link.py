@@ -125,9 +125,15 @@ class Link:
             self._relays.cancel(self)
 
     def start(self, peer: Peer) -> None:
-        """Join the two sides."""
+        """Join the two sides; both end where the system has no thread or no descriptor left for that."""
         self._peer = peer
-        self._relays.start(self, peer)
+        try:
+            self._relays.start(self, peer)
+        except (OSError, RuntimeError) as error:
+            log.error("a stream could not be started: {reason}", reason=str(error))
+            self.local_over("it could not be started")
+            self.peer_over()
+            self.peer_closed()
 
     def drop(self) -> None:
         """It came to nothing before the start: close the UNIX side."""

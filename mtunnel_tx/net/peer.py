@@ -15,11 +15,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IPullProducer
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from mtunnel_tx.errors import Unreachable
 from mtunnel_tx.net.kinds import Reactor, Transport
 from mtunnel_tx.net.tls import TlsProtocol
+
+log = Logger()
 
 DIAL_S = 5.0
 DIAL_AGAIN_S = 0.05
@@ -78,8 +81,13 @@ async def take_over(transport: Transport, opening: bytes, leftover: bytes) -> Pe
     if isinstance(transport, TlsProtocol):
         transport, connection = transport.detach()
     transport.pauseProducing()
-    # A socket object of our own: the reactor closing its one cannot hit a stranger's number.
-    sock = transport.getHandle().dup()
+    try:
+        # A socket object of our own: the reactor closing its one cannot hit a stranger's number.
+        sock = transport.getHandle().dup()
+    except OSError as error:
+        log.error("a connection is given up: {reason}", reason=str(error))
+        transport.abortConnection()
+        raise ConnectionLost("no descriptor is left for the connection") from error
     return Peer(sock, connection, leftover, transport.loseConnection)
 
 

@@ -115,7 +115,11 @@ class _Worker:
         self._due_s = 0.0
         self._stopping = False
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except RuntimeError:
+            os.close(self._bell)
+            raise
 
     # For the reactor
 

@@ -141,7 +141,7 @@ async def upgrade(
         raise
     try:
         peer = await _leave_http(request, answer)
-    except ConnectionLost:
+    except BaseException:
         link.drop()
         raise
     link.start(peer)

@@ -86,6 +86,12 @@ class Carriage:
             "closed": link.peer_closed,
         }
         ours, self._theirs = make_pair()
+        try:
+            self._back = peer.sock.dup()
+        except OSError:
+            ours.close()
+            self._theirs.close()
+            raise
         self._channel = Channel(reactor, ours, self._hear, self._complete)
 
     def grant(self) -> None:
@@ -112,7 +118,7 @@ class Carriage:
                 "limits": asdict(terms.limits),
             }
         )
-        _Bounce(self._peer.sock.dup(), self._reactor, self._peer.leftover)
+        _Bounce(self._back, self._reactor, self._peer.leftover)
 
     def abort(self) -> None:
         """Let the front end it."""
@@ -143,6 +149,8 @@ class Carriage:
         """No more will be told."""
         self._stop_timer()
         self._theirs.close()
+        if not self._granted:
+            self._back.close()
         while self._untold:
             self._untold.pop(next(iter(self._untold)))()
 

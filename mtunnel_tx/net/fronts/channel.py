@@ -54,8 +54,7 @@ class Channel:
         """Say something; the sockets are duplicated at once. Nothing where the channel is closed."""
         if self._over or self._finishing:
             return
-        numbers = [os.dup(sock.fileno()) for sock in sockets]
-        self._queue.append((json.dumps(message).encode("ascii"), numbers))
+        self._queue.append((json.dumps(message).encode("ascii"), _duplicates(sockets)))
         self._push()
 
     def finish(self) -> None:
@@ -118,6 +117,17 @@ class Channel:
 
     def connectionLost(self, reason: Failure) -> None:
         self.close()
+
+
+def _duplicates(sockets: Sequence[socket.socket]) -> list[int]:
+    """All of them, or none. Raises: OSError."""
+    numbers: list[int] = []
+    try:
+        numbers.extend(os.dup(sock.fileno()) for sock in sockets)
+    except OSError:
+        _close_all(numbers)
+        raise
+    return numbers
 
 
 def _close_all(numbers: Sequence[int]) -> None:

@@ -262,7 +262,11 @@ class _Reception(Factory):
 
         def pass_on(transport: Any) -> None:
             visitor = Visitor(peer=transport.getPeer(), host=transport.getHost(), seat=seat)
-            self._crew.pass_on(front, transport.getHandle(), visitor, self._site.buildProtocol(addr))
+            try:
+                self._crew.pass_on(front, transport.getHandle(), visitor, self._site.buildProtocol(addr))
+            except OSError as error:
+                log.warn("connection from {address} refused: {reason}", address=address_of(addr), reason=str(error))
+                seat.leave()
 
         return _Arrival(pass_on)
 
