@@ -10,7 +10,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -245,15 +245,24 @@ def spawn_child(
     Raises: BackendFailed: it cannot be started; one that is not there ends with code 127.
     """
     child = PipedChild(reactor, _name(argv))
-    with ExitStack() as ours:
-        read_end, write_end = os.pipe()
-        ours.callback(os.close, write_end)
-        output = OutputPipe(reactor, read_end, limit_bytes, child.changed)
+    with ExitStack() as ours, _refused(argv):
         if stdin is None:
             stdin = _standard_input(given)
             ours.callback(os.close, stdin)
+        read_end, write_end = os.pipe()
+        ours.callback(os.close, write_end)
+        output = OutputPipe(reactor, read_end, limit_bytes, child.changed)
         child.start(argv, env, {0: stdin, 1: write_end if stdout is None else stdout, 2: write_end}, output)
     return child
+
+
+@contextmanager
+def _refused(argv: Sequence[str]) -> Iterator[None]:
+    """Raises: BackendFailed: the system gave no pipe."""
+    try:
+        yield
+    except OSError as error:
+        raise BackendFailed(f"unable to start '{_name(argv)}': {error}") from error
 
 
 def _name(argv: Sequence[str]) -> str:

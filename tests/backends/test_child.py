@@ -1,5 +1,6 @@
 """Real programs, from their first line to their end."""
 
+import errno
 import os
 import sys
 import tempfile
@@ -43,6 +44,20 @@ def open_descriptors() -> set[str]:
 
 class ChildCase(TestCase):
     timeout = 60
+
+
+class RefusalTests(TestCase):
+    def test_no_descriptor_is_left(self):
+        def refuse(*_):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        for name in ("pipe", "open"):
+            before = open_descriptors()
+            patch = self.patch(os, name, refuse)
+            error = self.assertRaises(BackendFailed, shell, "exit")
+            patch.restore()
+            self.assertEqual(error.text, "unable to start 'sh': [Errno 24] Too many open files")
+            self.assertEqual(open_descriptors(), before)
 
 
 class LineTests(ChildCase):
