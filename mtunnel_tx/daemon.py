@@ -57,6 +57,7 @@ from mtunnel_tx.tunnel.world import Limits, World
 
 log = Logger()
 THREADS = 8
+TICKET_KEY_BYTES = 32
 NETWORK = Path("/sys/class/net")
 
 
@@ -334,10 +335,16 @@ def _lock_state(state_dir: Path) -> IO[bytes]:
 
 
 def _ticket_key(path: Path) -> bytes:
-    """The key that signs tickets, made on first use, mode 0600."""
+    """The key that signs tickets, made on first use, mode 0600. Raises: WrongState: what is there is none."""
     with suppress(FileExistsError):
-        create_file(path, os.urandom(32).hex(), 0o600)
-    return bytes.fromhex(path.read_text("ascii"))
+        create_file(path, os.urandom(TICKET_KEY_BYTES).hex(), 0o600)
+    try:
+        key = bytes.fromhex(path.read_text("ascii"))
+    except ValueError:
+        key = b""
+    if len(key) != TICKET_KEY_BYTES:
+        raise WrongState(f"'{path}' holds no key; remove it, and the next start makes one")
+    return key
 
 
 def _nodes(settings: Settings) -> list[str]:

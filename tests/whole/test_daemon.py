@@ -30,14 +30,30 @@ class DaemonTests(SynchronousTestCase):
 class StartTests(SynchronousTestCase):
     def test_folder_that_cannot_be_made(self) -> None:
         """The reason, not a traceback."""
-        node = Node()
-        self.addCleanup(node.close)
+        node = self.node()
         with node.config.open("a") as config:
             config.write('lock_dir = "/proc/mtunnel/lock"\n')
+        self.fails(node, "/proc/mtunnel: No such file or directory")
+
+    def test_ticket_key_that_is_none(self) -> None:
+        """With a short one, tickets could be guessed."""
+        node = self.node()
+        key = node.state / "ticket.key"
+        for text in ("", "abcd", "no key"):
+            key.write_text(text)
+            self.fails(node, f"'{key}' holds no key; remove it, and the next start makes one")
+
+    def node(self) -> Node:
+        node = Node()
+        self.addCleanup(node.close)
+        return node
+
+    def fails(self, node: Node, reason: str) -> None:
+        node.log.unlink(missing_ok=True)
         node.launch()
         process: Any = node.process
         self.assertEqual(process.wait(30), 1)
         said = node.log.read_text()
-        self.assertIn("cannot start: /proc/mtunnel: No such file or directory", said)
+        self.assertIn(f"cannot start: {reason}", said)
         self.assertNotIn("Traceback", said)
         node.process = None
