@@ -30,6 +30,8 @@ _READ_BYTES = 1 << 16
 _INPUT_BYTES = 1 << 12
 _TAIL_BYTES = 4096
 _LONGEST_OUTPUT_BYTES = 64 << 20
+_LINE_BYTES = 64
+"""What a line takes in memory beside its text."""
 
 
 @implementer(IReadDescriptor)
@@ -342,7 +344,7 @@ async def _collect(child: PipedChild, end_s: float, reactor: Any) -> str:
     size = 0
     while (line := await child.next_line(end_s - reactor.seconds())) is not None:
         lines.append(line)
-        size += len(line)
+        size += len(line) + _LINE_BYTES
         if size > _LONGEST_OUTPUT_BYTES:
             raise BackendFailed(f"a child wrote more than {_LONGEST_OUTPUT_BYTES} bytes")
     return "".join(lines)

@@ -46,6 +46,14 @@ class ChildCase(TestCase):
     timeout = 60
 
 
+class EndlessTests(ChildCase):
+    async def test_short_lines_count_with_the_memory_that_they_take(self):
+        script = f"yes | head -n {1 << 20}"
+        with self.assertRaises(BackendFailed) as caught:
+            await run(reactor, ["sh", "-c", script], ENV, LONG_S)
+        self.assertEqual(str(caught.exception), f"a child wrote more than {64 << 20} bytes")
+
+
 class RefusalTests(TestCase):
     def test_no_descriptor_is_left(self):
         def refuse(*_):
