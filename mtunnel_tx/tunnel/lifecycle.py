@@ -79,7 +79,7 @@ class Keeper:
         if ledger.owed.started:
             await self._world.hypervisor.stop(vmid)
             self._remove_sockets(vmid)
-        if not self.is_ours(ledger):
+        if not await self._is_left_to_us(ledger):
             await self._step_back(ledger, own)
             return
         await own.free_all(but)
@@ -106,6 +106,14 @@ class Keeper:
         async with self._world.guests.locked(vmid, self._world.limits.command_lock_s):
             if self.is_ours(ledger):
                 await self._world.guests.remove(vmid)
+
+    async def _is_left_to_us(self, ledger: Ledger) -> bool:
+        """Whoever restores a VM of this number has a config like ours, and volumes of the same names, under its lock.
+
+        Raises: TimedOut: somebody is at work there.
+        """
+        async with self._world.guests.locked(ledger.owed.vmid, self._world.limits.command_lock_s):
+            return self.is_ours(ledger)
 
     def is_ours(self, ledger: Ledger) -> bool:
         """The config is as this tunnel left it: nobody has taken it over."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 from twisted.internet.defer import Deferred
 
-from mtunnel_tx.errors import BackendFailed, NotFound, WrongState
+from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut, WrongState
 from tests.fakes import FakeWorld
 from tests.tunnel.case import CONFIG, DISK, IMPORT, TunnelCase
 
@@ -289,6 +290,22 @@ class RecoveryTests(TunnelCase):
         after = self._crash()
         self.assertIn("unknown record", after.registry.held[100])
         self.assertIn(volid, after.storage.sizes)
+
+    def test_a_config_that_somebody_works_on_holds(self) -> None:
+        """A VM that is just being restored under this number has the same lock, and volumes of the same names."""
+        self.connect()
+        self.ask(**DISK)
+        after = FakeWorld(self.mktemp())
+        after.guests.configs, after.journal.records = self.fake.guests.configs, self.fake.journal.records
+        after.storage.sizes = dict(self.fake.storage.sizes)
+
+        def busy(*_: object) -> NoReturn:
+            raise TimedOut("can't lock file")
+
+        after.guests.locked = busy  # type: ignore[method-assign]
+        self.now(after.registry.recover())
+        self.assertEqual(after.registry.held, {100: "can't lock file"})
+        self.assertEqual((set(after.storage.sizes), set(after.guests.configs)), ({VOLID}, {100}))
 
     def test_a_storage_that_fails_holds(self) -> None:
         self.connect()
