@@ -18,6 +18,7 @@ from typing import IO, Any
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -237,7 +238,9 @@ class Daemon(Service):
         return make_machines(threads, self._settings, storage)
 
     def _stop_reactor(self) -> None:
-        self._reactor.stop()
+        """The last tunnel may also have ended because we are being stopped."""
+        with suppress(ReactorNotRunning):
+            self._reactor.stop()
 
     async def _listen_control(self, path: Path, answerer: Answerer) -> Listening:
         return await listen_control(self._reactor, path, answerer, self._settings.limits)
@@ -302,6 +305,8 @@ class Door:
         vmid, discard = request.get("vmid"), request.get("discard")
         if not isinstance(vmid, int) or not isinstance(discard, bool):
             raise BadRequest("settle takes a number `vmid` and a truth value `discard`")
+        if self._daemon.registry is None:
+            raise WrongState("what a crash left is being looked at; try again once the port is open")
         return {"left": await self._registry.settle(vmid, discard=discard)}
 
     async def _drain(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -126,6 +126,16 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A failed write does not say which file it was for."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _write_aside(path: Path, text: str, mode: int) -> Path:
     """Write a temporary file beside `path`, fsynced, with its final mode and owner."""
     temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.{os.urandom(4).hex()}")
@@ -137,7 +147,7 @@ def _write_new(path: Path, text: str, mode: int, owner: Path | None = None) -> N
     """Write a file that was not there, fsynced, or leave none. Raises: FileExistsError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o600)
     try:
-        with open(fd, "wb") as file:  # noqa: PTH123 - pathlib opens no descriptors
+        with naming(path), open(fd, "wb") as file:  # noqa: PTH123 - pathlib opens no descriptors
             file.write(encode(text))
             file.flush()
             with _tolerated():

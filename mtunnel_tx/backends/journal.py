@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtunnel_tx.backends.files import Threads, create_file, make_folder, refusal, remove_file, remove_leftovers
+from mtunnel_tx.backends.files import Threads, create_file, make_folder, naming, refusal, remove_file, remove_leftovers
 from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import WrongState
 
@@ -104,7 +104,7 @@ def _create(path: Path, text: str) -> None:
 
 def _append(path: Path, line: bytes) -> None:
     """Behind the last whole line: what a crash or a full disk tore off is cut away first."""
-    with path.open("r+b") as file:
+    with naming(path), path.open("r+b") as file:
         end = file.read().rfind(b"\n") + 1
         file.truncate(end)
         file.seek(end)

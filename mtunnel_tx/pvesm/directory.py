@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,9 @@ from mtunnel_tx.pve.volume import DirVolume, VolumeId, parse_volume_id
 LOCK_WAIT_S = 60.0
 _LOCK_RETRY_S = 0.05
 _FOLDER_MODE = 0o750
+_MOUNTS = Path("/proc/self/mountinfo")
+_MOUNT_FIELD = 4
+_ESCAPE = re.compile(rb"\\(\d{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +153,19 @@ def activation_problem(entry: StorageEntry) -> str | None:
     mount_point = entry.options.get("is_mountpoint", "0")
     if mount_point not in ("0", "no", "off", "false"):
         expected = Path(mount_point) if mount_point.startswith("/") else path
-        if not expected.is_mount():
+        if not _is_mounted(expected):
             return f"directory is expected to be a mount point but is not mounted: '{expected}'"
     if not path.is_dir() and _may_make(entry):
         with suppress(OSError):
             path.mkdir(0o755, parents=True)
     return None if path.is_dir() else f"directory '{path}' does not exist or is unreachable"
+
+
+def _is_mounted(path: Path) -> bool:
+    """As the kernel's table has it: a bind mount looks like any folder. Source: proc_pid_mountinfo(5)."""
+    with _MOUNTS.open("rb") as table:
+        found = {_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ")[_MOUNT_FIELD]) for line in table}
+    return os.fsencode(path.resolve()) in found
 
 
 def _may_make(entry: StorageEntry) -> bool:

@@ -127,10 +127,14 @@ class Keeper:
         await ledger.close()
 
     def _config_state(self, vmid: int) -> str:
+        """Its lock, or what else it is; a claim has nothing but its lock, somebody's VM in the making may have more."""
         try:
-            return self._world.guests.read(vmid).lock or "unlocked"
+            conf = self._world.guests.read(vmid)
         except NotFound:
             return "absent"
+        if conf.lock == "create" and len(conf.options) > 1:
+            return "somebody else's"
+        return conf.lock or "unlocked"
 
 
 async def finish(world: World, tunnel: Tunnel, verdict: str) -> str | None:

@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 from twisted.internet import reactor
@@ -7,6 +9,7 @@ from twisted.trial.unittest import TestCase
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.errors import BackendFailed, WrongState
+from tests.backends.test_files import refuse
 
 
 class JournalTest(TestCase):
@@ -36,6 +39,13 @@ class JournalTest(TestCase):
         self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 1}])
         self.assertEqual([path.name for path in self.file.parent.iterdir()], ["100.jsonl"])
         self.assertEqual(self.file.stat().st_mode & 0o777, 0o600)
+
+    async def test_full_disk_is_named(self):
+        await self.journal.open(100, {"do": "claim"})
+        self.patch(os, "fsync", refuse(errno.ENOSPC))
+        with self.assertRaises(BackendFailed) as caught:
+            await self.journal.append(100, {"do": "making"})
+        self.assertEqual(caught.exception.text, f"{self.file}: No space left on device")
 
     async def test_what_a_crash_left_of_opening_one_goes(self):
         await self.journal.tidy()

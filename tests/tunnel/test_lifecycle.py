@@ -291,6 +291,16 @@ class RecoveryTests(TunnelCase):
         self.assertIn("unknown record", after.registry.held[100])
         self.assertIn(volid, after.storage.sizes)
 
+    def test_a_vm_in_the_making_is_somebody_elses(self) -> None:
+        """A claim is nothing but its lock; a restore under this number has more, and volumes of the same names."""
+        self.connect()
+        self.ask(**DISK)
+        volumes = dict(self.fake.storage.sizes)
+        self.fake.guests.set(100, "lock: create\nmemory: 512\n")
+        after = self._crash()
+        self.assertIn("is no longer ours", after.registry.held[100])
+        self.assertEqual((after.storage.sizes, set(after.guests.configs)), (volumes, {100}))
+
     def test_a_config_that_somebody_works_on_holds(self) -> None:
         """A VM that is just being restored under this number has the same lock, and volumes of the same names."""
         self.connect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -138,6 +139,19 @@ class DrainTests(Case):
         tunnel.leave()
         self.assertEqual(self.ended(), 0)
         self.assertIn("name: web", self.node.guest(VMID) or "")
+
+    def test_stopped_while_it_drains(self) -> None:
+        """The end of its last tunnel, which comes with that, asks for nothing more."""
+        tunnel = self.open()
+        self.mtunnel("drain")
+        assert self.node.process is not None
+        self.node.process.terminate()
+        self.assertIn(self.ended(), (0, -signal.SIGTERM))
+        tunnel.commands.drop()
+        said = self.node.log.read_text()
+        self.assertNotIn("Traceback", said)
+        self.assertNotIn("ReactorNotRunning", said)
+        self.assertIsNone(self.node.guest(VMID))
 
 
 class AuditTests(Case):
