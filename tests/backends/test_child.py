@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
+from mtunnel_tx.backends import child as children
 from mtunnel_tx.backends.child import OutputPipe, PipedChild, _session_members, run, spawn_child
 from mtunnel_tx.errors import BackendFailed, TimedOut
 
@@ -48,10 +49,11 @@ class ChildCase(TestCase):
 
 class EndlessTests(ChildCase):
     async def test_short_lines_count_with_the_memory_that_they_take(self):
-        script = f"yes | head -n {1 << 20}"
+        self.patch(children, "_LONGEST_OUTPUT_BYTES", 1 << 20)
+        script = f"yes | head -n {1 << 14}"
         with self.assertRaises(BackendFailed) as caught:
             await run(reactor, ["sh", "-c", script], ENV, LONG_S)
-        self.assertEqual(str(caught.exception), f"a child wrote more than {64 << 20} bytes")
+        self.assertEqual(str(caught.exception), f"a child wrote more than {1 << 20} bytes")
 
 
 class RefusalTests(TestCase):
