@@ -234,7 +234,15 @@ class Node:
 def children(pid: int) -> list[str]:
     """The command lines of a process's children."""
     pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in pids]
+    return [_command_line(child) for child in pids]
+
+
+def _command_line(pid: Any) -> str:
+    """Empty for one that has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def descriptors(pid: int) -> list[str]:
