@@ -234,15 +234,15 @@ class Node:
 def children(pid: int) -> list[str]:
     """The command lines of a process's children."""
     pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [_command_line(child) for child in pids]
+    return [line for child in pids if (line := _command_line(child)) is not None]
 
 
-def _command_line(pid: Any) -> str:
-    """Empty for one that has ended meanwhile."""
+def _command_line(pid: Any) -> str | None:
+    """None: it has ended meanwhile."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return None
 
 
 def descriptors(pid: int) -> list[str]:
