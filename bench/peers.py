@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Running:
     options: Sequence[str] = ()
 
 
-class PeerRelay:
+class PeerRelay(ABC):
     """A relay that is one command line; `framed`: it speaks websocket."""
 
     framed = False
@@ -44,9 +45,9 @@ class PeerRelay:
         self.name = name
         self.place = place
 
+    @abstractmethod
     def argv(self, case: Case, port: int | str) -> list[str]:
         """The command line."""
-        raise NotImplementedError
 
     def is_there(self) -> bool:
         """Whether it could be installed."""

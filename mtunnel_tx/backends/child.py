@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mtunnel_tx.errors import BackendFailed, TimedOut
+from mtunnel_tx.errors import BackendFailed, TimedOut, os_reason
 
 log = Logger()
 OUTPUT_BYTES = 1 << 20
@@ -264,7 +264,7 @@ def _refused(argv: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BackendFailed(f"unable to start '{_name(argv)}': {error}") from error
+        raise BackendFailed(f"unable to start '{_name(argv)}': {os_reason(error)}") from error
 
 
 def _name(argv: Sequence[str]) -> str:

@@ -147,7 +147,7 @@ def _write_new(path: Path, text: str, mode: int, owner: Path | None = None) -> N
     """Write a file that was not there, fsynced, or leave none. Raises: FileExistsError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o600)
     try:
-        with naming(path), open(fd, "wb") as file:  # noqa: PTH123 - pathlib opens no descriptors
+        with naming(owner or path), open(fd, "wb") as file:  # noqa: PTH123 - pathlib opens no descriptors
             file.write(encode(text))
             file.flush()
             with _tolerated():

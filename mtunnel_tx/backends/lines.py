@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from twisted.internet.protocol import Protocol
 
 
-class LineProtocol(Protocol):
+class LineProtocol(Protocol, ABC):
     """Cuts what comes at line feeds (Twisted's LineReceiver looks at a long line again for each piece of it)."""
 
     transport: Any
@@ -38,9 +39,9 @@ class LineProtocol(Protocol):
     def _drop(self) -> None:
         self._parts, self._kept_bytes = [], 0
 
+    @abstractmethod
     def take_line(self, line: bytes) -> None:
         """A line, without its line feed."""
-        raise NotImplementedError
 
     def take_too_much(self) -> None:
         """A line is longer than `longest_bytes`; what came of it is gone."""

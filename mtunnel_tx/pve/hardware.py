@@ -121,7 +121,11 @@ def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
     Args: local: it is this host's own, so that it may have `args`.
     Raises: TunnelError: `KEY: REASON` for what this host cannot run, or a value that does not fit its key.
     """
-    options = _checked(conf, local=local)
+    return _hardware(conf, _checked(conf, local=local))
+
+
+def _hardware(conf: GuestConfig, options: Mapping[str, str]) -> Hardware:
+    """Everything there is, key by key, from options that were checked."""
     sockets, cores = _processors(options)
     memory_mib = int(_parse(MEMORY, options, "memory", "512")["current"])
     return Hardware(

@@ -66,7 +66,7 @@ class RefusalTests(TestCase):
             patch = self.patch(os, name, refuse)
             error = self.assertRaises(BackendFailed, shell, "exit")
             patch.restore()
-            self.assertEqual(error.text, "unable to start 'sh': [Errno 24] Too many open files")
+            self.assertEqual(error.text, "unable to start 'sh': Too many open files")
             self.assertEqual(open_descriptors(), before)
 
 

@@ -56,7 +56,8 @@ class WriteTest(SynchronousTestCase):
     def test_no_space_leaves_the_old_file(self):
         replace_file(self.file, "old", 0o600)
         self.patch(os, "fsync", refuse(errno.ENOSPC))
-        self.assertRaises(OSError, replace_file, self.file, "new", 0o600)
+        error = self.assertRaises(OSError, replace_file, self.file, "new", 0o600)
+        self.assertEqual(error.filename, str(self.file))
         self.assertEqual((self.names(), read_text(self.file)), (["a.conf"], "old"))
 
     def test_create_is_exclusive(self):
