@@ -20,7 +20,8 @@ from bench.guest import CONFIG, DISK_BYTES, counting, counts, write_disk
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.qemu import QemuMachines
-from mtunnel_tx.ports import Incoming, Storage
+from mtunnel_tx.ports.machines import Incoming
+from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.guestconf import parse_guest_config
 
 HERE, THERE = 100, 200

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtunnel_tx.cli.demolive import Serial
-from mtunnel_tx.cli.ticker import ticker
+from mtunnel_tx.demo.live import Serial
+from mtunnel_tx.demo.ticker import ticker
 
 MIB = 1 << 20
 MEMORY_MIB = 512

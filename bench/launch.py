@@ -11,9 +11,9 @@ from typing import Any
 
 from twisted.scripts import twistd
 
-from mtunnel_tx import daemon
-from mtunnel_tx.net.pump import Pump
-from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.daemon import service as daemon
+from mtunnel_tx.stream.pump import Pump
+from mtunnel_tx.stream.relay import ReactorRelays
 from mtunnel_tx.tunnel import sockets
 from mtunnel_tx.tunnel.sockets import Socket
 

@@ -18,7 +18,7 @@ from statistics import quantiles
 from bench.guest import CONFIG, counting, counts, write_disk
 from bench.processes import PATIENCE_S, Trouble
 from bench.tunnel import Tunnel
-from mtunnel_tx.cli.demonodes import Node
+from mtunnel_tx.demo.nodes import Node
 from mtunnel_tx.errors import TunnelError
 
 HERE, THERE, ASKING = 100, 200, 300

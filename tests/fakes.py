@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from mtunnel_tx.errors import BackendFailed, NotFound, TunnelError, WrongState
-from mtunnel_tx.ports import Answerer, GuestEntry, ImportRequest, Incoming, MachineState, Volume
+from mtunnel_tx.errors import NotFound, TunnelError, WrongState
+from mtunnel_tx.ports.guests import GuestEntry
+from mtunnel_tx.ports.lines import Answerer
+from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
 from mtunnel_tx.pve.rights import Rights
-from mtunnel_tx.pve.storagecfg import parse_storage_config
 from mtunnel_tx.pve.users import parse_user_config
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.world import Limits, World
+from tests.fakestorage import FakeStorage
 from tests.stopped import StoppedMachines
 from tests.threads import FakeThreads
 
@@ -29,28 +30,6 @@ user:mig@pve:1:0:::::
 token:mig@pve!t1:0:0::
 
 acl:1:/:mig@pve:Administrator:
-"""
-STORAGES = """\
-dir: local
-\tpath /var/lib/vz
-\tcontent images,iso
-
-dir: nodisks
-\tpath /nodisks
-\tcontent iso
-
-dir: off
-\tpath /off
-\tdisable
-
-dir: othernode
-\tpath /other
-\tnodes someothernode
-
-lvmthin: thin
-\tvgname pve
-\tthinpool data
-\tcontent images
 """
 
 
@@ -127,118 +106,6 @@ class FakeGuests:
 
     def set(self, vmid: int, text: str) -> None:
         self.configs[vmid] = parse_guest_config(text)
-
-
-class FakeChild:
-    """A child whose lines and end the test decides."""
-
-    pid = 4711
-
-    def __init__(self, clock: Clock, *lines: str) -> None:
-        self.lines = deque(lines)
-        self.code: int | None = None
-        self.killed = False
-        self._clock = clock
-        self._waiting: list[Deferred[int]] = []
-
-    async def next_line(self, wait_s: float) -> str | None:
-        if not self.lines and self.code is None:
-            waiter: Deferred[None] = Deferred()
-            self._clock.callLater(wait_s, waiter.callback, None)
-            await waiter
-        return self.lines.popleft() if self.lines else None
-
-    def exhausted(self) -> bool:
-        return self.code is not None and not self.lines
-
-    async def ended(self) -> int:
-        if self.code is None:
-            waiter: Deferred[int] = Deferred()
-            self._waiting.append(waiter)
-            await waiter
-        assert self.code is not None
-        return self.code
-
-    def exit(self, code: int) -> None:
-        self.code = code
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(code)
-
-    async def kill(self) -> None:
-        if self.code is None:
-            self.killed = True
-            self.exit(-9)
-
-
-class FakeStorage:
-    def __init__(self, events: list[str], clock: Clock) -> None:
-        self.events = events
-        self.clock = clock
-        self.sizes: dict[str, int] = {}
-        self.broken: set[str] = set()
-        self.references: dict[str, str] = {}
-        self.child: FakeChild | None = None
-        self.next_children: deque[FakeChild] = deque()
-        self.requests: list[ImportRequest] = []
-        self.alloc_error: TunnelError | None = None
-
-    def config(self) -> Mapping[str, Any]:
-        return parse_storage_config(STORAGES)
-
-    def datacenter_bwlimit(self) -> str | None:
-        return None
-
-    async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Any) -> str:
-        volid = f"{storage}:{vmid}/vm-{vmid}-disk-{len(self.sizes)}.{format}"
-        self.events.append(f"alloc {volid}")
-        if self.alloc_error is not None:
-            raise self.alloc_error
-        self.sizes[volid] = size_bytes
-        return volid
-
-    async def free(self, volid: str) -> None:
-        self.events.append(f"free {volid}")
-        if volid in self.broken or volid not in self.sizes:
-            raise BackendFailed(f"cannot free {volid}")
-        del self.sizes[volid]
-
-    async def volumes(self, storage: str, vmid: int | None = None) -> list[Volume]:
-        return [
-            Volume(volid=volid, format="raw", content="images", size_bytes=size, vmid=vmid)
-            for volid, size in self.sizes.items()
-            if volid.startswith(f"{storage}:{vmid}/")
-        ]
-
-    async def path(self, volid: str) -> str:
-        return "/" + volid
-
-    async def size_bytes(self, volid: str) -> int | None:
-        return self.sizes.get(volid)
-
-    async def refers_elsewhere(self, volid: str) -> str | None:
-        return self.references.get(volid)
-
-    async def digest(self, volid: str) -> str:
-        return "00" * 32
-
-    async def sync(self, volids: Any) -> None:
-        self.events.append(f"sync {','.join(volids)}")
-
-    def start_import(self, request: ImportRequest) -> FakeChild:
-        self.events.append(f"import {request.volid}")
-        self.requests.append(request)
-        self.child = self.next_children.popleft() if self.next_children else FakeChild(self.clock, "ready\n")
-        return self.child
-
-    def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> FakeChild:
-        raise AssertionError("a receiver exports nothing")
-
-    async def end_orphans(self) -> None:
-        self.events.append("end orphans")
-
-    async def available_bytes(self, storage: str) -> int | None:
-        return None
 
 
 class FakeTask:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mtunnel_tx.errors import WrongState
-from mtunnel_tx.ports import Incoming, MachineState, Report
+from mtunnel_tx.ports.machines import Incoming, MachineState
+from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
 
 

@@ -91,7 +91,7 @@ class Commands(SynchronousTestCase):
         _, text = said(sys.executable, "-c", code)
         loaded = text.split()
         self.assertIn("mtunnel_tx.cli.endpoint", loaded)
-        for name in ("mtunnel_tx.cli.migrate", "mtunnel_tx.cli.demo", "twisted.internet.reactor"):
+        for name in ("mtunnel_tx.cli.migrate", "mtunnel_tx.demo.show", "twisted.internet.reactor"):
             self.assertNotIn(name, loaded)
 
 

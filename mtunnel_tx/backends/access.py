@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.files import CachedFile, make_folder, read_text, refusal, replace_file
 from mtunnel_tx.errors import BackendFailed, Unauthenticated, WrongState
-from mtunnel_tx.ports import Clock
+from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.tokens import format_token_config, parse_token_config
 from mtunnel_tx.pve.users import UserConfig, format_user_config, parse_user_config

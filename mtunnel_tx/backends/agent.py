@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from mtunnel_tx.backends.lines import LineProtocol
 from mtunnel_tx.backends.qmp import within
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError
-from mtunnel_tx.ports import Report
+from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.values import clean
 
 ANSWER_S = 3.0

@@ -24,7 +24,8 @@ from mtunnel_tx.backends.files import (
     replace_file,
 )
 from mtunnel_tx.errors import NotFound, TimedOut, WrongState
-from mtunnel_tx.ports import Clock, GuestEntry
+from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config, parse_guest_config
 
 RETRY_S = 0.1

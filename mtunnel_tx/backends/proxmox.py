@@ -23,7 +23,9 @@ from mtunnel_tx.backends.process import Exit, Record, has_ended
 from mtunnel_tx.backends.qemu import export_nodes, stop_exports, wake
 from mtunnel_tx.backends.qmp import Monitor
 from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
-from mtunnel_tx.ports import Guests, Incoming, MachineState, Report
+from mtunnel_tx.ports.guests import Guests
+from mtunnel_tx.ports.machines import Incoming, MachineState
+from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
 
 log = Logger()

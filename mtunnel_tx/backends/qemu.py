@@ -27,7 +27,8 @@ from mtunnel_tx.backends.qmp import CommandFailed, Monitor, MonitorLost
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
 from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
-from mtunnel_tx.ports import Incoming, MachineState, Report, Storage
+from mtunnel_tx.ports.machines import Incoming, MachineState
+from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.hardware import Hardware, Nic, read_hardware

@@ -16,7 +16,7 @@ from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
 from mtunnel_tx.backends.images import find_reference
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
-from mtunnel_tx.ports import ImportRequest, Report, Volume
+from mtunnel_tx.ports.storage import ImportRequest, Report, Volume
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
 from mtunnel_tx.pve.volume import parse_dir_volume, parse_volume_id
 

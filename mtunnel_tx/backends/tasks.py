@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.files import encode, make_folder, refusal
 from mtunnel_tx.errors import BadRequest, InvalidParameters
-from mtunnel_tx.ports import Clock
+from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.upid import Upid, parse_upid
 from mtunnel_tx.pve.users import split_token_id
 

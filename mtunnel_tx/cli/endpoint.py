@@ -11,9 +11,9 @@ from mtunnel_tx.backends.files import read_text, refusal
 from mtunnel_tx.config import ConfigError, Settings
 from mtunnel_tx.config.listening import read_listener
 from mtunnel_tx.errors import NotFound
-from mtunnel_tx.net.certificate import fingerprint
 from mtunnel_tx.pve.maps import Endpoint, format_endpoint
 from mtunnel_tx.pve.tokens import parse_token_config
+from mtunnel_tx.tls.certificate import fingerprint
 
 _DESCRIPTION = """\
 Print the target endpoint for `qm remote-migrate` and `mtunnel migrate`, ready to be pasted. The token's secret is in

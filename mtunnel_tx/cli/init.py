@@ -19,7 +19,7 @@ from mtunnel_tx.config import (
     this_host,
 )
 from mtunnel_tx.config.manual import example_file
-from mtunnel_tx.net.certificate import make_certificate
+from mtunnel_tx.tls.certificate import make_certificate
 
 _DESCRIPTION = """\
 Make the directories (mode 0700), a certificate with its key, a first storage, the users' file and a commented

@@ -21,17 +21,17 @@ from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
+from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.local import make_guests, make_machines, make_storage
-from mtunnel_tx.net.client import open_stream, pinned_agent
-from mtunnel_tx.net.limits import StreamLimits
-from mtunnel_tx.net.link import Link
-from mtunnel_tx.net.pump import Pump
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, World
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
+from mtunnel_tx.stream.limits import StreamLimits
+from mtunnel_tx.stream.link import Link
+from mtunnel_tx.stream.pump import Pump
 
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
 LIMITS = StreamLimits(half_close_s=3600.0)

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mtunnel_tx.ports import Clock
+from mtunnel_tx.ports.clock import Clock
 
 LINE_EVERY_S = 5.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

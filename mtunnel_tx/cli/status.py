@@ -20,8 +20,8 @@ from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.net.door import ask
-from mtunnel_tx.ports import Journal
+from mtunnel_tx.net.controlsocket import ask
+from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.tunnel.ledger import fold
 
 PATIENCE_S = 10.0

@@ -17,11 +17,11 @@ from twisted.logger import (
 )
 
 from mtunnel_tx.cli.program import run_reactor
-from mtunnel_tx.net.client import open_stream
-from mtunnel_tx.net.link import Link
-from mtunnel_tx.net.relay import ReactorRelays
+from mtunnel_tx.http.client import open_stream
 from mtunnel_tx.source.helper import Helper
 from mtunnel_tx.source.helper_lines import Websocket
+from mtunnel_tx.stream.link import Link
+from mtunnel_tx.stream.relay import ReactorRelays
 
 _DESCRIPTION = """\
 A drop-in for `proxmox-websocket-tunnel`, which `qm remote-migrate` starts with pipes; it is not for people. JSON lines

@@ -33,7 +33,8 @@ from zope.interface import implementer
 
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.ports import Answerer, Clock
+from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.lines import Answerer
 from mtunnel_tx.wire.lines import encode_failure
 
 log = Logger()

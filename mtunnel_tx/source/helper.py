@@ -22,7 +22,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
-from mtunnel_tx.net.link import Link
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.channel import LINE_LIMIT_BYTES, read_reply
 from mtunnel_tx.source.helper_channel import LOST, Channel
@@ -31,6 +30,7 @@ from mtunnel_tx.source.helper_socket import LocalSocket
 from mtunnel_tx.source.links import Reactor
 from mtunnel_tx.source.tunnel import read_text
 from mtunnel_tx.source.waiting import within
+from mtunnel_tx.stream.link import Link
 from mtunnel_tx.wire.lines import encode_failure, encode_ok
 
 log = Logger()

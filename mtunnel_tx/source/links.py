@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from mtunnel_tx.ports import Clock
+from mtunnel_tx.ports.clock import Clock
 
 Json = Any
 """A JSON value of a peer: whoever reads it checks it."""

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import NotFound, WrongState
-from mtunnel_tx.ports import Guests
+from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.source.waiting import finish
 

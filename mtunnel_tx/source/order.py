@@ -8,7 +8,8 @@ from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from mtunnel_tx.ports import Guests, Storage
+from mtunnel_tx.ports.guests import Guests
+from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.maps import Map
 from mtunnel_tx.source.inventory import Disk

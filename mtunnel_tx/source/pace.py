@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.ports import Storage
+from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.bandwidth import effective_limit
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.users import ROOT, UserConfig

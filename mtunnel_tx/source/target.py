@@ -15,11 +15,11 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
-from mtunnel_tx.net.pinning import SOMEWHERE, explain_tls, host_header
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
 from mtunnel_tx.source.waiting import within
+from mtunnel_tx.tls.pinning import SOMEWHERE, explain_tls, host_header
 
 BASE = "/api2/json"
 PATIENCE_S = 30.0

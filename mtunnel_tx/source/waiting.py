@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from mtunnel_tx.errors import TimedOut
-from mtunnel_tx.ports import Clock
+from mtunnel_tx.ports.clock import Clock
 
 T = TypeVar("T")
 

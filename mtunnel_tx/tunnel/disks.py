@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.ports import ImportRequest
+from mtunnel_tx.ports.storage import ImportRequest
 from mtunnel_tx.pve.drive import Drive, format_drive, format_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume

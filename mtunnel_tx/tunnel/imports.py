@@ -9,7 +9,8 @@ from typing import Any
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.ports import Child, ImportRequest, TaskLog
+from mtunnel_tx.ports.journal import TaskLog
+from mtunnel_tx.ports.storage import Child, ImportRequest
 from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.tunnel.checks import known_storage, refuse_foreign
 from mtunnel_tx.tunnel.ownership import Ownership

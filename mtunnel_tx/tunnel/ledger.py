@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.defer import DeferredLock
 
 from mtunnel_tx.errors import WrongState
-from mtunnel_tx.ports import Journal
+from mtunnel_tx.ports.journal import Journal
 
 VERSION = 1
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import NotFound, TunnelError, WrongState
-from mtunnel_tx.ports import MachineState
+from mtunnel_tx.ports.machines import MachineState
 from mtunnel_tx.tunnel.imports import SUFFIX
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.live import Tunnel, marked

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.ports import TaskLog, TunnelStatus
+from mtunnel_tx.ports.journal import TaskLog
+from mtunnel_tx.ports.tunnels import TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.tunnel.imports import DiskImport

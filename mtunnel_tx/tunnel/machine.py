@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtunnel_tx.errors import TimedOut, TunnelError, WrongState
-from mtunnel_tx.ports import Incoming
+from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.drive import is_drive_key
 from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import DONE, Result

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.ports import Storage, TaskLog
+from mtunnel_tx.ports.journal import TaskLog
+from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.tunnel.ledger import Ledger
 
 log = Logger()

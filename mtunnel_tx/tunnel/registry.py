@@ -8,7 +8,8 @@ from twisted.internet.defer import Deferred, DeferredLock, gatherResults
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState
-from mtunnel_tx.ports import Opened, Route, TunnelStatus
+from mtunnel_tx.ports.streams import Route
+from mtunnel_tx.ports.tunnels import Opened, TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.tunnel.checks import usable_storage
 from mtunnel_tx.tunnel.ledger import Ledger, Owed

@@ -13,7 +13,8 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import WrongState
-from mtunnel_tx.ports import Clock, Stream
+from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.streams import Stream
 
 WIRE_DIR = "/run/qemu-server"
 Ended = Callable[[bool], Awaitable[None]]

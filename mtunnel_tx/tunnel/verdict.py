@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from mtunnel_tx.ports import MachineState
+from mtunnel_tx.ports.machines import MachineState
 from mtunnel_tx.tunnel.ledger import Owed
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from mtunnel_tx.ports import Clock
+from mtunnel_tx.ports.clock import Clock
 
 
 class Task:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
-from mtunnel_tx.ports import Listening, Timer
+from mtunnel_tx.ports.clock import Timer
+from mtunnel_tx.ports.lines import Listening
 from mtunnel_tx.tunnel import audit, dispatch
 from mtunnel_tx.tunnel.lifecycle import finish
 from mtunnel_tx.tunnel.live import State, Tunnel

@@ -6,7 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtunnel_tx.ports import Access, Clock, Guests, Hypervisor, Journal, Listen, Storage, Tasks, Threads
+from mtunnel_tx.ports.access import Access
+from mtunnel_tx.ports.clock import Clock, Threads
+from mtunnel_tx.ports.guests import Guests
+from mtunnel_tx.ports.journal import Journal, Tasks
+from mtunnel_tx.ports.lines import Listen
+from mtunnel_tx.ports.machines import Hypervisor
+from mtunnel_tx.ports.storage import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

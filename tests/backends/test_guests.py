@@ -10,7 +10,7 @@ from twisted.trial.unittest import TestCase
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut, WrongState
-from mtunnel_tx.ports import GuestEntry
+from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig
 
 

@@ -1,6 +1,6 @@
 """A machine built here takes the state of one that Proxmox builds, whose devices are given to the source by hand."""
 
-from mtunnel_tx.ports import Incoming
+from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from tests.backends.qemucase import QemuCase
 

@@ -11,7 +11,7 @@ from twisted.internet.task import deferLater
 from mtunnel_tx.backends.process import listen_unix
 from mtunnel_tx.backends.qmp import connect_monitor
 from mtunnel_tx.errors import BackendFailed, WrongState
-from mtunnel_tx.ports import Incoming
+from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from tests.backends.qemucase import DISK_BYTES, QemuCase, guest, listen, ticker
 from tests.guest.ticker import read_beats, read_ring

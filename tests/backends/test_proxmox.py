@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from mtunnel_tx.backends.proxmox import ProxmoxMachines, find_nodes, find_qemu, start_arguments
 from mtunnel_tx.backends.qmp import connect_monitor
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.ports import Incoming
+from mtunnel_tx.ports.machines import Incoming
 from tests.backends.qemucase import QemuCase
 
 INCOMING = {"migrate_socket": Path("/run/qemu-server/100.migrate"), "nbd_socket": None, "exports": {}, "from_node": "a"}

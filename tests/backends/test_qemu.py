@@ -11,7 +11,7 @@ from twisted.trial.unittest import SkipTest
 
 from mtunnel_tx.backends.host import find_firmware
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
-from mtunnel_tx.ports import Incoming
+from mtunnel_tx.ports.machines import Incoming
 from tests.backends.qemucase import QemuCase, alive, guest, listen, ticker
 
 

@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.errors import BackendFailed, NotFound, TunnelError
-from mtunnel_tx.ports import ImportRequest, Volume
+from mtunnel_tx.ports.storage import ImportRequest, Volume
 
 MIB = 1 << 20
 LONG_S = 30

@@ -15,7 +15,7 @@ from typing import Any
 from twisted.trial.unittest import SkipTest
 
 from mtunnel_tx.backends.process import read_record
-from mtunnel_tx.net.certificate import fingerprint, make_certificate
+from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 from tests.guest.ticker import read_beats
 from tests.whole.node import Node, wait_for
 from tests.whole.test_online import Listener, OnlineCase

@@ -12,7 +12,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from mtunnel_tx.cli.ticker import read_beats, read_ring, ticker
+from mtunnel_tx.demo.ticker import read_beats, read_ring, ticker
 from tests.matrix.proxy import API, COMMANDS, DISK, MEMORY, Proxy
 from tests.matrix.serial import Listener
 from tests.matrix.spy import Spy, make_shim, overlap_ms

@@ -7,7 +7,7 @@ import socket
 import threading
 from pathlib import Path
 
-from mtunnel_tx.cli.ticker import read_beats
+from mtunnel_tx.demo.ticker import read_beats
 
 AGAIN_S = 0.005
 

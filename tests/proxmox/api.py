@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from mtunnel_tx.net.certificate import fingerprint, make_certificate
+from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from mtunnel_tx.net.certificate import fingerprint, make_certificate
+from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 from tests.whole.node import Node
 
 QM = Path(__file__).with_name("qm.py")

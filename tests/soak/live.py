@@ -16,7 +16,7 @@ from itertools import pairwise
 from statistics import median
 
 from mtunnel_tx.backends.host import PROGRAM
-from mtunnel_tx.cli.ticker import read_beats, read_ring, ticker
+from mtunnel_tx.demo.ticker import read_beats, read_ring, ticker
 from tests.leaks import take_account
 from tests.matrix.serial import Listener
 from tests.whole.node import Node, wait_for

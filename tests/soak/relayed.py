@@ -22,14 +22,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.net.certificate import make_certificate
-from mtunnel_tx.net.link import Link, Outcome, Relays
-from mtunnel_tx.net.peer import dial
-from mtunnel_tx.net.pump import Pump
-from mtunnel_tx.net.relay import ReactorRelays
-from mtunnel_tx.net.stream import StreamLimits
-from mtunnel_tx.net.tls import TlsContext, TlsFactory
-from mtunnel_tx.net.upgrade import upgrade
+from mtunnel_tx.http.upgrade import upgrade
+from mtunnel_tx.stream.link import Link, Outcome, Relays
+from mtunnel_tx.stream.peer import dial
+from mtunnel_tx.stream.pump import Pump
+from mtunnel_tx.stream.relay import ReactorRelays
+from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.tls.certificate import make_certificate
+from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
 
 reactor: Any = the_reactor
 RELAYS = {"pump": Pump, "reactor": ReactorRelays}

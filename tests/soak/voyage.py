@@ -14,8 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from random import Random
 
-from tests.net.openssl import NOT_REQUESTED, REQUESTED, TLS12, TLS13, Lost, Tls
 from tests.soak.cargo import PATTERN, Flow, Piece, close_frame, frames, size_of_frames
+from tests.stream.openssl import NOT_REQUESTED, REQUESTED, TLS12, TLS13, Lost, Tls
 
 PATIENCE_S = 120.0
 """Without one byte in either way."""

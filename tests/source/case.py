@@ -9,12 +9,12 @@ from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.guests import GuestFiles
-from mtunnel_tx.net.client import open_stream, pinned_agent
-from mtunnel_tx.net.pump import Pump
+from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, World
 from mtunnel_tx.source.target import TargetApi
+from mtunnel_tx.stream.pump import Pump
 from tests.source.fakes import FolderStorage, Watcher
 from tests.source.target import RecordedTarget
 

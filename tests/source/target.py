@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from mtunnel_tx.net.certificate import fingerprint, make_certificate
 from mtunnel_tx.pve.maps import Endpoint
+from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 
 SECRET = "11111111-2222-3333-4444-555555555555"
 TOKEN = f"PVEAPIToken=mig@pve!t1={SECRET}"

@@ -9,7 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.ports import Answerer, Opened
+from mtunnel_tx.ports.lines import Answerer
+from mtunnel_tx.ports.tunnels import Opened
 from tests.fakes import TOKEN, FakeTask, FakeWorld
 
 IMPORT = {

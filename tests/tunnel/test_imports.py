@@ -3,7 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 from mtunnel_tx.tunnel.disks import choose_stream
-from tests.fakes import TOKEN, FakeChild, FakeStream
+from tests.fakes import TOKEN, FakeStream
+from tests.fakestorage import FakeChild
 from tests.tunnel.case import DISK, IMPORT, TunnelCase
 
 VOLID = "local:100/vm-100-disk-0.raw"

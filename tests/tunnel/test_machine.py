@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.ports import MachineState
+from mtunnel_tx.ports.machines import MachineState
 from mtunnel_tx.tunnel.ledger import Owed
 from mtunnel_tx.tunnel.verdict import Verdict, judge
 from tests.fakes import FakeWorld

@@ -3,7 +3,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, PermissionDenied, TunnelError, Unauthenticated, WrongState
-from mtunnel_tx.ports import GuestEntry
+from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.tunnel.world import Limits
 from mtunnel_tx.wire.ticket import make_ticket

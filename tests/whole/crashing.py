@@ -22,7 +22,7 @@ from twisted.logger import globalLogBeginner, textFileLogObserver
 from mtunnel_tx.backends.files import Threads
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.config import load_settings
-from mtunnel_tx.daemon import Daemon
+from mtunnel_tx.daemon.service import Daemon
 
 reactor: Any = twisted.internet.reactor
 

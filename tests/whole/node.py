@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtunnel_tx.net.certificate import fingerprint
+from mtunnel_tx.tls.certificate import fingerprint
 from tests.leaks import Account, assert_nothing_left, take_account
 
 USERS = """\
@@ -226,7 +226,9 @@ class Node:
                 path.name for path in self.runtime.glob("*") if path.is_socket() and path.name != "control.sock"
             ),
             "journals": sorted(path.name for path in self.state.glob("journal/*")),
-            "children": [command for command in children(self.process.pid) if "mtunnel_tx.front" not in command],
+            "children": [
+                command for command in children(self.process.pid) if "mtunnel_tx.workers.process" not in command
+            ],
             "descriptors": descriptors(self.process.pid),
         }
 

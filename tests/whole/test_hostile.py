@@ -204,7 +204,7 @@ class WebsocketTests(Case):
 
 
 class HttpTests(Case):
-    """Over real HTTP what tests/net/test_api.py proves row by row."""
+    """Over real HTTP what tests/http/test_api.py proves row by row."""
 
     def line(self, method: str, path: str, *lines: str, body: bytes = b"", token: bool = True) -> str:
         length = [f"Content-Length: {len(body)}"] if body or method == "POST" else []

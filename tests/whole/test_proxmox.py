@@ -9,7 +9,7 @@ import stat
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.net.certificate import fingerprint, make_certificate
+from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 from tests.proxmox.node import ProxmoxNode
 from tests.whole import test_daemon, test_recordings
 from tests.whole.node import Node, wait_for

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.backends.systemd import Notifier
 from mtunnel_tx.config import load_settings
-from mtunnel_tx.daemon import Daemon
+from mtunnel_tx.daemon.service import Daemon
 from tests.whole.node import Node, wait_for
 from tests.whole.peer import Tunnel, call
 

@@ -18,7 +18,7 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.net.certificate import fingerprint, make_certificate
+from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 from tests.leaks import assert_nothing_left, take_account
 from tests.whole.hostile import (
     RawWebsocket,
@@ -98,7 +98,7 @@ def is_alive(pid: int) -> bool:
 def can_become_nobody() -> bool:
     """Whether that user can read this tree and its Python: below /root, for one, it cannot."""
     become = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--")
-    argv = (*become, sys.executable, "-P", "-c", "import mtunnel_tx.front.process")
+    argv = (*become, sys.executable, "-P", "-c", "import mtunnel_tx.workers.process.service")
     return os.geteuid() != 0 or subprocess.run(argv, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 

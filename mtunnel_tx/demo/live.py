@@ -1,0 +1,171 @@
+"""The running VM of `mtunnel demo`: a guest that counts on its serial port is moved, and must not miss a number."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mtunnel_tx.backends.host import PROGRAM
+from mtunnel_tx.backends.process import open_process, read_record
+from mtunnel_tx.demo.nodes import Node, mtunnel_command, started
+from mtunnel_tx.demo.ticker import is_unbroken, read_beats, read_ring, ticker
+from mtunnel_tx.errors import TimedOut
+
+LEFT_OUT = f"LEFT OUT: a running VM, as {PROGRAM} is not installed; on Debian: apt-get install qemu-system-x86"
+HERE, THERE = 101, 201
+RING = 64
+BEATS = 20
+BEAT_S = 0.055
+PATIENCE_S = 60.0
+_DISK_BYTES = 64 << 20
+_AGAIN_S = 0.005
+_GUEST = """\
+#Made by mtunnel demo
+boot: order=scsi0
+memory: 64
+name: counting
+scsi0: local:101/vm-101-disk-0.raw,size=64M
+scsihw: virtio-scsi-pci
+serial0: socket
+vga: serial0
+"""
+Say = Callable[[str], None]
+
+
+class Serial(threading.Thread):
+    """Collects what a VM's serial port says, from the moment it is there; `heard`: when it said something."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.path = path
+        self.text = b""
+        self.heard: list[float] = []
+        self.stopped = False
+        self.start()
+
+    def run(self) -> None:
+        """The thread."""
+        with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+            while not self._connects(sock) and not self.stopped:
+                time.sleep(_AGAIN_S)
+            while not self.stopped and (data := sock.recv(4096)):
+                self.text += data
+                self.heard.append(time.monotonic())
+
+    def _connects(self, sock: socket.socket) -> bool:
+        try:
+            sock.connect(str(self.path))
+        except OSError:
+            return False
+        return True
+
+    @property
+    def beats(self) -> list[tuple[int, str]]:
+        """Every whole line: number and flag."""
+        return read_beats(self.text)
+
+
+def move_running(say: Say, here: Node, there: Node, endpoint: str) -> bool:
+    """Start a VM, move it while it runs, and say what it saw of that. Returns: it saw nothing."""
+    if shutil.which(PROGRAM) is None:
+        say(LEFT_OUT)
+        return True
+    _write_guest(here)
+    with _killed_at_the_end(here, there), _listening(here, HERE) as before, _listening(there, THERE) as after:
+        here.mtunnel("vm", "start", str(HERE))
+        _await_beats(before)
+        say(f"VM {HERE} counts on node-a, 18 times a second: {_shown(before.beats[-3:])}")
+        began = time.monotonic()
+        if not _migrate(say, here, endpoint):
+            return False
+        took_s = time.monotonic() - began
+        _await_beats(after)
+        there.mtunnel("vm", "stop", str(THERE))
+        return _tell(say, before, after, took_s) and _check_disk(say, there, after)
+
+
+def _write_guest(node: Node) -> None:
+    folder = node.images / str(HERE)
+    folder.mkdir(parents=True)
+    with (folder / f"vm-{HERE}-disk-0.raw").open("wb") as disk:
+        disk.write(ticker(16, 1, ring=RING))
+        disk.seek(_DISK_BYTES // 2)
+        disk.write(os.urandom(_DISK_BYTES // 4))
+        disk.truncate(_DISK_BYTES)
+    (node.guests / f"{HERE}.conf").write_text(_GUEST)
+
+
+@contextmanager
+def _listening(node: Node, vmid: int) -> Iterator[Serial]:
+    serial = Serial(node.folder / "run" / f"{vmid}.serial0")
+    try:
+        yield serial
+    finally:
+        serial.stopped = True
+
+
+@contextmanager
+def _killed_at_the_end(*nodes: Node) -> Iterator[None]:
+    """A QEMU outlives all who started it; here it must not."""
+    try:
+        yield
+    finally:
+        for node in nodes:
+            for file in (node.folder / "run").glob("*.pid"):
+                _kill(file)
+
+
+def _kill(file: Path) -> None:
+    record = read_record(file)
+    found = open_process(record) if record is not None else None
+    if found is not None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(found[1], signal.SIGKILL)
+        os.close(found[1])
+
+
+def _await_beats(serial: Serial) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while len(serial.beats) < BEATS:
+        if time.monotonic() > deadline:
+            raise TimedOut(f"the guest does not count on {serial.path}")
+        time.sleep(0.02)
+
+
+def _migrate(say: Say, node: Node, endpoint: str) -> bool:
+    order = ["migrate", str(HERE), "--online", "--target-vmid", str(THERE), "--target-storage", "local"]
+    say(f"mtunnel {' '.join(order)}")
+    with started([*mtunnel_command(), *order], {**node.environment(), "MTUNNEL_ENDPOINT": endpoint}) as process:
+        return process.wait() == 0
+
+
+def _tell(say: Say, before: Serial, after: Serial, took_s: float) -> bool:
+    beats = read_beats(before.text + after.text)  # a line may begin here and end there
+    whole = is_unbroken(beats)
+    say(f"node-a: … {_shown(before.beats[-3:])}   node-b: {_shown(after.beats[:3])} …")
+    what = "none is missing, none came twice" if whole else "NOT WITHOUT A GAP"
+    say(f"{len(beats)} numbers from {beats[0][0]} to {beats[-1][0]}: {what}")
+    silence_s = after.heard[0] - before.heard[-1]
+    say(f"downtime {max(0.0, silence_s - BEAT_S) * 1000:.0f} ms beyond the usual pause; {took_s:.1f} s in all")
+    return whole
+
+
+def _check_disk(say: Say, node: Node, after: Serial) -> bool:
+    """Each number went to the disk, too, before it was printed."""
+    file = node.images / str(THERE) / f"vm-{THERE}-disk-0.raw"
+    ring = read_ring(file.read_bytes(), ring=RING)
+    newest = after.beats[-1][0]
+    whole = ring == list(range(max(1, ring[-1] - RING + 1), ring[-1] + 1)) and ring[-1] >= newest - 1
+    say(f"its disk on node-b has the last {len(ring)} numbers: {'whole' if whole else 'NOT WHOLE'}")
+    return whole
+
+
+def _shown(beats: list[tuple[int, str]]) -> str:
+    return " ".join(str(number) for number, _ in beats)

@@ -1,0 +1,249 @@
+"""`mtunnel demo`: a VM moves from one node to another, both made in a temporary folder and removed at the end."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from mtunnel_tx.demo.live import move_running
+from mtunnel_tx.demo.nodes import Node, mtunnel_command, require_programs, run_command, started
+from mtunnel_tx.errors import BackendFailed, TunnelError
+
+MIB = 1 << 20
+RAW_BYTES = 1 << 30
+SNAPSHOT = "before"
+TOKEN = "mig@pve!demo"  # noqa: S105 - a name
+
+_DESCRIPTION = """\
+Make two nodes in a temporary folder, start the daemon of the second one, and send it a VM from the first one: a raw
+disk of 1 GiB and a qcow2 disk with an internal snapshot. Then compare both sides. Where QEMU is installed, also move
+a running VM that counts, and see that it missed nothing. Everything is removed at the end.
+Exit status 0: the VM arrived, and every disk is the same."""
+
+_GUEST = """\
+#Made by mtunnel demo
+boot: order=scsi0
+cores: 2
+memory: 2048
+name: demo
+net0: virtio=BC:24:11:00:00:64
+ostype: l26
+scsi0: local:100/vm-100-disk-0.raw,size=1G
+scsi1: local:100/vm-100-disk-1.qcow2,size=256M
+scsihw: virtio-scsi-single
+"""
+
+
+def configure(subparsers: Any) -> None:
+    """Add `demo` to the commands of `mtunnel`."""
+    parser = subparsers.add_parser(
+        "demo", help="send a virtual machine from one node to another, both made for it", description=_DESCRIPTION
+    )
+    parser.add_argument(
+        "--data", type=_read_mib, default=200, metavar="MIB", help="random data on the first disk (default: 200)"
+    )
+    parser.set_defaults(run=run, load=lambda _path, _environ: None)
+
+
+def _read_mib(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1000):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of MiB from 1 to 1000")
+    return int(text)
+
+
+def run(args: argparse.Namespace, _settings: None) -> int:
+    """Do all of it. Returns: the exit code."""
+    show = Show(Console(highlight=False))
+    with _signals_raise(), tempfile.TemporaryDirectory(prefix="mtunnel-demo-") as folder:
+        try:
+            good = _tell(show, Path(folder), args.data)
+        except TunnelError as error:
+            print(f"mtunnel demo: {error.text}", file=sys.stderr)
+            good = False
+    show.line("Both nodes, their processes and files are gone again.")
+    show.verdict(good)
+    return 0 if good else 1
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let a termination clean up just as Ctrl-C does."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Show:
+    """What a person sees: boxes on a terminal, plain lines everywhere else."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def heading(self, text: str) -> None:
+        """A step begins."""
+        if self._console.is_terminal:
+            self._console.rule(Text(text, style="bold"), align="left")
+        else:
+            self.line(f"\n== {text}")
+
+    def line(self, text: str) -> None:
+        """One line; its brackets are no markup."""
+        self._console.print(Text(text), soft_wrap=True)
+        # A child may write to the same place next.
+        self._console.file.flush()
+
+    def text(self, title: str, text: str) -> None:
+        """A file."""
+        if self._console.is_terminal:
+            self._console.print(Panel(Text(text.rstrip()), title=title, title_align="left"))
+        else:
+            self.line(f"{title}:\n{text.rstrip()}")
+
+    def table(self, table: Table) -> None:
+        """Rows of short cells."""
+        self._console.print(table)
+
+    def verdict(self, good: bool) -> None:
+        """How it ended."""
+        text, style = ("The VM arrived, every disk is the same.", "green") if good else ("It failed.", "red")
+        self._console.print(Text(text, style=f"bold {style}"))
+
+
+def _tell(show: Show, folder: Path, data_mib: int) -> bool:
+    require_programs("qemu-img", "qemu-io")
+    here, there = Node("node-a", folder / "a"), Node("node-b", folder / "b")
+    show.heading("Two nodes")
+    for node in (here, there):
+        node.create()
+        show.line(f"{node.name}: {node.config}")
+    show.line(f"node-a has VM 100 with two disks, {data_mib} MiB of random data on the first")
+    make_guest(here, data_mib)
+    there.mtunnel("token", "add", TOKEN, "--role", "Administrator", "--path", "/")
+    with there.running() as status:
+        address = status["listening"][0]
+        show.line(f"node-b listens on {address}: twistd mtunnel, pid {status['pid']}")
+        endpoint = there.mtunnel("endpoint", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+        if not _migrate(show, here, endpoint.strip()):
+            show.text("daemon.log of node-b", (there.folder / "daemon.log").read_text(errors="replace"))
+            return False
+        good = _compare(show, here, there)
+        show.heading("A running VM")
+        return move_running(show.line, here, there, endpoint.strip()) and good
+
+
+def make_guest(node: Node, data_mib: int) -> None:
+    """Write VM 100: a sparse raw disk, and a qcow2 disk that changed after its snapshot."""
+    folder = node.images / "100"
+    folder.mkdir(parents=True)
+    _write_sparsely(folder / "vm-100-disk-0.raw", data_mib)
+    disk = str(folder / "vm-100-disk-1.qcow2")
+    run_command(["qemu-img", "create", "-q", "-f", "qcow2", disk, "256M"], os.environ)
+    run_command(["qemu-io", "-c", "write -q -P 0x61 1M 12M", disk], os.environ)
+    run_command(["qemu-img", "snapshot", "-c", SNAPSHOT, disk], os.environ)
+    run_command(["qemu-io", "-c", "write -q -P 0x62 5M 12M", disk], os.environ)
+    (node.guests / "100.conf").write_text(_GUEST)
+
+
+def _write_sparsely(file: Path, data_mib: int) -> None:
+    """Random data, a MiB at a time, spread over the whole of the disk."""
+    with file.open("wb") as disk:
+        disk.truncate(RAW_BYTES)
+        for piece in range(data_mib):
+            disk.seek(RAW_BYTES // MIB * piece // data_mib * MIB)
+            disk.write(os.urandom(MIB))
+
+
+def _migrate(show: Show, node: Node, endpoint: str) -> bool:
+    """Run `mtunnel migrate` where everybody can watch."""
+    order = ["migrate", "100", "--target-vmid", "200", "--target-storage", "local"]
+    show.heading("The migration")
+    show.line(f"mtunnel {' '.join(order)}   (with the endpoint in $MTUNNEL_ENDPOINT)")
+    began = time.monotonic()
+    environment = {**node.environment(), "MTUNNEL_ENDPOINT": endpoint}
+    with started([*mtunnel_command(), *order], environment) as process:
+        status = process.wait()
+    show.line(f"exit status {status} after {time.monotonic() - began:.1f} s")
+    return status == 0
+
+
+def _compare(show: Show, here: Node, there: Node) -> bool:
+    guest = (there.guests / "200.conf").read_text()
+    show.heading("What node-b has now")
+    show.text("200.conf", guest)
+    show.text("Task log", there.task_log())
+    show.heading("The disks of both sides")
+    rows = list(_compare_disks((here.guests / "100.conf").read_text(), guest, here, there))
+    show.table(_table(rows))
+    return all(before == after for _, _, before, after in rows) and "\nlock:" not in f"\n{guest}"
+
+
+Row = tuple[str, str, str, str]
+
+
+def _compare_disks(sent: str, received: str, here: Node, there: Node) -> Iterator[Row]:
+    """Yields: drive, what of it, SHA-256 here, SHA-256 there."""
+    for key, volid in volumes(sent).items():
+        other = volumes(received).get(key)
+        if other is None:
+            raise BackendFailed(f"{key} is missing in the config of {there.name}")
+        file, copy = here.volume_file(volid), there.volume_file(other)
+        for what, digest in _views(file).items():
+            yield key, what, digest(file), digest(copy)
+
+
+def volumes(guest: str) -> dict[str, str]:
+    """Returns: the volumes of a VM config's drives."""
+    return dict(re.findall(r"^(scsi\d+): ([^,\s]+)", guest, re.MULTILINE))
+
+
+def _views(file: Path) -> Mapping[str, Callable[[Path], str]]:
+    """What a disk holds: its content, and that of its snapshot."""
+    if file.suffix == ".raw":
+        return {"content": _digest}
+    return {"content": _qcow2_digest, f"snapshot '{SNAPSHOT}'": lambda image: _qcow2_digest(image, SNAPSHOT)}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _qcow2_digest(image: Path, snapshot: str | None = None) -> str:
+    """The digest of what a guest would read."""
+    flat = image.with_suffix(".flat")
+    choice = ["-l", f"snapshot.name={snapshot}"] if snapshot else []
+    try:
+        run_command(["qemu-img", "convert", *choice, "-f", "qcow2", "-O", "raw", str(image), str(flat)], os.environ)
+        return _digest(flat)
+    finally:
+        flat.unlink(missing_ok=True)
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table("drive", "what", "SHA-256 on node-a", "SHA-256 on node-b", "", box=None, pad_edge=False)
+    for key, what, before, after in rows:
+        table.add_row(key, what, f"{before[:16]}…", f"{after[:16]}…", "same" if before == after else "DIFFERENT")
+    return table

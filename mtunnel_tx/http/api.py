@@ -1,0 +1,274 @@
+"""The HTTP API: who asks, what for, may they, is it well-formed; then the endpoint answers.
+
+Order of checks: credentials, route, URI against body, privileges, schema, node; the rest is the endpoint's. What
+somebody else has to answer is passed on before all that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+from urllib.parse import unquote
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+
+from mtunnel_tx.config import Limits
+from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError, Unauthenticated
+from mtunnel_tx.http.channel import LimitedSite
+from mtunnel_tx.http.forward import Destination
+from mtunnel_tx.http.logins import Logins
+from mtunnel_tx.http.parameters import join_parameters, read_body, read_header, read_query
+from mtunnel_tx.http.replies import (
+    Reply,
+    error_reply,
+    not_implemented_reply,
+    send,
+    unauthenticated_reply,
+)
+from mtunnel_tx.http.resources import ENDPOINTS, LOCALHOST, Call, Endpoint, Parts
+from mtunnel_tx.net.admission import address_of
+from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.pve.rights import Rights
+
+log = Logger()
+
+BASE = ("api2", "json")
+REFUSAL_S = 3.0
+MOST_DELAYED = 256
+
+
+def make_site(parts: Parts, reactor: Any, limits: Limits | None = None) -> Site:
+    """The API as a factory of HTTP connections; `reactor` needs only its clock."""
+    return LimitedSite(ApiResource(parts, reactor), reactor, limits or Limits())
+
+
+class TooManyRefusals(TunnelError):
+    """The peer must wait: others with bad credentials are being held up already."""
+
+    status = 503
+
+
+class Delays:
+    """Holds up those with bad credentials until REFUSAL_S after their request came, a bounded number at a time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._waiting = 0
+
+    async def hold(self, since: float, gone: Deferred[None]) -> None:
+        """Args: since: when the request came. gone: fires when nobody waits for the answer any more.
+
+        Raises: TooManyRefusals. CancelledError: the client has gone.
+        """
+        if self._waiting >= MOST_DELAYED:
+            raise TooManyRefusals("too many failed logins")
+        self._waiting += 1
+        try:
+            await _sleep(self._clock, since + REFUSAL_S - self._clock.seconds(), gone)
+        finally:
+            self._waiting -= 1
+
+
+def _sleep(clock: Clock, delay_s: float, gone: Deferred[None]) -> Deferred[None]:
+    done: Deferred[None] = Deferred()
+    timer = clock.callLater(max(0.0, delay_s), done.callback, None)
+
+    def stop(result: None) -> None:
+        if timer.active():
+            timer.cancel()
+            done.cancel()
+        return result
+
+    gone.addCallback(stop)
+    return done
+
+
+class ApiResource(Resource):
+    """Every path is ours: the routes are a table, not a tree, so no path can lead out of it."""
+
+    isLeaf = True
+
+    def __init__(self, parts: Parts, clock: Clock) -> None:
+        Resource.__init__(self)
+        self._parts = parts
+        self._clock = clock
+        self._delays = Delays(clock)
+        self._logins = Logins(clock.seconds)
+
+    def render(self, request: Request) -> int:
+        visit = Visit(request, self._clock.seconds())
+        Deferred.fromCoroutine(self._serve(visit)).addErrback(_report)
+        return NOT_DONE_YET
+
+    async def _serve(self, visit: Visit) -> None:
+        try:
+            reply = await self._answer(visit)
+        except (CancelledError, ConnectionLost):
+            return
+        except TunnelError as error:
+            reply = error_reply(error)
+        except Exception:
+            log.failure("unexpected failure in an HTTP request")
+            reply = error_reply(TunnelError("internal error"))
+        if reply is not None and not visit.is_over:
+            send(visit.request, reply)
+
+    async def _answer(self, visit: Visit) -> Reply | None:
+        destination = self._find_elsewhere(visit.request)
+        if destination is not None:
+            return await self._pass_on(visit, destination)
+        try:
+            rights = self._authenticate(visit.request)
+            visit.trust()
+        except Unauthenticated as error:
+            return await self._refuse(visit, unauthenticated_reply(error))
+        try:
+            return await self._dispatch(visit.request, rights)
+        except Unauthenticated:
+            await self._delays.hold(visit.since, visit.gone)
+            raise
+
+    def _find_elsewhere(self, request: Request) -> Destination | None:
+        path = split_path(request.path)
+        known = find_endpoint(request.method.decode("latin-1"), path) is not None
+        return self._parts.elsewhere.find(path, known=known) if self._parts.elsewhere else None
+
+    async def _pass_on(self, visit: Visit, destination: Destination) -> Reply | None:
+        """Whoever answers judges the credentials, and we heed that: here, too, a failed login is one."""
+        assert self._parts.elsewhere is not None
+        with suppress(Unauthenticated):
+            self._authenticate(visit.request)
+            visit.trust()
+        try:
+            reply = await self._parts.elsewhere.answer(visit.request, destination, visit.gone)
+        except Unauthenticated as error:
+            return await self._refuse(visit, unauthenticated_reply(error))
+        if reply is not None and _is_failed_login(reply):
+            return await self._refuse(visit, reply)
+        if destination.is_node and (reply is None or reply.status < BadRequest.status):
+            visit.trust()
+        return reply
+
+    async def _refuse(self, visit: Visit, reply: Reply) -> Reply:
+        """A failed login: counted, and answered late."""
+        self._count(visit.request)
+        await self._delays.hold(visit.since, visit.gone)
+        return reply
+
+    def _authenticate(self, request: Request) -> Rights:
+        access = self._parts.access
+        return access.rights(access.authenticate(read_header(request, b"authorization")))
+
+    def _count(self, request: Request) -> None:
+        """Who shows nothing has tried nothing; a neighbour that passed it on counts who that came from."""
+        elsewhere, address = self._parts.elsewhere, address_of(request.getClientAddress())
+        passed_on = elsewhere is not None and elsewhere.has_passed_on(request, address)
+        if request.getHeader(b"authorization") is not None and not passed_on:
+            self._logins.fail(address)
+
+    async def _dispatch(self, request: Request, rights: Rights) -> Reply | None:
+        method, path = request.method.decode("latin-1"), split_path(request.path)
+        found = find_endpoint(method, path)
+        if found is None:
+            return not_implemented_reply(method, shown_path(path))
+        endpoint, in_path = found
+        given = join_parameters(in_path, _sent(request))
+        call = Call(request=request, parts=self._parts, rights=rights, given=given)
+        endpoint.permit(call)
+        call = replace(call, values=endpoint.read(given))
+        self._check_node(given.get("node", LOCALHOST))
+        return await endpoint.handler(call)
+
+    def _check_node(self, node: str) -> None:
+        local = self._parts.guests.node
+        if node not in (LOCALHOST, local):
+            raise InvalidParameters({"node": f"node needs to be 'localhost' or local hostname '{local}'"})
+
+
+class Visit:
+    """One request, from its arrival until it was answered or its client has gone.
+
+    since: when it came. gone: fires when the client has gone. is_over: nothing can be answered any more.
+    """
+
+    def __init__(self, request: Any, since: float) -> None:
+        self.request: Request = request
+        self.since = since
+        self.gone: Deferred[None] = Deferred()
+        self.is_over = False
+        # An upgrade takes the connection away from its channel.
+        self._seat = request.channel.seat
+        request.notifyFinish().addCallbacks(self._end, self._leave)
+
+    def trust(self) -> None:
+        """The request has shown a valid token."""
+        if self._seat is not None:
+            self._seat.trust()
+
+    def _end(self, _: None) -> None:
+        self.is_over = True
+
+    def _leave(self, _: Failure) -> None:
+        self.is_over = True
+        self.gone.callback(None)
+
+
+def _is_failed_login(reply: Reply) -> bool:
+    """A bad ticket is none: whoever has one has logged in."""
+    return reply.status == Unauthenticated.status and "PVETUNNEL" not in reply.reason
+
+
+def _report(failure: Failure) -> None:
+    log.failure("unexpected failure while answering an HTTP request", failure=failure)
+
+
+def _sent(request: Request) -> dict[str, Any]:
+    """What the peer sent beside the path: the query of a GET, the body of a POST."""
+    if request.method == b"GET":
+        return dict(read_query(request.uri.partition(b"?")[2]))
+    assert request.content is not None
+    return read_body(read_header(request, b"content-type"), request.content.read())
+
+
+def split_path(path: bytes) -> tuple[str, ...]:
+    """Decoded components; empty ones are dropped, a `/` that was escaped stays inside its component."""
+    parts = path.decode("utf-8", "replace").split("/")
+    return tuple(unquote(part, errors="replace") for part in parts if part)
+
+
+def shown_path(path: tuple[str, ...]) -> str:
+    """A path as the message of a 501 shows it: without the base."""
+    rest = path[len(BASE) :] if path[: len(BASE)] == BASE else path
+    return "/" + "/".join(rest)
+
+
+def find_endpoint(method: str, path: tuple[str, ...]) -> tuple[Endpoint, dict[str, str]] | None:
+    """Returns: the endpoint and its parameters in the path; None: there is none for this path and method."""
+    if path[: len(BASE)] != BASE:
+        return None
+    for endpoint in ENDPOINTS:
+        values = _match(endpoint.path.strip("/").split("/"), path[len(BASE) :])
+        if values is not None and endpoint.method == method:
+            return endpoint, values
+    return None
+
+
+def _match(pattern: list[str], path: Iterable[str]) -> dict[str, str] | None:
+    path = tuple(path)
+    if len(pattern) != len(path):
+        return None
+    values = {}
+    for expected, part in zip(pattern, path, strict=True):
+        if expected.startswith("{"):
+            values[expected[1:-1]] = part
+        elif expected != part:
+            return None
+    return values

@@ -1,0 +1,203 @@
+"""Websockets to a target: connect, check whose certificate it is, upgrade, join with a local socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from autobahn.wamp.types import TransportDetails
+from autobahn.websocket.types import ConnectingRequest
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.error import ConnectError, ConnectionLost, DNSLookupError
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from mtunnel_tx.errors import BackendFailed, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
+from mtunnel_tx.http.upgrade import SUBPROTOCOL, CapturedTransport
+from mtunnel_tx.net.kinds import Reactor, Transport
+from mtunnel_tx.pve.maps import Endpoint
+from mtunnel_tx.stream.link import Link, Relays, Terms, nobody
+from mtunnel_tx.stream.peer import take_over
+from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.tls.pinning import CONNECT_S, check_identity, client_connection, explain_tls, pinned_agent
+from mtunnel_tx.tls.protocol import TlsProtocol
+from mtunnel_tx.wire.frames import Role
+
+__all__ = ["Endpoint", "open_stream", "pinned_agent"]
+
+UPGRADE_S = 30.0
+HEAD_BYTES = 64 * 1024
+_KINDS: dict[int, type[TunnelError]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound}
+
+
+class _Handshake(WebSocketClientProtocol):
+    """Autobahn's client up to the 101."""
+
+    refusal: str | None = None
+
+    def __init__(self, endpoint: Endpoint, path_query: str, headers: Mapping[str, str]) -> None:
+        super().__init__()
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        make_request: Any = ConnectingRequest
+        self._request: ConnectingRequest = make_request(
+            host=host,
+            port=endpoint.port,
+            resource=path_query,
+            headers={"Authorization": endpoint.apitoken, **headers},
+            useragent=None,
+            origin=None,
+            protocols=[SUBPROTOCOL],
+        )
+
+    def onConnecting(self, transport_details: TransportDetails) -> ConnectingRequest:
+        return self._request
+
+    def failHandshake(self, reason: str) -> None:
+        self.refusal = reason
+
+
+class _Opening(Protocol):
+    """Sends the upgrade request and waits for the head of the answer; `done` fires with what came behind it."""
+
+    def __init__(
+        self, reactor: Reactor, endpoint: Endpoint, path_query: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.done: Deferred[bytes] = Deferred()
+        make_factory: Any = WebSocketClientFactory
+        factory = make_factory(protocols=[SUBPROTOCOL], reactor=reactor)
+        factory.setProtocolOptions(openHandshakeTimeout=0)
+        self._handshake = _Handshake(endpoint, path_query, headers or {})
+        self._handshake.factory = factory
+        self._received = b""
+
+    def connectionMade(self) -> None:
+        captured: Any = CapturedTransport()
+        self._handshake.makeConnection(captured)
+        transport: Transport = self.transport
+        transport.write(captured.sent)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.done.called:
+            return
+        self._received += data
+        head, end, rest = self._received.partition(b"\r\n\r\n")
+        if end:
+            self._finish(head + end, rest)
+        elif len(self._received) > HEAD_BYTES:
+            self.done.errback(BackendFailed("the target's answer to the upgrade is too long"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.done.called:
+            self.done.errback(_translate(reason.value or ConnectionLost()))
+
+    def _finish(self, head: bytes, rest: bytes) -> None:
+        transport: Transport = self.transport
+        transport.pauseProducing()
+        try:
+            _check_status(head)
+            self._handshake.dataReceived(head)
+        except (TunnelError, ValueError) as error:
+            self.done.errback(error if isinstance(error, TunnelError) else _unreadable())
+            return
+        if self._handshake.refusal is not None:
+            self.done.errback(BackendFailed("the target's answer is no websocket handshake"))
+        else:
+            self.done.callback(rest)
+
+
+def _unreadable() -> BackendFailed:
+    return BackendFailed("the target's answer to the upgrade cannot be read")
+
+
+def _check_status(head: bytes) -> None:
+    """Raises: TunnelError: the target refused; it has the status text."""
+    line = head.partition(b"\r\n")[0].decode("latin-1")
+    parts = line.split(None, 2)
+    if len(parts) < 2 or not parts[1].isdecimal():
+        raise _unreadable()
+    if parts[1] != "101":
+        text = "".join(char if char.isprintable() else "?" for char in " ".join(parts[1:]))
+        raise _KINDS.get(int(parts[1]), BackendFailed)(text)
+
+
+class _Connecting(Factory):
+    """Builds the one protocol of a connection."""
+
+    noisy = False
+
+    def __init__(self, only: Protocol) -> None:
+        self._only = only
+
+    def buildProtocol(self, _addr: object) -> Protocol:
+        return self._only
+
+
+async def open_stream(
+    reactor: Reactor,
+    endpoint: Endpoint,
+    path_query: str,
+    sock: socket.socket,
+    *,
+    relays: Relays,
+    limits: StreamLimits | None = None,
+    headers: Mapping[str, str] | None = None,
+    closed: Callable[[bool], Awaitable[None]] = nobody,
+    ends_with_peer: bool = False,
+) -> Link:
+    """Open a websocket at the target and join it with a local socket.
+
+    Args: path_query: as it goes into the request line. sock: connected; it belongs to the stream, whatever happens.
+    headers: sent besides. closed: awaited at the end (link.Terms). ends_with_peer: see ends.Ends.
+    Returns: the stream, running. Raises: TunnelError: with the status text where the target refused.
+    """
+    opening = _Opening(reactor, endpoint, path_query, headers)
+    tls = TlsProtocol(client_connection(endpoint), opening, reactor, verified=lambda one: check_identity(one, endpoint))
+    try:
+        await _connect(reactor, endpoint, tls)
+        opening.done.addTimeout(UPGRADE_S, reactor, onTimeoutCancel=_late)
+        leftover = await opening.done
+    except BaseException:
+        sock.close()
+        _abort(tls)
+        raise
+    limits = limits or StreamLimits()
+    link = Link(relays, sock, Terms(role=Role.CLIENT, limits=limits, closed=closed, ends_with_peer=ends_with_peer))
+    link.start(await take_over(tls, b"", leftover))
+    return link
+
+
+async def _connect(reactor: Reactor, endpoint: Endpoint, tls: TlsProtocol) -> None:
+    address = HostnameEndpoint(reactor, endpoint.host, endpoint.port, timeout=CONNECT_S)
+    try:
+        factory: Any = _Connecting(tls)
+        await address.connect(factory)
+    except (ConnectError, DNSLookupError, OSError) as error:
+        raise _translate(error) from error
+
+
+def _abort(tls: TlsProtocol) -> None:
+    if tls.transport is not None:
+        tls.abortConnection()
+
+
+def _late(_result: object, timeout_s: float) -> None:
+    raise Unreachable(f"no answer to the upgrade within {timeout_s:g} s")
+
+
+def _translate(error: BaseException) -> TunnelError:
+    """What stands between us and the target, in words."""
+    if isinstance(error, TunnelError):
+        return error
+    if isinstance(error, SSL.Error):
+        return Unreachable(f"TLS with the target failed: {_tls_reason(error)}")
+    if isinstance(error, ConnectionLost):
+        return Unreachable("the target closed the connection")
+    return Unreachable(f"cannot connect to the target: {error}")
+
+
+def _tls_reason(error: SSL.Error) -> str:
+    return explain_tls(error.args[0] if error.args else None) or "no reason"

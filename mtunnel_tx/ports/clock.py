@@ -1,0 +1,32 @@
+"""Time, later calls, and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+
+class Timer(Protocol):
+    """A call that waits for its time (IDelayedCall)."""
+
+    def cancel(self) -> Any: ...
+
+    def active(self) -> Any: ...
+
+
+class Clock(Protocol):
+    """Time in seconds since the epoch, and later calls (IReactorTime)."""
+
+    def seconds(self) -> float: ...
+
+    def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any) -> Any: ...  # noqa: N802
+
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Threads(Protocol):
+    """Where work runs that takes a while; everything else goes on meanwhile."""
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...

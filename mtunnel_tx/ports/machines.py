@@ -1,0 +1,78 @@
+"""Virtual machines that run on this node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mtunnel_tx.ports.storage import Report
+from mtunnel_tx.pve.guestconf import GuestConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """How a VM is started that waits for its state from another host.
+
+    `migrate_socket`, `nbd_socket`: UNIX socket files to listen on (None: no NBD server); `exports`: drive key to volume
+    id, each exported writable as `drive-KEY`; the rest as the source sent it (protocol.md section 5, `start`).
+    """
+
+    migrate_socket: Path
+    nbd_socket: Path | None
+    exports: Mapping[str, str]
+    from_node: str
+    machine: str | None = None
+    cpu: str | None = None
+    nets_host_mtu: str | None = None
+    spice_ticket: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineState:
+    """What QEMU says: `status` as in query-status (`inmigrate`, `paused`, `running`, …), `off` where there is none.
+
+    `whole`: query-migrate says completed here. `dirty_end`: where it is off, why it ended (tail of its stderr).
+    """
+
+    status: str
+    whole: bool = False
+    dirty_end: str = ""
+
+
+class Hypervisor(Protocol):
+    """The virtual machines that run on this node."""
+
+    def check(self, conf: GuestConfig) -> None:
+        """Raises: TunnelError: naming the key that this host cannot run, or why."""
+
+    def running(self, vmid: int) -> bool:
+        """Whether there is a live QEMU process; reads no socket."""
+
+    async def state(self, vmid: int) -> MachineState:
+        """Ask QEMU now; `off` where there is none."""
+
+    async def start(self, vmid: int, conf: GuestConfig, incoming: Incoming, report: Report) -> int | None:
+        """Start a VM paused, waiting for its state; its sockets listen when this returns.
+
+        Returns: the SPICE port where there is one. Raises: BackendFailed: with QEMU's own reason; nothing is left then.
+        """
+
+    async def wait_whole(self, vmid: int) -> None:
+        """Wait until the whole state has arrived. Raises: BackendFailed: QEMU ended before, with its reason."""
+
+    async def resume(self, vmid: int) -> None:
+        """Running: nothing; paused: run; suspended: wake up; shut down: reset and run.
+
+        Raises: WrongState: `VM N not running`, or its state is not whole yet.
+        """
+
+    async def stop(self, vmid: int) -> None:
+        """QMP quit, then signals; success where it is off; sockets, pidfile and stderr file go too."""
+
+    async def stop_nbd(self, vmid: int) -> None:
+        """Raises: WrongState: `VM N not running`."""
+
+    async def trim(self, vmid: int, report: Report) -> None:
+        """Never an error: what stands in the way goes to `report`."""

@@ -1,0 +1,99 @@
+"""Volumes and the programs that read and write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mtunnel_tx.pve.storagecfg import StorageEntry
+
+Report = Callable[[str], None]
+"""Takes one line of a child's output, without its line feed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """One line of `pvesm list`; `vmid` is None for what belongs to no guest."""
+
+    volid: str
+    format: str
+    content: str
+    size_bytes: int
+    vmid: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportRequest:
+    """Arguments of `pvesm import`; `socket` is the UNIX socket file the child shall listen on."""
+
+    volid: str
+    stream_format: str
+    socket: Path
+    with_snapshots: bool
+    allow_rename: bool
+    snapshot: str | None = None
+    delete_snapshot: str | None = None
+
+
+class Child(Protocol):
+    """A running program whose output is read line by line (stdout and stderr on one pipe, in order)."""
+
+    pid: int
+
+    async def next_line(self, wait_s: float) -> str | None:
+        """The next output line with its LF (a last line may lack it); None: nothing came in time, or it has ended."""
+
+    def exhausted(self) -> bool:
+        """It has ended and every line was taken."""
+
+    async def ended(self) -> int:
+        """Wait for the end. Returns: exit code, or minus the signal's number."""
+
+    async def kill(self) -> None:
+        """SIGKILL to its whole session, and wait until it is gone; nothing where it has ended."""
+
+
+class Storage(Protocol):
+    """Volumes, through `pvesm` (Proxmox's or ours) as a child."""
+
+    def config(self) -> Mapping[str, StorageEntry]:
+        """storage.cfg, read again when it changed; ids to entries."""
+
+    def datacenter_bwlimit(self) -> str | None:
+        """The `bwlimit` value of datacenter.cfg."""
+
+    async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Report) -> str:
+        """Returns: the new volume's id. Raises: BackendFailed."""
+
+    async def free(self, volid: str) -> None:
+        """Remove a volume. Raises: BackendFailed."""
+
+    async def volumes(self, storage: str, vmid: int | None = None) -> list[Volume]: ...
+
+    async def path(self, volid: str) -> str:
+        """Returns: its path in the file system (or a URL of the storage's own)."""
+
+    async def size_bytes(self, volid: str) -> int | None:
+        """Returns: its virtual size; None where there is no such volume."""
+
+    async def refers_elsewhere(self, volid: str) -> str | None:
+        """A reason where the image names another file (backing file, data file), else None. Never follows it."""
+
+    async def digest(self, volid: str) -> str:
+        """Returns: SHA-256 of the volume's file, hex."""
+
+    async def sync(self, volids: Sequence[str]) -> None:
+        """fsync these volumes' files and their folders, off the reactor; skips what is no file."""
+
+    def start_import(self, request: ImportRequest) -> Child: ...
+
+    def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> Child:
+        """Write the stream to the file descriptor `stdout`; the lines are its stderr."""
+
+    async def available_bytes(self, storage: str) -> int | None:
+        """Free space where it is known (`pvesm status`)."""
+
+    async def end_orphans(self) -> None:
+        """End the children of an earlier daemon that work on; none of them makes a volume after that."""

@@ -1,0 +1,36 @@
+"""Running streams, and where they lead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Stream(Protocol):
+    """One websocket's relay, as the tunnel sees it; payload bytes from (`in`) and to (`out`) the peer."""
+
+    @property
+    def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_out(self) -> int: ...
+
+    def abort(self) -> None:
+        """End both sides now."""
+
+
+class Route(Protocol):
+    """Where a websocket leads: a socket of a live tunnel, found by its wire name."""
+
+    file: Path
+    vmid: int
+    token: str
+
+    def check_room(self) -> None:
+        """To be asked before the socket is dialled, whose owner may take one connection only. Raises: WrongState."""
+
+    def opened(self, stream: Stream) -> None:
+        """A relay runs from now on. Raises: WrongState (409): the one command connection is there already."""
+
+    async def closed(self, *, orderly: bool) -> None:
+        """The relay has ended; to be awaited before the UNIX side is closed when it is not orderly."""

@@ -1,0 +1,52 @@
+"""All live tunnels, as the HTTP API and the control socket see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mtunnel_tx.ports.streams import Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The answer to the call that opens a tunnel."""
+
+    upid: str
+    ticket: str
+    socket: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelStatus:
+    """A line of `mtunnel status`."""
+
+    vmid: int
+    token: str
+    upid: str
+    state: str
+    since: float
+    streams: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Tunnels(Protocol):
+    """All live tunnels: what the HTTP API and the daemon's own door talk to."""
+
+    async def open(
+        self, vmid: int, token: str, storages: Sequence[str], bridges: Sequence[str], address: str = ""
+    ) -> Opened:
+        """Storage and bridge checks, the claim, and a worker that waits for its command connection.
+
+        `address` is the peer's, for the record.
+        """
+
+    def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:
+        """Check a ticket, then find the socket. Raises: NotFound: no config; Unauthenticated: the ticket."""
+
+    async def digest(self, vmid: int, token: str, volid: str) -> str:
+        """SHA-256 of a volume that this token's live tunnel made. Raises: NotFound."""
+
+    def live(self) -> list[TunnelStatus]: ...

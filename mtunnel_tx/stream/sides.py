@@ -1,0 +1,289 @@
+"""The peer's side of a stream: plaintext in and out of one TCP socket, with TLS or without.
+
+Nothing here blocks. A side never holds more than one block of what the peer has not taken, and what TLS made of one
+frame; it takes the next frame only when nothing waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import Protocol
+
+from OpenSSL import SSL
+
+from mtunnel_tx.stream.engine import Engine, MakeEngine, StreamEnded, StreamFailed
+
+BLOCK_BYTES = 288 * 1024
+RECEIVE_BYTES = 256 * 1024
+RECORD_ROOM_BYTES = BLOCK_BYTES - RECEIVE_BYTES
+"""Room for what OpenSSL holds of a record already: so the plaintext of a receive always fits into what is left."""
+
+_TCP_INFO_BYTES = 60
+_UNACKED_OFFSET, _LAST_ACK_OFFSET = 24, 56
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Blocks:
+    """Buffers, lent while a stream has bytes; `scratch` is for everybody between two calls. For one thread."""
+
+    def __init__(self) -> None:
+        self.scratch = memoryview(bytearray(RECEIVE_BYTES))
+        self.lent = 0
+        self._free: list[memoryview] = []
+
+    def lend(self) -> memoryview:
+        self.lent += 1
+        return self._free.pop() if self._free else memoryview(bytearray(BLOCK_BYTES))
+
+    def give_back(self, block: memoryview) -> None:
+        self.lent -= 1
+        if len(self._free) < 4:
+            self._free.append(block)
+
+
+class Side(Protocol):
+    """The peer, as a stream sees it; `sent_bytes` counts what the kernel took, `more`: the last read may not be all."""
+
+    more: bool
+
+    @property
+    def sent_bytes(self) -> int: ...
+
+    @property
+    def waits(self) -> bool:
+        """Bytes wait for the peer."""
+
+    def read(self, block: memoryview) -> int:
+        """Returns: plaintext bytes put into block, 0: none for now. Raises: StreamEnded, StreamFailed."""
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Send, or keep what the kernel does not take; `data` stays as it is while something waits.
+
+        Raises: StreamFailed.
+        """
+
+    def flush(self) -> None:
+        """Go on sending. Raises: StreamFailed."""
+
+    def say_end(self) -> None:
+        """Queue what tells the peer that nothing follows (close_notify)."""
+
+
+class _Sender:
+    """Sends views over a socket in order, as the kernel takes them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._left: memoryview | bytes = b""
+        self.sent_bytes = 0
+
+    def send(self, data: memoryview | bytes) -> bool:
+        """Returns: whether the kernel took all of it."""
+        self._left = data
+        return self.go_on()
+
+    def go_on(self) -> bool:
+        while self._left:
+            try:
+                size_bytes = self._sock.send(self._left)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self._left = b""
+                raise StreamFailed(describe("send", error)) from error
+            self.sent_bytes += size_bytes
+            self._left = self._left[size_bytes:]
+        return True
+
+    @property
+    def waits(self) -> bool:
+        return len(self._left) > 0
+
+
+class PlainSide:
+    """TCP without TLS; `leftover` are bytes that were read before the stream began."""
+
+    def __init__(self, sock: socket.socket, leftover: bytes) -> None:
+        self._sock = sock
+        self._leftover = leftover
+        self._sender = _Sender(sock)
+        self._more = b""
+        self.more = True
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._sender.sent_bytes
+
+    @property
+    def waits(self) -> bool:
+        return self._sender.waits or bool(self._more)
+
+    def read(self, block: memoryview) -> int:
+        if self._leftover:
+            size_bytes, self._leftover = put_leftover(block, self._leftover)
+            return size_bytes
+        size_bytes = receive(self._sock, block)
+        self.more = size_bytes == len(block)
+        return size_bytes
+
+    def write(self, data: memoryview | bytes) -> None:
+        if self.waits:
+            self._more += bytes(data)
+        else:
+            self._sender.send(data)
+
+    def flush(self) -> None:
+        while self._sender.go_on() and self._more:
+            more, self._more = self._more, b""
+            self._sender.send(more)
+
+    def say_end(self) -> None:
+        """Plain TCP says it by its FIN."""
+
+
+class TlsSide:
+    """TCP with TLS; OpenSSL works on memory, the socket is ours."""
+
+    def __init__(self, sock: socket.socket, leftover: bytes, blocks: Blocks, engine: Engine) -> None:
+        self._sock = sock
+        self._leftover = leftover
+        self._blocks = blocks
+        self._engine = engine
+        self._sender = _Sender(sock)
+        self._block: memoryview | None = None
+        self.more = True
+        self._failure: tuple[type[Exception], str] | None = None
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._sender.sent_bytes
+
+    @property
+    def waits(self) -> bool:
+        return self._sender.waits
+
+    def read(self, block: memoryview) -> int:
+        end, self._leftover = put_leftover(block, self._leftover)
+        drained = False
+        while True:
+            end = self._decrypt(block, end)
+            room_bytes = min(RECEIVE_BYTES, len(block) - end - RECORD_ROOM_BYTES)
+            self.more = room_bytes <= 0 or self._failure is not None or self._engine.over
+            # Where nothing came before a failure, the next line raises it.
+            if drained or (self.more and end):
+                return end
+            drained = self._receive(end, room_bytes) < room_bytes
+
+    def _decrypt(self, block: memoryview, end: int) -> int:
+        try:
+            return self._engine.read(block, end)
+        except (StreamEnded, StreamFailed) as error:
+            self._failure = type(error), str(error)
+            if end == 0:
+                raise
+            return end
+
+    def _receive(self, filled: int, room_bytes: int) -> int:
+        """Take ciphertext from the socket, all of which is decrypted at once: the scratch is everybody's.
+
+        An end is told only after what came before it was taken.
+
+        Returns: how much came. Raises: StreamEnded, StreamFailed.
+        """
+        if self._failure is None:
+            try:
+                size_bytes = receive(self._sock, self._blocks.scratch[:room_bytes])
+            except (StreamEnded, StreamFailed) as error:
+                # Not the error itself: its traceback would tie this object to its own blocks.
+                self._failure = type(error), str(error)
+            else:
+                if size_bytes:
+                    self._engine.put(self._blocks.scratch[:size_bytes])
+                return size_bytes
+        if filled:
+            return 0
+        kind, text = self._failure
+        raise kind(text)
+
+    def write(self, data: memoryview | bytes) -> None:
+        self._engine.write(data)
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self._sender.go_on():
+                block = self._block or self._blocks.lend()
+                self._block = block
+                size_bytes = self._engine.take(block)
+                if size_bytes == 0:
+                    break
+                self._sender.send(block[:size_bytes])
+        finally:
+            self._release_block()
+
+    def _release_block(self) -> None:
+        if self._block is not None and not self._sender.waits:
+            self._blocks.give_back(self._block)
+            self._block = None
+
+    def say_end(self) -> None:
+        self._engine.say_end()
+
+
+def make_side(
+    sock: socket.socket,
+    leftover: bytes,
+    blocks: Blocks,
+    connection: SSL.Connection | None,
+    engine: MakeEngine,
+) -> Side:
+    """The side for a connection, or for plain TCP where there is none."""
+    if connection is None:
+        return PlainSide(sock, leftover)
+    return TlsSide(sock, leftover, blocks, engine(connection))
+
+
+def receive(sock: socket.socket, view: memoryview) -> int:
+    """Returns: bytes received into `view`, 0: none for now. Raises: StreamEnded, StreamFailed."""
+    try:
+        size_bytes = sock.recv_into(view)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        raise StreamFailed(describe("receive", error)) from error
+    if size_bytes == 0:
+        raise StreamEnded("end of file")
+    return size_bytes
+
+
+def put_leftover(block: memoryview, leftover: bytes) -> tuple[int, bytes]:
+    """Returns: how many bytes went into the block, and the rest."""
+    size_bytes = min(len(block), len(leftover))
+    block[:size_bytes] = leftover[:size_bytes]
+    return size_bytes, leftover[size_bytes:]
+
+
+def describe(deed: str, error: OSError) -> str:
+    """A socket's error in words."""
+    return f"cannot {deed}: {error.strerror or type(error).__name__}"
+
+
+def is_peer_dead(sock: socket.socket, dead_peer_s: float) -> bool:
+    """Sent bytes are unacknowledged, and nothing was for so long; a closed window alone is not death.
+
+    Where nothing is on its way there are keepalives, whose answers count as acknowledgements too.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    (unacked,) = struct.unpack_from("I", info, _UNACKED_OFFSET)
+    (last_ack_ms,) = struct.unpack_from("I", info, _LAST_ACK_OFFSET)
+    return bool(unacked) and int(last_ack_ms) > dead_peer_s * 1000
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Let close() send a reset instead of waiting for what the peer does not take."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

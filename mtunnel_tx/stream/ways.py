@@ -1,0 +1,287 @@
+"""The two ways of a stream: frames from the websocket to a UNIX socket, and bytes back in frames.
+
+Each reads only when its receiver has taken everything, and borrows a block only while it holds bytes. `again` means
+that there may be more to do although no socket becomes ready.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mtunnel_tx.stream.ends import Ends, Source
+from mtunnel_tx.stream.engine import MakeEngine, StreamEnded, StreamFailed
+from mtunnel_tx.stream.limits import Bucket, StreamLimits
+from mtunnel_tx.stream.mask import Unmask
+from mtunnel_tx.stream.sides import Blocks, Side, describe, receive
+from mtunnel_tx.wire.frames import (
+    HEADER_ROOM_BYTES,
+    SENT_PAYLOAD_BYTES,
+    Decoder,
+    Event,
+    FrameError,
+    Opcode,
+    Role,
+    close_frame,
+    frame_header,
+    pong_frame,
+)
+
+BATCHES = 2
+"""Blocks in a row before another stream gets its turn."""
+
+PINGS = 64
+"""Unanswered pings that are remembered; older ones are forgotten."""
+
+GATHER_BYTES = 4096
+"""Smaller payload is moved down to the one before it: one piece for the kernel instead of many."""
+
+# Looked up for every frame; in the class that is slow.
+_NOTHING, _PAYLOAD = Event.NOTHING, Event.PAYLOAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What the streams of one thread share; `now`: seconds, of any origin."""
+
+    blocks: Blocks
+    unmask: Unmask
+    engine: MakeEngine
+    now: Callable[[], float]
+
+
+class Inward:
+    """From the websocket to the UNIX socket; `pings` collects what is to be answered."""
+
+    def __init__(
+        self, side: Side, local: socket.socket, ends: Ends, *, role: Role, limits: StreamLimits, tools: Tools
+    ) -> None:
+        self.carried_bytes = 0
+        self.taken_bytes = 0
+        self.again = False
+        self.bucket = Bucket(limits.rate_bytes_s)
+        self.pings: deque[bytes] = deque(maxlen=PINGS)
+        self._side = side
+        self._local = local
+        self._ends = ends
+        self._blocks = tools.blocks
+        self._unmask = tools.unmask
+        self._decoder = Decoder(role, limits.frame_bytes)
+        self._spans: deque[tuple[int, int]] = deque()
+        self._block: memoryview | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Payload waits for the UNIX socket."""
+        return bool(self._spans)
+
+    @property
+    def reads(self) -> bool:
+        """The peer's next bytes are wanted."""
+        return not self._spans and self._ends.inward.takes and self.bucket.due_s is None
+
+    def carry(self, now_s: float) -> None:
+        """Move what can be moved."""
+        self.bucket.due_s = None
+        for _ in range(BATCHES):
+            self._push()
+            if self._spans or not self._ends.inward.takes:
+                return
+            if self.bucket.is_empty(now_s) or not self._pull():
+                break
+        else:
+            self.again = True
+        self._push()
+
+    def drop(self) -> None:
+        """The UNIX socket takes nothing more."""
+        self._spans.clear()
+
+    def give_back(self) -> None:
+        """Return the block where nothing is in it."""
+        if self._block is not None and not self._spans:
+            self._blocks.give_back(self._block)
+            self._block = None
+
+    def _pull(self) -> bool:
+        """Returns: whether there may be more."""
+        block = self._block = self._block or self._blocks.lend()
+        try:
+            size_bytes = self._side.read(block)
+        except StreamEnded as end:
+            self._ends.peer_ended(f"peer ended without a Close frame: {end}")
+            return False
+        except StreamFailed as failure:
+            self._ends.peer_failed(str(failure))
+            return False
+        if size_bytes == 0:
+            self._ends.drained(self._ends.inward)
+            return False
+        self._decode(block, size_bytes)
+        return self._side.more or self._ends.inward.source is Source.LAST
+
+    def _decode(self, block: memoryview, end: int) -> None:
+        decoder, position, before = self._decoder, 0, self.carried_bytes
+        try:
+            while position < end:
+                position = decoder.step(block, position, end)
+                if decoder.event is _PAYLOAD:
+                    self._add(block, decoder.begin, position, decoder.mask)
+                elif decoder.event is not _NOTHING and not self._hear():
+                    break
+        except FrameError as error:
+            self._ends.violated(error.code, error.text)
+        self.bucket.spend(self.carried_bytes - before)
+
+    def _hear(self) -> bool:
+        """A control frame. Returns: whether anything counts that follows."""
+        if self._decoder.event is Event.PING:
+            self.pings.append(self._decoder.control)
+        elif self._decoder.event is Event.CLOSE:
+            self._ends.peer_closed(self._decoder.close_code)
+        return self._ends.inward.takes
+
+    def _add(self, block: memoryview, begin: int, end: int, mask: bytes | None) -> None:
+        size_bytes = end - begin
+        if mask is not None:
+            self._unmask(block[begin:end], mask)
+        self.carried_bytes += size_bytes
+        if self._spans and size_bytes < GATHER_BYTES:
+            first, last = self._spans[-1]
+            block[last : last + size_bytes] = block[begin:end]
+            self._spans[-1] = (first, last + size_bytes)
+        else:
+            self._spans.append((begin, end))
+
+    def _push(self) -> None:
+        """Give the spans to the UNIX socket, as far as it takes them."""
+        block = self._block
+        if not self._spans or block is None:
+            return
+        try:
+            sent_bytes = self._local.sendmsg([block[begin:end] for begin, end in self._spans])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._spans.clear()
+            self._ends.local_deaf(f"UNIX side: {describe('send', error)}")
+            return
+        self.taken_bytes += sent_bytes
+        self._forget(sent_bytes)
+
+    def _forget(self, sent_bytes: int) -> None:
+        while sent_bytes:
+            begin, end = self._spans.popleft()
+            if end - begin > sent_bytes:
+                self._spans.appendleft((begin + sent_bytes, end))
+                return
+            sent_bytes -= end - begin
+
+
+class Outward:
+    """From the UNIX socket to the websocket; also everything else that the peer is told."""
+
+    def __init__(
+        self, side: Side, local: socket.socket, ends: Ends, *, role: Role, limits: StreamLimits, tools: Tools
+    ) -> None:
+        self.carried_bytes = 0
+        self.again = False
+        self.bucket = Bucket(limits.rate_bytes_s)
+        self._side = side
+        self._local = local
+        self._ends = ends
+        self._role = role
+        self._blocks = tools.blocks
+        self._block: memoryview | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Bytes wait for a peer that still takes them."""
+        return self._side.waits and not self._ends.outward.deaf
+
+    @property
+    def taken_bytes(self) -> int:
+        return self._side.sent_bytes
+
+    @property
+    def reads(self) -> bool:
+        """The UNIX side's next bytes are wanted."""
+        return not self.waits and self._ends.outward.takes and self.bucket.due_s is None
+
+    def carry(self, now_s: float) -> None:
+        """Move what can be moved."""
+        self.bucket.due_s = None
+        for _ in range(BATCHES):
+            if self.waits:
+                self.flush()
+            if self.waits or not self._ends.outward.takes:
+                return
+            if self.bucket.is_empty(now_s) or not self._pull():
+                return
+        self.again = True
+
+    def flush(self) -> None:
+        """Go on with what waits, and with what TLS has to say of its own."""
+        self._write(b"")
+
+    def answer(self, pings: deque[bytes]) -> None:
+        """Send pongs, once the peer has taken everything before them."""
+        if pings and not self.waits and self._ends.outward.takes:
+            self._write(b"".join(pong_frame(self._role, payload) for payload in pings))
+            pings.clear()
+
+    def say_close(self) -> None:
+        """Queue our Close frame behind everything else."""
+        if self._ends.close_code is not None:
+            self._write(close_frame(self._role, self._ends.close_code))
+
+    def say_end(self) -> None:
+        """Queue TLS's own last word."""
+        if not self._ends.outward.deaf:
+            self._side.say_end()
+            self.flush()
+
+    def give_back(self) -> None:
+        """Return the block where the peer has taken it."""
+        if self._block is not None and not self.waits:
+            self._blocks.give_back(self._block)
+            self._block = None
+
+    def _pull(self) -> bool:
+        """Returns: whether there may be more."""
+        block = self._block = self._block or self._blocks.lend()
+        try:
+            size_bytes = receive(self._local, block[HEADER_ROOM_BYTES : HEADER_ROOM_BYTES + SENT_PAYLOAD_BYTES])
+        except StreamEnded:
+            self._ends.local_ended()
+            return False
+        except StreamFailed as failure:
+            self._ends.local_failed(f"UNIX side: {failure}")
+            return False
+        if size_bytes == 0:
+            self._ends.drained(self._ends.outward)
+            return False
+        self._send(block, size_bytes)
+        return size_bytes == SENT_PAYLOAD_BYTES or self._ends.outward.source is Source.LAST
+
+    def _send(self, block: memoryview, size_bytes: int) -> None:
+        header = frame_header(self._role, Opcode.BINARY, size_bytes)
+        begin = HEADER_ROOM_BYTES - len(header)
+        block[begin:HEADER_ROOM_BYTES] = header
+        self.carried_bytes += size_bytes
+        self.bucket.spend(size_bytes)
+        self._write(block[begin : HEADER_ROOM_BYTES + size_bytes])
+
+    def _write(self, data: memoryview | bytes) -> None:
+        """Send, nothing: go on with what waits; a deaf peer is sent nothing."""
+        if self._ends.outward.deaf:
+            return
+        try:
+            if data:
+                self._side.write(data)
+            else:
+                self._side.flush()
+        except StreamFailed as failure:
+            self._ends.peer_deaf(str(failure))

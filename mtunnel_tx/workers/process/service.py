@@ -1,0 +1,187 @@
+"""What a front process does: takes certificate and connections from the daemon, runs streams, says what they do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.net.kinds import Reactor, Result
+from mtunnel_tx.stream.link import Link, Relays, Terms
+from mtunnel_tx.stream.peer import Peer
+from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.tls.context import TlsContext
+from mtunnel_tx.tls.protocol import TlsProtocol
+from mtunnel_tx.wire.frames import Role
+from mtunnel_tx.workers.channel import Channel, Message
+from mtunnel_tx.workers.process.connection import Ferry, Wire
+
+log = Logger()
+
+COUNT_S = 1.0
+
+
+class Carried:
+    """A stream that was granted, and what the daemon is told of it.
+
+    Args: local: the UNIX socket. messages: the socket of this stream's own channel. peer: comes when it has left HTTP.
+    gone: called when all was told.
+    """
+
+    def __init__(
+        self, reactor: Reactor, relays: Relays, local: socket.socket, messages: socket.socket,
+        peer: Deferred[Peer], gone: Callable[[Carried], None],
+    ) -> None:  # fmt: skip
+        self._relays = relays
+        self._local = local
+        self._link: Link | None = None
+        self._aborted = False
+        self._told = (0, 0)
+        self._terms: Deferred[Message] = Deferred()
+        self._channel = Channel(reactor, messages, self._hear, lambda: gone(self))
+        Deferred.fromCoroutine(self._run(peer)).addErrback(self._fail)
+
+    async def _run(self, peer: Deferred[Peer]) -> None:
+        taken = await peer
+        if self._aborted:
+            taken.close()
+            return
+        terms = await self._terms
+        link = self._link = Link(self._relays, self._local, self._read(terms))
+        link.done.addCallback(self._tell, "peer")
+        link.released.addCallback(self._tell, "closed")
+        for end in (link.done, link.released):
+            end.addCallback(self._finish, link)
+        link.start(taken)
+
+    def _read(self, terms: Message) -> Terms:
+        return Terms(
+            role=Role[terms["role"]],
+            urgent=terms["urgent"],
+            ends_with_local=terms["ends_with_local"],
+            ends_with_peer=terms["ends_with_peer"],
+            limits=StreamLimits(**terms["limits"]),
+            closed=self._local_over,
+        )
+
+    async def _local_over(self, _orderly: bool) -> None:
+        assert self._link is not None
+        self._say(self._link, over="local", reason=self._link.reason)
+
+    def _hear(self, message: Message, _sockets: list[socket.socket]) -> None:
+        if "abort" in message:
+            self._aborted = True
+            if self._link is not None:
+                self._link.abort()
+            else:
+                self._drop()
+        else:
+            self._terms.callback(message)
+
+    def count(self) -> None:
+        """Say how many bytes there were, where that has changed."""
+        link = self._link
+        if link is not None and (link.bytes_in, link.bytes_out) != self._told:
+            self._say(link)
+
+    def _tell(self, result: Result, event: str) -> Result:
+        assert self._link is not None
+        self._say(self._link, over=event)
+        return result
+
+    def _say(self, link: Link, **more: Any) -> None:
+        self._told = link.bytes_in, link.bytes_out
+        self._channel.send({"in": link.bytes_in, "out": link.bytes_out, **more})
+
+    def _finish(self, result: Result, link: Link) -> Result:
+        if link.done.called and link.released.called:
+            self._channel.finish()
+        return result
+
+    def _fail(self, failure: Failure) -> None:
+        self._drop()
+        if failure.check(ConnectionLost) is None:
+            log.failure("unexpected failure at the start of a stream", failure)
+
+    def _drop(self) -> None:
+        """It came to nothing; the daemon sees the channel end."""
+        self._local.close()
+        self._channel.close()
+
+
+class FrontProcess:
+    """Args: channel: the daemon's other end. finished: called when the daemon has gone."""
+
+    def __init__(self, reactor: Reactor, channel: socket.socket, relays: Relays, finished: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._relays = relays
+        self._context: TlsContext | None = None
+        self._handshake_s = 0.0
+        self._streams: set[Carried] = set()
+        self._channel = Channel(reactor, channel, self._hear, finished)
+        self._counting = LoopingCall(self._count)
+        self._counting.clock = reactor
+        self._counting.start(COUNT_S, now=False)
+
+    def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
+        if sockets:
+            self._take(*sockets)
+            return
+        self._handshake_s = message["handshake_s"]
+        try:
+            self._context = load(message["certificate"].encode("latin-1"), message["key"].encode("latin-1"))
+        except TunnelError as error:
+            log.error("certificate and key cannot be used: {reason}", reason=error.text)
+            if self._context is None:
+                self._channel.close()
+        else:
+            self._channel.send({"ready": True})
+
+    def _take(self, sock: socket.socket, lane: socket.socket) -> None:
+        assert self._context is not None
+        connection = SSL.Connection(self._context.context, None)
+        connection.set_accept_state()
+        ferry = Ferry(self._reactor, lane, self._granted)
+        tls = TlsProtocol(connection, ferry, self._reactor, self._handshake_s)
+        wire = Wire(sock, tls, self._reactor)
+        try:
+            tls.makeConnection(wire)
+        except OSError:
+            wire.abortConnection()  # it has gone already
+            return
+        wire.startReading()
+
+    def _granted(self, local: socket.socket, messages: socket.socket, peer: Deferred[Peer]) -> None:
+        self._streams.add(Carried(self._reactor, self._relays, local, messages, peer, self._streams.discard))
+
+    def _count(self) -> None:
+        self._channel.send({"alive": True})
+        for stream in list(self._streams):
+            stream.count()
+
+
+def load(certificate: bytes, key: bytes) -> TlsContext:
+    """Certificate and key, PEM, from files that only this process has. Raises: TunnelError."""
+    numbers = [_remember(data) for data in (certificate, key)]
+    try:
+        return TlsContext(*(Path(f"/proc/self/fd/{number}") for number in numbers))
+    finally:
+        for number in numbers:
+            os.close(number)
+
+
+def _remember(data: bytes) -> int:
+    number = os.memfd_create("mtunnel")
+    os.fchmod(number, 0o600)
+    os.write(number, data)
+    return number

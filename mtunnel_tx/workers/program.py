@@ -1,0 +1,45 @@
+"""How a front process is started: our own program, without any privilege that the daemon may have."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mtunnel_tx.backends.child import PipedChild, spawn_child
+from mtunnel_tx.errors import BackendFailed
+
+KEPT_VARIABLES = ("PATH", "LANG", "PYTHONPATH", "COVERAGE_PROCESS_START")
+
+
+class FrontProgram:
+    """Starts fronts.
+
+    Args: user: whom they run as where the daemon is root's. label: their last argument, for whoever reads `ps`.
+    """
+
+    def __init__(self, reactor: Any, environ: Mapping[str, str], *, user: str, label: str) -> None:
+        self._reactor = reactor
+        self._env = {name: environ[name] for name in KEPT_VARIABLES if name in environ}
+        self._user = user
+        self._label = label
+
+    def spawn(self, channel: int) -> PipedChild:
+        """Start one. Args: channel: a descriptor, its standard input. Raises: BackendFailed."""
+        program = (sys.executable, "-P", "-m", "mtunnel_tx.workers.process", self._label)
+        identity = _identity(self._user) if os.geteuid() == 0 else ()
+        argv = ("setpriv", *identity, "--no-new-privs", "--pdeathsig", "TERM", "--", *program)
+        return spawn_child(self._reactor, argv, self._env, stdin=channel)
+
+
+def _identity(user: str) -> tuple[str, ...]:
+    """What makes a process of root's one of this user's. Raises: BackendFailed."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError as error:
+        raise BackendFailed(f"user: there is no user '{user}', and `workers` must not run as root") from error
+    if entry.pw_uid == 0:
+        raise BackendFailed(f"user: '{user}' is root, and `workers` must not run as root")
+    return ("--reuid", str(entry.pw_uid), "--regid", str(entry.pw_gid), "--clear-groups")

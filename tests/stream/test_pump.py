@@ -1,0 +1,125 @@
+"""The pump: the same as the relay on the reactor, in threads; with TLS, both ways to OpenSSL; with and without it."""
+
+import queue
+import threading
+
+from twisted.internet import reactor
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from mtunnel_tx.stream.engine import NativeEngine, PublicEngine, best_engine
+from mtunnel_tx.stream.mask import find_native, unmask_slowly
+from mtunnel_tx.stream.pump import GATHER_S, Pump
+from tests.stream.relaying import RelayTests
+from tests.stream.scene import PATIENCE_S, Scenes, in_thread, read_exactly
+
+
+def ask(worker, question):
+    """A worker is asked in its own thread, when it has finished what it was at."""
+    answer = queue.Queue()
+    worker._order(lambda: answer.put(question(worker)))
+    return answer.get(timeout=PATIENCE_S)
+
+
+class PumpTests(RelayTests):
+    timeout = 60
+
+    def tearDown(self):
+        def check(_):
+            left = [thread.name for thread in threading.enumerate() if thread.name.startswith("pump-")]
+            self.assertEqual(left, [])
+
+        return super().tearDown().addCallback(check)
+
+
+class TlsPump(PumpTests, TestCase):
+    def setUp(self):
+        self.relays = Pump(reactor, threads=1)
+
+    @in_thread
+    def test_idle_streams_hold_no_blocks(self):
+        scenes = [self.scene() for _ in range(4)]
+        for scene in scenes:
+            scene.peer.data(bytes(300_000))
+            self.assertEqual(scene.local.recv(1), b"\0")
+        for scene in scenes:
+            read = 1
+            while read < 300_000:
+                read += len(scene.local.recv(1 << 18))
+            scene.local.sendall(b"x")
+            scene.peer.payload(1)
+        for worker in self.relays._workers:
+            self.assertEqual(ask(worker, lambda worker: worker.tools.blocks.lent), 0)
+
+    @in_thread
+    def test_commands_do_not_wait_for_payload(self):
+        busy, urgent = self.scene(), self.scene(urgent=True)
+        gate = threading.Event()
+        self.relays._workers[0]._order(lambda: gate.wait(2 * PATIENCE_S))
+        busy.peer.data(b"payload")
+        urgent.peer.data(b"command")
+        self.assertEqual(read_exactly(urgent.local, 7), b"command")
+        urgent.local.sendall(b"reply")
+        self.assertEqual(urgent.peer.payload(5), b"reply")
+        gate.set()
+        self.assertEqual(read_exactly(busy.local, 7), b"payload")
+
+    @in_thread
+    def test_a_bug_ends_one_stream_not_the_others(self):
+        bad, good = self.scene(), self.scene()
+        bad.link.stream.interest = lambda: 1 // 0
+        bad.peer.data(b"x")
+        self.assertFalse(bad.outcome().orderly)
+        self.assertEqual(bad.outcome().reason, "internal error")
+        good.peer.data(b"x")
+        self.assertEqual(good.local.recv(1), b"x")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class GatheringPump(Scenes, TestCase):
+    """Its workers do not rest, but say when they would."""
+
+    def setUp(self):
+        self.rests = queue.Queue()
+        self.relays = Pump(reactor, threads=1, rest=self.rests.put)
+
+    @in_thread
+    def test_pieces_may_gather_requests_may_not_wait(self):
+        scene = self.scene()
+        scene.peer.data(b"request")
+        self.assertEqual(read_exactly(scene.local, 7), b"request")
+        scene.local.sendall(b"reply")
+        self.assertEqual(scene.peer.payload(5), b"reply")
+        self.assertTrue(ask(self.relays._workers[0], lambda _worker: self.rests.empty()))
+        scene.peer.data(bytes(16_000))
+        read_exactly(scene.local, 16_000)
+        self.assertEqual(self.rests.get(timeout=PATIENCE_S), GATHER_S)
+
+
+class PlainPump(PumpTests, TestCase):
+    tls = False
+
+    def setUp(self):
+        self.relays = Pump(reactor, threads=3, unmask=unmask_slowly)
+
+
+class PublicPump(PumpTests, TestCase):
+    """pyOpenSSL's documented methods only."""
+
+    def setUp(self):
+        self.relays = Pump(reactor, threads=1, unmask=unmask_slowly, engine=PublicEngine)
+
+
+class Choice(SynchronousTestCase):
+    def test_this_environment_has_the_fast_ways(self):
+        self.assertIs(best_engine(), NativeEngine)
+        self.assertIsNotNone(find_native())
+
+    def test_native_masker_is_the_plain_definition(self):
+        unmask = find_native()
+        for size in (0, 1, 3, 15, 16, 17, 31, 100, 4097):
+            for start in range(5):
+                data = bytearray(range(256)) * 20
+                expected = bytearray(data)
+                unmask_slowly(memoryview(expected)[start : start + size], b"\x11\x22\x33\x44")
+                unmask(memoryview(data)[start : start + size], b"\x11\x22\x33\x44")
+                self.assertEqual(data, expected)

@@ -1,0 +1,23 @@
+"""The relay on the reactor."""
+
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from mtunnel_tx.stream.mask import unmask_slowly
+from mtunnel_tx.stream.relay import ReactorRelays
+from tests.stream.relaying import RelayTests
+
+
+class TlsRelay(RelayTests, TestCase):
+    timeout = 60
+
+    def setUp(self):
+        self.relays = ReactorRelays(reactor)
+
+
+class PlainRelay(RelayTests, TestCase):
+    timeout = 60
+    tls = False
+
+    def setUp(self):
+        self.relays = ReactorRelays(reactor, unmask_slowly)

@@ -1,0 +1,186 @@
+"""The daemon's side of its fronts, with children that do nothing by themselves."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.stream.relay import ReactorRelays
+from mtunnel_tx.tls.certificate import Certificate
+from mtunnel_tx.workers.channel import Channel, make_pair
+from mtunnel_tx.workers.pool import BEAT_S, MOST_MISSED, Crew
+
+FILES = Certificate(b"the certificate", b"the key")
+
+
+class Reactor(MemoryReactorClock):
+    """Sockets are ready when a test says so."""
+
+    def spin(self) -> None:
+        """Let everybody read what there is."""
+        for reader in list(self.readers):
+            reader.doRead()
+
+
+class FakeChild:
+    """Ends when it is killed; `heard` is what its channel brought."""
+
+    def __init__(self, reactor: Reactor, channel: int) -> None:
+        self.pid = 1
+        self.heard: list[object] = []
+        self.killed = False
+        self._end: Deferred[None] = Deferred()
+        sock = socket.socket(fileno=os.dup(channel))
+        self.channel = Channel(reactor, sock, lambda message, _: self.heard.append(message), lambda: None)
+
+    async def next_line(self, wait_s: float) -> str | None:
+        await self._end
+        return None
+
+    def exhausted(self) -> bool:
+        return self.killed
+
+    async def ended(self) -> int:
+        return -9
+
+    async def kill(self) -> None:
+        self.killed = True
+        self.channel.close()
+        if not self._end.called:
+            self._end.callback(None)
+
+
+class CrewTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.children: list[FakeChild] = []
+        self.refusal: BackendFailed | None = None
+        here = ReactorRelays(self.reactor)
+        self.crew = Crew(self.reactor, count=2, spawn=self.spawn, here=here, handshake_s=7)
+        self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(self.crew.stop())))
+
+    def spawn(self, channel: int) -> FakeChild:
+        if self.refusal is not None:
+            raise self.refusal
+        self.children.append(FakeChild(self.reactor, channel))
+        return self.children[-1]
+
+    def start(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.crew.start(FILES))
+
+    def be_ready(self) -> None:
+        for child in self.children:
+            child.channel.send({"ready": True})
+        self.reactor.spin()
+
+    def end(self, child: FakeChild) -> None:
+        self.successResultOf(Deferred.fromCoroutine(child.kill()))
+
+    def test_it_starts_when_all_are_ready(self) -> None:
+        started = self.start()
+        self.reactor.spin()
+        self.assertNoResult(started)
+        self.assertEqual(self.crew.status(), [])
+        self.be_ready()
+        self.successResultOf(started)
+        told = {"certificate": "the certificate", "key": "the key", "handshake_s": 7}
+        self.assertEqual([child.heard for child in self.children], [[told], [told]])
+        self.assertEqual(self.crew.status(), [{"pid": 1, "connections": 0, "busy": 0}] * 2)
+
+    def test_one_that_ends_at_once(self) -> None:
+        started = self.start()
+        self.end(self.children[1])
+        failure = self.failureResultOf(started, BackendFailed)
+        self.assertEqual(failure.value.text, "front process cannot start: it said nothing")
+
+    def test_it_cannot_start(self) -> None:
+        self.refusal = BackendFailed("no")
+        self.assertEqual(self.failureResultOf(self.start(), BackendFailed).value.text, "no")
+
+    def test_another_certificate(self) -> None:
+        self.start()
+        self.be_ready()
+        self.crew.certify(Certificate(b"new", b"key"))
+        self.reactor.spin()
+        self.assertEqual([child.heard[-1]["certificate"] for child in self.children], ["new", "new"])
+
+    def test_one_that_ends_is_started_again_later_and_later(self) -> None:
+        self.start()
+        self.be_ready()
+        for delay_s in (0.1, 0.2, 0.4):
+            count = len(self.children)
+            self.end(self.children[-1])
+            self.reactor.advance(delay_s * 0.9)
+            self.assertEqual(len(self.children), count)
+            self.reactor.advance(delay_s * 0.2)
+            self.assertEqual(len(self.children), count + 1)
+        self.be_ready()
+        self.assertEqual(len(self.crew.status()), 2)
+
+    def test_one_that_cannot_be_started_again_is_tried_again(self) -> None:
+        self.start()
+        self.be_ready()
+        self.refusal = BackendFailed("no memory")
+        self.end(self.children[0])
+        self.reactor.advance(0.11)
+        self.refusal = None
+        self.reactor.advance(0.21)
+        self.assertEqual(len(self.children), 3)
+
+    def test_one_that_says_nothing_is_killed(self) -> None:
+        self.start()
+        self.be_ready()
+        for _ in range(MOST_MISSED + 1):
+            self.children[0].channel.send({"alive": True})
+            self.reactor.spin()
+            self.reactor.advance(BEAT_S)
+        self.assertEqual([child.killed for child in self.children[:2]], [False, True])
+
+    def test_after_a_long_sleep_nobody_is_killed(self) -> None:
+        self.start()
+        self.be_ready()
+        self.reactor.advance(BEAT_S * 100)
+        self.assertEqual([child.killed for child in self.children], [False, False])
+
+
+class ChannelTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = Reactor()
+        self.heard: list[tuple[object, list[socket.socket]]] = []
+        self.closed: list[str] = []
+        ours, theirs = make_pair()
+        self.here = Channel(self.reactor, ours, self.hear, lambda: self.closed.append("here"))
+        self.there = Channel(self.reactor, theirs, self.hear, lambda: self.closed.append("there"))
+        self.addCleanup(self.here.close)
+        self.addCleanup(self.there.close)
+
+    def hear(self, message: object, sockets: list[socket.socket]) -> None:
+        self.heard.append((message, sockets))
+
+    def test_sockets_come_along(self) -> None:
+        one, other = socket.socketpair()
+        with one:
+            with other:
+                self.here.send({"a": 1}, [other])
+            self.reactor.spin()
+            [(message, [received])] = self.heard
+            with received:
+                received.send(b"x")
+                self.assertEqual((message, one.recv(9)), ({"a": 1}, b"x"))
+
+    def test_what_is_said_before_the_end_is_heard(self) -> None:
+        """Also where the other end takes it later than the kernel can hold it."""
+        for number in range(3000):
+            self.here.send({"number": number, "more": "x" * 1000})
+        self.here.finish()
+        self.assertEqual(self.closed, [])
+        while "there" not in self.closed:
+            for writer in list(self.reactor.writers):
+                writer.doWrite()
+            self.reactor.spin()
+        self.assertEqual([message["number"] for message, _ in self.heard], list(range(3000)))
