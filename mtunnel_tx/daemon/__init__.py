@@ -1,1 +1,1 @@
-""
+"""The daemon: joins the parts, starts and stops them."""

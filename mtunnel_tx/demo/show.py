@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 from rich.panel import Panel
@@ -30,12 +29,6 @@ RAW_BYTES = 1 << 30
 SNAPSHOT = "before"
 TOKEN = "mig@pve!demo"  # noqa: S105 - a name
 
-_DESCRIPTION = """\
-Make two nodes in a temporary folder, start the daemon of the second one, and send it a VM from the first one: a raw
-disk of 1 GiB and a qcow2 disk with an internal snapshot. Then compare both sides. Where QEMU is installed, also move
-a running VM that counts, and see that it missed nothing. Everything is removed at the end.
-Exit status 0: the VM arrived, and every disk is the same."""
-
 _GUEST = """\
 #Made by mtunnel demo
 boot: order=scsi0
@@ -50,29 +43,12 @@ scsihw: virtio-scsi-single
 """
 
 
-def configure(subparsers: Any) -> None:
-    """Add `demo` to the commands of `mtunnel`."""
-    parser = subparsers.add_parser(
-        "demo", help="send a virtual machine from one node to another, both made for it", description=_DESCRIPTION
-    )
-    parser.add_argument(
-        "--data", type=_read_mib, default=200, metavar="MIB", help="random data on the first disk (default: 200)"
-    )
-    parser.set_defaults(run=run, load=lambda _path, _environ: None)
-
-
-def _read_mib(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1000):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of MiB from 1 to 1000")
-    return int(text)
-
-
-def run(args: argparse.Namespace, _settings: None) -> int:
-    """Do all of it. Returns: the exit code."""
+def run_demo(data_mib: int) -> int:
+    """Do all of it. Args: data_mib: random data on the first disk. Returns: the exit code."""
     show = Show(Console(highlight=False))
     with _signals_raise(), tempfile.TemporaryDirectory(prefix="mtunnel-demo-") as folder:
         try:
-            good = _tell(show, Path(folder), args.data)
+            good = _tell(show, Path(folder), data_mib)
         except TunnelError as error:
             print(f"mtunnel demo: {error.text}", file=sys.stderr)
             good = False

@@ -1,1 +1,1 @@
-""
+"""TLS on memory BIOs: contexts, certificates, and pinned fingerprints."""

@@ -1,0 +1,36 @@
+"""`mtunnel demo`: the demonstration's options; what it does is in `mtunnel_tx/demo`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mtunnel_tx.demo.show import run_demo
+
+_DESCRIPTION = """\
+Make two nodes in a temporary folder, start the daemon of the second one, and send it a VM from the first one: a raw
+disk of 1 GiB and a qcow2 disk with an internal snapshot. Then compare both sides. Where QEMU is installed, also move
+a running VM that counts, and see that it missed nothing. Everything is removed at the end.
+Exit status 0: the VM arrived, and every disk is the same."""
+
+
+def configure(subparsers: Any) -> None:
+    """Add `demo` to the commands of `mtunnel`."""
+    parser = subparsers.add_parser(
+        "demo", help="send a virtual machine from one node to another, both made for it", description=_DESCRIPTION
+    )
+    parser.add_argument(
+        "--data", type=_read_mib, default=200, metavar="MIB", help="random data on the first disk (default: 200)"
+    )
+    parser.set_defaults(run=run, load=lambda _path, _environ: None)
+
+
+def _read_mib(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1000):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of MiB from 1 to 1000")
+    return int(text)
+
+
+def run(args: argparse.Namespace, _settings: None) -> int:
+    """Returns: the exit code."""
+    return run_demo(args.data)
