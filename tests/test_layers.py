@@ -12,7 +12,7 @@ TREE = Path(__file__).parents[1]
 PACKAGE = TREE / "mtunnel_tx"
 ROOTS = {"tap", "cli", "demo", "daemon", "workers.process.__main__"}
 LEAVES = {"errors"}
-SEND = LEAVES | {"wire", "pve", "ports"}
+SEND = LEAVES | {"waiting", "wire", "pve", "ports"}
 SOCKETS = SEND | {"config", "net", "tls", "stream"}
 EVERYTHING = SOCKETS | {"http", "workers", "tunnel", "backends", "source", "pvesm"}
 ALLOWED = {
@@ -23,8 +23,8 @@ ALLOWED = {
     "demo": EVERYTHING | {"cli"},
     "http": SOCKETS,
     "workers": SOCKETS | {"http", "backends"},
-    "stream": LEAVES | {"wire", "ports", "net", "tls"},
-    "tls": LEAVES | {"wire", "pve", "ports", "net"},
+    "stream": LEAVES | {"waiting", "wire", "ports", "net", "tls"},
+    "tls": LEAVES | {"waiting", "wire", "pve", "ports", "net"},
     "net": SEND | {"config"},
     "source": SEND | {"http", "net", "stream", "tls"},
     "tunnel": SEND,
@@ -34,6 +34,7 @@ ALLOWED = {
     "wire": LEAVES,
     "pve": LEAVES,
     "config": LEAVES,
+    "waiting": {"errors", "ports"},
     "errors": set(),
 }
 PURE_LIBRARIES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.backends.files import Threads, create_file, make_folder, naming, refusal, remove_file, remove_leftovers
-from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import WrongState
+from mtunnel_tx.waiting import Turns
 
 VERSION = 1
 _FILE = re.compile(r"([1-9][0-9]*)\.jsonl")

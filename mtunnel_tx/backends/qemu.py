@@ -25,7 +25,6 @@ from mtunnel_tx.backends.migration import RunningMachine
 from mtunnel_tx.backends.process import Exit, listen_unix, new_record, read_reason, spawn_qemu, write_record
 from mtunnel_tx.backends.qmp import CommandFailed, Monitor, MonitorLost
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
-from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
@@ -33,6 +32,7 @@ from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.hardware import Hardware, Nic, read_hardware
 from mtunnel_tx.pve.values import FormatError
+from mtunnel_tx.waiting import Turns
 
 log = Logger()
 START_S = 30.0

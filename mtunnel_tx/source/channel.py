@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
-from mtunnel_tx.source.waiting import within
+from mtunnel_tx.waiting import within
 
 LINE_LIMIT_BYTES = 4 << 20
 OWED_LIMIT = 64

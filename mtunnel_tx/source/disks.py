@@ -25,7 +25,7 @@ from mtunnel_tx.source.flow import Bucket, Flow
 from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Json, Link, Progress, Reactor
 from mtunnel_tx.source.tunnel import Tunnel, read_text
-from mtunnel_tx.source.waiting import finish, first_of, pause
+from mtunnel_tx.waiting import finish, first_of, pause
 
 QUERY_PAUSE_S = 1.0
 REASON_S = 10.0

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.source.links import Reactor
-from mtunnel_tx.source.waiting import pause
+from mtunnel_tx.waiting import pause
 
 PIECE_BYTES = 1 << 20
 LEAST_PIECE_BYTES = 4096

@@ -29,8 +29,8 @@ from mtunnel_tx.source.helper_lines import Connect, Forward, Websocket, read_con
 from mtunnel_tx.source.helper_socket import LocalSocket
 from mtunnel_tx.source.links import Reactor
 from mtunnel_tx.source.tunnel import read_text
-from mtunnel_tx.source.waiting import within
 from mtunnel_tx.stream.link import Link
+from mtunnel_tx.waiting import within
 from mtunnel_tx.wire.lines import encode_failure, encode_ok
 
 log = Logger()

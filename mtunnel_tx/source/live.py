@@ -20,7 +20,7 @@ from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Json, MemoryState, MirrorState, Progress, Running
 from mtunnel_tx.source.pace import Pace
 from mtunnel_tx.source.tunnel import Tunnel, read_text
-from mtunnel_tx.source.waiting import finish
+from mtunnel_tx.waiting import finish
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
 _MIGRATE_SOCKET = re.compile(r"/run/qemu-server/[0-9]+\.migrate")

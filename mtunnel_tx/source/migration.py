@@ -19,7 +19,7 @@ from mtunnel_tx.source.pace import Pace, agree
 from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
 from mtunnel_tx.source.survey import Survey
 from mtunnel_tx.source.tunnel import Tunnel, read_text
-from mtunnel_tx.source.waiting import finish
+from mtunnel_tx.waiting import finish
 
 OURS = "mtunnel-tx"
 """How our own `repoid` begins: such a target can be asked for digests."""

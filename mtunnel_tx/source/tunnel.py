@@ -15,7 +15,7 @@ from mtunnel_tx.source.channel import CommandFailed, Commands
 from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Dial, Json, Link, Reactor
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
-from mtunnel_tx.source.waiting import within
+from mtunnel_tx.waiting import within
 
 API_VERSION = 2
 SHORT_S = 10.0
