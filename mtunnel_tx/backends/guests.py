@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from mtunnel_tx.backends.files import (
     CachedFile,
-    Threads,
+    ReactorThreads,
     create_file,
     make_folder,
     read_text,
@@ -40,7 +40,7 @@ class GuestFiles:
     Args: threads: write the files. clock: times the waits for a lock.
     """
 
-    def __init__(self, threads: Threads, clock: Clock, *, pve_dir: Path, lock_dir: Path, node: str) -> None:
+    def __init__(self, threads: ReactorThreads, clock: Clock, *, pve_dir: Path, lock_dir: Path, node: str) -> None:
         self.node = node
         self._threads = threads
         self._clock = clock
