@@ -23,7 +23,7 @@ from mtunnel_tx.wire.frames import (
     Role,
     frame_header,
 )
-from mtunnel_tx.wire.records import Kind, Record, record_frame
+from mtunnel_tx.wire.records import FlowRecord, RecordKind, record_frame
 
 CHUNK_BYTES = 1 << 20
 WINDOW_BYTES = 16 << 20
@@ -224,14 +224,14 @@ class Sending:
         self._kept.drop()
 
     def _go_on(self, position: int) -> None:
-        self._again.append(record_frame(self._role, Record(Kind.POSITION, position)))
+        self._again.append(record_frame(self._role, FlowRecord(RecordKind.POSITION, position)))
         self._again.extend(self._kept.after(position, self._role))
         if self.ended_at is not None and not self.is_delivered:
             self._again.append(self._say_end())
 
     def _say_end(self) -> bytes:
         assert self.ended_at is not None
-        return record_frame(self._role, Record(Kind.ENDED, self.ended_at))
+        return record_frame(self._role, FlowRecord(RecordKind.ENDED, self.ended_at))
 
 
 @dataclass(slots=True)
@@ -272,13 +272,13 @@ class Receiving:
     def say_taken(self) -> bytes:
         """Returns: the acknowledgement."""
         self.told, self.due_s = self.taken, None
-        return record_frame(self.role, Record(Kind.ACKNOWLEDGED, self.taken))
+        return record_frame(self.role, FlowRecord(RecordKind.ACKNOWLEDGED, self.taken))
 
     def deliver(self) -> bytes:
         """The peer's end was passed on to the UNIX socket. Returns: what says so, the last acknowledgement first."""
         self.is_delivered = True
         last = self.say_taken() if self.told != self.taken else b""
-        return last + record_frame(self.role, Record(Kind.DELIVERED))
+        return last + record_frame(self.role, FlowRecord(RecordKind.DELIVERED))
 
     def park(self) -> None:
         """The connection is lost: what was not taken comes again, and so does the end."""

@@ -21,7 +21,7 @@ from mtunnel_tx.wire.frames import CLOSE_PROTOCOL_ERROR, CONTROL_BYTES, FrameErr
 MOST_POSITION = (1 << 63) - 1
 
 
-class Kind(Enum):
+class RecordKind(Enum):
     """The first letter of a record."""
 
     ACKNOWLEDGED = "a"
@@ -31,36 +31,36 @@ class Kind(Enum):
     ABORTED = "x"
 
 
-_WITH_POSITION = (Kind.ACKNOWLEDGED, Kind.POSITION, Kind.ENDED)
+_WITH_POSITION = (RecordKind.ACKNOWLEDGED, RecordKind.POSITION, RecordKind.ENDED)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FlowRecord:
     """One record; `position` counts bytes and is 0 where the kind has none, `reason` is empty but for ABORTED."""
 
-    kind: Kind
+    kind: RecordKind
     position: int = 0
     reason: str = ""
 
 
-def parse_record(payload: bytes) -> Record:
+def parse_record(payload: bytes) -> FlowRecord:
     """Read the payload of a text frame.
 
     Raises: FrameError: 1002: it is no record.
     """
     letter, _, rest = payload.partition(b" ")
     try:
-        kind = Kind(letter.decode("ascii"))
+        kind = RecordKind(letter.decode("ascii"))
         text = rest.decode("ascii")
     except ValueError as error:
         raise _unreadable() from error
     if kind in _WITH_POSITION:
-        return Record(kind, _read_position(text))
-    if kind is Kind.ABORTED:
-        return Record(kind, reason="".join(char if char.isprintable() else "?" for char in text))
+        return FlowRecord(kind, _read_position(text))
+    if kind is RecordKind.ABORTED:
+        return FlowRecord(kind, reason="".join(char if char.isprintable() else "?" for char in text))
     if payload != b"d":
         raise _unreadable()
-    return Record(kind)
+    return FlowRecord(kind)
 
 
 def _read_position(text: str) -> int:
@@ -74,7 +74,7 @@ def _unreadable() -> FrameError:
     return FrameError(CLOSE_PROTOCOL_ERROR, "text frame that is no record")
 
 
-def record_frame(role: Role, record: Record) -> bytes:
+def record_frame(role: Role, record: FlowRecord) -> bytes:
     """The frame of a record; a reason is cut to what fits.
 
     Args: role: the sender.

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.wire.flow import ACK_S, CHUNK_BYTES, Chunks, Receiving, Sending
 from mtunnel_tx.wire.frames import SENT_PAYLOAD_BYTES, Decoder, Event, FrameError, Role, unmask_bytes
-from mtunnel_tx.wire.records import Kind, parse_record
+from mtunnel_tx.wire.records import RecordKind, parse_record
 
 WINDOW = 1 << 20
 OTHER = {Role.CLIENT: Role.SERVER, Role.SERVER: Role.CLIENT}
@@ -59,10 +59,10 @@ class End:
 
     def obey(self, record):
         {
-            Kind.ACKNOWLEDGED: lambda: self.sending.acknowledge(record.position),
-            Kind.POSITION: lambda: self.receiving.check_position(record.position),
-            Kind.ENDED: lambda: self.receiving.end(record.position),
-            Kind.DELIVERED: self.sending.deliver,
+            RecordKind.ACKNOWLEDGED: lambda: self.sending.acknowledge(record.position),
+            RecordKind.POSITION: lambda: self.receiving.check_position(record.position),
+            RecordKind.ENDED: lambda: self.receiving.end(record.position),
+            RecordKind.DELIVERED: self.sending.deliver,
         }[record.kind]()
 
     def push(self, size, now_s):

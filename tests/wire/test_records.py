@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.wire.frames import CONTROL_BYTES, Decoder, Event, FrameError, Opcode, Role, frame_header
-from mtunnel_tx.wire.records import MOST_POSITION, Kind, Record, parse_record, record_frame
+from mtunnel_tx.wire.records import MOST_POSITION, FlowRecord, RecordKind, parse_record, record_frame
 
 NO_RECORDS = (
     *(b"", b"a", b"a ", b"a -1", b"a 01", b"a 1 ", b"a  1", b"a 1\n", b"a 0x1", b"a 9223372036854775808000"),
@@ -25,19 +25,19 @@ def decode(data, role=Role.CLIENT):
 
 
 class RecordTests(SynchronousTestCase):
-    @given(kind=st.sampled_from([Kind.ACKNOWLEDGED, Kind.POSITION, Kind.ENDED]), position=POSITIONS)
+    @given(kind=st.sampled_from([RecordKind.ACKNOWLEDGED, RecordKind.POSITION, RecordKind.ENDED]), position=POSITIONS)
     def test_positions_come_as_they_went(self, kind, position):
-        record = Record(kind, position)
+        record = FlowRecord(kind, position)
         self.assertEqual(decode(record_frame(Role.SERVER, record)), [record])
 
     def test_what_they_look_like(self):
-        self.assertEqual(record_frame(Role.SERVER, Record(Kind.POSITION, 131072)), b"\x81\x08p 131072")
-        self.assertEqual(record_frame(Role.SERVER, Record(Kind.DELIVERED)), b"\x81\x01d")
-        self.assertEqual(record_frame(Role.CLIENT, Record(Kind.DELIVERED)), b"\x81\x81\0\0\0\0d")
+        self.assertEqual(record_frame(Role.SERVER, FlowRecord(RecordKind.POSITION, 131072)), b"\x81\x08p 131072")
+        self.assertEqual(record_frame(Role.SERVER, FlowRecord(RecordKind.DELIVERED)), b"\x81\x01d")
+        self.assertEqual(record_frame(Role.CLIENT, FlowRecord(RecordKind.DELIVERED)), b"\x81\x81\0\0\0\0d")
 
     def test_a_reason_is_cut_and_printable(self):
-        (record,) = decode(record_frame(Role.SERVER, Record(Kind.ABORTED, reason="ü\x07" + "r" * 300)))
-        self.assertIs(record.kind, Kind.ABORTED)
+        (record,) = decode(record_frame(Role.SERVER, FlowRecord(RecordKind.ABORTED, reason="ü\x07" + "r" * 300)))
+        self.assertIs(record.kind, RecordKind.ABORTED)
         self.assertEqual(record.reason, "??" + "r" * (CONTROL_BYTES - 4))
 
     def test_everything_else_is_refused(self):
