@@ -17,7 +17,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import deferLater, react
 
 from bench.guest import CONFIG, DISK_BYTES, counting, counts, write_disk
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.ports.machines import Incoming
@@ -84,7 +84,7 @@ def _machines(reactor: Any, folder: Path, name: str) -> QemuMachines:
     (folder / name).mkdir(mode=0o700)
     return QemuMachines(
         reactor,
-        threads=Threads(reactor, reactor.getThreadPool()),
+        threads=ReactorThreads(reactor, reactor.getThreadPool()),
         facts=HostFacts(reactor, {"PATH": os.environ.get("PATH", os.defpath)}),
         storage=cast(Storage, Volumes(folder)),
         runtime_dir=folder / name,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.proxmox import ProxmoxMachines
@@ -36,7 +36,7 @@ def make_environ(settings: Settings, environ: Mapping[str, str]) -> dict[str, st
     return {**kept, "PATH": environ.get("PATH", SYSTEM_PATH), "LC_ALL": "C"}
 
 
-def make_guests(threads: Threads, settings: Settings) -> GuestFiles:
+def make_guests(threads: ReactorThreads, settings: Settings) -> GuestFiles:
     """The configs of this node."""
     places = {"pve_dir": settings.pve_dir, "lock_dir": settings.lock_dir}
     return GuestFiles(threads, threads.reactor, **places, node=settings.node)
@@ -54,7 +54,7 @@ def make_storage(reactor: Any, settings: Settings) -> PvesmStorage:
     )
 
 
-def make_machines(threads: Threads, settings: Settings, storage: PvesmStorage) -> QemuMachines:
+def make_machines(threads: ReactorThreads, settings: Settings, storage: PvesmStorage) -> QemuMachines:
     """The virtual machines of a host without Proxmox."""
     facts = HostFacts(threads.reactor, os.environ)
     return QemuMachines(

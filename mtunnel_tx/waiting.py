@@ -19,7 +19,7 @@ from mtunnel_tx.ports.clock import Clock
 T = TypeVar("T")
 
 
-class Event:
+class Occasion:
     """Something that happens again and again; who waits, waits for the next time."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Latch(Generic[T]):
     """Something that happens once and has a value; who comes later need not wait."""
 
     def __init__(self) -> None:
-        self._event = Event()
+        self._event = Occasion()
         self._values: list[T] = []
 
     @property

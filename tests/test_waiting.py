@@ -5,7 +5,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import TimedOut
-from mtunnel_tx.waiting import Event, Latch, Task, Turns, finish, first_of, in_time, pause, within
+from mtunnel_tx.waiting import Latch, Occasion, Task, Turns, finish, first_of, in_time, pause, within
 
 
 async def wait_for(deferred):
@@ -104,21 +104,21 @@ class PauseTest(SynchronousTestCase):
 
 class InTimeTest(SynchronousTestCase):
     def test_it_happened(self):
-        clock, event = Clock(), Event()
+        clock, event = Clock(), Occasion()
         waiting = Deferred.fromCoroutine(in_time(clock, 5, event.wait()))
         event.happen()
         self.assertTrue(self.successResultOf(waiting))
         self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_it_did_not(self):
-        clock, event = Clock(), Event()
+        clock, event = Clock(), Occasion()
         waiting = Deferred.fromCoroutine(in_time(clock, 5, event.wait()))
         clock.advance(5)
         self.assertFalse(self.successResultOf(waiting))
         self.assertFalse(event.is_awaited)
 
     def test_cancellation_passes(self):
-        clock, event = Clock(), Event()
+        clock, event = Clock(), Occasion()
         waiting = Deferred.fromCoroutine(in_time(clock, 5, event.wait()))
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
@@ -128,7 +128,7 @@ class InTimeTest(SynchronousTestCase):
 
 class EventTest(SynchronousTestCase):
     def test_wakes_those_who_wait_now(self):
-        event = Event()
+        event = Occasion()
         first, second = event.wait(), event.wait()
         event.happen()
         self.successResultOf(first)
@@ -136,7 +136,7 @@ class EventTest(SynchronousTestCase):
         self.assertNoResult(event.wait())
 
     def test_a_cancelled_waiter_is_forgotten(self):
-        event = Event()
+        event = Occasion()
         waiter = event.wait()
         waiter.cancel()
         self.failureResultOf(waiter, CancelledError)
@@ -144,14 +144,14 @@ class EventTest(SynchronousTestCase):
         event.happen()
 
     def test_one_that_is_woken_may_cancel_another(self):
-        event = Event()
+        event = Occasion()
         first, second = event.wait(), event.wait()
         first.addCallback(lambda _: second.cancel())
         event.happen()
         self.failureResultOf(second, CancelledError)
 
     def test_one_that_is_woken_waits_for_the_next_time(self):
-        event, seen = Event(), []
+        event, seen = Occasion(), []
 
         async def watch():
             while True:
@@ -166,7 +166,7 @@ class EventTest(SynchronousTestCase):
         self.failureResultOf(watching, CancelledError)
 
     def test_soon_is_the_next_turn(self):
-        clock, event = Clock(), Event()
+        clock, event = Clock(), Occasion()
         waiter = event.wait()
         event.happen_soon(clock)
         self.assertNoResult(waiter)
@@ -175,7 +175,7 @@ class EventTest(SynchronousTestCase):
 
     def test_soon_needs_no_turn_where_nobody_waits(self):
         clock = Clock()
-        Event().happen_soon(clock)
+        Occasion().happen_soon(clock)
         self.assertEqual(clock.getDelayedCalls(), [])
 
 

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mtunnel_tx.errors import BackendFailed, TimedOut, os_reason
-from mtunnel_tx.waiting import Event, in_time
+from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()
 OUTPUT_BYTES = 1 << 20
@@ -150,7 +150,7 @@ class PipedChild:
         self._name = name
         self._output: OutputPipe | None = None
         self._code: int | None = None
-        self._change = Event()
+        self._change = Occasion()
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], output: OutputPipe) -> None:
         """Run it. Raises: BackendFailed: the system refuses."""

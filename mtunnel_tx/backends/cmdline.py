@@ -20,7 +20,7 @@ from mtunnel_tx.backends.devices import (
     vga_devices,
 )
 from mtunnel_tx.backends.drives import VolumeFile, blockdev, controller_names, disk_devices
-from mtunnel_tx.backends.host import PROGRAM, Host, find_firmware
+from mtunnel_tx.backends.host import PROGRAM, QemuHost, find_firmware
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.hardware import Hardware
 from mtunnel_tx.pve.numa import NumaNode, span_numbers
@@ -31,7 +31,7 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
+class StartPlan:
     """A start.
 
     `files`: drive key to its volume's file; `taps`: network card to the descriptors of its tap device, as QEMU knows
@@ -41,7 +41,7 @@ class Setup:
 
     vmid: int
     hardware: Hardware
-    host: Host
+    host: QemuHost
     runtime_dir: Path
     files: Mapping[str, VolumeFile]
     taps: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -59,31 +59,31 @@ class Setup:
         return self.runtime_dir / f"{self.vmid}.{name}"
 
 
-def command_line(setup: Setup) -> list[str]:
+def command_line(plan: StartPlan) -> list[str]:
     """The program and all its arguments. Raises: TunnelError: `KEY: REASON`: something this host does not have."""
-    hardware = setup.hardware
+    hardware = plan.hardware
     return [
         *(PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-sandbox", _SANDBOX),
-        *("-name", f"{escaped(hardware.name or f'vm{setup.vmid}')},debug-threads=on"),
+        *("-name", f"{escaped(hardware.name or f'vm{plan.vmid}')},debug-threads=on"),
         *("-chardev", f"socket,id=qmp,fd={QMP_FD},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
         *_identity(hardware),
-        *_firmware(setup),
+        *_firmware(plan),
         *("-boot", "strict=on,reboot-timeout=1000"),
-        *_screen(setup),
-        *("-cpu", cpu_argument(hardware, setup.host, told=setup.cpu), "-smp", _processors(hardware)),
+        *_screen(plan),
+        *("-cpu", cpu_argument(hardware, plan.host, told=plan.cpu), "-smp", _processors(hardware)),
         *_memory(hardware),
-        *_power(setup),
+        *_power(plan),
         *bus_devices(hardware, {*controller_names(hardware), *_own_bus(hardware)}),
         *usb_devices(hardware),
         *vga_devices(hardware),
-        *serial_devices(hardware, setup.socket),
+        *serial_devices(hardware, plan.socket),
         *clipboard_devices(hardware),
         *small_devices(hardware),
-        *disk_devices(hardware, setup.files),
-        *_networks(setup),
+        *disk_devices(hardware, plan.files),
+        *_networks(plan),
         *_clock(hardware),
-        *("-machine", _machine(setup)),
-        *_start(setup),
+        *("-machine", _machine(plan)),
+        *_start(plan),
         *shlex.split(hardware.arguments),
     ]
 
@@ -95,15 +95,15 @@ def _identity(hardware: Hardware) -> list[str]:
     return ["-smbios", f"type=1,{fields}"]
 
 
-def _firmware(setup: Setup) -> list[str]:
+def _firmware(plan: StartPlan) -> list[str]:
     """UEFI in two flash chips, the second is the EFI disk."""
-    hardware = setup.hardware
+    hardware = plan.hardware
     code = firmware_file(hardware)
     if code is None or hardware.efidisk is None:
         return []
     lower = {"driver": "file", "filename": str(code), "read-only": True}
     flash = {"driver": "raw", "node-name": "pflash0", "read-only": True, "file": lower}
-    return ["-blockdev", as_json(flash), *blockdev("efidisk0", hardware.efidisk, setup.files["efidisk0"])]
+    return ["-blockdev", as_json(flash), *blockdev("efidisk0", hardware.efidisk, plan.files["efidisk0"])]
 
 
 def firmware_file(hardware: Hardware) -> Path | None:
@@ -116,8 +116,8 @@ def firmware_file(hardware: Hardware) -> Path | None:
     return find_firmware(hardware.efidisk.options.get("efitype", "2m"), secure=hardware.machine.is_q35)
 
 
-def _screen(setup: Setup) -> list[str]:
-    return ["-vnc", f"unix:{escaped(setup.socket('vnc'))}"] if setup.hardware.vga_device else []
+def _screen(plan: StartPlan) -> list[str]:
+    return ["-vnc", f"unix:{escaped(plan.socket('vnc'))}"] if plan.hardware.vga_device else []
 
 
 def _processors(hardware: Hardware) -> str:
@@ -146,13 +146,13 @@ def _memory_backend(number: int, node: NumaNode) -> dict[str, object]:
     return backend
 
 
-def _power(setup: Setup) -> list[str]:
+def _power(plan: StartPlan) -> list[str]:
     """Sleep states, which newer machines have not, and the timer that Windows must not catch up with."""
-    hardware = setup.hardware
+    hardware = plan.hardware
     chip = "ICH9-LPC" if hardware.machine.is_q35 else "PIIX4_PM"
     modern = hardware.machine.at_least(9, 2, 1)
     arguments: list[str] = []
-    if setup.kvm and hardware.windows >= 6:
+    if plan.kvm and hardware.windows >= 6:
         arguments += ["-global", "kvm-pit.lost_tick_policy=discard"]
     for state in ("s3", "s4"):
         if modern or state in hardware.sleeps:
@@ -164,21 +164,21 @@ def _own_bus(hardware: Hardware) -> set[str]:
     return {nic.key for nic in hardware.nics} | ({"rng0"} if hardware.rng else set())
 
 
-def _networks(setup: Setup) -> list[str]:
+def _networks(plan: StartPlan) -> list[str]:
     arguments: list[str] = []
-    for nic in setup.hardware.nics:
-        fds = setup.taps.get(nic.key)
-        arguments += ["-netdev", as_json(_netdev(setup, nic.key, fds))]
-        mtu = setup.host_mtus.get(nic.key)
-        arguments += nic_device(nic, setup.hardware, host_mtu=mtu, roms=setup.host.roms)
+    for nic in plan.hardware.nics:
+        fds = plan.taps.get(nic.key)
+        arguments += ["-netdev", as_json(_netdev(plan, nic.key, fds))]
+        mtu = plan.host_mtus.get(nic.key)
+        arguments += nic_device(nic, plan.hardware, host_mtu=mtu, roms=plan.host.roms)
     return arguments
 
 
-def _netdev(setup: Setup, key: str, fds: Sequence[int] | None) -> dict[str, object]:
+def _netdev(plan: StartPlan, key: str, fds: Sequence[int] | None) -> dict[str, object]:
     if fds is None:
         return {"type": "user", "id": key}
     numbers = ":".join(map(str, fds))
-    vhost = setup.kvm and setup.host.has_vhost_net
+    vhost = plan.kvm and plan.host.has_vhost_net
     return {"type": "tap", "id": key, "fd" if len(fds) == 1 else "fds": numbers, "vhost": vhost}
 
 
@@ -186,9 +186,9 @@ def _clock(hardware: Hardware) -> list[str]:
     return ["-rtc", ",".join(f"{key}={value}" for key, value in hardware.clock.items())] if hardware.clock else []
 
 
-def _machine(setup: Setup) -> str:
-    hardware = setup.hardware
-    options = [f"type={hardware.machine.name}", f"accel={'kvm' if setup.kvm else 'tcg'}"]
+def _machine(plan: StartPlan) -> str:
+    hardware = plan.hardware
+    options = [f"type={hardware.machine.name}", f"accel={'kvm' if plan.kvm else 'tcg'}"]
     if hardware.windows >= 6 or (hardware.linux and hardware.machine.at_least(10, 1)):
         options.append("hpet=off")
     if not hardware.acpi:
@@ -200,8 +200,8 @@ def _machine(setup: Setup) -> str:
     return ",".join(options)
 
 
-def _start(setup: Setup) -> list[str]:
-    arguments = ["-no-reboot"] if setup.hardware.stops_at_reboot else []
-    if setup.listen_on is not None:
-        return [*arguments, "-incoming", f"unix:{setup.listen_on}", "-S"]
-    return [*arguments, "-S"] if setup.hardware.starts_frozen else arguments
+def _start(plan: StartPlan) -> list[str]:
+    arguments = ["-no-reboot"] if plan.hardware.stops_at_reboot else []
+    if plan.listen_on is not None:
+        return [*arguments, "-incoming", f"unix:{plan.listen_on}", "-S"]
+    return [*arguments, "-S"] if plan.hardware.starts_frozen else arguments

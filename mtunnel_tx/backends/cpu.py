@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mtunnel_tx.backends.host import Host
+from mtunnel_tx.backends.host import QemuHost
 from mtunnel_tx.errors import refuse
 from mtunnel_tx.pve.hardware import Hardware
 
@@ -24,7 +24,7 @@ _OF_KVM = ("kvm_", "kvm-", "hv_", "hv-", "enforce")
 """Properties that emulation does not know, or that it need not heed."""
 
 
-def cpu_argument(hardware: Hardware, host: Host, *, told: str | None = None) -> str:
+def cpu_argument(hardware: Hardware, host: QemuHost, *, told: str | None = None) -> str:
     """The model and its flags. What only KVM has is left out where there is none.
 
     Args: told: the argument itself, where the source of a migration says it.
@@ -36,7 +36,7 @@ def cpu_argument(hardware: Hardware, host: Host, *, told: str | None = None) -> 
     return ",".join(words)
 
 
-def check_cpu(hardware: Hardware, host: Host) -> None:
+def check_cpu(hardware: Hardware, host: QemuHost) -> None:
     """Raises: TunnelError: `cpu: …`: a model or a flag that this QEMU does not have."""
     model, *words = cpu_argument(hardware, host).split(",")
     if model not in host.cpus:
@@ -53,7 +53,7 @@ def _plain(flag: str) -> str:
     return flag.replace("_", "-").replace(".", "-")
 
 
-def _words(hardware: Hardware, host: Host, *, kvm: bool) -> Iterator[str]:
+def _words(hardware: Hardware, host: QemuHost, *, kvm: bool) -> Iterator[str]:
     cpu = hardware.cpu
     model = cpu.get("cputype", "kvm64" if hardware.kvm else "qemu64")
     chosen = [_resolved(flag, host) for flag in cpu.get("flags", "").split(";") if flag]
@@ -73,7 +73,7 @@ def _words(hardware: Hardware, host: Host, *, kvm: bool) -> Iterator[str]:
     yield from (f"{key}={cpu[key]}" for key in ("guest-phys-bits", "level") if key in cpu)
 
 
-def _resolved(flag: str, host: Host) -> str:
+def _resolved(flag: str, host: QemuHost) -> str:
     """`nested-virt` is Proxmox's name for what each maker of processors calls otherwise."""
     return f"{flag[0]}{host.nesting}" if flag[1:] == "nested-virt" else flag
 

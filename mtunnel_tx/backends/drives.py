@@ -17,7 +17,7 @@ from typing import Any
 from mtunnel_tx.backends.devices import as_json, device, placed
 from mtunnel_tx.errors import BackendFailed, refuse
 from mtunnel_tx.pve.drive import Drive
-from mtunnel_tx.pve.hardware import Disk, Hardware
+from mtunnel_tx.pve.hardware import GuestDisk, Hardware
 from mtunnel_tx.pve.values import CONTROL
 
 _ENDING = re.compile(r".*/[^/]*\.(raw|qcow2|vmdk)")
@@ -142,7 +142,7 @@ def controller_names(hardware: Hardware) -> list[str]:
     return list(dict.fromkeys(filter(None, names)))
 
 
-def controller_name(hardware: Hardware, disk: Disk) -> str | None:
+def controller_name(hardware: Hardware, disk: GuestDisk) -> str | None:
     """`scsihw0`, `virtioscsi3`, `ahci0`, or the disk itself; None: what every machine has."""
     if disk.interface == "scsi":
         number = disk.index // _LUNS_PER_CONTROLLER.get(hardware.scsihw, 256)
@@ -166,7 +166,7 @@ def disk_devices(hardware: Hardware, files: Mapping[str, VolumeFile]) -> list[st
     return arguments
 
 
-def _controller(hardware: Hardware, name: str, disk: Disk) -> list[str]:
+def _controller(hardware: Hardware, name: str, disk: GuestDisk) -> list[str]:
     if name == "ahci0":
         return placed(name, "ahci", id=name, multifunction=True)
     if not hardware.scsihw.startswith("virtio"):
@@ -178,13 +178,13 @@ def _controller(hardware: Hardware, name: str, disk: Disk) -> list[str]:
     return thread + placed(name, "virtio-scsi-pci", id=name, exact=properties)
 
 
-def _iothread(name: str, disk: Disk) -> list[str]:
+def _iothread(name: str, disk: GuestDisk) -> list[str]:
     if disk.drive.options.get("iothread") != "1":
         return []
     return ["-object", as_json({"qom-type": "iothread", "id": f"iothread-{name}"})]
 
 
-def _disk_device(hardware: Hardware, disk: Disk, *, has_volume: bool) -> list[str]:
+def _disk_device(hardware: Hardware, disk: GuestDisk, *, has_volume: bool) -> list[str]:
     options = disk.drive.options
     common: dict[str, Any] = {
         "id": disk.key,
@@ -201,7 +201,7 @@ def _disk_device(hardware: Hardware, disk: Disk, *, has_volume: bool) -> list[st
     return _DEVICES[disk.interface](hardware, disk, common)
 
 
-def _ide(hardware: Hardware, disk: Disk, common: Mapping[str, Any]) -> list[str]:
+def _ide(hardware: Hardware, disk: GuestDisk, common: Mapping[str, Any]) -> list[str]:
     bus, unit = divmod(disk.index, 2)
     if hardware.machine.is_q35:
         bus, unit = bus + 2 * unit, 0
@@ -210,11 +210,11 @@ def _ide(hardware: Hardware, disk: Disk, common: Mapping[str, Any]) -> list[str]
     return device(f"ide-{_kind(disk)}", exact={**place, **common, "model": model})
 
 
-def _sata(_hardware: Hardware, disk: Disk, common: Mapping[str, Any]) -> list[str]:
+def _sata(_hardware: Hardware, disk: GuestDisk, common: Mapping[str, Any]) -> list[str]:
     return device(f"ide-{_kind(disk)}", exact={"bus": f"ahci0.{disk.index}", **common})
 
 
-def _scsi(hardware: Hardware, disk: Disk, common: Mapping[str, Any]) -> list[str]:
+def _scsi(hardware: Hardware, disk: GuestDisk, common: Mapping[str, Any]) -> list[str]:
     place: dict[str, Any] = {"bus": f"{controller_name(hardware, disk)}.0"}
     if hardware.scsihw.startswith("lsi") or hardware.scsihw == "pvscsi":
         place["scsi-id"] = disk.index % _LUNS_PER_CONTROLLER.get(hardware.scsihw, 256)
@@ -224,7 +224,7 @@ def _scsi(hardware: Hardware, disk: Disk, common: Mapping[str, Any]) -> list[str
     return device(f"scsi-{_kind(disk)}", exact={**place, **common, **told, "device_id": f"drive-{disk.key}"})
 
 
-def _virtio(_hardware: Hardware, disk: Disk, common: Mapping[str, Any]) -> list[str]:
+def _virtio(_hardware: Hardware, disk: GuestDisk, common: Mapping[str, Any]) -> list[str]:
     thread = f"iothread-{disk.key}" if disk.drive.options.get("iothread") == "1" else None
     known = {key: value for key, value in common.items() if key not in ("wwn", "rotation_rate")}
     return placed(disk.key, "virtio-blk-pci", iothread=thread, exact=known)
@@ -233,7 +233,7 @@ def _virtio(_hardware: Hardware, disk: Disk, common: Mapping[str, Any]) -> list[
 _DEVICES = {"ide": _ide, "sata": _sata, "scsi": _scsi, "virtio": _virtio}
 
 
-def _kind(disk: Disk) -> str:
+def _kind(disk: GuestDisk) -> str:
     return "cd" if disk.drive.is_cdrom else "hd"
 
 

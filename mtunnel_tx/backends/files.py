@@ -1,7 +1,7 @@
 """Text files that survive a power cut: replaced atomically, file and folder fsynced, read again when they changed.
 
-Everything here blocks but `Threads.run`; in the daemon, what writes goes through that. Text is UTF-8, and bytes that
-are not survive as surrogates.
+Everything here blocks, except `ReactorThreads.run`: the daemon writes through that. Text is UTF-8; bytes that are not
+UTF-8 are kept as surrogates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Threads:
+class ReactorThreads:
     """Where blocking calls run; results come back in the reactor's own thread."""
 
     reactor: IReactorFromThreads

@@ -12,7 +12,7 @@ from typing import IO
 
 from mtunnel_tx.backends.files import (
     CachedFile,
-    Threads,
+    ReactorThreads,
     create_file,
     make_folder,
     read_text,
@@ -39,7 +39,7 @@ class GuestFiles:
     Args: threads: write the files. clock: times the waits for a lock.
     """
 
-    def __init__(self, threads: Threads, clock: Clock, *, pve_dir: Path, lock_dir: Path, node: str) -> None:
+    def __init__(self, threads: ReactorThreads, clock: Clock, *, pve_dir: Path, lock_dir: Path, node: str) -> None:
         self.node = node
         self._threads = threads
         self._clock = clock

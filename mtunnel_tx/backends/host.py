@@ -41,7 +41,7 @@ _LEFT_WELL = "exit code 33:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class QemuHost:
     """A host's QEMU: `machines` are versioned names, `has_kvm` that a guest really runs on it.
 
     `cpus`: models; `cpu_flags`: with dashes only; `nesting`: the flag by which this processor lets guests have guests.
@@ -67,21 +67,21 @@ class HostFacts:
     """
 
     def __init__(self, reactor: Any, environ: Mapping[str, str]) -> None:
-        self.host: Host | None = None
+        self.host: QemuHost | None = None
         self._reactor = reactor
         self._environ = dict(environ)
         self._asking = DeferredLock()
 
-    async def ask(self) -> Host:
+    async def ask(self) -> QemuHost:
         """Raises: BackendFailed: there is no QEMU that answers; asked again next time."""
         async with self._asking:
             if self.host is None:
                 self.host = await self._ask()
             return self.host
 
-    async def _ask(self) -> Host:
+    async def _ask(self) -> QemuHost:
         cpus, _, flags = (await self._run("-cpu", "help")).partition(_BEFORE_FLAGS)
-        host = Host(
+        host = QemuHost(
             machines=frozenset(_MACHINE.findall(await self._run("-machine", "help"))),
             cpus=frozenset(_CPU.findall(cpus)),
             cpu_flags=frozenset(flag.replace(".", "-") for flag in flags.split()),

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtunnel_tx.backends.files import Threads, create_file, make_folder, naming, refusal, remove_file, remove_leftovers
+from mtunnel_tx.backends.files import (
+    ReactorThreads,
+    create_file,
+    make_folder,
+    naming,
+    refusal,
+    remove_file,
+    remove_leftovers,
+)
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.waiting import Turns
 
@@ -24,7 +32,7 @@ class FileJournal:
     that happened.
     """
 
-    def __init__(self, threads: Threads, state_dir: Path) -> None:
+    def __init__(self, threads: ReactorThreads, state_dir: Path) -> None:
         self._threads = threads
         self._folder = state_dir / "journal"
         self._turns = Turns()

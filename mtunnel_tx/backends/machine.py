@@ -10,10 +10,10 @@ from typing import Any
 
 from twisted.internet.defer import DeferredLock
 
-from mtunnel_tx.backends.process import Exit, Record, bound_stderr, open_process, read_reason, read_record
-from mtunnel_tx.backends.qmp import CALL_S, CommandFailed, Monitor, MonitorLost, connect_monitor
+from mtunnel_tx.backends.process import ProcessExit, ProcessRecord, bound_stderr, open_process, read_reason, read_record
+from mtunnel_tx.backends.qmp import CALL_S, Monitor, MonitorLost, QmpCommandFailed, connect_monitor
 from mtunnel_tx.errors import BackendFailed, TimedOut
-from mtunnel_tx.waiting import Event, in_time
+from mtunnel_tx.waiting import Occasion, in_time
 
 QUIT_CALL_S = 3.0
 QUIT_S = 10.0
@@ -23,7 +23,7 @@ _LAST_WORDS_S = 5.0
 _POLL_S = 1.0
 
 
-class Places:
+class MachineFiles:
     """The files of one VM's QEMU in the runtime directory."""
 
     def __init__(self, runtime_dir: Path, vmid: int) -> None:
@@ -43,13 +43,15 @@ class Places:
 
 
 class Machine:
-    """A QEMU that runs, or ran when this was made."""
+    """A QEMU that runs, or that ran when this object was made."""
 
-    def __init__(self, reactor: Any, vmid: int, places: Places, record: Record, ending: Exit) -> None:
+    def __init__(
+        self, reactor: Any, vmid: int, files: MachineFiles, record: ProcessRecord, ending: ProcessExit
+    ) -> None:
         self.vmid = vmid
         self.record = record
         self.exit = ending
-        self.places = places
+        self.files = files
         self._reactor = reactor
         self._monitor: Monitor | None = None
         self._users = 0
@@ -63,11 +65,11 @@ class Machine:
     @property
     def reason(self) -> str:
         """What QEMU said last."""
-        return read_reason(self.places.stderr)
+        return read_reason(self.files.stderr)
 
     def bound_output(self) -> None:
         """See that what QEMU says does not fill the runtime directory."""
-        bound_stderr(self.places.stderr)
+        bound_stderr(self.files.stderr)
 
     @asynccontextmanager
     async def monitor(self, wait_s: float = CALL_S) -> AsyncIterator[Monitor]:
@@ -86,7 +88,7 @@ class Machine:
     async def _connected(self, wait_s: float) -> Monitor:
         async with self._connecting:
             if self._monitor is None or self._monitor.is_lost:
-                self._monitor = await connect_monitor(self._reactor, self.places.monitor, wait_s)
+                self._monitor = await connect_monitor(self._reactor, self.files.monitor, wait_s)
             return self._monitor
 
     def _hang_up(self) -> None:
@@ -124,7 +126,7 @@ class Machine:
                     return False
 
     async def _listen_until_whole(self, end_s: float | None) -> bool:
-        happening = Event()
+        happening = Occasion()
         async with self.monitor() as monitor:
             end_listening = monitor.listen(lambda _name, _data: happening.happen_soon(self._reactor))
             try:
@@ -163,7 +165,7 @@ class Machine:
                 await monitor.call("quit", wait_s=QUIT_CALL_S)
         except MonitorLost:
             return self.exit.happened
-        except (CommandFailed, TimedOut):
+        except (QmpCommandFailed, TimedOut):
             return False
         return True
 
@@ -173,10 +175,10 @@ class Machine:
         self.exit.forget()
 
 
-def find_machine(reactor: Any, vmid: int, places: Places) -> Machine | None:
+def find_machine(reactor: Any, vmid: int, files: MachineFiles) -> Machine | None:
     """A QEMU that an earlier daemon, or another program, started; None: there is none."""
-    record = read_record(places.record)
+    record = read_record(files.record)
     found = open_process(record) if record is not None else None
     if record is None or found is None:
         return None
-    return Machine(reactor, vmid, places, record, Exit(reactor, *found))
+    return Machine(reactor, vmid, files, record, ProcessExit(reactor, *found))

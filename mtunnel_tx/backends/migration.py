@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtunnel_tx.backends.process import Exit
-from mtunnel_tx.backends.qmp import CommandFailed, Monitor, MonitorLost
+from mtunnel_tx.backends.process import ProcessExit
+from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.waiting import Event, in_time
+from mtunnel_tx.waiting import Occasion, in_time
 
 COMMAND_S = 60.0
 RECONNECT_S = 10
@@ -33,7 +33,7 @@ class Mirror:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class MemoryProgress:
     """A migration of memory; `status` as in query-migrate, `none` before it."""
 
     status: str
@@ -47,7 +47,7 @@ class Progress:
 class RunningMachine:
     """What a source does with a VM that runs; from `QemuMachines.attached`, and good only within it."""
 
-    def __init__(self, reactor: Any, monitor: Monitor, ending: Exit) -> None:
+    def __init__(self, reactor: Any, monitor: Monitor, ending: ProcessExit) -> None:
         self._reactor = reactor
         self._monitor = monitor
         self._exit = ending
@@ -75,7 +75,7 @@ class RunningMachine:
         devices = {entry["name"] for entry in await self._call("qom-list", {"path": "/machine/peripheral"})}
         mtus: dict[str, int] = {}
         for name in sorted(device for device in devices if device.startswith("net")):
-            with suppress(CommandFailed):  # another model
+            with suppress(QmpCommandFailed):  # another model
                 where = {"path": f"/machine/peripheral/{name}", "property": "host_mtu"}
                 mtus[name] = int(await self._call("qom-get", where))
         return {name: mtu for name, mtu in mtus.items() if mtu}
@@ -179,7 +179,7 @@ class RunningMachine:
     async def _cut(self) -> None:
         """Cut their connections, so that nothing waits for one to come back: QEMU would stand still as a whole."""
         for node in self._mirrors.values():
-            with suppress(CommandFailed):
+            with suppress(QmpCommandFailed):
                 await self._call("yank", {"instances": [{"type": "block-node", "node-name": node}]})
 
     async def _end_mirror(self, drive: str, *, force: bool = False) -> None:
@@ -187,7 +187,7 @@ class RunningMachine:
         reason: str | None = None
 
         async def cancel(*, by_force: bool) -> None:
-            with suppress(CommandFailed):  # it has ended by itself; its error is looked at below
+            with suppress(QmpCommandFailed):  # it has ended by itself; its error is looked at below
                 await self._call("block-job-cancel", {"device": node, "force": by_force})
 
         async def concluded() -> bool:
@@ -200,7 +200,7 @@ class RunningMachine:
             await cancel(by_force=force)
         await self._until(concluded)
         job = await self._job(node)
-        with suppress(CommandFailed):
+        with suppress(QmpCommandFailed):
             await self._call("job-dismiss", {"id": node})
         del self._mirrors[drive]
         await self._remove_node(node)
@@ -218,11 +218,11 @@ class RunningMachine:
         most = limit_bytes_s or (1 << 40)
         await self._call("migrate-set-parameters", {"max-bandwidth": most, "downtime-limit": downtime_ms})
 
-    async def progress(self) -> Progress:
+    async def progress(self) -> MemoryProgress:
         """How far the migration of memory is."""
         answer = await self._call("query-migrate")
         memory = answer.get("ram", {})
-        return Progress(
+        return MemoryProgress(
             status=str(answer.get("status", "none")),
             transferred_bytes=int(memory.get("transferred", 0)),
             remaining_bytes=int(memory.get("remaining", 0)),
@@ -231,13 +231,13 @@ class RunningMachine:
             error=answer.get("error-desc"),
         )
 
-    async def until_migrated(self, told: Callable[[Progress], None] = lambda _progress: None) -> Progress:
+    async def until_migrated(self, told: Callable[[MemoryProgress], None] = lambda _progress: None) -> MemoryProgress:
         """Wait for the end of the migration.
 
         Args: told: how far it is, about once a second.
         Raises: BackendFailed: it failed or was cancelled; the VM runs on here.
         """
-        last = Progress(status="none")
+        last = MemoryProgress(status="none")
 
         async def over() -> bool:
             nonlocal last
@@ -281,12 +281,12 @@ class RunningMachine:
         return next((job for job in jobs if job["id"] == node), {})
 
     async def _remove_node(self, node: str) -> None:
-        with suppress(CommandFailed):
+        with suppress(QmpCommandFailed):
             await self._call("blockdev-del", {"node-name": node})
 
     async def _until(self, holds: Callable[[], Awaitable[bool]]) -> None:
         """Ask at every event, and once a second. Raises: MonitorLost."""
-        happening = Event()
+        happening = Occasion()
         end_listening = self._monitor.listen(lambda _name, _data: happening.happen_soon(self._reactor))
         try:
             while not await holds():

@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.values import clean
-from mtunnel_tx.waiting import Event, in_time
+from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()
 VERSION = 1
@@ -36,7 +36,7 @@ _MARK_VARIABLE = "MTUNNEL_MACHINE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class ProcessRecord:
     """What is known of a QEMU.
 
     `pid` 0: it was about to be started. `started`: in clock ticks since the boot `boot`. `token`: in its environment.
@@ -50,25 +50,25 @@ class Record:
     pid: int = 0
     started: int = 0
 
-    def with_process(self, pid: int) -> Record:
+    def with_process(self, pid: int) -> ProcessRecord:
         """The same, of a process that runs."""
         return replace(self, pid=pid, started=_started(pid) or 0)
 
 
-def new_record(*, incoming: bool, sockets: Sequence[Path]) -> Record:
+def new_record(*, incoming: bool, sockets: Sequence[Path]) -> ProcessRecord:
     """The record of a QEMU that is about to be started."""
     names = tuple(str(path) for path in sockets)
-    return Record(token=os.urandom(16).hex(), boot=_boot_id(), incoming=incoming, sockets=names)
+    return ProcessRecord(token=os.urandom(16).hex(), boot=_boot_id(), incoming=incoming, sockets=names)
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: ProcessRecord) -> None:
     """Replace the file; it need not survive a reboot, since no process does."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps({"version": VERSION, **asdict(record)}), "utf-8")
     temporary.replace(path)
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path) -> ProcessRecord | None:
     """The record; None: there is none.
 
     Raises: BackendFailed: it cannot be understood; a QEMU may run, so nothing may be removed.
@@ -77,14 +77,14 @@ def read_record(path: Path) -> Record | None:
         values = json.loads(path.read_text("utf-8"))
         if values.pop("version") != VERSION:
             raise BackendFailed(f"'{path}' is of another version of this program")
-        return Record(**{**values, "sockets": tuple(values["sockets"])})
+        return ProcessRecord(**{**values, "sockets": tuple(values["sockets"])})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BackendFailed(f"'{path}' cannot be understood") from error
 
 
-def open_process(record: Record) -> tuple[int, int] | None:
+def open_process(record: ProcessRecord) -> tuple[int, int] | None:
     """Find the process of a record.
 
     Returns: its pid and a pidfd; None: it has ended.
@@ -135,7 +135,7 @@ def _find_by_token(token: str) -> int:
 
 
 @implementer(IReadDescriptor)
-class Exit:
+class ProcessExit:
     """The end of a process, seen through its pidfd, which this owns."""
 
     def __init__(self, reactor: Any, pid: int, pidfd: int) -> None:
@@ -143,7 +143,7 @@ class Exit:
         self._reactor = reactor
         self._pidfd = pidfd
         self._seen = False
-        self._happening = Event()
+        self._happening = Occasion()
         reactor.addReader(self)
 
     @property

@@ -17,8 +17,8 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
 from mtunnel_tx.backends.child import run
-from mtunnel_tx.backends.machine import Machine, Places
-from mtunnel_tx.backends.process import Exit, Record, has_ended
+from mtunnel_tx.backends.machine import Machine, MachineFiles
+from mtunnel_tx.backends.process import ProcessExit, ProcessRecord, has_ended
 from mtunnel_tx.backends.qemu import export_nodes, stop_exports, wake
 from mtunnel_tx.backends.qmp import Monitor
 from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
@@ -163,7 +163,7 @@ class ProxmoxMachines:
         if self._find(vmid) is None:
             report(f"QEMU Guest Agent is not running - VM {vmid} not running")
         else:
-            await agent.trim(self._reactor, vmid, Places(self._folder, vmid).agent, report)
+            await agent.trim(self._reactor, vmid, MachineFiles(self._folder, vmid).agent, report)
 
     def _find(self, vmid: int) -> Machine | None:
         """The VM's QEMU, where one runs."""
@@ -173,8 +173,10 @@ class ProxmoxMachines:
             machine = None
         if machine is None and (process := find_qemu(self._folder / f"{vmid}.pid")):
             # Proxmox keeps no record like ours; any VM may have come from elsewhere.
-            record = Record(token="", boot="", incoming=True, sockets=(), pid=process[0])
-            machine = Machine(self._reactor, vmid, Places(self._folder, vmid), record, Exit(self._reactor, *process))
+            record = ProcessRecord(token="", boot="", incoming=True, sockets=(), pid=process[0])
+            machine = Machine(
+                self._reactor, vmid, MachineFiles(self._folder, vmid), record, ProcessExit(self._reactor, *process)
+            )
             self._machines[vmid] = machine
         return machine
 

@@ -14,16 +14,16 @@ from typing import Any
 from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
-from mtunnel_tx.backends.cmdline import QMP_FD, Setup, command_line, firmware_file
+from mtunnel_tx.backends.cmdline import QMP_FD, StartPlan, command_line, firmware_file
 from mtunnel_tx.backends.cpu import check_cpu
 from mtunnel_tx.backends.devices import read_host_mtus
 from mtunnel_tx.backends.drives import VolumeFile, look_at_file, volume_format, volumes
-from mtunnel_tx.backends.files import Threads
-from mtunnel_tx.backends.host import Host, HostFacts, check_room
-from mtunnel_tx.backends.machine import Machine, Places, find_machine
+from mtunnel_tx.backends.files import ReactorThreads
+from mtunnel_tx.backends.host import HostFacts, QemuHost, check_room
+from mtunnel_tx.backends.machine import Machine, MachineFiles, find_machine
 from mtunnel_tx.backends.migration import RunningMachine
-from mtunnel_tx.backends.process import Exit, listen_unix, new_record, read_reason, spawn_qemu, write_record
-from mtunnel_tx.backends.qmp import CommandFailed, Monitor, MonitorLost
+from mtunnel_tx.backends.process import ProcessExit, listen_unix, new_record, read_reason, spawn_qemu, write_record
+from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
@@ -54,7 +54,7 @@ class QemuMachines:
         self,
         reactor: Any,
         *,
-        threads: Threads,
+        threads: ReactorThreads,
         facts: HostFacts,
         storage: Storage,
         runtime_dir: Path,
@@ -105,17 +105,17 @@ class QemuMachines:
             except BackendFailed as error:
                 if not await machine.exit.wait(1.0):
                     raise BackendFailed(f"VM {vmid} does not answer: {error.text}") from error
-        return MachineState(status="off", dirty_end=read_reason(self._places(vmid).stderr))
+        return MachineState(status="off", dirty_end=read_reason(self._machine_files(vmid).stderr))
 
     async def start(self, vmid: int, conf: GuestConfig, incoming: Incoming, report: Report) -> int | None:
         """See ports.Hypervisor."""
         host = await self._facts.ask()
         hardware = self._hardware(_forced(conf, incoming), host)
         _check_exports(conf, incoming)
-        setup = await self._setup(vmid, hardware, host, report)
-        mtus = {**setup.host_mtus, **read_host_mtus(incoming.nets_host_mtu)}
-        setup = replace(setup, listen_on=incoming.migrate_socket, cpu=incoming.cpu, host_mtus=mtus)
-        async with self._launched(setup) as machine, machine.monitor(START_S) as monitor:
+        plan = await self._plan(vmid, hardware, host, report)
+        mtus = {**plan.host_mtus, **read_host_mtus(incoming.nets_host_mtu)}
+        plan = replace(plan, listen_on=incoming.migrate_socket, cpu=incoming.cpu, host_mtus=mtus)
+        async with self._launched(plan) as machine, machine.monitor(START_S) as monitor:
             await monitor.call("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
             if incoming.nbd_socket is not None:
                 await export_nodes(monitor, incoming.nbd_socket, {key: f"drive-{key}" for key in incoming.exports})
@@ -124,9 +124,9 @@ class QemuMachines:
     async def local_start(self, vmid: int, conf: GuestConfig, report: Report) -> None:
         """Start a VM of this host. Raises: TunnelError: why it cannot be."""
         host = await self._facts.ask()
-        setup = await self._setup(vmid, self._hardware(conf, host, local=True), host, report)
-        async with self._launched(setup) as machine, machine.monitor(START_S) as monitor:
-            for nic in setup.hardware.nics:
+        plan = await self._plan(vmid, self._hardware(conf, host, local=True), host, report)
+        async with self._launched(plan) as machine, machine.monitor(START_S) as monitor:
+            for nic in plan.hardware.nics:
                 if nic.options.get("link_down") == "1":
                     await monitor.call("set_link", {"name": nic.key, "up": False})
 
@@ -134,7 +134,7 @@ class QemuMachines:
         """See ports.Hypervisor."""
         machine = self._find(vmid)
         if machine is None:
-            raise BackendFailed(f"QEMU ended: {read_reason(self._places(vmid).stderr) or 'it gave no reason'}")
+            raise BackendFailed(f"QEMU ended: {read_reason(self._machine_files(vmid).stderr) or 'it gave no reason'}")
         await machine.until_whole()
 
     async def resume(self, vmid: int) -> None:
@@ -158,7 +158,7 @@ class QemuMachines:
             if machine is not None:
                 await machine.end()
             self._forget(vmid)
-            self._places(vmid).clear()
+            self._machine_files(vmid).clear()
 
     async def stop_nbd(self, vmid: int) -> None:
         """See ports.Hypervisor. Success where no server runs."""
@@ -170,7 +170,7 @@ class QemuMachines:
         if self._find(vmid) is None:
             report(f"QEMU Guest Agent is not running - VM {vmid} not running")
         else:
-            await agent.trim(self._reactor, vmid, self._places(vmid).agent, report)
+            await agent.trim(self._reactor, vmid, self._machine_files(vmid).agent, report)
 
     @asynccontextmanager
     async def attached(self, vmid: int) -> AsyncIterator[RunningMachine]:
@@ -179,7 +179,7 @@ class QemuMachines:
         async with machine.monitor() as monitor:
             yield RunningMachine(self._reactor, monitor, machine.exit)
 
-    def _hardware(self, conf: GuestConfig, host: Host | None, *, local: bool = False) -> Hardware:
+    def _hardware(self, conf: GuestConfig, host: QemuHost | None, *, local: bool = False) -> Hardware:
         hardware = read_hardware(conf, local=local)
         for key, drive in volumes(hardware):
             volume_format(key, drive)
@@ -196,7 +196,7 @@ class QemuMachines:
         except FormatError as error:
             raise refuse("machine", str(error)) from error
 
-    async def _setup(self, vmid: int, hardware: Hardware, host: Host, report: Report) -> Setup:
+    async def _plan(self, vmid: int, hardware: Hardware, host: QemuHost, report: Report) -> StartPlan:
         """Everything about a start that is known before it. Raises: TunnelError."""
         for text in _differences(hardware, host):
             report(text)
@@ -204,23 +204,23 @@ class QemuMachines:
         files = {key: await self._file(drive.volume) for key, drive in volumes(hardware)}
         mtus = {nic.key: _own_mtu(nic) for nic in hardware.nics if "mtu" in nic.options}
         runtime_dir = self._runtime_dir
-        return Setup(vmid=vmid, hardware=hardware, host=host, runtime_dir=runtime_dir, files=files, host_mtus=mtus)
+        return StartPlan(vmid=vmid, hardware=hardware, host=host, runtime_dir=runtime_dir, files=files, host_mtus=mtus)
 
     async def _file(self, volume: str) -> VolumeFile:
         path = volume if volume.startswith("/") else await self._storage.path(volume)
         return await self._threads.run(look_at_file, path)
 
     @asynccontextmanager
-    async def _launched(self, setup: Setup) -> AsyncIterator[Machine]:
+    async def _launched(self, plan: StartPlan) -> AsyncIterator[Machine]:
         """Start QEMU; where what follows fails, nothing is left, and the error has QEMU's own reason."""
-        vmid = setup.vmid
+        vmid = plan.vmid
         async with self._turns.of(vmid):
             if self._find(vmid) is not None:
                 raise WrongState(f"VM {vmid} already running")
-            places = self._places(vmid)
-            places.clear()
+            files = self._machine_files(vmid)
+            files.clear()
             try:
-                machine = await self._launch(setup, places)
+                machine = await self._launch(plan, files)
                 try:
                     yield machine
                 except MonitorLost as error:
@@ -234,45 +234,45 @@ class QemuMachines:
                 # One that cannot be killed still has its files open, and must be found again.
                 if self._find(vmid) is None:
                     self._forget(vmid)
-                    places.clear()
+                    files.clear()
                 raise
 
-    async def _launch(self, setup: Setup, places: Places) -> Machine:
+    async def _launch(self, plan: StartPlan, files: MachineFiles) -> Machine:
         with ExitStack() as ours:
-            listener = ours.enter_context(listen_unix(places.monitor))
-            taps = await self._open_taps(setup, ours)
+            listener = ours.enter_context(listen_unix(files.monitor))
+            taps = await self._open_taps(plan, ours)
             fds = dict(enumerate([listener.fileno(), *(fd for _, own in taps for fd in own)], QMP_FD))
-            argv = command_line(replace(setup, taps=_numbers(taps)))
-            record = new_record(incoming=setup.listen_on is not None, sockets=_sockets(setup))
-            write_record(places.record, record)
-            pid = spawn_qemu(self._reactor, argv, record.token, places.stderr, fds)
+            argv = command_line(replace(plan, taps=_numbers(taps)))
+            record = new_record(incoming=plan.listen_on is not None, sockets=_sockets(plan))
+            write_record(files.record, record)
+            pid = spawn_qemu(self._reactor, argv, record.token, files.stderr, fds)
             record = record.with_process(pid)
-            write_record(places.record, record)
-        log.info("QEMU of VM {vmid} started, pid {pid}", vmid=setup.vmid, pid=pid)
-        machine = Machine(self._reactor, setup.vmid, places, record, Exit(self._reactor, pid, os.pidfd_open(pid)))
-        self._machines[setup.vmid] = machine
+            write_record(files.record, record)
+        log.info("QEMU of VM {vmid} started, pid {pid}", vmid=plan.vmid, pid=pid)
+        machine = Machine(self._reactor, plan.vmid, files, record, ProcessExit(self._reactor, pid, os.pidfd_open(pid)))
+        self._machines[plan.vmid] = machine
         return machine
 
-    async def _open_taps(self, setup: Setup, ours: ExitStack) -> list[tuple[str, list[int]]]:
+    async def _open_taps(self, plan: StartPlan, ours: ExitStack) -> list[tuple[str, list[int]]]:
         """Our descriptors of each network card that has a bridge; `ours` closes them."""
         taps = []
-        for nic in setup.hardware.nics:
+        for nic in plan.hardware.nics:
             if "bridge" in nic.options:
-                name = f"tap{setup.vmid}i{nic.index}"
+                name = f"tap{plan.vmid}i{nic.index}"
                 queues = max(1, int(nic.options.get("queues", "0")))
                 fds = await self._threads.run(open_tap, name, nic.options["bridge"], queues)
                 ours.callback(close_all, fds)
                 taps.append((nic.key, fds))
         return taps
 
-    def _places(self, vmid: int) -> Places:
-        return Places(self._runtime_dir, vmid)
+    def _machine_files(self, vmid: int) -> MachineFiles:
+        return MachineFiles(self._runtime_dir, vmid)
 
     def _find(self, vmid: int) -> Machine | None:
         """The VM's QEMU, where one runs."""
         machine = self._machines.get(vmid)
         if machine is None:
-            machine = find_machine(self._reactor, vmid, self._places(vmid))
+            machine = find_machine(self._reactor, vmid, self._machine_files(vmid))
             if machine is not None:
                 self._machines[vmid] = machine
         elif not machine.runs:
@@ -319,13 +319,13 @@ def _check_exports(conf: GuestConfig, incoming: Incoming) -> None:
             raise refuse(key, f"volume '{volid}' is not the drive's")
 
 
-def _sockets(setup: Setup) -> list[Path]:
+def _sockets(plan: StartPlan) -> list[Path]:
     """Every socket file that QEMU makes."""
-    names = ["vnc", "qga", *(f"serial{number}" for number in setup.hardware.serials)]
-    return [setup.socket(name) for name in names] + ([setup.listen_on] if setup.listen_on else [])
+    names = ["vnc", "qga", *(f"serial{number}" for number in plan.hardware.serials)]
+    return [plan.socket(name) for name in names] + ([plan.listen_on] if plan.listen_on else [])
 
 
-def _differences(hardware: Hardware, host: Host) -> list[str]:
+def _differences(hardware: Hardware, host: QemuHost) -> list[str]:
     """What the host does not do about a VM, though the guest sees no difference."""
     told = [f"{nic.key}: no firewall on this host" for nic in hardware.nics if nic.options.get("firewall") == "1"]
     told += [f"{nic.key}: no rate limit on this host" for nic in hardware.nics if "rate" in nic.options]
@@ -354,7 +354,7 @@ async def stop_exports(monitor: Monitor) -> None:
     """End the NBD server, where there is one."""
     try:
         await monitor.call("nbd-server-stop", wait_s=EXPORT_S)
-    except CommandFailed as error:
+    except QmpCommandFailed as error:
         if _NO_SERVER not in error.reason:
             raise
 
@@ -365,7 +365,7 @@ async def wake(monitor: Monitor, status: str) -> None:
         return
     if status in _RESETTING:
         await monitor.call("system_reset", wait_s=RESUME_S)
-    with suppress(CommandFailed):
+    with suppress(QmpCommandFailed):
         if status == "suspended":
             await monitor.call("system_wakeup", wait_s=RESUME_S)
             return

@@ -34,7 +34,7 @@ class MonitorLost(BackendFailed):
     """The connection to QEMU is over; whether QEMU is, another must tell."""
 
 
-class CommandFailed(BackendFailed):
+class QmpCommandFailed(BackendFailed):
     """QEMU refused a command; `kind` is its error class, e.g. `CommandNotFound`."""
 
     def __init__(self, command: str, kind: str, reason: str) -> None:
@@ -66,7 +66,7 @@ class Monitor(LineProtocol):
     async def call(self, command: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = CALL_S) -> Any:
         """Run one command.
 
-        Returns: QEMU's `return`. Raises: CommandFailed; TimedOut: the reply, should it come, is dropped; MonitorLost.
+        Returns: QEMU's `return`. Raises: QmpCommandFailed; TimedOut: a later reply is dropped; MonitorLost.
         """
         if self._loss is not None:
             raise MonitorLost(self._loss.text)
@@ -115,7 +115,7 @@ class Monitor(LineProtocol):
             return  # too late, somebody gave up
         if "error" in message:
             error = message["error"]
-            failed = CommandFailed(command, str(error.get("class")), str(error.get("desc")))
+            failed = QmpCommandFailed(command, str(error.get("class")), str(error.get("desc")))
             reply.errback(Failure(failed))
         else:
             reply.callback(message.get("return"))

@@ -16,7 +16,7 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
 from mtunnel_tx.config import Settings
@@ -155,7 +155,7 @@ async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, dis
             reactor, endpoint, path_query, sock, relays=relays, limits=LIMITS, ends_with_peer=ends_with_peer
         )
 
-    storage, threads = make_storage(reactor, settings), Threads(reactor, reactor.getThreadPool())
+    storage, threads = make_storage(reactor, settings), ReactorThreads(reactor, reactor.getThreadPool())
     try:
         yield World(
             reactor=reactor,

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.python.threadpool import ThreadPool
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
@@ -111,7 +111,7 @@ def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
 
 def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> int:
     no_reactor: Any = None  # nothing is written, so no thread is needed
-    journal = FileJournal(Threads(no_reactor, ThreadPool(0)), settings.state_dir)
+    journal = FileJournal(ReactorThreads(no_reactor, ThreadPool(0)), settings.state_dir)
     waiting, unreadable = _standing(journal)
     if as_json:
         more = {"journals_msg": unreadable} if unreadable else {}

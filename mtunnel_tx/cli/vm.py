@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.qemu import QemuMachines
@@ -69,7 +69,7 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
     machines = None
     try:
         make_private_directory(settings.machine_dir)
-        threads = Threads(reactor, reactor.getThreadPool())
+        threads = ReactorThreads(reactor, reactor.getThreadPool())
         machines = make_machines(threads, settings, make_storage(reactor, settings))
         await act(args, Host(make_guests(threads, settings), machines, FileJournal(threads, settings.state_dir)))
     except (TunnelError, OSError) as error:

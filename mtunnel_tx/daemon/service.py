@@ -25,7 +25,7 @@ from twisted.python.threadpool import ThreadPool
 
 from mtunnel_tx import __version__
 from mtunnel_tx.backends.access import FileAccess
-from mtunnel_tx.backends.files import Threads, create_file, refusal
+from mtunnel_tx.backends.files import ReactorThreads, create_file, refusal
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.proxmox import ProxmoxMachines
@@ -76,7 +76,7 @@ class Daemon(Service):
         failed: Callable[[str], None],
         *,
         notifier: Notifier | None = None,
-        make_journal: Callable[[Threads, Path], Journal] = FileJournal,
+        make_journal: Callable[[ReactorThreads, Path], Journal] = FileJournal,
     ) -> None:
         self._settings = settings
         self._make_journal = make_journal
@@ -193,7 +193,7 @@ class Daemon(Service):
 
     def _join(self) -> tuple[Registry, Parts]:
         settings, reactor = self._settings, self._reactor
-        threads = Threads(reactor, self._pool)
+        threads = ReactorThreads(reactor, self._pool)
         access = FileAccess(settings.pve_dir, reactor)
         guests = make_guests(threads, settings)
         storage = make_storage(reactor, settings)
@@ -233,7 +233,7 @@ class Daemon(Service):
         return registry, parts
 
     def _make_machines(
-        self, threads: Threads, guests: GuestFiles, storage: PvesmStorage
+        self, threads: ReactorThreads, guests: GuestFiles, storage: PvesmStorage
     ) -> QemuMachines | ProxmoxMachines:
         if self._settings.profile == "proxmox":
             return make_proxmox_machines(self._reactor, self._settings, guests)

@@ -35,7 +35,7 @@ from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.lines import Answerer
-from mtunnel_tx.waiting import Event, pause
+from mtunnel_tx.waiting import Occasion, pause
 from mtunnel_tx.wire.lines import encode_failure
 
 log = Logger()
@@ -58,7 +58,7 @@ class _ReplyFlow:
     """Waits while the transport has more replies than it wants to hold."""
 
     def __init__(self) -> None:
-        self._drained = Event()
+        self._drained = Occasion()
         self._paused = False
 
     def pauseProducing(self) -> None:

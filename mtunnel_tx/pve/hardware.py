@@ -40,7 +40,7 @@ _WINDOWS = {"wxp": 5, "w2k": 5, "w2k3": 5, "w2k8": 6, "wvista": 6, "win7": 7, "w
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class GuestDisk:
     """A drive with its place: `scsi0` is interface `scsi`, index 0; `boot_index` None: nothing boots from it."""
 
     key: str
@@ -86,7 +86,7 @@ class Hardware:
     linux: bool
     ovmf: bool
     acpi: bool
-    disks: tuple[Disk, ...]
+    disks: tuple[GuestDisk, ...]
     efidisk: Drive | None
     scsihw: str
     nics: tuple[Nic, ...]
@@ -236,7 +236,7 @@ def _cpu(options: Mapping[str, str]) -> dict[str, str]:
     return cpu
 
 
-def _disks(conf: GuestConfig) -> tuple[Disk, ...]:
+def _disks(conf: GuestConfig) -> tuple[GuestDisk, ...]:
     disks, indexes = [], boot_indexes(conf)
     for key, drive in iter_drives(conf):
         interface = drive_interface(key)
@@ -244,7 +244,7 @@ def _disks(conf: GuestConfig) -> tuple[Disk, ...]:
             continue
         _check_drive(key, drive)
         index = int(key.removeprefix(interface))
-        disks.append(Disk(key=key, index=index, drive=drive, boot_index=indexes.get(key)))
+        disks.append(GuestDisk(key=key, index=index, drive=drive, boot_index=indexes.get(key)))
     return tuple(sorted(disks, key=lambda disk: (disk.interface, disk.index)))
 
 

@@ -62,6 +62,7 @@ class Event(Enum):
     PING = auto()
     PONG = auto()
     CLOSE = auto()
+    RECORD = auto()
 
 
 class FrameError(TunnelError):
@@ -75,7 +76,12 @@ class FrameError(TunnelError):
         self.code = code
 
 
-_CONTROL_EVENTS = {Opcode.CLOSE: Event.CLOSE, Opcode.PING: Event.PING, Opcode.PONG: Event.PONG}
+_COLLECTED_EVENTS = {
+    Opcode.CLOSE: Event.CLOSE,
+    Opcode.PING: Event.PING,
+    Opcode.PONG: Event.PONG,
+    Opcode.TEXT: Event.RECORD,
+}
 _FIRST_BYTES = {
     final | opcode: int(opcode) for opcode in Opcode for final in (0, _FIN) if final or not opcode & _CONTROL
 }
@@ -87,13 +93,14 @@ _NOTHING, _PAYLOAD = Event.NOTHING, Event.PAYLOAD
 class Decoder:
     """Decodes one direction of a websocket.
 
-    Args: role: whose receiving end this is. limit_bytes: the largest payload a frame may declare.
+    Args: role: whose receiving end this is. limit_bytes: the largest payload a frame may declare. records: a text frame
+    is no payload but a record (`records.py`): whole, unfragmented, at most 125 bytes.
     After each `step` look at `event`; for PAYLOAD, the bytes are `buffer[begin:returned position]`, XORed with `mask`
     (four bytes, turned so that the first one meets the first byte; None: they are plain); for the others `control`
     has the payload, unmasked. `close_code` is the status of a Close frame, 1005 where it has none.
     """
 
-    def __init__(self, role: Role, limit_bytes: int) -> None:
+    def __init__(self, role: Role, limit_bytes: int, *, records: bool = False) -> None:
         self.event = Event.NOTHING
         self.begin = 0
         self.mask: bytes | None = None
@@ -101,7 +108,9 @@ class Decoder:
         self.close_code = CLOSE_NO_STATUS
         self._mask_bit = _MASKED if role is Role.SERVER else 0
         self._limit_bytes = limit_bytes
+        self._records = records
         self._takes_usual = role is Role.SERVER and limit_bytes > 0xFFFF
+        self._usual_starts = (_FIN | Opcode.BINARY,) if records else _WHOLE_MESSAGES
         self._head = bytearray()
         self._head_bytes = 2
         self._left_bytes = 0
@@ -154,7 +163,7 @@ class Decoder:
     def _read_whole_header(self, buffer: Buffer, start: int) -> int:
         """As above, with a shorter way for the usual one."""
         first, second, length, key = _unpack_usual(buffer, start)
-        usual = second == _MASKED | _LENGTH_16 and length > CONTROL_BYTES and first in _WHOLE_MESSAGES
+        usual = second == _MASKED | _LENGTH_16 and length > CONTROL_BYTES and first in self._usual_starts
         if usual and self._takes_usual and not self._in_message:
             self._left_bytes = length
             self._key = None if key == _ZERO_MASK else key
@@ -173,9 +182,15 @@ class Decoder:
                 raise FrameError(CLOSE_PROTOCOL_ERROR, "control frame longer than 125 bytes")
         elif (opcode == 0) is not self._in_message:
             raise FrameError(CLOSE_PROTOCOL_ERROR, "fragments out of order")
+        elif self._records and opcode == Opcode.TEXT:
+            self._check_record(first, second)
         else:
             self._in_message = first < _FIN
         self._opcode = opcode
+
+    def _check_record(self, first: int, second: int) -> None:
+        if first < _FIN or second & _LENGTH > CONTROL_BYTES:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "text frame that is too long or fragmented, and no record")
 
     def _begin_frame(self, buffer: Buffer, position: int) -> int:
         """Read the header from its second byte on; the whole of it is there. Returns: where the payload begins."""
@@ -191,7 +206,7 @@ class Decoder:
             key = bytes(buffer[position : position + 4])
             position += 4
             self._key = key if key != _ZERO_MASK else None
-        if self._opcode & _CONTROL:
+        if self._opcode & _CONTROL or (self._records and self._opcode == Opcode.TEXT):
             self._collected = bytearray()
         return position
 
@@ -211,7 +226,7 @@ class Decoder:
         if self._left_bytes == 0:
             self._collected = None
             self.control = unmask_bytes(bytes(collected), self._key)
-            self.event = _CONTROL_EVENTS[Opcode(self._opcode)]
+            self.event = _COLLECTED_EVENTS[Opcode(self._opcode)]
             if self._opcode == Opcode.CLOSE:
                 self.close_code = read_close(self.control)
         return stop

@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.unix import Client
 from twisted.trial.unittest import SkipTest, TestCase
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import PROGRAM, HostFacts
 from mtunnel_tx.backends.process import has_ended, read_record
 from mtunnel_tx.backends.qemu import QemuMachines
@@ -76,7 +76,7 @@ class QemuCase(TestCase):
             runtime_dir.mkdir(parents=True, mode=0o700)
             self.addCleanup(self.kill_all, runtime_dir)
         volumes = Volumes(folder / "images")
-        threads = Threads(reactor, reactor.getThreadPool())
+        threads = ReactorThreads(reactor, reactor.getThreadPool())
         parts = {"threads": threads, "facts": FACTS, "storage": volumes, "runtime_dir": runtime_dir}
         machines = QemuMachines(reactor, **{**parts, **more})
         self.addCleanup(machines.close)

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.backends.cmdline import Setup, command_line
+from mtunnel_tx.backends.cmdline import StartPlan, command_line
 from mtunnel_tx.backends.devices import read_host_mtus
 from mtunnel_tx.backends.drives import VolumeFile, volumes
-from mtunnel_tx.backends.host import Host, check_room
+from mtunnel_tx.backends.host import QemuHost, check_room
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
 from mtunnel_tx.pve.hardware import read_hardware
 from tests.backends.qemucase import QemuCase
 
 NEWEST = {"pc-i440fx-7.2", "pc-q35-7.2"}
-HOST = Host(
+HOST = QemuHost(
     machines=frozenset({*NEWEST, "pc-i440fx-6.1", "pc-i440fx-7.0", "pc-i440fx-9.2", "pc-i440fx-10.1"}),
     cpus=frozenset({"kvm64", "qemu64", "max", "host"}),
     cpu_flags=frozenset({"aes", "pcid", "lahf-lm", "sep", "sse4-1", "svm"}),
@@ -38,7 +38,7 @@ def setup(text, host=HOST, **more):
         for key, drive in volumes(hardware)
     }
     given = {"vmid": 100, "hardware": hardware, "host": host, "runtime_dir": Path("/run/m"), "files": files}
-    return Setup(**{**given, **more})
+    return StartPlan(**{**given, **more})
 
 
 def line(text, **more):
@@ -236,7 +236,7 @@ class Strangers(SynchronousTestCase):
             return
         files = {key: VolumeFile(path="/a", is_device=False, direct=True) for key, _ in volumes(hardware)}
         hardware = replace(hardware, machine=hardware.machine.resolved(NEWEST))
-        argv = command_line(Setup(vmid=100, hardware=hardware, host=HOST, runtime_dir=Path("/r"), files=files))
+        argv = command_line(StartPlan(vmid=100, hardware=hardware, host=HOST, runtime_dir=Path("/r"), files=files))
         flags = {word for word in argv if word.startswith("-")}
         known = {
             word

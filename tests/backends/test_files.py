@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.backends.files import (
     CachedFile,
-    Threads,
+    ReactorThreads,
     create_file,
     decode,
     encode,
@@ -150,7 +150,7 @@ class CachedFileTest(SynchronousTestCase):
 
 class ThreadsTest(TestCase):
     async def test_result_and_refusals(self):
-        threads = Threads(reactor, reactor.getThreadPool())
+        threads = ReactorThreads(reactor, reactor.getThreadPool())
         self.assertEqual(await threads.run(divmod, 7, 2), (3, 1))
         with self.assertRaises(BackendFailed) as caught:
             await threads.run(os.listdir, "/nonexistent")

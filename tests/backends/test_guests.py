@@ -7,7 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut, WrongState
 from mtunnel_tx.ports.guests import GuestEntry
@@ -20,7 +20,7 @@ class GuestsTest(TestCase):
         self.pve = self.base / "pve"
         self.clock = Clock()
         self.guests = GuestFiles(
-            Threads(reactor, reactor.getThreadPool()),
+            ReactorThreads(reactor, reactor.getThreadPool()),
             self.clock,
             pve_dir=self.pve,
             lock_dir=self.base / "lock",

@@ -6,7 +6,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.errors import BackendFailed, WrongState
 from tests.backends.test_files import refuse
@@ -16,7 +16,7 @@ class JournalTest(TestCase):
     def setUp(self):
         self.state = Path(self.mktemp())
         self.file = self.state / "journal" / "100.jsonl"
-        self.journal = FileJournal(Threads(reactor, reactor.getThreadPool()), self.state)
+        self.journal = FileJournal(ReactorThreads(reactor, reactor.getThreadPool()), self.state)
 
     async def test_life(self):
         self.assertIsNone(self.journal.read(100))

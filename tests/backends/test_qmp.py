@@ -13,7 +13,7 @@ from twisted.protocols.basic import LineReceiver
 from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.backends import qmp
-from mtunnel_tx.backends.qmp import CommandFailed, MonitorLost, connect_monitor
+from mtunnel_tx.backends.qmp import MonitorLost, QmpCommandFailed, connect_monitor
 from mtunnel_tx.errors import TimedOut
 from tests.backends.qemucase import QemuCase, guest
 
@@ -89,7 +89,7 @@ class Calls(MonitorCase):
     async def test_a_refusal(self):
         refusal = {"error": {"class": "CommandNotFound", "desc": "The command x\x1b[31m has not been found"}}
         monitor = await self.connect(x=refusal)
-        error = await self.fails(CommandFailed, monitor.call("x"))
+        error = await self.fails(QmpCommandFailed, monitor.call("x"))
         self.assertEqual(error.kind, "CommandNotFound")
         self.assertEqual(error.text, "QEMU refuses 'x': The command x?[31m has not been found")
 

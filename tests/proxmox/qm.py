@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mtunnel_tx.backends.cmdline import Setup, command_line
+from mtunnel_tx.backends.cmdline import StartPlan, command_line
 from mtunnel_tx.backends.drives import VolumeFile, look_at_file, volumes
 from mtunnel_tx.backends.host import Host
 from mtunnel_tx.pve.guestconf import parse_guest_config
@@ -63,7 +63,7 @@ def start(folder: Path, vmid: int, options: dict[str, str], text: str) -> int:
     conf = parse_guest_config(text)
     conf.options["machine"] = options.get("--machine", "pc-i440fx-7.2")
     hardware = read_hardware(conf, local=True)
-    setup = Setup(
+    setup = StartPlan(
         vmid=vmid,
         hardware=hardware,
         host=PLAIN,

@@ -7,7 +7,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import parse_map
@@ -39,7 +39,7 @@ class SourceCase(TestCase):
         self.addCleanup(self.target.close)
         self.folder = Path(self.mktemp()).absolute()
         self.guests = GuestFiles(
-            Threads(reactor, reactor.getThreadPool()),
+            ReactorThreads(reactor, reactor.getThreadPool()),
             reactor,
             pve_dir=self.folder / "pve",
             lock_dir=self.folder / "lock",

@@ -19,7 +19,7 @@ from typing import Any
 import twisted.internet.reactor
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
-from mtunnel_tx.backends.files import Threads
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.config import load_settings
 from mtunnel_tx.daemon.service import Daemon
@@ -31,7 +31,7 @@ class DyingJournal(FileJournal):
     """Kills its process at one step of one tunnel."""
 
     def __init__(
-        self, threads: Threads, state_dir: Path, *, moment: str, number: int, found: bool, steps: Path
+        self, threads: ReactorThreads, state_dir: Path, *, moment: str, number: int, found: bool, steps: Path
     ) -> None:
         super().__init__(threads, state_dir)
         self._dies_at = (moment, number)

@@ -1,0 +1,300 @@
+"""A flow that outlives its connections: numbered bytes each way, without sockets and without a clock of its own.
+
+`Sending` is one end of one way: it keeps what the peer has not acknowledged, up to a window, and sends it again over
+the next connection. `Receiving` is the other end: it counts what has arrived and what its UNIX socket has taken, and
+says when an acknowledgement is due. *Acknowledged* means taken by the kernel of the UNIX socket: nothing between that
+and the program behind it can lose a byte but the end of this host.
+
+The first connection of a flow begins at position 0 both ways, without an exchange. On each later one each end first
+says `a N`, and sends nothing else before it has heard the peer's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from mtunnel_tx.wire.frames import (
+    CLOSE_PROTOCOL_ERROR,
+    HEADER_ROOM_BYTES,
+    SENT_PAYLOAD_BYTES,
+    FrameError,
+    Opcode,
+    Role,
+    frame_header,
+)
+from mtunnel_tx.wire.records import FlowRecord, RecordKind, record_frame
+
+CHUNK_BYTES = 1 << 20
+WINDOW_BYTES = 16 << 20
+LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 20, 256 << 20
+ACK_BYTES = 4 << 20
+ACK_S = 0.02
+"""An acknowledgement is sent for each ACK_BYTES taken (a quarter of the window if that is less), or ACK_S later."""
+
+Frame = memoryview | bytes
+
+
+class Chunks:
+    """Memory for kept bytes, CHUNK_BYTES each; shared by the flows of one thread. `lent` counts those in use."""
+
+    def __init__(self, most_free: int = 16) -> None:
+        self.lent = 0
+        self._free: list[memoryview] = []
+        self._most_free = most_free
+
+    def lend(self) -> memoryview:
+        self.lent += 1
+        return self._free.pop() if self._free else memoryview(bytearray(CHUNK_BYTES))
+
+    def give_back(self, chunk: memoryview) -> None:
+        self.lent -= 1
+        if len(self._free) < self._most_free:
+            self._free.append(chunk)
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """`used_bytes` are filled with frames; `frames` of them are still kept."""
+
+    view: memoryview
+    used_bytes: int = 0
+    frames: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class _KeptFrame:
+    """A frame in a chunk: its payload is `chunk.view[begin:end]`, at `position` of the way, behind its header."""
+
+    position: int
+    chunk: _Chunk
+    begin: int
+    end: int
+    header_bytes: int
+
+    @property
+    def stop(self) -> int:
+        """The position behind its last byte."""
+        return self.position + self.end - self.begin
+
+    def from_position(self, position: int, role: Role) -> Frame:
+        """The frame as it went out, or a new one for what is left of it from `position` on."""
+        if position <= self.position:
+            return self.chunk.view[self.begin - self.header_bytes : self.end]
+        payload = self.chunk.view[self.begin + position - self.position : self.end]
+        return frame_header(role, Opcode.BINARY, len(payload)) + bytes(payload)
+
+
+class _Kept:
+    """The frames that nobody has acknowledged, in order, where they were made."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._frames: deque[_KeptFrame] = deque()
+        self._filling: _Chunk | None = None
+
+    def room(self) -> memoryview:
+        """Where the next payload may go: SENT_PAYLOAD_BYTES, as reads into small rests cost more than they save."""
+        chunk = self._filling
+        if chunk is None or len(chunk.view) - chunk.used_bytes < SENT_PAYLOAD_BYTES + HEADER_ROOM_BYTES:
+            self._release_filling()
+            chunk = self._filling = _Chunk(self._chunks.lend())
+        begin = chunk.used_bytes + HEADER_ROOM_BYTES
+        return chunk.view[begin : begin + SENT_PAYLOAD_BYTES]
+
+    def add(self, position: int, size_bytes: int, header: bytes) -> memoryview:
+        """So many bytes have come into the room. Returns: the frame."""
+        chunk = self._filling
+        assert chunk is not None, "room() comes first"
+        begin = chunk.used_bytes + HEADER_ROOM_BYTES
+        end = chunk.used_bytes = begin + size_bytes
+        chunk.view[begin - len(header) : begin] = header
+        chunk.frames += 1
+        self._frames.append(_KeptFrame(position, chunk, begin, end, len(header)))
+        return chunk.view[begin - len(header) : end]
+
+    def forget(self, position: int) -> None:
+        """Everything before `position` was acknowledged."""
+        while self._frames and self._frames[0].stop <= position:
+            chunk = self._frames.popleft().chunk
+            chunk.frames -= 1
+            if chunk.frames == 0 and chunk is not self._filling:
+                self._chunks.give_back(chunk.view)
+        if not self._frames:
+            self._release_filling()
+
+    def after(self, position: int, role: Role) -> list[Frame]:
+        """What is to be sent again."""
+        return [frame.from_position(position, role) for frame in self._frames if frame.stop > position]
+
+    def drop(self) -> None:
+        """Give everything back."""
+        while self._frames:
+            self.forget(self._frames[-1].stop)
+        self._release_filling()
+
+    def _release_filling(self) -> None:
+        """Let the chunk that is being filled go, at once or with its last frame."""
+        chunk, self._filling = self._filling, None
+        if chunk is not None and chunk.frames == 0:
+            self._chunks.give_back(chunk.view)
+
+
+class Sending:
+    """The sending end of one way.
+
+    Args: role: ours on the websocket. window_bytes: the most that is kept unacknowledged, give or take one frame.
+    `sent`, `acked`: positions; `ended_at`: where the UNIX side has ended, `is_delivered`: the peer has passed that on;
+    `is_synced`: on this connection the peer has said from where.
+    """
+
+    def __init__(self, role: Role, chunks: Chunks, window_bytes: int = WINDOW_BYTES) -> None:
+        self.sent = 0
+        self.acked = 0
+        self.ended_at: int | None = None
+        self.is_delivered = False
+        self.is_synced = True
+        self._role = role
+        self._window_bytes = window_bytes
+        self._kept = _Kept(chunks)
+        self._again: deque[Frame] = deque()
+
+    @property
+    def kept_bytes(self) -> int:
+        return self.sent - self.acked
+
+    @property
+    def takes(self) -> bool:
+        """The next bytes of the UNIX side may be read."""
+        open_way = self.ended_at is None and self.is_synced and not self._again
+        return open_way and self.kept_bytes < self._window_bytes
+
+    @property
+    def has_again(self) -> bool:
+        """Something is to be sent again before anything new."""
+        return bool(self._again)
+
+    def room(self) -> memoryview:
+        """Where the next bytes of the UNIX side are to be read to."""
+        return self._kept.room()
+
+    def add(self, size_bytes: int) -> memoryview:
+        """So many were read. Returns: the frame to be sent; it stays as it is until it is acknowledged."""
+        frame = self._kept.add(self.sent, size_bytes, frame_header(self._role, Opcode.BINARY, size_bytes))
+        self.sent += size_bytes
+        return frame
+
+    def end(self) -> bytes:
+        """The UNIX side has ended in order. Returns: the record to be sent; nothing where that comes with a re-send."""
+        self.ended_at = self.sent
+        return self._say_end() if self.is_synced and not self._again else b""
+
+    def park(self) -> None:
+        """The connection is lost."""
+        self.is_synced = False
+        self._again.clear()
+
+    def acknowledge(self, position: int) -> None:
+        """`a N` came. On a new connection it says where to go on: `next_again` has what follows.
+
+        Raises: FrameError: 1002: a position that was never sent, or was acknowledged before.
+        """
+        if not self.acked <= position <= self.sent:
+            text = f"acknowledgement of position {position}, which is not within {self.acked}..{self.sent}"
+            raise FrameError(CLOSE_PROTOCOL_ERROR, text)
+        self.acked = position
+        self._kept.forget(position)
+        if not self.is_synced:
+            self.is_synced = True
+            self._go_on(position)
+
+    def deliver(self) -> None:
+        """`d` came. Raises: FrameError: 1002: before our end, or before everything was acknowledged."""
+        if self.ended_at is None or self.acked != self.ended_at:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, "an end was delivered that was not sent")
+        self.is_delivered = True
+
+    def next_again(self) -> Frame | None:
+        """Returns: the next frame to be sent again; it is taken off the list."""
+        return self._again.popleft() if self._again else None
+
+    def drop(self) -> None:
+        """The flow is over: give the memory back."""
+        self._again.clear()
+        self._kept.drop()
+
+    def _go_on(self, position: int) -> None:
+        self._again.append(record_frame(self._role, FlowRecord(RecordKind.POSITION, position)))
+        self._again.extend(self._kept.after(position, self._role))
+        if self.ended_at is not None and not self.is_delivered:
+            self._again.append(self._say_end())
+
+    def _say_end(self) -> bytes:
+        assert self.ended_at is not None
+        return record_frame(self._role, FlowRecord(RecordKind.ENDED, self.ended_at))
+
+
+@dataclass(slots=True)
+class Receiving:
+    """The receiving end of one way.
+
+    `arrived`: position behind the last byte that came on this connection; `taken`: behind the last one that the UNIX
+    socket took; `told`: what was acknowledged. `ended_at`: where the peer's UNIX side has ended, None: not yet.
+    """
+
+    role: Role
+    window_bytes: int = WINDOW_BYTES
+    arrived: int = 0
+    taken: int = 0
+    told: int = 0
+    ended_at: int | None = None
+    is_delivered: bool = False
+    due_s: float | None = field(default=None, init=False)
+
+    def arrive(self, size_bytes: int) -> None:
+        """Payload came. Raises: FrameError: 1002: behind the end."""
+        if self.ended_at is not None and size_bytes:
+            raise FrameError(CLOSE_PROTOCOL_ERROR, f"bytes behind the end at position {self.ended_at}")
+        self.arrived += size_bytes
+
+    def take(self, size_bytes: int, now_s: float) -> None:
+        """The UNIX socket has taken so many."""
+        self.taken += size_bytes
+        if self.due_s is None and self.taken > self.told:
+            self.due_s = now_s + ACK_S
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether an acknowledgement is to be sent."""
+        if self.taken - self.told >= min(ACK_BYTES, self.window_bytes // 4):
+            return True
+        return self.due_s is not None and now_s >= self.due_s
+
+    def say_taken(self) -> bytes:
+        """Returns: the acknowledgement."""
+        self.told, self.due_s = self.taken, None
+        return record_frame(self.role, FlowRecord(RecordKind.ACKNOWLEDGED, self.taken))
+
+    def deliver(self) -> bytes:
+        """The peer's end was passed on to the UNIX socket. Returns: what says so, the last acknowledgement first."""
+        self.is_delivered = True
+        last = self.say_taken() if self.told != self.taken else b""
+        return last + record_frame(self.role, FlowRecord(RecordKind.DELIVERED))
+
+    def park(self) -> None:
+        """The connection is lost: what was not taken comes again, and so does the end."""
+        self.arrived = self.taken
+        self.due_s = None
+        self.ended_at = None
+
+    def check_position(self, position: int) -> None:
+        """`p N` came. Raises: FrameError: 1002: the peer goes on elsewhere."""
+        if position != self.arrived:
+            text = f"the peer goes on at position {position}, not at {self.arrived}"
+            raise FrameError(CLOSE_PROTOCOL_ERROR, text)
+
+    def end(self, position: int) -> None:
+        """`e N` came. Raises: FrameError: 1002: bytes before it are missing."""
+        if position != self.arrived:
+            text = f"the peer ended at position {position}, but {self.arrived} bytes came"
+            raise FrameError(CLOSE_PROTOCOL_ERROR, text)
+        self.ended_at = position

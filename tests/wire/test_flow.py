@@ -1,0 +1,232 @@
+"""Flows over connections that are cut anywhere: every byte arrives once, and so do both ends."""
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.wire.flow import ACK_S, CHUNK_BYTES, Chunks, Receiving, Sending
+from mtunnel_tx.wire.frames import SENT_PAYLOAD_BYTES, Decoder, Event, FrameError, Role, unmask_bytes
+from mtunnel_tx.wire.records import RecordKind, parse_record
+
+WINDOW = 1 << 20
+OTHER = {Role.CLIENT: Role.SERVER, Role.SERVER: Role.CLIENT}
+
+
+class End:
+    """One end of a flow as a relay would run it, with a UNIX side that is a string of bytes."""
+
+    def __init__(self, role, content, chunks):
+        self.role = role
+        self.content = content
+        self.read = 0
+        self.sending = Sending(role, chunks, WINDOW)
+        self.receiving = Receiving(role, WINDOW)
+        self.decoder = Decoder(role, 1 << 27, records=True)
+        self.arrived = bytearray()
+        self.sink = bytearray()
+        self.is_shut = False
+        self.wire = bytearray()
+
+    @property
+    def is_over(self):
+        return self.sending.is_delivered and self.receiving.is_delivered
+
+    def pull(self, size):
+        """Read from the UNIX side and send."""
+        while (again := self.sending.next_again()) is not None:
+            self.wire += again
+        if not self.sending.takes:
+            return
+        piece = self.content[self.read : self.read + min(size, SENT_PAYLOAD_BYTES)]
+        if piece:
+            self.sending.room()[: len(piece)] = piece
+            self.read += len(piece)
+            self.wire += self.sending.add(len(piece))
+        else:
+            self.wire += self.sending.end()
+
+    def hear(self, data):
+        position = 0
+        while position < len(data):
+            position = self.decoder.step(data, position, len(data))
+            if self.decoder.event is Event.PAYLOAD:
+                self.receiving.arrive(position - self.decoder.begin)
+                self.arrived += unmask_bytes(bytes(data[self.decoder.begin : position]), self.decoder.mask)
+            elif self.decoder.event is Event.RECORD:
+                self.obey(parse_record(self.decoder.control))
+
+    def obey(self, record):
+        {
+            RecordKind.ACKNOWLEDGED: lambda: self.sending.acknowledge(record.position),
+            RecordKind.POSITION: lambda: self.receiving.check_position(record.position),
+            RecordKind.ENDED: lambda: self.receiving.end(record.position),
+            RecordKind.DELIVERED: self.sending.deliver,
+        }[record.kind]()
+
+    def push(self, size, now_s):
+        """Let the UNIX side take some bytes, then its end."""
+        piece, self.arrived = self.arrived[:size], self.arrived[size:]
+        self.sink += piece
+        self.receiving.take(len(piece), now_s)
+        if self.receiving.is_due(now_s) and self.sending.is_synced:
+            self.wire += self.receiving.say_taken()
+        if self.receiving.ended_at == self.receiving.taken and self.sending.is_synced and not self.sending.has_again:
+            self.is_shut = True
+            self.wire += self.receiving.deliver()
+            self.receiving.ended_at = None
+
+    def cut(self):
+        self.wire.clear()
+        self.arrived.clear()
+        self.sending.park()
+        self.receiving.park()
+        self.decoder = Decoder(self.role, 1 << 27, records=True)
+
+    def attach(self):
+        self.wire += self.receiving.say_taken()
+
+
+def join(seed, sizes, cuts):
+    """Two ends, moved by chance, cut so many times. Returns: both, when both ways are over."""
+    chance = random.Random(seed)
+    chunks = Chunks()
+    ends = [End(role, chance.randbytes(size), chunks) for role, size in zip(Role, sizes, strict=True)]
+    now_s = 0.0
+    while not all(end.is_over for end in ends):
+        now_s += chance.choice([0.0, 0.001, 0.03])
+        end, other = chance.sample(ends, 2)
+        act = chance.choice(["pull", "deliver", "deliver", "push", "cut"])
+        if act == "pull":
+            end.pull(chance.choice([1, 100, 5000, SENT_PAYLOAD_BYTES]))
+        elif act == "deliver":
+            size = chance.choice([1, 13, 4096, 1 << 20])
+            data, end.wire = end.wire[:size], end.wire[size:]
+            other.hear(data)
+        elif act == "push":
+            end.push(chance.choice([1, 999, 1 << 20]), now_s)
+        elif cuts:
+            cuts -= 1
+            for one in ends:
+                one.cut()
+            for one in ends:
+                one.attach()
+        for one in ends:
+            assert one.sending.kept_bytes <= WINDOW + SENT_PAYLOAD_BYTES
+    return ends, chunks
+
+
+class FlowProperties(SynchronousTestCase):
+    @given(
+        seed=st.integers(0, 1 << 32),
+        sizes=st.tuples(*[st.sampled_from([0, 1, 77, 5000, 200_000, 3_000_000])] * 2),
+        cuts=st.integers(0, 40),
+    )
+    @settings(deadline=None, max_examples=60)
+    def test_every_byte_arrives_once_whatever_is_cut(self, seed, sizes, cuts):
+        (one, other), chunks = join(seed, sizes, cuts)
+        self.assertEqual(bytes(one.sink), other.content)
+        self.assertEqual(bytes(other.sink), one.content)
+        self.assertTrue(one.is_shut and other.is_shut)
+        for end in (one, other):
+            self.assertEqual(end.sending.kept_bytes, 0)
+            end.sending.drop()
+        self.assertEqual(chunks.lent, 0)
+
+
+class SendingTests(SynchronousTestCase):
+    def setUp(self):
+        self.chunks = Chunks()
+        self.sending = Sending(Role.SERVER, self.chunks, WINDOW)
+
+    def send(self, data):
+        self.sending.room()[: len(data)] = data
+        return bytes(self.sending.add(len(data)))
+
+    def again(self):
+        frames = []
+        while (frame := self.sending.next_again()) is not None:
+            frames.append(bytes(frame))
+        return frames
+
+    def test_reading_stops_when_the_window_is_full(self):
+        for _ in range(WINDOW // SENT_PAYLOAD_BYTES):
+            self.assertTrue(self.sending.takes)
+            self.send(bytes(SENT_PAYLOAD_BYTES))
+        self.assertFalse(self.sending.takes)
+        self.sending.acknowledge(1)
+        self.assertTrue(self.sending.takes)
+
+    def test_going_on_in_the_middle_of_a_frame(self):
+        self.send(b"abcdef")
+        second = self.send(b"ghi")
+        self.sending.park()
+        self.assertFalse(self.sending.takes)
+        self.sending.acknowledge(4)
+        self.assertEqual(self.again(), [b"\x81\x03p 4", b"\x82\x02ef", second])
+        self.assertTrue(self.sending.takes)
+
+    def test_an_end_is_said_again_until_it_was_delivered(self):
+        self.send(b"abc")
+        self.assertEqual(self.sending.end(), b"\x81\x03e 3")
+        self.sending.park()
+        self.sending.acknowledge(3)
+        self.assertEqual(self.again(), [b"\x81\x03p 3", b"\x81\x03e 3"])
+        self.sending.deliver()
+        self.sending.park()
+        self.sending.acknowledge(3)
+        self.assertEqual(self.again(), [b"\x81\x03p 3"])
+
+    def test_an_end_while_parked_is_said_with_the_rest(self):
+        self.sending.park()
+        self.assertEqual(self.sending.end(), b"")
+        self.sending.acknowledge(0)
+        self.assertEqual(self.again(), [b"\x81\x03p 0", b"\x81\x03e 0"])
+
+    def test_positions_that_cannot_be(self):
+        self.send(b"abc")
+        self.sending.acknowledge(2)
+        for position in (1, 4):
+            self.assertEqual(self.assertRaises(FrameError, self.sending.acknowledge, position).code, 1002)
+        self.assertRaises(FrameError, self.sending.deliver)
+        self.sending.end()
+        self.assertRaises(FrameError, self.sending.deliver)
+
+    def test_memory_is_given_back(self):
+        for _ in range(20):
+            self.send(bytes(SENT_PAYLOAD_BYTES))
+        self.assertGreaterEqual(self.chunks.lent * CHUNK_BYTES, 20 * SENT_PAYLOAD_BYTES)
+        self.sending.acknowledge(self.sending.sent)
+        self.assertEqual(self.chunks.lent, 0)
+        self.send(b"x")
+        self.sending.drop()
+        self.assertEqual(self.chunks.lent, 0)
+
+
+class ReceivingTests(SynchronousTestCase):
+    def setUp(self):
+        self.receiving = Receiving(Role.SERVER, WINDOW)
+
+    def test_acknowledgements_come_by_bytes_or_by_time(self):
+        self.receiving.arrive(WINDOW)
+        self.receiving.take(WINDOW // 4 - 1, 10.0)
+        self.assertFalse(self.receiving.is_due(10.0 + ACK_S / 2))
+        self.assertTrue(self.receiving.is_due(10.0 + ACK_S))
+        self.receiving.take(1, 10.0)
+        self.assertTrue(self.receiving.is_due(10.0))
+        self.assertEqual(self.receiving.say_taken(), b"\x81\x08a 262144")
+        self.assertFalse(self.receiving.is_due(99.0))
+
+    def test_what_was_not_taken_comes_again(self):
+        self.receiving.arrive(10)
+        self.receiving.take(4, 0.0)
+        self.receiving.park()
+        self.receiving.check_position(4)
+        self.assertRaises(FrameError, self.receiving.check_position, 10)
+
+    def test_an_end_that_does_not_fit(self):
+        self.receiving.arrive(10)
+        self.assertEqual(self.assertRaises(FrameError, self.receiving.end, 9).code, 1002)
+        self.receiving.end(10)
+        self.assertRaises(FrameError, self.receiving.arrive, 1)
