@@ -16,7 +16,7 @@ KEY = "moved"
 
 
 def mark_moved(conf: GuestConfig, *, host: str, vmid: int, at_s: float) -> GuestConfig:
-    """The same config with the mark. Args: host, vmid: where it is now. at_s: since when, in seconds since the epoch."""
+    """The same config with the mark. Args: host, vmid: where it is now. at_s: since when, seconds since the epoch."""
     marked = conf.copy()
     marked.options[KEY] = f"to {clean(host)} as VM {vmid} on {datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M} UTC"
     return marked
@@ -39,5 +39,5 @@ def check_not_moved(vmid: int, conf: GuestConfig) -> None:
     move = find_move(conf)
     if move is not None:
         raise WrongState(
-            f"VM {vmid} was {move}; if it is gone there for good, 'mtunnel vm forget-move {vmid}' makes this copy the VM"
+            f"VM {vmid} was {move}; if it is gone there, 'mtunnel vm forget-move {vmid}' makes this copy the VM"
         )

@@ -24,7 +24,7 @@ class MovedTest(SynchronousTestCase):
             check_not_moved(100, MARKED)
         self.assertEqual(
             caught.exception.text,
-            f"VM 100 was {TEXT}; if it is gone there for good, 'mtunnel vm forget-move 100' makes this copy the VM",
+            f"VM 100 was {TEXT}; if it is gone there, 'mtunnel vm forget-move 100' makes this copy the VM",
         )
 
     def test_forgotten(self):
