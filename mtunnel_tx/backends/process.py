@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.backends.programs import boot_id, start_ticks
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.waiting import Occasion, in_time
@@ -52,13 +53,13 @@ class ProcessRecord:
 
     def with_process(self, pid: int) -> ProcessRecord:
         """The same, of a process that runs."""
-        return replace(self, pid=pid, started=_started(pid) or 0)
+        return replace(self, pid=pid, started=start_ticks(pid) or 0)
 
 
 def new_record(*, incoming: bool, sockets: Sequence[Path]) -> ProcessRecord:
     """The record of a QEMU that is about to be started."""
     names = tuple(str(path) for path in sockets)
-    return ProcessRecord(token=os.urandom(16).hex(), boot=_boot_id(), incoming=incoming, sockets=names)
+    return ProcessRecord(token=os.urandom(16).hex(), boot=boot_id(), incoming=incoming, sockets=names)
 
 
 def write_record(path: Path, record: ProcessRecord) -> None:
@@ -89,7 +90,7 @@ def open_process(record: ProcessRecord) -> tuple[int, int] | None:
 
     Returns: its pid and a pidfd; None: it has ended.
     """
-    if record.boot != _boot_id():
+    if record.boot != boot_id():
         return None
     pid = record.pid or _find_by_token(record.token)
     if not pid:
@@ -99,7 +100,7 @@ def open_process(record: ProcessRecord) -> tuple[int, int] | None:
     except ProcessLookupError:
         return None
     # Compared once the descriptor holds it: the number may be somebody else's by now.
-    if (record.pid and _started(pid) != record.started) or has_ended(pidfd):
+    if (record.pid and start_ticks(pid) != record.started) or has_ended(pidfd):
         os.close(pidfd)
         return None
     return pid, pidfd
@@ -110,18 +111,6 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _boot_id() -> str:
-    return (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
-def _started(pid: int) -> int | None:
-    try:
-        fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return int(fields[19])
 
 
 def _find_by_token(token: str) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import Drive, is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.values import FormatError, clean
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume, parse_volume_id
@@ -73,6 +74,8 @@ def find_obstacles(vmid: int, conf: GuestConfig) -> Iterator[str]:
     """What in a config keeps the VM here, its disks aside; one sentence each."""
     if conf.lock is not None:
         yield f"VM {vmid} is locked ({clean(conf.lock)})"
+    if (move := find_move(conf)) is not None:
+        yield f"VM {vmid} was {move}"
     if conf.options.get("template") == "1":
         yield f"VM {vmid} is a template"
     if conf.snapshots:
