@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mtunnel_tx.tunnel.table import COMMANDS
+from mtunnel_tx.tunnel.qemu.table import COMMANDS
 from tests.fakes import TOKEN
 from tests.tunnel.case import CONFIG, DISK, TunnelCase
 
