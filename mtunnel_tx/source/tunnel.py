@@ -16,6 +16,7 @@ from mtunnel_tx.source.inventory import Disk
 from mtunnel_tx.source.links import Dial, Json, Link, Reactor
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
 from mtunnel_tx.source.waiting import within
+from mtunnel_tx.wire.socketkinds import find_socket_kind
 
 API_VERSION = 2
 SHORT_S = 10.0
@@ -109,7 +110,7 @@ class Tunnel:
         except Exception:
             sock.close()
             raise
-        return await self._dial(path_query, sock, ends_with_peer=path.endswith(".migrate"))
+        return await self._dial(path_query, sock, ends_with_peer=find_socket_kind(path).ends_both_at_source)
 
     async def query_import(self) -> Mapping[str, Json]:
         """How the import goes on: `status`, `msg`, `volid`."""

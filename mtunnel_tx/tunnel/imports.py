@@ -18,7 +18,6 @@ from mtunnel_tx.tunnel.waiting import Task
 from mtunnel_tx.tunnel.world import World
 
 log = Logger()
-SUFFIX = ".storage"
 _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 
