@@ -14,8 +14,8 @@ from mtunnel_tx.tunnel.imports import DiskImport
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.sockets import SocketTable
-from mtunnel_tx.tunnel.waiting import Task
 from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.waiting import Task
 
 WRONG_LOCK = "Encountered wrong lock - aborting mtunnel command handling."
 

@@ -10,7 +10,7 @@ from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.drive import is_drive_key
 from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import DONE, Result
-from mtunnel_tx.tunnel.waiting import Task
+from mtunnel_tx.waiting import Task
 from mtunnel_tx.wire.args import NoArgs, Start
 from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 

@@ -12,7 +12,7 @@ from mtunnel_tx.ports.lines import Listening
 from mtunnel_tx.tunnel import audit, dispatch
 from mtunnel_tx.tunnel.lifecycle import finish
 from mtunnel_tx.tunnel.live import State, Tunnel
-from mtunnel_tx.tunnel.waiting import Task
+from mtunnel_tx.waiting import Task
 from mtunnel_tx.wire.socketkinds import COMMANDS
 
 log = Logger()
