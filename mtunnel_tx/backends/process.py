@@ -23,9 +23,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mtunnel_tx.backends.qmp import Occasion
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.values import clean
+from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()
 VERSION = 1
@@ -143,7 +143,7 @@ class ProcessExit:
         self._reactor = reactor
         self._pidfd = pidfd
         self._seen = False
-        self._happening = Occasion(reactor)
+        self._happening = Occasion()
         reactor.addReader(self)
 
     @property
@@ -153,7 +153,7 @@ class ProcessExit:
 
     async def wait(self, wait_s: float) -> bool:
         """Returns: it is over, within so long."""
-        return self.happened or await self._happening.next(wait_s) or self.happened
+        return self.happened or await in_time(self._reactor, wait_s, self._happening.wait()) or self.happened
 
     def kill(self, number: signal.Signals) -> None:
         """Send a signal; nothing where it is over."""
@@ -177,7 +177,7 @@ class ProcessExit:
     def doRead(self) -> None:  # noqa: N802
         self.forget()
         log.info("QEMU ended, pid {pid}", pid=self.pid)
-        self._happening.happen()
+        self._happening.happen_soon(self._reactor)
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802, ARG002
         self.forget()

@@ -25,14 +25,15 @@ from mtunnel_tx.backends.migration import RunningMachine
 from mtunnel_tx.backends.process import ProcessExit, listen_unix, new_record, read_reason, spawn_qemu, write_record
 from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
-from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.hardware import Hardware, Nic, read_hardware
+from mtunnel_tx.pve.moved import check_not_moved
 from mtunnel_tx.pve.values import FormatError
+from mtunnel_tx.waiting import Turns
 
 log = Logger()
 START_S = 30.0
@@ -122,7 +123,8 @@ class QemuMachines:
         return None
 
     async def local_start(self, vmid: int, conf: GuestConfig, report: Report) -> None:
-        """Start a VM of this host. Raises: TunnelError: why it cannot be."""
+        """Start a VM of this host. Raises: TunnelError: why it cannot be, for example that it was moved away."""
+        check_not_moved(vmid, conf)
         host = await self._facts.ask()
         plan = await self._plan(vmid, self._hardware(conf, host, local=True), host, report)
         async with self._launched(plan) as machine, machine.monitor(START_S) as monitor:

@@ -11,10 +11,11 @@ from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
 from mtunnel_tx.tunnel.common import Result
-from mtunnel_tx.tunnel.imports import SUFFIX, ImportJob
+from mtunnel_tx.tunnel.imports import ImportJob
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.wire.args import Disk, DiskImport, NoArgs
 from mtunnel_tx.wire.lines import as_text
+from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
 _BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
 _IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
@@ -79,7 +80,7 @@ async def start_import(guest: Guest, args: DiskImport) -> Result:
     except TunnelError:
         job.over = True
         raise
-    socket = tunnel.sockets.add(SUFFIX, single=True, ended=job.stream_ended)
+    socket = tunnel.sockets.add(DISK_IMPORT, ended=job.stream_ended)
     return {"socket": socket.name, "format": request.stream_format}
 
 
@@ -91,7 +92,7 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: DiskImport) -> Im
     return ImportRequest(
         volid=str(volume),
         stream_format=stream_format,
-        socket=tunnel.sockets.file(SUFFIX),
+        socket=tunnel.sockets.file(DISK_IMPORT),
         with_snapshots=args.with_snapshots,
         allow_rename=args.allow_rename,
         snapshot=args.snapshot,
@@ -144,4 +145,4 @@ async def query_import(guest: Guest, _args: NoArgs) -> Result:
         return await job.query()
     finally:
         if job.over:
-            tunnel.sockets.drop(SUFFIX)
+            tunnel.sockets.drop(DISK_IMPORT)

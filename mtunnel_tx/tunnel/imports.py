@@ -15,10 +15,9 @@ from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.tunnel.checks import known_storage, refuse_foreign
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.services import Services
-from mtunnel_tx.tunnel.waiting import Task
+from mtunnel_tx.waiting import Task
 
 log = Logger()
-SUFFIX = ".storage"
 _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 

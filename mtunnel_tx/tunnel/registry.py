@@ -13,7 +13,7 @@ from mtunnel_tx.ports.tunnels import Opened, TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
 from mtunnel_tx.tunnel.checks import usable_storage
-from mtunnel_tx.tunnel.commandsession import CONTROL, CommandSession
+from mtunnel_tx.tunnel.commandsession import CommandSession
 from mtunnel_tx.tunnel.guestkind import GuestKind
 from mtunnel_tx.tunnel.kinds import KINDS
 from mtunnel_tx.tunnel.ledger import Ledger, Owed
@@ -21,6 +21,7 @@ from mtunnel_tx.tunnel.recovery import Recovery
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import SocketRoute
 from mtunnel_tx.tunnel.tunnel import Tunnel, marked
+from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import check_ticket, make_ticket, normalise
 
 log = Logger()
@@ -85,7 +86,7 @@ class Registry:
             raise
         session.tunnel.address = address
         self._sessions[vmid] = session
-        name = session.tunnel.sockets.name(CONTROL)
+        name = session.tunnel.sockets.name(COMMANDS)
         ticket = make_ticket(services.ticket_key, token, name, services.clock.seconds())
         return Opened(upid=session.tunnel.task.upid, ticket=ticket, socket=name)
 

@@ -16,7 +16,7 @@ from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import SocketTable
-from mtunnel_tx.tunnel.waiting import Task
+from mtunnel_tx.waiting import Task
 
 WRONG_LOCK = "Encountered wrong lock - aborting mtunnel command handling."
 

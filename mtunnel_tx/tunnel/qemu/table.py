@@ -7,7 +7,7 @@ from mtunnel_tx.tunnel.command import HOLD, READ, Command, index
 from mtunnel_tx.tunnel.qemu import definition, machine
 from mtunnel_tx.wire import args
 
-COMMANDS = index(
+QEMU_COMMANDS = index(
     Command("version", args.read_nothing, READ, common.version),
     Command("bwlimit", args.read_bandwidth, READ, common.bwlimit),
     Command("disk-import", args.read_disk_import, READ, disks.start_import),
