@@ -10,12 +10,13 @@ from mtunnel_tx.pve.drive import Drive, format_drive, format_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
-from mtunnel_tx.tunnel.imports import SUFFIX, DiskImport
+from mtunnel_tx.tunnel.imports import DiskImport
 from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import Result
 from mtunnel_tx.wire.args import Disk, NoArgs
 from mtunnel_tx.wire.args import DiskImport as ImportArgs
 from mtunnel_tx.wire.lines import as_text
+from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
 _BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
 _IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
@@ -80,7 +81,7 @@ async def start_import(guest: Guest, args: ImportArgs) -> Result:
     except TunnelError:
         job.over = True
         raise
-    socket = tunnel.sockets.add(SUFFIX, single=True, ended=job.stream_ended)
+    socket = tunnel.sockets.add(DISK_IMPORT, ended=job.stream_ended)
     return {"socket": socket.name, "format": request.stream_format}
 
 
@@ -92,7 +93,7 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Im
     return ImportRequest(
         volid=str(volume),
         stream_format=stream_format,
-        socket=tunnel.sockets.file(SUFFIX),
+        socket=tunnel.sockets.file(DISK_IMPORT),
         with_snapshots=args.with_snapshots,
         allow_rename=args.allow_rename,
         snapshot=args.snapshot,
@@ -145,4 +146,4 @@ async def query_import(guest: Guest, _args: NoArgs) -> Result:
         return await job.query()
     finally:
         if job.over:
-            tunnel.sockets.drop(SUFFIX)
+            tunnel.sockets.drop(DISK_IMPORT)

@@ -18,7 +18,6 @@ from mtunnel_tx.tunnel.world import World
 from mtunnel_tx.waiting import Task
 
 log = Logger()
-SUFFIX = ".storage"
 _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 

@@ -12,12 +12,12 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import NotFound, TunnelError, WrongState
 from mtunnel_tx.ports.machines import MachineState
-from mtunnel_tx.tunnel.imports import SUFFIX
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.live import Tunnel, marked
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.verdict import Verdict, explain, judge
 from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.wire.socketkinds import COMMANDS, DISK_IMPORT, MEMORY, NBD
 
 log = Logger()
 
@@ -42,8 +42,8 @@ class Keeper:
     async def _end_children(self, tunnel: Tunnel) -> None:
         if tunnel.disk_import is not None and not tunnel.disk_import.over:
             await tunnel.disk_import.kill()
-        tunnel.sockets.abort_streams(but=".mtunnel")
-        tunnel.sockets.drop(SUFFIX)
+        tunnel.sockets.abort_streams(but=COMMANDS)
+        tunnel.sockets.drop(DISK_IMPORT)
 
     async def settle(self, ledger: Ledger, own: Ownership) -> None:
         """Do what the rule says, alike after the end of a connection and after a crash.
@@ -90,8 +90,8 @@ class Keeper:
 
     def _remove_sockets(self, vmid: int) -> None:
         """A QEMU that was killed leaves them behind."""
-        for suffix in (".migrate", "_nbd.migrate"):
-            (self._world.machine_dir / f"{vmid}{suffix}").unlink(missing_ok=True)
+        for kind in (MEMORY, NBD):
+            (self._world.machine_dir / f"{vmid}{kind.suffix}").unlink(missing_ok=True)
 
     async def keep(self, ledger: Ledger) -> None:
         """The VM is ours: finish an `unlock` that was announced, and forget the journal."""

@@ -12,8 +12,8 @@ from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import DONE, Result
 from mtunnel_tx.waiting import Task
 from mtunnel_tx.wire.args import NoArgs, Start
+from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 
-MIGRATE, NBD = ".migrate", "_nbd.migrate"
 WHOLE_S = 25.0
 """How long `resume` waits for the rest of the state; a source waits 30 s for the reply."""
 
@@ -38,7 +38,7 @@ async def start(guest: Guest, args: Start) -> Result:
 def _incoming(tunnel: Tunnel, args: Start) -> Incoming:
     nbd = args.options.nbd
     return Incoming(
-        migrate_socket=tunnel.sockets.file(MIGRATE),
+        migrate_socket=tunnel.sockets.file(MEMORY),
         nbd_socket=tunnel.sockets.file(NBD) if nbd is not None else None,
         exports={name: str(drive["volid"]) for name, drive in (nbd or {}).items()},
         from_node=args.options.migratedfrom,
@@ -50,7 +50,7 @@ def _incoming(tunnel: Tunnel, args: Start) -> Incoming:
 
 
 def _started(tunnel: Tunnel, nbd: Mapping[str, Any] | None, spice_port: int | None) -> Result:
-    addr = tunnel.sockets.add(MIGRATE).name
+    addr = tunnel.sockets.add(MEMORY).name
     unix_sockets = [tunnel.sockets.add(NBD).name] if nbd is not None else []
     result: dict[str, Any] = {
         "migrate": {"proto": "unix", "addr": addr, "uri": f"unix:{addr}", "unix_sockets": unix_sockets}

@@ -16,8 +16,9 @@ from mtunnel_tx.tunnel.ledger import Ledger, Owed
 from mtunnel_tx.tunnel.live import Tunnel, marked
 from mtunnel_tx.tunnel.recovery import Recovery
 from mtunnel_tx.tunnel.sockets import Passage
-from mtunnel_tx.tunnel.worker import CONTROL, Worker
+from mtunnel_tx.tunnel.worker import Worker
 from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import check_ticket, make_ticket, normalise
 
 log = Logger()
@@ -75,7 +76,7 @@ class Registry:
             raise
         worker.tunnel.address = address
         self._workers[vmid] = worker
-        name = worker.tunnel.sockets.name(CONTROL)
+        name = worker.tunnel.sockets.name(COMMANDS)
         ticket = make_ticket(world.ticket_key, token, name, world.clock.seconds())
         return Opened(upid=worker.tunnel.task.upid, ticket=ticket, socket=name)
 

@@ -12,6 +12,7 @@ from mtunnel_tx.pve.bandwidth import effective_limit
 from mtunnel_tx.tunnel.lifecycle import Keeper
 from mtunnel_tx.tunnel.live import Guest, State, marked
 from mtunnel_tx.wire.args import Bandwidth, NoArgs, Quit, Ticket
+from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import make_ticket, normalise
 
 log = Logger()
@@ -38,7 +39,7 @@ async def ticket(guest: Guest, args: Ticket) -> Result:
     """Sign a ticket for a socket of this tunnel; the command socket is not one."""
     tunnel = guest.tunnel
     found = tunnel.sockets.find("/" + normalise(args.path))
-    if found is None or found.name == tunnel.sockets.name(".mtunnel"):
+    if found is None or found.kind is COMMANDS:
         raise TunnelError(f"Not allowed to generate ticket for unknown socket '{args.path}'")
     now = tunnel.world.clock.seconds()
     return {"ticket": make_ticket(tunnel.world.ticket_key, tunnel.token, args.path, now)}

@@ -13,9 +13,9 @@ from mtunnel_tx.tunnel import audit, dispatch
 from mtunnel_tx.tunnel.lifecycle import finish
 from mtunnel_tx.tunnel.live import State, Tunnel
 from mtunnel_tx.waiting import Task
+from mtunnel_tx.wire.socketkinds import COMMANDS
 
 log = Logger()
-CONTROL = ".mtunnel"
 LAST_REPLIES_S = 5.0
 """How long the last replies may take on their way from our own socket into the websocket."""
 UNEXPECTED = "mtunnel exited unexpectedly"
@@ -36,8 +36,8 @@ class Worker:
     async def listen(self) -> None:
         """Wait for the command connection, for as long as the limit says."""
         tunnel, world = self.tunnel, self.tunnel.world
-        self._door = await world.listen(tunnel.sockets.file(CONTROL), self)
-        tunnel.sockets.add(CONTROL, single=True)
+        self._door = await world.listen(tunnel.sockets.file(COMMANDS), self)
+        tunnel.sockets.add(COMMANDS)
         self._timer = world.clock.callLater(world.limits.connect_s, self._finish, "Exiting mtunnel")
 
     def connected(self) -> bool:
@@ -79,10 +79,10 @@ class Worker:
         async with self._busy:
             tunnel.state = State.LEAVING if tunnel.leaving else State.ENDING
             problem = await self._finish_tunnel(verdict)
-        tunnel.sockets.abort_streams(but=CONTROL)
+        tunnel.sockets.abort_streams(but=COMMANDS)
         if self._door is not None:
             await self._door.close()
-        await tunnel.sockets.wait_for_end(CONTROL, tunnel.world.clock, LAST_REPLIES_S)
+        await tunnel.sockets.wait_for_end(COMMANDS, tunnel.world.clock, LAST_REPLIES_S)
         audit.record(tunnel, verdict, problem)
         self._gone(self, problem)
 

@@ -6,6 +6,7 @@ from mtunnel_tx.errors import InvalidParameters, NotFound, PermissionDenied, Tun
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.tunnel.world import Limits
+from mtunnel_tx.wire.socketkinds import MEMORY
 from mtunnel_tx.wire.ticket import make_ticket
 from tests.fakes import TOKEN, FakeStream
 from tests.tunnel.case import DISK, TunnelCase
@@ -148,7 +149,7 @@ class RouteTests(TunnelCase):
         opened = self.open()
         self.registry.route(100, opened.socket, TOKEN, opened.ticket).opened(FakeStream())
         worker = self.registry._workers[100]
-        worker.tunnel.sockets.add(".migrate")
+        worker.tunnel.sockets.add(MEMORY)
         path = "/run/qemu-server/100.migrate"
         with self.assertRaises(WrongState):
             self.registry.route(100, path, TOKEN, self._ticket(path)).check_room()
