@@ -1,4 +1,4 @@
-"""Image files of the host: what they say about themselves, and whether they need other files."""
+"""Image files of the host: what their headers say, and whether they refer to other files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIMITS = ("prlimit", "--as=2147483648", "--cpu=60", "--")
 
 
 def read_image(path: str, format: str) -> ImageFacts:
-    """Read an image's header; blocks, opens that file alone. Raises: BackendFailed, ImageRefused."""
+    """Read an image's header. Blocks; opens no other file. Raises: BackendFailed, ImageRefused."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
@@ -31,9 +31,10 @@ def read_image(path: str, format: str) -> ImageFacts:
 
 
 async def find_reference(reactor: Any, path: str, format: str, env: Mapping[str, str]) -> str | None:
-    """Why an image cannot stand alone; None if it can.
+    """Why an image needs another file; None: it needs none.
 
-    Its own header first: qemu-img, which has the last word, opens what an image names. Raises: BackendFailed, TimedOut.
+    The header is read first, because `qemu-img info`, which decides, opens the files that an image refers to.
+    Raises: BackendFailed, TimedOut.
     """
     if format not in ("qcow2", "vmdk"):
         return None
