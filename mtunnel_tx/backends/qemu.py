@@ -40,6 +40,7 @@ from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.hardware import Hardware, Nic, read_hardware
+from mtunnel_tx.pve.moved import check_not_moved
 from mtunnel_tx.pve.values import FormatError
 from mtunnel_tx.waiting import Turns
 
@@ -137,7 +138,8 @@ class QemuMachines:
         return None
 
     async def local_start(self, vmid: int, conf: GuestConfig, report: Report) -> None:
-        """Start a VM of this host. Raises: TunnelError: why it cannot be."""
+        """Start a VM of this host. Raises: TunnelError: why it cannot be, for example that it was moved away."""
+        check_not_moved(vmid, conf)
         host = await self._facts.ask()
         plan = await self._plan(vmid, self._hardware(conf, host, local=True), host, report)
         async with self._launched(plan) as machine, machine.monitor(START_S) as monitor:
