@@ -16,7 +16,7 @@ from mtunnel_tx.backends.drives import VolumeFile, look_at_file, volumes
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import QemuHost, check_room
 from mtunnel_tx.backends.machine import Machine, MachineFiles
-from mtunnel_tx.backends.process import ProcessExit, listen_unix, new_record, spawn_qemu, write_record
+from mtunnel_tx.backends.process import ProcessExit, listen_unix, marks_of, new_record, spawn_qemu, write_record
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.hardware import Hardware, Nic
@@ -64,7 +64,8 @@ class Launcher:
             argv = command_line(replace(plan, taps=_numbers(taps)))
             record = new_record(incoming=plan.listen_on is not None, sockets=_sockets(plan))
             write_record(files.record, record)
-            pid = spawn_qemu(self._reactor, argv, record.token, files.stderr, fds)
+            marks = marks_of(record, files.record)
+            pid = spawn_qemu(self._reactor, argv, marks, files.stderr, fds)
             record = record.with_process(pid)
             write_record(files.record, record)
         log.info("QEMU of VM {vmid} started, pid {pid}", vmid=plan.vmid, pid=pid)

@@ -25,6 +25,7 @@ from mtunnel_tx.backends.migration import RunningMachine
 from mtunnel_tx.backends.process import read_reason
 from mtunnel_tx.backends.qmp import MonitorLost
 from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
+from mtunnel_tx.backends.survivors import restore_records
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
@@ -58,17 +59,25 @@ class QemuMachines:
     ) -> None:
         self._reactor = reactor
         self._whole_s = whole_s
+        self._threads = threads
         self._facts = facts
+        self._runtime_dir = runtime_dir
         self._launcher = Launcher(reactor, threads, storage, runtime_dir)
         self._machines: dict[int, Machine] = {}
         self._turns = Turns()
 
     async def prepare(self) -> None:
-        """Ask QEMU what it can do, so that `check` knows. A host without QEMU gets a warning in the log."""
+        """Find running QEMUs, and ask what QEMU can do, so that `check` knows. Without QEMU the log has a warning."""
+        await self.find_all()
         try:
             await self._facts.ask()
         except TunnelError as error:
             log.warn("virtual machines cannot be started: {reason}", reason=error.text)
+
+    async def find_all(self) -> None:
+        """Restore the records of running QEMUs, in case the runtime directory was emptied."""
+        for vmid in await self._threads.run(restore_records, self._runtime_dir):
+            log.warn("VM {vmid} runs, but its record was gone; it is there again", vmid=vmid)
 
     def close(self) -> None:
         """Stop watching all machines; they keep running."""
