@@ -14,6 +14,7 @@ from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.qemu import QemuMachines
+from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.acl import print_table
 from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.config import Settings
@@ -21,7 +22,6 @@ from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState, os_reason
 from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.values import clean
 
 LOCK_S = 10.0
 
