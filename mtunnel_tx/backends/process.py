@@ -32,7 +32,9 @@ VERSION = 1
 TAIL_BYTES = 4096
 STDERR_BYTES = 1 << 20
 _PROC = Path("/proc")
-_MARK_VARIABLE = "MTUNNEL_MACHINE"
+MARK_VARIABLE = "MTUNNEL_MACHINE"
+PLACE_VARIABLE = "MTUNNEL_RECORD"
+"""In QEMU's environment: the token of its record, and the path of that record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +63,22 @@ def new_record(*, incoming: bool, sockets: Sequence[Path]) -> ProcessRecord:
     return ProcessRecord(token=os.urandom(16).hex(), boot=_boot_id(), incoming=incoming, sockets=names)
 
 
+def restored_record(pid: int, *, token: str, incoming: bool, sockets: Sequence[Path]) -> ProcessRecord:
+    """The record of a QEMU that runs, written again."""
+    names = tuple(str(path) for path in sockets)
+    return ProcessRecord(token=token, boot=_boot_id(), incoming=incoming, sockets=names).with_process(pid)
+
+
 def write_record(path: Path, record: ProcessRecord) -> None:
     """Replace the file; it need not survive a reboot, since no process does."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps({"version": VERSION, **asdict(record)}), "utf-8")
     temporary.replace(path)
+
+
+def marks_of(record: ProcessRecord, path: Path) -> dict[str, str]:
+    """The environment variables that a QEMU with this record, at this path, is found by."""
+    return {MARK_VARIABLE: record.token, PLACE_VARIABLE: str(path)}
 
 
 def read_record(path: Path) -> ProcessRecord | None:
@@ -126,7 +139,7 @@ def _started(pid: int) -> int | None:
 
 def _find_by_token(token: str) -> int:
     """The process whose environment has the token; 0: none. Only for one that lost its daemon while it was started."""
-    needle = f"{_MARK_VARIABLE}={token}".encode("ascii")
+    needle = f"{MARK_VARIABLE}={token}".encode("ascii")
     for folder in _PROC.iterdir():
         with suppress(OSError):
             if folder.name.isdigit() and needle in (folder / "environ").read_bytes().split(b"\0"):
@@ -197,13 +210,16 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def spawn_qemu(reactor: Any, argv: Sequence[str], token: str, stderr: Path, fds: Mapping[int, int]) -> int:
+def spawn_qemu(
+    reactor: Any, argv: Sequence[str], marks: Mapping[str, str], stderr: Path, fds: Mapping[int, int]
+) -> int:
     """Start QEMU in a session of its own.
 
-    Args: stderr: its two outputs go there, from an empty file on. fds: its number of a descriptor to ours.
+    Args: marks: what it is found by, in its environment. stderr: its two outputs go there, from an empty file on.
+        fds: its number of a descriptor to ours.
     Returns: its pid. Raises: BackendFailed: the system refuses.
     """
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", _MARK_VARIABLE: token}
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **marks}
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     try:

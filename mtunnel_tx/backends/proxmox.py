@@ -27,6 +27,7 @@ from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.waiting import pause
+from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 
 log = Logger()
 START_S = 600.0
@@ -36,7 +37,7 @@ LOCK_S = 10.0
 WHOLE_S = 15.0
 POLL_S = 0.2
 """Part of a VM's downtime."""
-_LEFT = (".pid", ".qmp", ".vnc", ".qga", ".migrate", "_nbd.migrate")
+_LEFT = (".pid", ".qmp", ".vnc", ".qga", MEMORY.suffix, NBD.suffix)
 """Files that QEMU may leave."""
 _SPICE = re.compile(r"spice listens on port ([0-9]+)")
 

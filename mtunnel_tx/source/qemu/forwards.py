@@ -8,9 +8,9 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mtunnel_tx.source.helper_socket import LocalSocket
-from mtunnel_tx.source.links import Link, Reactor
-from mtunnel_tx.source.tunnel import Tunnel
+from mtunnel_tx.source.links import JoinedSocket, Reactor
+from mtunnel_tx.source.localsocket import LocalSocket
+from mtunnel_tx.source.tunnel import TargetTunnel
 
 log = Logger()
 
@@ -18,13 +18,13 @@ log = Logger()
 class Forwards:
     """The forwards of one migration, all in one folder; `close` ends them with everything that goes through them."""
 
-    def __init__(self, reactor: Reactor, tunnel: Tunnel, folder: Path, vmid: int) -> None:
+    def __init__(self, reactor: Reactor, tunnel: TargetTunnel, folder: Path, vmid: int) -> None:
         self._reactor = reactor
         self._tunnel = tunnel
         self._folder = folder
         self._vmid = vmid
         self._sockets: list[LocalSocket] = []
-        self._links: list[Link] = []
+        self._links: list[JoinedSocket] = []
 
     def open(self, remote: str) -> Path:
         """Listen for connections to a socket of the target's. Returns: where. Raises: BackendFailed."""

@@ -15,20 +15,21 @@ from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import AGENT
-from mtunnel_tx.source.forwards import Forwards
-from mtunnel_tx.source.inventory import Disk
-from mtunnel_tx.source.links import Json, MemoryState, MirrorState, Progress, Running
+from mtunnel_tx.source.inventory import SourceDisk
+from mtunnel_tx.source.links import Json, MemoryState, MirrorState, ProgressListener, Running
 from mtunnel_tx.source.pace import Pace
-from mtunnel_tx.source.tunnel import Tunnel, read_text
+from mtunnel_tx.source.qemu.forwards import Forwards
+from mtunnel_tx.source.tunnel import TargetTunnel, read_text
 from mtunnel_tx.waiting import finish
+from mtunnel_tx.wire import socketkinds
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
-_MIGRATE_SOCKET = re.compile(r"/run/qemu-server/[0-9]+\.migrate")
-_DATA_SOCKET = re.compile(r"/run/qemu-server/[^/]+\.migrate")
+_MIGRATE_SOCKET = re.compile(rf"/run/qemu-server/[0-9]+{re.escape(socketkinds.MEMORY.suffix)}")
+_DATA_SOCKET = re.compile(rf"/run/qemu-server/[^/]+{re.escape(socketkinds.MEMORY.suffix)}")
 MEMORY = "memory"
 
 
-def is_online(conf: GuestConfig, disk: Disk) -> bool:
+def is_online(conf: GuestConfig, disk: SourceDisk) -> bool:
     """Whether a running VM has this disk open: then it is mirrored, not exported."""
     key = disk.label
     if disk.is_cloudinit or not is_drive_key(key) or key.startswith("unused"):
@@ -44,7 +45,7 @@ def wants_trim(conf: GuestConfig) -> bool:
     return agent.get("enabled") == "1" and agent.get("fstrim_cloned_disks") == "1"
 
 
-def sent_drive(conf: GuestConfig, disk: Disk) -> dict[str, Json]:
+def sent_drive(conf: GuestConfig, disk: SourceDisk) -> dict[str, Json]:
     """A drive as the `disk` command takes it: parsed, size in bytes, without volume and format."""
     found = _KEY.fullmatch(disk.label)
     assert found is not None, "a drive's key"
@@ -56,7 +57,9 @@ def sent_drive(conf: GuestConfig, disk: Disk) -> dict[str, Json]:
 class LiveMove:
     """One running VM; `completed`: the target has its whole memory; `resumed`: it runs there."""
 
-    def __init__(self, tunnel: Tunnel, running: Running, forwards: Forwards, progress: Progress, node: str) -> None:
+    def __init__(
+        self, tunnel: TargetTunnel, running: Running, forwards: Forwards, progress: ProgressListener, node: str
+    ) -> None:
         self._tunnel = tunnel
         self._running = running
         self._forwards = forwards
@@ -162,7 +165,7 @@ class LiveMove:
 class Meters:
     """Turns QEMU's totals into the steps that progress bars want; at the end, good or bad, all have ended."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: ProgressListener) -> None:
         self._progress = progress
         self._seen: dict[str, tuple[int, int]] = {}
 

@@ -10,11 +10,12 @@ from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.tunnels import TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.rights import Rights
-from mtunnel_tx.tunnel.imports import DiskImport
+from mtunnel_tx.tunnel.guestkind import GuestKind
+from mtunnel_tx.tunnel.imports import ImportJob
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.ownership import Ownership
+from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import SocketTable
-from mtunnel_tx.tunnel.world import World
 from mtunnel_tx.waiting import Task
 
 WRONG_LOCK = "Encountered wrong lock - aborting mtunnel command handling."
@@ -35,27 +36,29 @@ class Tunnel:
     `address` is where the call that opened it came from.
     """
 
-    def __init__(self, world: World, ledger: Ledger, task: TaskLog) -> None:
-        self.world = world
+    def __init__(self, services: Services, kind: GuestKind, ledger: Ledger, task: TaskLog) -> None:
+        self.services = services
+        self.kind = kind
         self.vmid = vmid = ledger.owed.vmid
         self.token = token = ledger.owed.token
         self.task = task
         self.address = ""
         self.state = State.WAITING
         self.mark: str | None = "create"
-        self.since = world.clock.seconds()
+        self.since = services.clock.seconds()
         self.warnings = 0
         self.ledger = ledger
-        self.own = Ownership(world.storage, ledger, task)
-        self.sockets = SocketTable(vmid, token, (world.runtime_dir, world.machine_dir), world.limits.streams_per_tunnel)
-        self.disk_import: DiskImport | None = None
+        self.own = Ownership(services.storage, ledger, task)
+        folders = (services.runtime_dir, services.machine_dir)
+        self.sockets = SocketTable(kind.layout, vmid, token, folders, services.limits.streams_per_tunnel)
+        self.disk_import: ImportJob | None = None
         self.drives: dict[str, str] = {}
         self.watch: Task | None = None
 
     @property
     def rights(self) -> Rights:
         """What the token may do now; asked anew each time."""
-        return self.world.access.rights(self.token)
+        return self.services.access.rights(self.token)
 
     @property
     def leaving(self) -> bool:
@@ -81,7 +84,7 @@ class Tunnel:
             upid=self.task.upid,
             state=self.state.value,
             since=self.since,
-            streams=len(self.sockets.passages),
+            streams=len(self.sockets.routes),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
         )

@@ -11,18 +11,18 @@ from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.ports.lines import Listening
 from mtunnel_tx.tunnel import audit, dispatch
 from mtunnel_tx.tunnel.lifecycle import finish
-from mtunnel_tx.tunnel.live import State, Tunnel
+from mtunnel_tx.tunnel.tunnel import State, Tunnel
 from mtunnel_tx.waiting import Task
+from mtunnel_tx.wire.socketkinds import COMMANDS
 
 log = Logger()
-CONTROL = ".mtunnel"
 LAST_REPLIES_S = 5.0
 """How long the last replies may take on their way from our own socket into the websocket."""
 UNEXPECTED = "mtunnel exited unexpectedly"
-Gone = Callable[["Worker", str | None], None]
+Gone = Callable[["CommandSession", str | None], None]
 
 
-class Worker:
+class CommandSession:
     """Answers one tunnel's command connection (ports.Answerer) and ends the tunnel, once, whatever ends first."""
 
     def __init__(self, tunnel: Tunnel, gone: Gone) -> None:
@@ -35,10 +35,10 @@ class Worker:
 
     async def listen(self) -> None:
         """Wait for the command connection, for as long as the limit says."""
-        tunnel, world = self.tunnel, self.tunnel.world
-        self._door = await world.listen(tunnel.sockets.file(CONTROL), self)
-        tunnel.sockets.add(CONTROL, single=True)
-        self._timer = world.clock.callLater(world.limits.connect_s, self._finish, "Exiting mtunnel")
+        tunnel, services = self.tunnel, self.tunnel.services
+        self._door = await services.listen(tunnel.sockets.file(COMMANDS), self)
+        tunnel.sockets.add(COMMANDS)
+        self._timer = services.clock.callLater(services.limits.connect_s, self._finish, "Exiting mtunnel")
 
     def connected(self) -> bool:
         """Take the first connection only."""
@@ -53,7 +53,7 @@ class Worker:
         async with self._busy:
             reply = await dispatch.answer(self.tunnel, line)
         if self.tunnel.leaving and self._timer is None and self._end is None:
-            clock, limits = self.tunnel.world.clock, self.tunnel.world.limits
+            clock, limits = self.tunnel.services.clock, self.tunnel.services.limits
             self._timer = clock.callLater(limits.exit_s, self.disconnected)
         return reply
 
@@ -65,7 +65,7 @@ class Worker:
         """End the tunnel now, and wait until nothing of it is left."""
         self.disconnected()
         assert self._end is not None
-        while not await self._end.wait(self.tunnel.world.clock, 1.0):
+        while not await self._end.wait(self.tunnel.services.clock, 1.0):
             pass
 
     def _finish(self, verdict: str) -> None:
@@ -79,16 +79,16 @@ class Worker:
         async with self._busy:
             tunnel.state = State.LEAVING if tunnel.leaving else State.ENDING
             problem = await self._finish_tunnel(verdict)
-        tunnel.sockets.abort_streams(but=CONTROL)
+        tunnel.sockets.abort_streams(but=COMMANDS)
         if self._door is not None:
             await self._door.close()
-        await tunnel.sockets.wait_for_end(CONTROL, tunnel.world.clock, LAST_REPLIES_S)
+        await tunnel.sockets.wait_for_end(COMMANDS, tunnel.services.clock, LAST_REPLIES_S)
         audit.record(tunnel, verdict, problem)
         self._gone(self, problem)
 
     async def _finish_tunnel(self, verdict: str) -> str | None:
         try:
-            return await finish(self.tunnel.world, self.tunnel, verdict)
+            return await finish(self.tunnel.services, self.tunnel, verdict)
         except Exception:
             log.failure("unexpected failure at the end of the tunnel of VM {vmid}", vmid=self.tunnel.vmid)
             return "internal error, see the daemon's log"

@@ -31,14 +31,14 @@ class Websocket:
 
 
 @dataclass(frozen=True, slots=True)
-class Connect:
+class ConnectOrder:
     """Open the command connection."""
 
     websocket: Websocket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forward:
+class ForwardOrder:
     """Listen on a UNIX socket of this host; `ticket` is what to ask the target for, for each connection."""
 
     websocket: Websocket
@@ -46,7 +46,7 @@ class Forward:
     ticket: Mapping[str, Json]
 
 
-def read_control(line: bytes) -> Connect | Forward | None:
+def read_control(line: bytes) -> ConnectOrder | ForwardOrder | None:
     """Returns: the order in a control line; None: the line is for the target, whatever it is.
 
     Raises: BadRequest: an order that cannot be carried out.
@@ -64,16 +64,16 @@ def read_control(line: bytes) -> Connect | Forward | None:
         raise BadRequest("unknown control command")
     if not isinstance(data, dict):
         raise BadRequest(f"'{command}' without 'data'")
-    return Connect(_read_websocket(data)) if command == "connect" else _read_forward(data)
+    return ConnectOrder(_read_websocket(data)) if command == "connect" else _read_forward(data)
 
 
-def _read_forward(data: Mapping[str, Json]) -> Forward:
+def _read_forward(data: Mapping[str, Json]) -> ForwardOrder:
     local, ticket = data.get("unix"), data.get("ticket")
     if not isinstance(local, str) or not local.startswith("/") or "\0" in local:
         raise BadRequest("'unix' must be the absolute path of a socket")
     if not isinstance(ticket, dict):
         raise BadRequest("'ticket' must be an object")
-    return Forward(websocket=_read_websocket(data), local=Path(local), ticket=ticket)
+    return ForwardOrder(websocket=_read_websocket(data), local=Path(local), ticket=ticket)
 
 
 def _read_websocket(data: Mapping[str, Json]) -> Websocket:
@@ -128,6 +128,6 @@ def with_ticket(path_query: str, ticket: str) -> str:
     return f"{path_query}{joint if '?' in path_query else '?'}ticket={quote(ticket, safe='')}"
 
 
-def ticket_request(order: Forward) -> bytes:
+def ticket_request(order: ForwardOrder) -> bytes:
     """The command line that asks for a ticket."""
     return json.dumps({**order.ticket, "cmd": "ticket"}, separators=(",", ":")).encode("ascii")

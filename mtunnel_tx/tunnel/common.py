@@ -10,8 +10,9 @@ from twisted.logger import Logger
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.pve.bandwidth import effective_limit
 from mtunnel_tx.tunnel.lifecycle import Keeper
-from mtunnel_tx.tunnel.live import Guest, State, marked
+from mtunnel_tx.tunnel.tunnel import Guest, State, marked
 from mtunnel_tx.wire.args import Bandwidth, NoArgs, Quit, Ticket
+from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import make_ticket, normalise
 
 log = Logger()
@@ -27,7 +28,7 @@ async def version(_guest: Guest, _args: NoArgs) -> Result:
 
 async def bwlimit(guest: Guest, args: Bandwidth) -> Result:
     """Tell the bandwidth limit that holds for some storages, in KiB/s; null: none."""
-    storage, tunnel = guest.tunnel.world.storage, guest.tunnel
+    storage, tunnel = guest.tunnel.services.storage, guest.tunnel
     limit = effective_limit(
         storage.config(), storage.datacenter_bwlimit(), tunnel.rights, args.storages, args.operation, args.bwlimit
     )
@@ -38,10 +39,10 @@ async def ticket(guest: Guest, args: Ticket) -> Result:
     """Sign a ticket for a socket of this tunnel; the command socket is not one."""
     tunnel = guest.tunnel
     found = tunnel.sockets.find("/" + normalise(args.path))
-    if found is None or found.name == tunnel.sockets.name(".mtunnel"):
+    if found is None or found.kind is COMMANDS:
         raise TunnelError(f"Not allowed to generate ticket for unknown socket '{args.path}'")
-    now = tunnel.world.clock.seconds()
-    return {"ticket": make_ticket(tunnel.world.ticket_key, tunnel.token, args.path, now)}
+    now = tunnel.services.clock.seconds()
+    return {"ticket": make_ticket(tunnel.services.ticket_key, tunnel.token, args.path, now)}
 
 
 async def unlock(guest: Guest, _args: NoArgs) -> Result:
@@ -49,9 +50,9 @@ async def unlock(guest: Guest, _args: NoArgs) -> Result:
     tunnel, conf = guest.tunnel, guest.conf
     if conf.lock is None:
         raise TunnelError("no lock found trying to remove any lock")
-    await tunnel.world.storage.sync(tunnel.own.volumes)
+    await tunnel.services.storage.sync(tunnel.own.volumes)
     await tunnel.ledger.write("ours")
-    await tunnel.world.guests.write(tunnel.vmid, marked(conf, None))
+    await tunnel.services.guests.write(tunnel.vmid, marked(conf, None))
     tunnel.mark = None
     await tunnel.ledger.write("unlocked")
     return DONE
@@ -73,7 +74,7 @@ async def _clean_up(guest: Guest) -> None:
     if owed.given_up:
         why = "already unlocked" if owed.ours else "running here"
         raise WrongState(f"refusing cleanup: VM {owed.vmid} is {why}")
-    await Keeper(guest.tunnel.world).roll_back(guest.tunnel)
+    await Keeper(guest.tunnel.services).roll_back(guest.tunnel)
 
 
 async def _keep(guest: Guest) -> None:

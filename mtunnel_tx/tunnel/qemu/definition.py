@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtunnel_tx.errors import InvalidParameters, TunnelError
 from mtunnel_tx.pve.firewall import format_firewall
-from mtunnel_tx.pve.guestconf import GuestConfig, read_sent_config
+from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestkeys import check_config_privileges
 from mtunnel_tx.pve.guestrules import (
     check_consistency,
@@ -17,8 +17,8 @@ from mtunnel_tx.pve.guestrules import (
 )
 from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.tunnel.checks import check_volume_access, known_storage
-from mtunnel_tx.tunnel.live import Guest, Tunnel, marked
-from mtunnel_tx.tunnel.session import DONE, Result
+from mtunnel_tx.tunnel.common import DONE, Result
+from mtunnel_tx.tunnel.tunnel import Guest, Tunnel, marked
 from mtunnel_tx.wire.args import Config
 
 
@@ -32,7 +32,7 @@ async def set_config(guest: Guest, args: Config) -> Result:
     _check_length(tunnel, "firewall config", args.firewall or "")
     if args.firewall is not None:
         await _write_firewall(tunnel, args.firewall)
-    conf, warnings = await tunnel.world.threads.run(read_sent_config, args.conf, tunnel.vmid)
+    conf, warnings = await tunnel.services.threads.run(tunnel.kind.read_config, args.conf, tunnel.vmid)
     _check_first(guest.conf)
     complete = await _complete(tunnel, conf)
     for text in warnings:
@@ -43,21 +43,21 @@ async def set_config(guest: Guest, args: Config) -> Result:
 
 
 def _check_length(tunnel: Tunnel, what: str, text: str) -> None:
-    most = tunnel.world.limits.config_bytes
+    most = tunnel.services.limits.config_bytes
     if len(text.encode("utf-8", "replace")) > most:
         raise TunnelError(f"vm {tunnel.vmid} - {what} is longer than {most} bytes")
 
 
 async def _write_firewall(tunnel: Tunnel, text: str) -> None:
     """As in Proxmox, a text of which nothing is left makes no file, and removes one that is there."""
-    canonical, warnings = await tunnel.world.threads.run(format_firewall, text)
+    canonical, warnings = await tunnel.services.threads.run(format_firewall, text)
     for warning in warnings:
         tunnel.warn(warning)
     await tunnel.ledger.write("firewall")
     if canonical:
-        await tunnel.world.guests.write_firewall(tunnel.vmid, canonical)
+        await tunnel.services.guests.write_firewall(tunnel.vmid, canonical)
     else:
-        await tunnel.world.guests.remove_firewall(tunnel.vmid)
+        await tunnel.services.guests.remove_firewall(tunnel.vmid)
 
 
 def _check_first(present: GuestConfig) -> None:
@@ -74,14 +74,14 @@ async def _complete(tunnel: Tunnel, conf: GuestConfig) -> GuestConfig:
     await _check_hookscript(tunnel, conf)
     check_config_privileges(conf, tunnel.vmid, tunnel.rights)
     if "vmstatestorage" in conf.options:
-        known_storage(tunnel.world, conf.options["vmstatestorage"])
+        known_storage(tunnel.services, conf.options["vmstatestorage"])
     check_consistency(conf)
     if tunnel.drives:
         # Disks were made for mirroring: it will have to run here. A stopped VM may wait for another host.
-        tunnel.world.hypervisor.check(conf)
+        tunnel.services.hypervisor.check(conf)
     refuse_allocation(conf)
     sizes_bytes = {key: await _check_volume(tunnel, volume) for key, volume in iter_volumes(conf)}
-    return set_sizes(fill_macs(conf, tunnel.world.random_bytes), sizes_bytes)
+    return set_sizes(fill_macs(conf, tunnel.services.random_bytes), sizes_bytes)
 
 
 def refuse_allocation(conf: GuestConfig) -> None:
@@ -99,7 +99,7 @@ async def _check_hookscript(tunnel: Tunnel, conf: GuestConfig) -> None:
 
 async def _size_of(tunnel: Tunnel, volid: str) -> int | None:
     try:
-        return await tunnel.world.storage.size_bytes(str(parse_volume_id(volid)))
+        return await tunnel.services.storage.size_bytes(str(parse_volume_id(volid)))
     except TunnelError:
         return None
 
@@ -109,8 +109,8 @@ async def _check_volume(tunnel: Tunnel, text: str) -> int:
     if text.startswith("/"):
         raise TunnelError("Only root can pass arbitrary filesystem paths.")
     volume = parse_volume_id(text)
-    check_volume_access(known_storage(tunnel.world, volume.storage), tunnel.rights, volume, tunnel.vmid)
-    size_bytes = await tunnel.world.storage.size_bytes(str(volume))
+    check_volume_access(known_storage(tunnel.services, volume.storage), tunnel.rights, volume, tunnel.vmid)
+    size_bytes = await tunnel.services.storage.size_bytes(str(volume))
     if size_bytes is None:
         raise TunnelError(f"volume '{volume}' does not exist")
     return size_bytes
@@ -118,6 +118,6 @@ async def _check_volume(tunnel: Tunnel, text: str) -> int:
 
 async def _write(tunnel: Tunnel, conf: GuestConfig) -> None:
     await tunnel.ledger.write("config")
-    await tunnel.world.guests.write(tunnel.vmid, conf)
+    await tunnel.services.guests.write(tunnel.vmid, conf)
     await tunnel.ledger.write("configured")
     tunnel.mark = "migrate"

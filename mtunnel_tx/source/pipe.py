@@ -26,7 +26,7 @@ LEAST_PIECE_BYTES = 4096
 PIECES_PER_S = 10
 
 
-class Bucket:
+class RateLimit:
     """A limit in bytes a second; 0: none. What was moved is paid for afterwards, in time."""
 
     def __init__(self, reactor: Reactor, limit_bytes_s: int) -> None:
@@ -73,14 +73,14 @@ class _Readiness:
         self.doRead()
 
 
-class Flow:
+class PipeToSocket:
     """Moves all that comes from a pipe into a socket; closes neither.
 
     Args: source: the pipe's end to read from. sink: not blocking. advance: told how many bytes went.
     """
 
     def __init__(
-        self, reactor: Reactor, source: int, sink: socket.socket, bucket: Bucket, advance: Callable[[int], None]
+        self, reactor: Reactor, source: int, sink: socket.socket, bucket: RateLimit, advance: Callable[[int], None]
     ) -> None:
         self._reactor = reactor
         self._source = source

@@ -8,23 +8,23 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.source.flow import LEAST_PIECE_BYTES, PIECE_BYTES, Bucket, Flow
+from mtunnel_tx.source.pipe import LEAST_PIECE_BYTES, PIECE_BYTES, PipeToSocket, RateLimit
 
 
 class BucketTest(SynchronousTestCase):
     def test_no_limit(self):
-        bucket = Bucket(Clock(), 0)
+        bucket = RateLimit(Clock(), 0)
         self.assertEqual(bucket.piece_bytes, PIECE_BYTES)
         self.successResultOf(Deferred.fromCoroutine(bucket.pay(1 << 40)))
 
     def test_pieces_are_a_tenth_of_a_second(self):
-        self.assertEqual(Bucket(Clock(), 1_000_000).piece_bytes, 100_000)
-        self.assertEqual(Bucket(Clock(), 1).piece_bytes, LEAST_PIECE_BYTES)
-        self.assertEqual(Bucket(Clock(), 1 << 40).piece_bytes, PIECE_BYTES)
+        self.assertEqual(RateLimit(Clock(), 1_000_000).piece_bytes, 100_000)
+        self.assertEqual(RateLimit(Clock(), 1).piece_bytes, LEAST_PIECE_BYTES)
+        self.assertEqual(RateLimit(Clock(), 1 << 40).piece_bytes, PIECE_BYTES)
 
     def test_bytes_are_paid_for_in_time(self):
         clock = Clock()
-        bucket = Bucket(clock, 1000)
+        bucket = RateLimit(clock, 1000)
         for _ in range(4):
             paid = Deferred.fromCoroutine(bucket.pay(500))
             clock.advance(0.49)
@@ -34,7 +34,7 @@ class BucketTest(SynchronousTestCase):
 
     def test_idle_time_is_no_credit(self):
         clock = Clock()
-        bucket = Bucket(clock, 1000)
+        bucket = RateLimit(clock, 1000)
         clock.advance(100)
         paid = Deferred.fromCoroutine(bucket.pay(1000))
         clock.advance(0.9)
@@ -55,8 +55,8 @@ class FlowTest(TestCase):
         self.addCleanup(self.far.close)
 
     def run_flow(self, limit_bytes_s=0):
-        bucket = Bucket(reactor, limit_bytes_s)
-        return Deferred.fromCoroutine(Flow(reactor, self.source, self.near, bucket, self.moved.append).run())
+        bucket = RateLimit(reactor, limit_bytes_s)
+        return Deferred.fromCoroutine(PipeToSocket(reactor, self.source, self.near, bucket, self.moved.append).run())
 
     def write(self, data):
         with os.fdopen(self.sink, "wb") as sink:

@@ -1,4 +1,4 @@
-"""What every tunnel of this daemon shares: the world behind the ports, and the bounds."""
+"""What every tunnel of this daemon shares: the ports, and the bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtunnel_tx.ports.storage import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class TunnelLimits:
     """Bounds of the control path; seconds, counts, and bytes."""
 
     connect_s: float = 300.0
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class Services:
     """The ports, joined by the composition root.
 
     `runtime_dir` holds the socket files of tunnels, `machine_dir` those of QEMU; `ticket_key` is 32 bytes;
@@ -53,4 +53,4 @@ class World:
     ticket_key: bytes
     runtime_dir: Path
     machine_dir: Path
-    limits: Limits
+    limits: TunnelLimits

@@ -22,7 +22,7 @@ log = Logger()
 LOST = "the command connection to the target has ended"
 
 
-class Owed:
+class OwedReply:
     """A reply to come, or one that is there and waits for those before it."""
 
     def __init__(self, line: bytes | None = None) -> None:
@@ -31,7 +31,7 @@ class Owed:
 
 
 @implementer(IHalfCloseableProtocol)
-class Channel(LineReceiver):
+class HelperChannel(LineReceiver):
     """Asks and gives each its reply. Args: room: told whether more may be asked."""
 
     delimiter = b"\n"
@@ -40,12 +40,12 @@ class Channel(LineReceiver):
 
     def __init__(self, room: Callable[[bool], None]) -> None:
         self._room = room
-        self._owed: deque[Owed] = deque()
+        self._owed: deque[OwedReply] = deque()
         self._lost = False
 
     def ask(self, line: bytes) -> Deferred[bytes]:
         """Send a line. Returns: fires with its reply; fails with BackendFailed where none can come any more."""
-        owed = Owed()
+        owed = OwedReply()
         if self._lost:
             owed.reply.errback(BackendFailed(LOST))
             return owed.reply
@@ -55,7 +55,7 @@ class Channel(LineReceiver):
 
     def follow(self, line: bytes) -> Deferred[bytes]:
         """Returns: fires with `line` when everything asked before has its reply."""
-        owed = Owed(line)
+        owed = OwedReply(line)
         self._append(owed)
         self._tell_settled()
         return owed.reply
@@ -65,7 +65,7 @@ class Channel(LineReceiver):
         if not self._lost:
             self.transport.loseWriteConnection()
 
-    def _append(self, owed: Owed) -> None:
+    def _append(self, owed: OwedReply) -> None:
         self._owed.append(owed)
         self._room(len(self._owed) < OWED_LIMIT)
 

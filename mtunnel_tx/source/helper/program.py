@@ -24,10 +24,17 @@ from zope.interface import implementer
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.source.channel import LINE_LIMIT_BYTES, read_reply
-from mtunnel_tx.source.helper_channel import LOST, Channel
-from mtunnel_tx.source.helper_lines import Connect, Forward, Websocket, read_control, ticket_request, with_ticket
-from mtunnel_tx.source.helper_socket import LocalSocket
+from mtunnel_tx.source.helper.channel import LOST, HelperChannel
+from mtunnel_tx.source.helper.orders import (
+    ConnectOrder,
+    ForwardOrder,
+    Websocket,
+    read_control,
+    ticket_request,
+    with_ticket,
+)
 from mtunnel_tx.source.links import Reactor
+from mtunnel_tx.source.localsocket import LocalSocket
 from mtunnel_tx.source.tunnel import read_text
 from mtunnel_tx.stream.link import Link
 from mtunnel_tx.waiting import within
@@ -60,7 +67,7 @@ class Helper(LineReceiver):
         self._open = open_websocket
         self._streams = Streams()
         self._forwards: dict[Path, LocalSocket] = {}
-        self._channel: Channel | None = None
+        self._channel: HelperChannel | None = None
         self._link: Link | None = None
         self._holds: set[str] = set()
         self._refusal = "not connected"
@@ -77,9 +84,9 @@ class Helper(LineReceiver):
         match order:
             case None:
                 self._pass_on(line)
-            case Connect():
+            case ConnectOrder():
                 self._start(self._connect(order))
-            case Forward():
+            case ForwardOrder():
                 self._listen(order)
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -161,7 +168,7 @@ class Helper(LineReceiver):
         else:
             self._reply(encode_failure(self._refusal))
 
-    async def _connect(self, order: Connect) -> None:
+    async def _connect(self, order: ConnectOrder) -> None:
         if self._channel is not None:
             self._answer(encode_failure("connected already"))
             return
@@ -181,7 +188,7 @@ class Helper(LineReceiver):
         with ours:
             self._link = await self._open(websocket, theirs)
             ours.setblocking(False)
-            channel = Channel(lambda room: self._hold("owed", held=not room))
+            channel = HelperChannel(lambda room: self._hold("owed", held=not room))
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: channel))
         # Neither side gets more than the other one takes.
         channel.transport.registerProducer(self, True)
@@ -196,7 +203,7 @@ class Helper(LineReceiver):
 
     # -- streams
 
-    def _listen(self, order: Forward) -> None:
+    def _listen(self, order: ForwardOrder) -> None:
         try:
             self._add_forward(order)
         except TunnelError as error:
@@ -205,7 +212,7 @@ class Helper(LineReceiver):
         else:
             self._answer(encode_ok())
 
-    def _add_forward(self, order: Forward) -> None:
+    def _add_forward(self, order: ForwardOrder) -> None:
         former = self._forwards.pop(order.local, None)
         if former is not None:
             former.close()
@@ -218,7 +225,7 @@ class Helper(LineReceiver):
         listener = self._forwards[order.local] = LocalSocket(self._reactor, order.local, accepted)
         listener.accept(wanted=self._streams.has_room)
 
-    async def _join(self, order: Forward, sock: socket.socket) -> None:
+    async def _join(self, order: ForwardOrder, sock: socket.socket) -> None:
         """One local connection, from its ticket to its end."""
         self._streams.begin(sock)
         self._control_accepting()
@@ -234,7 +241,7 @@ class Helper(LineReceiver):
             self._streams.end(sock)
             self._control_accepting()
 
-    async def _open_stream(self, order: Forward, sock: socket.socket) -> Link:
+    async def _open_stream(self, order: ForwardOrder, sock: socket.socket) -> Link:
         try:
             if self._channel is None:
                 raise WrongState(self._refusal)

@@ -8,12 +8,12 @@ from typing import Any
 from mtunnel_tx.errors import TimedOut, TunnelError, WrongState
 from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.drive import is_drive_key
-from mtunnel_tx.tunnel.live import Guest, Tunnel
-from mtunnel_tx.tunnel.session import DONE, Result
+from mtunnel_tx.tunnel.common import DONE, Result
+from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.waiting import Task
 from mtunnel_tx.wire.args import NoArgs, Start
+from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 
-MIGRATE, NBD = ".migrate", "_nbd.migrate"
 WHOLE_S = 25.0
 """How long `resume` waits for the rest of the state; a source waits 30 s for the reply."""
 
@@ -25,12 +25,12 @@ async def start(guest: Guest, args: Start) -> Result:
         _check_export(tunnel, name, drive)
     if tunnel.mark != "migrate":
         raise WrongState(f"VM {tunnel.vmid} has no config yet")
-    if tunnel.world.hypervisor.running(tunnel.vmid):
+    if tunnel.services.hypervisor.running(tunnel.vmid):
         raise WrongState(f"VM {tunnel.vmid} already running")
     conf = guest.conf.copy()
     conf.options.update({name: str(drive["drivestr"]) for name, drive in (nbd or {}).items()})
     await tunnel.ledger.write("starting")
-    spice_port = await tunnel.world.hypervisor.start(tunnel.vmid, conf, _incoming(tunnel, args), tunnel.task.line)
+    spice_port = await tunnel.services.hypervisor.start(tunnel.vmid, conf, _incoming(tunnel, args), tunnel.task.line)
     tunnel.watch = Task(_watch(tunnel))
     return _started(tunnel, nbd, spice_port)
 
@@ -38,7 +38,7 @@ async def start(guest: Guest, args: Start) -> Result:
 def _incoming(tunnel: Tunnel, args: Start) -> Incoming:
     nbd = args.options.nbd
     return Incoming(
-        migrate_socket=tunnel.sockets.file(MIGRATE),
+        migrate_socket=tunnel.sockets.file(MEMORY),
         nbd_socket=tunnel.sockets.file(NBD) if nbd is not None else None,
         exports={name: str(drive["volid"]) for name, drive in (nbd or {}).items()},
         from_node=args.options.migratedfrom,
@@ -50,7 +50,7 @@ def _incoming(tunnel: Tunnel, args: Start) -> Incoming:
 
 
 def _started(tunnel: Tunnel, nbd: Mapping[str, Any] | None, spice_port: int | None) -> Result:
-    addr = tunnel.sockets.add(MIGRATE).name
+    addr = tunnel.sockets.add(MEMORY).name
     unix_sockets = [tunnel.sockets.add(NBD).name] if nbd is not None else []
     result: dict[str, Any] = {
         "migrate": {"proto": "unix", "addr": addr, "uri": f"unix:{addr}", "unix_sockets": unix_sockets}
@@ -70,7 +70,7 @@ def _exported(name: str, drive: Mapping[str, Any], socket: str) -> Result:
 async def _watch(tunnel: Tunnel) -> None:
     """Write down that the whole state is here as soon as it is; that moment decides who owns the VM."""
     try:
-        await tunnel.world.hypervisor.wait_whole(tunnel.vmid)
+        await tunnel.services.hypervisor.wait_whole(tunnel.vmid)
         await tunnel.ledger.write("whole")
     except TunnelError as error:
         tunnel.task.line(f"VM {tunnel.vmid} ended before its state was complete: {error.text}")
@@ -97,35 +97,35 @@ def _check_export(tunnel: Tunnel, name: str, drive: object) -> None:
 
 async def resume(guest: Guest, _args: NoArgs) -> Result:
     """Let the VM run, once its whole state is here and everything of it is on disk."""
-    tunnel, world = guest.tunnel, guest.tunnel.world
-    if tunnel.watch is not None and not await tunnel.watch.wait(world.clock, WHOLE_S):
+    tunnel, services = guest.tunnel, guest.tunnel.services
+    if tunnel.watch is not None and not await tunnel.watch.wait(services.clock, WHOLE_S):
         raise TimedOut(f"VM {tunnel.vmid} still waits for its state")
-    machine = await world.hypervisor.state(tunnel.vmid)
+    machine = await services.hypervisor.state(tunnel.vmid)
     if machine.status == "off":
         raise WrongState(f"VM {tunnel.vmid} not running")
     if machine.status == "inmigrate":
         raise WrongState(f"the state of VM {tunnel.vmid} has not arrived in full")
     if machine.status != "running":
-        await world.storage.sync(tunnel.own.volumes)
+        await services.storage.sync(tunnel.own.volumes)
         await tunnel.ledger.write("ran")
-        await world.hypervisor.resume(tunnel.vmid)
+        await services.hypervisor.resume(tunnel.vmid)
         await tunnel.ledger.write("runs")
     return DONE
 
 
 async def stop_nbd(guest: Guest, _args: NoArgs) -> Result:
     """`nbdstop`: stop the disk exports."""
-    await guest.tunnel.world.hypervisor.stop_nbd(guest.tunnel.vmid)
+    await guest.tunnel.services.hypervisor.stop_nbd(guest.tunnel.vmid)
     return DONE
 
 
 async def trim(guest: Guest, _args: NoArgs) -> Result:
     """`fstrim`: never an error."""
-    await guest.tunnel.world.hypervisor.trim(guest.tunnel.vmid, guest.tunnel.task.line)
+    await guest.tunnel.services.hypervisor.trim(guest.tunnel.vmid, guest.tunnel.task.line)
     return DONE
 
 
 async def stop(guest: Guest, _args: NoArgs) -> Result:
     """End the VM; success where it is off."""
-    await guest.tunnel.world.hypervisor.stop(guest.tunnel.vmid)
+    await guest.tunnel.services.hypervisor.stop(guest.tunnel.vmid)
     return DONE
