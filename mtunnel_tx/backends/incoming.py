@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import refuse
 from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.values import FormatError
 
 
 def with_running_machine(conf: GuestConfig, incoming: Incoming) -> GuestConfig:

@@ -26,13 +26,13 @@ from mtunnel_tx.backends.process import read_reason
 from mtunnel_tx.backends.qmp import MonitorLost
 from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
 from mtunnel_tx.backends.survivors import restore_records
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.hardware import Hardware, read_hardware
 from mtunnel_tx.pve.moved import check_not_moved
-from mtunnel_tx.pve.values import FormatError
 from mtunnel_tx.waiting import Turns
 
 log = Logger()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from twisted.web.http import Request
 
+from mtunnel_tx.checks import node_name, pattern, split_list, storage_id, vmid
 from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters, TunnelError
 from mtunnel_tx.http.forward import Elsewhere
 from mtunnel_tx.http.replies import PRODUCT, Reply, data_reply
@@ -23,7 +23,6 @@ from mtunnel_tx.ports.tunnels import Tunnels
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.upid import parse_upid
-from mtunnel_tx.wire.formats import node_name, split_list, storage_id, vmid
 from mtunnel_tx.wire.requests import MtunnelCall, WebsocketCall, read_mtunnel_call, read_websocket_call
 from mtunnel_tx.wire.schema import Boolean, Enum, Integer, Object, Property, String, read_parameters
 
@@ -31,7 +30,7 @@ RELEASE = "9.2"
 LOCALHOST = "localhost"
 CERTIFICATE_FILE = "pveproxy-ssl.pem"
 
-_CPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_cpu_model_name = pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*", "value does not look like a valid configuration ID")
 
 
 class TaskReader(Protocol):
@@ -214,10 +213,6 @@ async def _certificates(call: Call) -> Reply:
 def _may_see_model(call: Call) -> None:
     path = f"/mapping/cpu/{call.given['cputype']}"
     call.rights.check_any(path, "Mapping.Audit", "Mapping.Use", "Mapping.Modify")
-
-
-def _cpu_model_name(text: str) -> str | None:
-    return None if _CPU_MODEL.fullmatch(text) else "value does not look like a valid configuration ID"
 
 
 async def _cpu_model(call: Call) -> Reply:

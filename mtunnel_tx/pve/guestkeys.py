@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import DRIVE_KEYS, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import CPU, DROPPED_KEYS, HOSTPCI, INDEXED_KEYS, RNG, USB, VIRTIOFS
 from mtunnel_tx.pve.nic import parse_nic
 from mtunnel_tx.pve.rights import Rights
-from mtunnel_tx.pve.values import FormatError
 
 Rule = Callable[[Rights, str, str, str], None]
 """Takes rights, the path of the guest, key and value. Raises: PermissionDenied, TunnelError, FormatError."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mtunnel_tx.wire.formats import cidr, node_name, split_list, storage_id
+from mtunnel_tx.checks import cidr, node_name, split_list, storage_id
 from mtunnel_tx.wire.lines import as_text
 from mtunnel_tx.wire.schema import Array, Boolean, Enum, Integer, Object, OpenObject, Property, String, read_parameters
 

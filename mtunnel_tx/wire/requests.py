@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtunnel_tx.wire.formats import bridge_id, list_of, node_name, split_list, storage_id, vmid
+from mtunnel_tx.checks import bridge_id, list_of, node_name, split_list, storage_id, vmid
 from mtunnel_tx.wire.schema import Integer, Object, Property, String, read_parameters
 
 _PLACE = {

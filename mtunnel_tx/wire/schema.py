@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+from mtunnel_tx.checks import Check, FormatError, enum, formatted
 from mtunnel_tx.errors import InvalidParameters
-from mtunnel_tx.wire.formats import Format
 from mtunnel_tx.wire.lines import as_text
 
 MISSING = "property is missing and it is not optional"
@@ -53,23 +53,25 @@ def _read_scalar(value: object, type_name: str) -> str:
     return as_text(value)
 
 
-def _check_format(text: str, check: Format | None) -> None:
-    reason = check(text) if check else None
-    if reason is not None:
-        raise Mismatch(f"invalid format - {reason}\n")
+def _check(check: Check, text: str) -> str:
+    try:
+        return check(text)
+    except FormatError as error:
+        raise Mismatch(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class String:
     """A text; `pattern` has to match all of it. A number passes, true and false do not."""
 
-    format: Format | None = None
+    format: Check | None = None
     pattern: re.Pattern[str] | None = None
     max_length: int | None = None
 
     def read(self, value: object) -> str:
         text = _read_scalar(value, "string")
-        _check_format(text, self.format)
+        if self.format:
+            _check(formatted(self.format), text)
         if self.pattern and not self.pattern.fullmatch(text):
             raise Mismatch("value does not match the regex pattern")
         if self.max_length is not None and len(text) > self.max_length:
@@ -84,25 +86,22 @@ class Enum:
     choices: tuple[str, ...]
 
     def read(self, value: object) -> str:
-        text = _read_scalar(value, "string")
-        if text not in self.choices:
-            listed = ", ".join(self.choices)
-            raise Mismatch(f"value '{text}' does not have a value in the enumeration '{listed}'")
-        return text
+        return _check(enum(*self.choices), _read_scalar(value, "string"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Integer:
     """A whole number, or its digits as a text."""
 
-    format: Format | None = None
+    format: Check | None = None
     minimum: int | None = None
 
     def read(self, value: object) -> int:
         text = _read_scalar(value, "integer")
         if not _INTEGER.fullmatch(text):
             raise Mismatch(f"type check ('integer') failed - got '{text}'")
-        _check_format(text, self.format)
+        if self.format:
+            _check(formatted(self.format), text)
         if self.minimum is not None and int(text) < self.minimum:
             raise Mismatch(f"value must have a minimum value of {self.minimum}")
         return int(text)
