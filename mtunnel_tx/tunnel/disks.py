@@ -13,15 +13,14 @@ from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
 from mtunnel_tx.tunnel.imports import SUFFIX, DiskImport
 from mtunnel_tx.tunnel.live import Guest, Tunnel
 from mtunnel_tx.tunnel.session import Result
-from mtunnel_tx.wire.args import Disk, NoArgs
-from mtunnel_tx.wire.args import DiskImport as ImportArgs
+from mtunnel_tx.wire.args import DiskArgs, ImportArgs, NoArgs
 from mtunnel_tx.wire.lines import as_text
 
 _BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
 _IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
 
 
-async def allocate(guest: Guest, args: Disk) -> Result:
+async def allocate(guest: Guest, args: DiskArgs) -> Result:
     """`disk`: an empty volume for a disk that will be mirrored into it."""
     tunnel = guest.tunnel
     entry = usable_storage(tunnel.world, tunnel.rights, args.storage)
@@ -35,7 +34,7 @@ async def allocate(guest: Guest, args: Disk) -> Result:
     return {"volid": volid, "drivestr": drivestr}
 
 
-def _sent_size(args: Disk) -> int:
+def _sent_size(args: DiskArgs) -> int:
     size = args.drive.get("size")
     if size is None:
         raise TunnelError("unable to allocate a disk without a size")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import InvalidParameters
-from mtunnel_tx.wire.formats import bridge_id, cidr, list_of, node_name, split_list, storage_id, vmid
+from mtunnel_tx.wire.formats import BRIDGE_ID, CIDR, CONFIG_ID, NODE_NAME, STORAGE_ID, VMID, list_of, split_list
 from mtunnel_tx.wire.schema import (
     MAX_UNDEFINED,
     MISSING,
@@ -57,11 +57,11 @@ class ScalarTests(KindCase):
 
     def test_format(self):
         self.assert_reason(
-            String(format=storage_id),
+            String(format=STORAGE_ID),
             "storage!",
             "invalid format - storage ID 'storage!' contains illegal characters\n",
         )
-        self.assert_reason(Integer(format=vmid), 99, "invalid format - value does not look like a valid VM ID\n")
+        self.assert_reason(Integer(format=VMID), 99, "invalid format - value does not look like a valid VM ID\n")
 
     def test_enum(self):
         kind = Enum(("raw", "qcow2"))
@@ -118,10 +118,10 @@ class ScalarTests(KindCase):
 class ObjectTests(KindCase):
     SCHEMA = Object(
         {
-            "name": Property(String(), required=True),
-            "size": Property(Integer(minimum=0), default=7),
-            "with_dash": Property(Boolean(), default=False, older=("with-dash", Boolean())),
-            "inner": Property(Object({"type": Property(Enum(("x",)), required=True)})),
+            "name": Property(String(), "a", True),
+            "size": Property(Integer(minimum=0), "b", default=7),
+            "with_dash": Property(Boolean(), "c", default=False, older=("with-dash", Boolean())),
+            "inner": Property(Object({"type": Property(Enum(("x",)), "e", True)}), "d"),
         }
     )
 
@@ -133,6 +133,17 @@ class ObjectTests(KindCase):
         self.assertEqual(read_parameters(self.SCHEMA, {"name": "n"}), expected)
         nulls = {"name": "n", "size": None, "inner": None, "with-dash": None}
         self.assertEqual(read_parameters(self.SCHEMA, nulls), expected)
+
+    def test_as_a_json_schema(self):
+        shown = self.SCHEMA.json_schema()
+        self.assertEqual((shown["required"], shown["additionalProperties"]), (["name"], False))
+        self.assertEqual(shown["properties"]["size"], {
+            "type": "integer", "minimum": 0, "maximum": (1 << 53) - 1, "description": "b", "default": 7
+        })  # fmt: skip
+        self.assertEqual(shown["properties"]["with-dash"]["description"], "older spelling of `with_dash`")
+        self.assertEqual(shown["properties"]["inner"]["properties"]["type"]["enum"], ["x"])
+        fits = {"type": "string", "format": "pve-node", "pattern": f"^({NODE_NAME.pattern})$", "maxLength": 4096}
+        self.assertEqual(String(format=NODE_NAME).json_schema(), fits)
 
     def test_every_error_is_told(self):
         sent = {"size": -1, "inner": {"type": "y", "more": 1}, "zzz": None, "with-dash": "no"}
@@ -185,31 +196,38 @@ class ObjectTests(KindCase):
 
 class FormatTests(KindCase):
     def test_storage_id(self):
-        self.assert_accepts(storage_id, "local", "L1", "a.b-c_d9")
-        self.assert_refuses(storage_id, "", "a", "1a", "a-", "local\n", "a/b", "löcal", "a b")
+        self.assert_accepts(STORAGE_ID, "local", "L1", "a.b-c_d9")
+        self.assert_refuses(STORAGE_ID, "", "a", "1a", "a-", "local\n", "a/b", "löcal", "a b")
 
     def test_bridge_id(self):
-        self.assert_accepts(bridge_id, "vmbr0", "br.1", "a-b_c")
-        self.assert_refuses(bridge_id, "", "bridge!", "a/b", "br0\n")
-        self.assertEqual(bridge_id("bridge!"), "invalid bridge ID 'bridge!'")
+        self.assert_accepts(BRIDGE_ID, "vmbr0", "br.1", "a-b_c")
+        self.assert_refuses(BRIDGE_ID, "", "bridge!", "a/b", "br0\n")
+        self.assertEqual(BRIDGE_ID("bridge!"), "invalid bridge ID 'bridge!'")
 
     def test_vmid(self):
-        self.assert_accepts(vmid, "100", "999999999")
-        self.assert_refuses(vmid, "99", "1000000000", "0100", "+100", "100\n", "")
+        self.assert_accepts(VMID, "100", "999999999")
+        self.assert_refuses(VMID, "99", "1000000000", "0100", "+100", "100\n", "")
 
     def test_node_name(self):
-        self.assert_accepts(node_name, "a", "pve-1", "1")
-        self.assert_refuses(node_name, "", "-a", "a-", "a.b", "a\n", "..")
+        self.assert_accepts(NODE_NAME, "a", "pve-1", "1")
+        self.assert_refuses(NODE_NAME, "", "-a", "a-", "a.b", "a\n", "..")
 
     def test_cidr(self):
-        self.assert_accepts(cidr, "10.0.0.0/8", "192.168.1.7/24", "1.2.3.4/32", "fe80::/64", "::/8", "::1/128")
+        self.assert_accepts(CIDR, "10.0.0.0/8", "192.168.1.7/24", "1.2.3.4/32", "fe80::/64", "::/8", "::1/128")
         self.assert_refuses(
-            cidr, "", "10.0.0.1", "10.0.0.0/7", "1.2.3.4/33", "::1/129", "1.2.3.4/255.0.0.0", "01.2.3.4/24",
+            CIDR, "", "10.0.0.1", "10.0.0.0/7", "1.2.3.4/33", "::1/129", "1.2.3.4/255.0.0.0", "01.2.3.4/24",
             "fe80::1%eth0/64", "1.2.3.4/24\n", "1.2.3.4/24/24", "host/24", "/24", "1.2.3.4/", "1.2.3.4/\u0661\u0662",
         )  # fmt: skip
+
+    @given(st.text(alphabet="ab1Z-_.,; \n!/:é") | st.from_regex(CIDR.pattern) | st.from_regex(VMID.pattern))
+    def test_a_pattern_describes_its_format(self, text):
+        for check in (STORAGE_ID, BRIDGE_ID, VMID, NODE_NAME, CONFIG_ID, list_of(STORAGE_ID), list_of(BRIDGE_ID)):
+            self.assertEqual(check(text) is None, re.fullmatch(check.pattern, text) is not None, (check.name, text))
+        if CIDR(text) is None:
+            self.assertRegex(text, f"^({CIDR.pattern})$")
 
     def test_lists(self):
         self.assertEqual(split_list("a,b;c d\0e\tf,,"), ("a", "b", "c", "d", "e", "f"))
         self.assertEqual(split_list(" ,; "), ())
-        self.assert_accepts(list_of(storage_id), "", "local", "local,zfs;nfs  cifs")
-        self.assertEqual(list_of(storage_id)("local,x!"), "storage ID 'x!' contains illegal characters")
+        self.assert_accepts(list_of(STORAGE_ID), "", "local", "local,zfs;nfs  cifs")
+        self.assertEqual(list_of(STORAGE_ID)("local,x!"), "storage ID 'x!' contains illegal characters")
