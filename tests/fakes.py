@@ -18,7 +18,7 @@ from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.users import parse_user_config
 from mtunnel_tx.tunnel.registry import Registry
-from mtunnel_tx.tunnel.world import Limits, World
+from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from tests.fakestorage import FakeStorage
 from tests.stopped import StoppedMachines
 from tests.threads import FakeThreads
@@ -127,7 +127,7 @@ class FakeTasks:
     def __init__(self) -> None:
         self.started: list[FakeTask] = []
 
-    def start(self, vmid: int, token: str) -> FakeTask:
+    def start(self, task_type: str, vmid: int, token: str) -> FakeTask:
         self.started.append(FakeTask())
         return self.started[-1]
 
@@ -227,7 +227,7 @@ class FakeStream:
         self.aborted = True
 
 
-class FakeWorld:
+class FakeHost:
     """A registry on fakes; `events` is what happened to the world, in order."""
 
     def __init__(self, runtime_dir: str) -> None:
@@ -241,7 +241,7 @@ class FakeWorld:
         self.tasks = FakeTasks()
         self.machines = FakeMachines(self.events)
         self.doors: dict[Path, tuple[Answerer, FakeListening]] = {}
-        self.world = World(
+        self.services = Services(
             access=self.access,
             guests=self.guests,
             storage=self.storage,
@@ -256,9 +256,9 @@ class FakeWorld:
             ticket_key=bytes(32),
             runtime_dir=Path(runtime_dir),
             machine_dir=Path(runtime_dir),
-            limits=Limits(),
+            limits=TunnelLimits(),
         )
-        self.registry = Registry(self.world)
+        self.registry = Registry(self.services)
 
     async def _listen(self, path: Path, answerer: Answerer) -> FakeListening:
         self.doors[path] = (answerer, FakeListening())

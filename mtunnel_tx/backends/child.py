@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import ProcessProtocol
@@ -23,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mtunnel_tx.errors import BackendFailed, TimedOut, os_reason
+from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()
 OUTPUT_BYTES = 1 << 20
@@ -150,8 +150,7 @@ class PipedChild:
         self._name = name
         self._output: OutputPipe | None = None
         self._code: int | None = None
-        self._waiters: list[Deferred[None]] = []
-        self._waking = False
+        self._change = Occasion()
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], output: OutputPipe) -> None:
         """Run it. Raises: BackendFailed: the system refuses."""
@@ -173,7 +172,7 @@ class PipedChild:
             left_s = end_s - self._reactor.seconds()
             if self.exhausted() or left_s <= 0:
                 return None
-            await self._change(left_s)
+            await in_time(self._reactor, left_s, self._change.wait())
         return line.decode("utf-8", "replace")
 
     def exhausted(self) -> bool:
@@ -183,7 +182,7 @@ class PipedChild:
     async def ended(self) -> int:
         """See ports.Child."""
         while self._code is None:
-            await self._change(None)
+            await self._change.wait()
         return self._code
 
     async def kill(self) -> None:
@@ -194,32 +193,7 @@ class PipedChild:
 
     def changed(self) -> None:
         """Wake everybody who waits, in the next turn of the reactor: a child may be reaped while that starts."""
-        if self._waiters and not self._waking:
-            self._waking = True
-            self._reactor.callLater(0, self._wake_all)
-
-    def _wake_all(self) -> None:
-        self._waking = False
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.callback(None)
-
-    async def _change(self, wait_s: float | None) -> None:
-        """Wait until something happens, or for so long."""
-        waiter: Deferred[None] = Deferred()
-        self._waiters.append(waiter)
-        timer = None if wait_s is None else self._reactor.callLater(wait_s, self._wake, waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if timer is not None and timer.active():
-                timer.cancel()
-
-    def _wake(self, waiter: Deferred[None]) -> None:
-        self._waiters.remove(waiter)
-        waiter.callback(None)
+        self._change.happen_soon(self._reactor)
 
     def _end(self, code: int) -> None:
         self._code = code

@@ -185,7 +185,7 @@ class CachedFile(Generic[T]):
     def __init__(self, path: Path, parse: Callable[[str], T]) -> None:
         self._path = path
         self._parse = parse
-        self._read: tuple[tuple[int, int, int] | None, T] | None = None
+        self._read: tuple[tuple[int, ...], T] | None = None
 
     def value(self) -> T:
         """Raises: BackendFailed: it cannot be read."""
@@ -198,9 +198,10 @@ class CachedFile(Generic[T]):
             raise refusal(error) from error
         return self._read[1]
 
-    def _mark(self) -> tuple[int, int, int] | None:
+    def _mark(self) -> tuple[int, ...]:
+        """What changes with the file, but its text; empty where there is none."""
         try:
             status = self._path.stat()
         except (FileNotFoundError, NotADirectoryError):
-            return None
-        return status.st_mtime_ns, status.st_ino, status.st_size
+            return ()
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
-from twisted.internet.defer import Deferred
-
 from mtunnel_tx.backends.files import (
     CachedFile,
     ReactorThreads,
@@ -27,10 +25,11 @@ from mtunnel_tx.errors import NotFound, TimedOut, WrongState
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config, parse_guest_config
+from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
+from mtunnel_tx.waiting import pause
 
 RETRY_S = 0.1
 _CONFIG_FILE = re.compile(r"([1-9][0-9]{2,8})\.conf")
-_KINDS = {"qemu": "qemu-server", "lxc": "lxc"}
 _MODE = 0o640
 
 
@@ -57,7 +56,7 @@ class GuestFiles:
             while not _try_lock(file):
                 if self._clock.seconds() >= deadline:
                     raise TimedOut(f"can't lock file '{path}' - got timeout")
-                await _pause(self._clock)
+                await pause(self._clock, RETRY_S)
             # Closing the file gives the lock back.
             yield
 
@@ -97,8 +96,8 @@ class GuestFiles:
 
     def _configs(self) -> Iterator[tuple[Path, int, str]]:
         for node in _listed(self._pve_dir / "nodes"):
-            for kind, folder in _KINDS.items():
-                for file in _listed(Path(node.path, folder)):
+            for kind, layout in LAYOUTS.items():
+                for file in _listed(Path(node.path, layout.config_folder)):
                     match = _CONFIG_FILE.fullmatch(file.name)
                     if match and file.is_file():
                         yield Path(file.path), int(match[1]), kind
@@ -136,7 +135,7 @@ class GuestFiles:
         return self._read(self._firewall(vmid))
 
     def _config(self, vmid: int) -> Path:
-        return self._pve_dir / "nodes" / self.node / "qemu-server" / f"{vmid}.conf"
+        return self._pve_dir / "nodes" / self.node / QEMU_LAYOUT.config_folder / f"{vmid}.conf"
 
     def _firewall(self, vmid: int) -> Path:
         return self._pve_dir / "firewall" / f"{vmid}.fw"
@@ -157,12 +156,6 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
         return []
     except OSError as error:
         raise refusal(error) from error
-
-
-def _pause(clock: Clock) -> Deferred[None]:
-    done: Deferred[None] = Deferred(lambda _: timer.cancel())
-    timer = clock.callLater(RETRY_S, done.callback, None)
-    return done
 
 
 def _try_lock(file: IO[bytes]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import run
@@ -70,23 +70,14 @@ class HostFacts:
         self.host: QemuHost | None = None
         self._reactor = reactor
         self._environ = dict(environ)
-        self._asking: list[Deferred[None]] | None = None
+        self._asking = DeferredLock()
 
     async def ask(self) -> QemuHost:
         """Raises: BackendFailed: there is no QEMU that answers; asked again next time."""
-        while self.host is None and self._asking is not None:
-            waiter: Deferred[None] = Deferred()
-            self._asking.append(waiter)
-            await waiter
-        if self.host is None:
-            self._asking = []
-            try:
+        async with self._asking:
+            if self.host is None:
                 self.host = await self._ask()
-            finally:
-                waiters, self._asking = self._asking, None
-                for each in waiters:
-                    each.callback(None)
-        return self.host
+            return self.host
 
     async def _ask(self) -> QemuHost:
         cpus, _, flags = (await self._run("-cpu", "help")).partition(_BEFORE_FLAGS)

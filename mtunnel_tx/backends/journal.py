@@ -18,8 +18,8 @@ from mtunnel_tx.backends.files import (
     remove_file,
     remove_leftovers,
 )
-from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import WrongState
+from mtunnel_tx.waiting import Turns
 
 VERSION = 1
 _FILE = re.compile(r"([1-9][0-9]*)\.jsonl")

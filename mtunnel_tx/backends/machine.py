@@ -11,8 +11,9 @@ from typing import Any
 from twisted.internet.defer import DeferredLock
 
 from mtunnel_tx.backends.process import ProcessExit, ProcessRecord, bound_stderr, open_process, read_reason, read_record
-from mtunnel_tx.backends.qmp import CALL_S, Monitor, MonitorLost, Occasion, QmpCommandFailed, connect_monitor
+from mtunnel_tx.backends.qmp import CALL_S, Monitor, MonitorLost, QmpCommandFailed, connect_monitor
 from mtunnel_tx.errors import BackendFailed, TimedOut
+from mtunnel_tx.waiting import Occasion, in_time
 
 QUIT_CALL_S = 3.0
 QUIT_S = 10.0
@@ -125,14 +126,14 @@ class Machine:
                     return False
 
     async def _listen_until_whole(self, end_s: float | None) -> bool:
-        happening = Occasion(self._reactor)
+        happening = Occasion()
         async with self.monitor() as monitor:
-            end_listening = monitor.listen(lambda _name, _data: happening.happen())
+            end_listening = monitor.listen(lambda _name, _data: happening.happen_soon(self._reactor))
             try:
                 while not await self.is_whole():
                     if self._is_late(end_s):
                         return False
-                    await happening.next(_POLL_S)
+                    await in_time(self._reactor, _POLL_S, happening.wait())
             finally:
                 end_listening()
         return True

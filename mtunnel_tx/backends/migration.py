@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.backends.process import ProcessExit
-from mtunnel_tx.backends.qmp import Monitor, MonitorLost, Occasion, QmpCommandFailed
+from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.waiting import Occasion, in_time
 
 COMMAND_S = 60.0
 RECONNECT_S = 10
@@ -285,11 +286,11 @@ class RunningMachine:
 
     async def _until(self, holds: Callable[[], Awaitable[bool]]) -> None:
         """Ask at every event, and once a second. Raises: MonitorLost."""
-        happening = Occasion(self._reactor)
-        end_listening = self._monitor.listen(lambda _name, _data: happening.happen())
+        happening = Occasion()
+        end_listening = self._monitor.listen(lambda _name, _data: happening.happen_soon(self._reactor))
         try:
             while not await holds():
-                await happening.next(_POLL_S)
+                await in_time(self._reactor, _POLL_S, happening.wait())
         finally:
             end_listening()
 

@@ -23,16 +23,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mtunnel_tx.backends.qmp import Occasion
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.values import clean
+from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()
 VERSION = 1
 TAIL_BYTES = 4096
 STDERR_BYTES = 1 << 20
 _PROC = Path("/proc")
-_MARK_VARIABLE = "MTUNNEL_MACHINE"
+MARK_VARIABLE = "MTUNNEL_MACHINE"
+PLACE_VARIABLE = "MTUNNEL_RECORD"
+"""In QEMU's environment: the token of its record, and the path of that record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +63,22 @@ def new_record(*, incoming: bool, sockets: Sequence[Path]) -> ProcessRecord:
     return ProcessRecord(token=os.urandom(16).hex(), boot=_boot_id(), incoming=incoming, sockets=names)
 
 
+def restored_record(pid: int, *, token: str, incoming: bool, sockets: Sequence[Path]) -> ProcessRecord:
+    """The record of a QEMU that runs, written again."""
+    names = tuple(str(path) for path in sockets)
+    return ProcessRecord(token=token, boot=_boot_id(), incoming=incoming, sockets=names).with_process(pid)
+
+
 def write_record(path: Path, record: ProcessRecord) -> None:
     """Replace the file; it need not survive a reboot, since no process does."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps({"version": VERSION, **asdict(record)}), "utf-8")
     temporary.replace(path)
+
+
+def marks_of(record: ProcessRecord, path: Path) -> dict[str, str]:
+    """The environment variables that a QEMU with this record, at this path, is found by."""
+    return {MARK_VARIABLE: record.token, PLACE_VARIABLE: str(path)}
 
 
 def read_record(path: Path) -> ProcessRecord | None:
@@ -126,7 +139,7 @@ def _started(pid: int) -> int | None:
 
 def _find_by_token(token: str) -> int:
     """The process whose environment has the token; 0: none. Only for one that lost its daemon while it was started."""
-    needle = f"{_MARK_VARIABLE}={token}".encode("ascii")
+    needle = f"{MARK_VARIABLE}={token}".encode("ascii")
     for folder in _PROC.iterdir():
         with suppress(OSError):
             if folder.name.isdigit() and needle in (folder / "environ").read_bytes().split(b"\0"):
@@ -143,7 +156,7 @@ class ProcessExit:
         self._reactor = reactor
         self._pidfd = pidfd
         self._seen = False
-        self._happening = Occasion(reactor)
+        self._happening = Occasion()
         reactor.addReader(self)
 
     @property
@@ -153,7 +166,7 @@ class ProcessExit:
 
     async def wait(self, wait_s: float) -> bool:
         """Returns: it is over, within so long."""
-        return self.happened or await self._happening.next(wait_s) or self.happened
+        return self.happened or await in_time(self._reactor, wait_s, self._happening.wait()) or self.happened
 
     def kill(self, number: signal.Signals) -> None:
         """Send a signal; nothing where it is over."""
@@ -177,7 +190,7 @@ class ProcessExit:
     def doRead(self) -> None:  # noqa: N802
         self.forget()
         log.info("QEMU ended, pid {pid}", pid=self.pid)
-        self._happening.happen()
+        self._happening.happen_soon(self._reactor)
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802, ARG002
         self.forget()
@@ -197,13 +210,16 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def spawn_qemu(reactor: Any, argv: Sequence[str], token: str, stderr: Path, fds: Mapping[int, int]) -> int:
+def spawn_qemu(
+    reactor: Any, argv: Sequence[str], marks: Mapping[str, str], stderr: Path, fds: Mapping[int, int]
+) -> int:
     """Start QEMU in a session of its own.
 
-    Args: stderr: its two outputs go there, from an empty file on. fds: its number of a descriptor to ours.
+    Args: marks: what it is found by, in its environment. stderr: its two outputs go there, from an empty file on.
+        fds: its number of a descriptor to ours.
     Returns: its pid. Raises: BackendFailed: the system refuses.
     """
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", _MARK_VARIABLE: token}
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **marks}
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     try:

@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
@@ -27,6 +26,8 @@ from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.waiting import pause
+from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 
 log = Logger()
 START_S = 600.0
@@ -36,7 +37,7 @@ LOCK_S = 10.0
 WHOLE_S = 15.0
 POLL_S = 0.2
 """Part of a VM's downtime."""
-_LEFT = (".pid", ".qmp", ".vnc", ".qga", ".migrate", "_nbd.migrate")
+_LEFT = (".pid", ".qmp", ".vnc", ".qga", MEMORY.suffix, NBD.suffix)
 """Files that QEMU may leave."""
 _SPICE = re.compile(r"spice listens on port ([0-9]+)")
 
@@ -63,7 +64,7 @@ class ProxmoxMachines:
         while pids := list(_starting(self._folder)):
             if self._reactor.seconds() > end_s:
                 raise BackendFailed(f"'qm start' of an earlier daemon does not end, pid {pids[0]}")
-            await deferLater(self._reactor, POLL_S, lambda: None)
+            await pause(self._reactor, POLL_S)
 
     def close(self) -> None:
         """Let go of all machines; they run on."""

@@ -22,17 +22,27 @@ from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import HostFacts, QemuHost, check_room
 from mtunnel_tx.backends.machine import Machine, MachineFiles, find_machine
 from mtunnel_tx.backends.migration import RunningMachine
-from mtunnel_tx.backends.process import ProcessExit, listen_unix, new_record, read_reason, spawn_qemu, write_record
+from mtunnel_tx.backends.process import (
+    ProcessExit,
+    listen_unix,
+    marks_of,
+    new_record,
+    read_reason,
+    spawn_qemu,
+    write_record,
+)
 from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
+from mtunnel_tx.backends.survivors import restore_records
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
-from mtunnel_tx.backends.turns import Turns
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.hardware import Hardware, Nic, read_hardware
+from mtunnel_tx.pve.moved import check_not_moved
 from mtunnel_tx.pve.values import FormatError
+from mtunnel_tx.waiting import Turns
 
 log = Logger()
 START_S = 30.0
@@ -70,11 +80,17 @@ class QemuMachines:
         self._turns = Turns()
 
     async def prepare(self) -> None:
-        """Ask QEMU what it can do, so that `check` knows; a host without QEMU is told in the log."""
+        """Find the QEMUs that run, and ask what QEMU can do, so that `check` knows; without QEMU the log says so."""
+        await self.find_all()
         try:
             await self._facts.ask()
         except TunnelError as error:
             log.warn("virtual machines cannot be started: {reason}", reason=error.text)
+
+    async def find_all(self) -> None:
+        """See that every QEMU which runs has its record, also where the runtime directory was emptied."""
+        for vmid in await self._threads.run(restore_records, self._runtime_dir):
+            log.warn("VM {vmid} runs, but its record was gone; it is there again", vmid=vmid)
 
     def close(self) -> None:
         """Let go of all machines; they run on."""
@@ -122,7 +138,8 @@ class QemuMachines:
         return None
 
     async def local_start(self, vmid: int, conf: GuestConfig, report: Report) -> None:
-        """Start a VM of this host. Raises: TunnelError: why it cannot be."""
+        """Start a VM of this host. Raises: TunnelError: why it cannot be, for example that it was moved away."""
+        check_not_moved(vmid, conf)
         host = await self._facts.ask()
         plan = await self._plan(vmid, self._hardware(conf, host, local=True), host, report)
         async with self._launched(plan) as machine, machine.monitor(START_S) as monitor:
@@ -245,7 +262,8 @@ class QemuMachines:
             argv = command_line(replace(plan, taps=_numbers(taps)))
             record = new_record(incoming=plan.listen_on is not None, sockets=_sockets(plan))
             write_record(files.record, record)
-            pid = spawn_qemu(self._reactor, argv, record.token, files.stderr, fds)
+            marks = marks_of(record, files.record)
+            pid = spawn_qemu(self._reactor, argv, marks, files.stderr, fds)
             record = record.with_process(pid)
             write_record(files.record, record)
         log.info("QEMU of VM {vmid} started, pid {pid}", vmid=plan.vmid, pid=pid)

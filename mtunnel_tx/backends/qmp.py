@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, connectionDone
@@ -20,8 +19,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.lines import LineProtocol
-from mtunnel_tx.errors import BackendFailed, TimedOut
+from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.values import clean
+from mtunnel_tx.waiting import within
 
 log = Logger()
 LINE_BYTES = 16 << 20
@@ -162,50 +162,6 @@ async def connect_monitor(reactor: Any, path: Path, wait_s: float = CALL_S) -> M
         monitor.close()
         raise
     return monitor
-
-
-async def within(reactor: Any, wait_s: float, waiting: Deferred[Any], late: str) -> Any:
-    """Await something, but not for ever; it is cancelled then.
-
-    Raises: TimedOut: `late` is its text.
-    """
-    timer = reactor.callLater(max(0.0, wait_s), waiting.cancel)
-    try:
-        return await waiting
-    except CancelledError as error:
-        if timer.active():
-            raise
-        raise TimedOut(late) from error
-    finally:
-        if timer.active():
-            timer.cancel()
-
-
-class Occasion:
-    """Something that happens now and then, and those who wait for the next time."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._waiters: list[Deferred[None]] = []
-
-    def happen(self) -> None:
-        """Wake everybody who waits, in the next turn of the reactor."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            self._reactor.callLater(0, _fire, waiter)
-
-    async def next(self, wait_s: float) -> bool:
-        """Wait for the next time, or for so long. Returns: it happened."""
-        waiter: Deferred[None] = Deferred()
-        self._waiters.append(waiter)
-        try:
-            await within(self._reactor, wait_s, waiter, "nothing happened")
-        except TimedOut:
-            return False
-        finally:
-            with suppress(ValueError):
-                self._waiters.remove(waiter)
-        return True
 
 
 def _fire(waiter: Deferred[None]) -> None:

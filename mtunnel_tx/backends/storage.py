@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
+from mtunnel_tx.backends.files import CachedFile
 from mtunnel_tx.backends.images import find_reference
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
@@ -34,31 +35,6 @@ _DIGEST = re.compile(r"^\\?([0-9a-f]{64}) ", re.MULTILINE)
 _OWNER = re.compile(r"(?:vm|base|subvol|basevol)-(\d+)-")
 # Where the path of a volume follows from its name; btrfs, for one, has folders of its own making.
 _PLAIN_TYPES = frozenset(("dir", "nfs", "cifs", "glusterfs"))
-
-
-class _WatchedFile:
-    """A text file, read again when it changed; a missing one is empty."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen: tuple[int, ...] | None = None
-        self._text = ""
-
-    def read(self) -> tuple[str, bool]:
-        """Returns: the text, and whether it is new. Raises: BackendFailed."""
-        try:
-            status = self._path.stat()
-            seen = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns)
-            if seen == self._seen:
-                return self._text, False
-            self._text = self._path.read_text("utf-8", "replace")
-        except FileNotFoundError:
-            fresh, self._seen, self._text = self._seen != (), (), ""
-            return self._text, fresh
-        except OSError as error:
-            raise BackendFailed(f"unable to read '{self._path}': {error.strerror}") from error
-        self._seen = seen
-        return self._text, True
 
 
 class PvesmStorage:
@@ -84,20 +60,16 @@ class PvesmStorage:
         self._owner = owner
         self._environ = {**environ, "LC_ALL": "C", VARIABLE: owner}
         self._output_bytes = output_bytes
-        self._storage_file = _WatchedFile(pve_dir / "storage.cfg")
-        self._datacenter_file = _WatchedFile(pve_dir / "datacenter.cfg")
-        self._entries: Mapping[str, StorageEntry] = {}
+        self._storages = CachedFile(pve_dir / "storage.cfg", _parse_storages)
+        self._datacenter = CachedFile(pve_dir / "datacenter.cfg", parse_datacenter_config)
 
     def config(self) -> Mapping[str, StorageEntry]:
         """See ports.Storage. Raises: BackendFailed: storage.cfg cannot be read."""
-        text, fresh = self._storage_file.read()
-        if fresh:
-            self._entries = parse_storage_config(text, _log_skipped)
-        return self._entries
+        return self._storages.value()
 
     def datacenter_bwlimit(self) -> str | None:
         """See ports.Storage. Raises: BackendFailed: datacenter.cfg cannot be read."""
-        return parse_datacenter_config(self._datacenter_file.read()[0]).get("bwlimit")
+        return self._datacenter.value().get("bwlimit")
 
     async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Report) -> str:
         """See ports.Storage."""
@@ -223,6 +195,10 @@ class PvesmStorage:
 
     async def _in_thread(self, call: Callable[[str], Any], path: str) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), call, path)
+
+
+def _parse_storages(text: str) -> Mapping[str, StorageEntry]:
+    return parse_storage_config(text, _log_skipped)
 
 
 def _log_skipped(reason: str) -> None:

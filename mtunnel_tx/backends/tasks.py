@@ -96,7 +96,7 @@ class FileTasks:
         self._most_bytes = most_bytes
         self._live: set[str] = set()
 
-    def start(self, vmid: int, token: str) -> FileTaskLog:
+    def start(self, task_type: str, vmid: int, token: str) -> FileTaskLog:
         """Begin a task and its log. Raises: BackendFailed: the log cannot be written."""
         pid = os.getpid()
         first = Upid(
@@ -104,6 +104,7 @@ class FileTasks:
             pid=pid,
             pstart=process_start(pid) or 0,
             starttime=int(self._clock.seconds()),
+            type=task_type,
             id=str(vmid),
             user=token,
         )

@@ -26,7 +26,7 @@ from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.migration import Migration
-from mtunnel_tx.source.order import Order, World
+from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
 from mtunnel_tx.stream.limits import StreamLimits
@@ -145,7 +145,9 @@ def make_order(args: argparse.Namespace) -> Order:
 
 
 @asynccontextmanager
-async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, display: Display) -> AsyncIterator[World]:
+async def opened_world(
+    reactor: Any, settings: Settings, endpoint: Endpoint, display: Display
+) -> AsyncIterator[SourceWorld]:
     """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed."""
     endpoint = await complete(reactor, endpoint)
     relays = Pump(reactor)
@@ -157,7 +159,7 @@ async def opened_world(reactor: Any, settings: Settings, endpoint: Endpoint, dis
 
     storage, threads = make_storage(reactor, settings), ReactorThreads(reactor, reactor.getThreadPool())
     try:
-        yield World(
+        yield SourceWorld(
             reactor=reactor,
             guests=make_guests(threads, settings),
             storage=storage,
@@ -230,12 +232,12 @@ class Job:
             return FAILED
         return 0
 
-    async def _check(self, order: Order, world: World) -> None:
+    async def _check(self, order: Order, world: SourceWorld) -> None:
         plan = await Migration(order, world).check()
         size = format_size(len(plan.disks), sum(disk.stream_bytes for disk in plan.disks))
         self._display.say(f"nothing stands in the way: {size}, to node '{clean(plan.node)}'")
 
-    async def _migrate(self, order: Order, world: World) -> None:
+    async def _migrate(self, order: Order, world: SourceWorld) -> None:
         summary = await Migration(order, world).run()
         rate = format_rate(summary.size_bytes, summary.seconds)
         size = format_size(summary.disks, summary.size_bytes)

@@ -8,7 +8,8 @@ from typing import Any
 from uuid import uuid4
 
 from mtunnel_tx.backends.access import AccessFiles, changed_access, read_users
-from mtunnel_tx.cli.acl import ROLE_HELP, grant, print_table, pveum_entry, read_member, read_path, run, warn_of_line
+from mtunnel_tx.cli.acl import ROLE_HELP, grant, pveum_entry, read_member, read_path, run, warn_of_line
+from mtunnel_tx.cli.table import print_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import NotFound, WrongState
 from mtunnel_tx.pve.users import ROOT, Token, User, split_token_id

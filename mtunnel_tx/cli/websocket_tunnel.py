@@ -18,8 +18,8 @@ from twisted.logger import (
 
 from mtunnel_tx.cli.program import run_reactor
 from mtunnel_tx.http.client import open_stream
-from mtunnel_tx.source.helper import Helper
-from mtunnel_tx.source.helper_lines import Websocket
+from mtunnel_tx.source.helper.orders import Websocket
+from mtunnel_tx.source.helper.program import Helper
 from mtunnel_tx.stream.link import Link
 from mtunnel_tx.stream.relay import ReactorRelays
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.wire.socketkinds import NBD
 
 LONGEST_SOCKET_PATH = 107
-LONGEST_RUNTIME_DIR = LONGEST_SOCKET_PATH - len("/999999999_nbd.migrate")
+LONGEST_RUNTIME_DIR = LONGEST_SOCKET_PATH - len(f"/999999999{NBD.suffix}")
 DEFAULT_PORT = 8016
 PROFILES = ("standalone", "proxmox")
 

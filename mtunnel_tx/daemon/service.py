@@ -54,7 +54,7 @@ from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.certificate import fingerprint
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
 from mtunnel_tx.tunnel.registry import Registry
-from mtunnel_tx.tunnel.world import Limits, World
+from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from mtunnel_tx.workers.pool import Crew
 from mtunnel_tx.workers.program import FrontProgram
 
@@ -199,7 +199,7 @@ class Daemon(Service):
         storage = make_storage(reactor, settings)
         tasks = FileTasks(settings.state_dir, settings.node, reactor)
         machines = self._machines = self._make_machines(threads, guests, storage)
-        world = World(
+        services = Services(
             access=access,
             guests=guests,
             storage=storage,
@@ -216,7 +216,7 @@ class Daemon(Service):
             machine_dir=settings.machine_dir,
             limits=_tunnel_limits(settings),
         )
-        registry = Registry(world)
+        registry = Registry(services)
         parts = Parts(
             access=access,
             tunnels=registry,
@@ -360,9 +360,9 @@ def _nodes(settings: Settings) -> list[str]:
     return sorted(found | {settings.node})
 
 
-def _tunnel_limits(settings: Settings) -> Limits:
+def _tunnel_limits(settings: Settings) -> TunnelLimits:
     limits = settings.limits
-    return Limits(
+    return TunnelLimits(
         connect_s=limits.connect_s,
         tunnels=limits.tunnels,
         tunnels_per_token=limits.tunnels_per_token,

@@ -17,6 +17,7 @@ from mtunnel_tx.ports.streams import Stream
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.stream.link import Link, Relays
 from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.wire.socketkinds import FORWARDED
 
 
 class Crossing:
@@ -46,6 +47,7 @@ class Crossing:
 class NearRoute:
     """Where the client's own stream leads (ports.Route): into the pair."""
 
+    kind = FORWARDED
     file = Path("crossing")
     vmid = 0
     token = ""

@@ -18,7 +18,7 @@ from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.ports.tunnels import Tunnels
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.rights import Rights
-from mtunnel_tx.wire.schema import Object, Parameters, Property
+from mtunnel_tx.wire.schema import Object, ParameterSet, Property
 
 
 class TaskReader(Protocol):
@@ -76,10 +76,10 @@ Handler = Callable[[Call], Awaitable[Reply | None]]
 """Returns: the answer; None: the connection belongs to somebody else now."""
 
 
-def takes(properties: Mapping[str, Property]) -> Parameters[dict[str, Any]]:
-    """Parameters that the handler gets as a dict, by their names."""
+def takes(properties: Mapping[str, Property]) -> ParameterSet[dict[str, Any]]:
+    """ParameterSet that the handler gets as a dict, by their names."""
     make: Callable[..., dict[str, Any]] = dict
-    return Parameters(Object(properties), make)
+    return ParameterSet(Object(properties), make)
 
 
 NOTHING = takes({})
@@ -97,7 +97,7 @@ class Operation:
     path: str
     summary: str
     handler: Handler
-    takes: Parameters[Any] = NOTHING
+    takes: ParameterSet[Any] = NOTHING
     needs: tuple[Need, ...] = ()
     owner_of: str | None = None
 

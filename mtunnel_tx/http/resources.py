@@ -8,6 +8,7 @@ from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.http.operation import Call, Parts, takes
 from mtunnel_tx.http.replies import PRODUCT, Reply, data_reply
 from mtunnel_tx.ports.guests import GuestEntry
+from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.wire.formats import CONFIG_ID, NODE_NAME, STORAGE_ID, split_list
@@ -55,13 +56,13 @@ def _guest(parts: Parts, entry: GuestEntry) -> dict[str, Any]:
         "vmid": entry.vmid,
         "type": entry.kind,
         "node": entry.node,
-        "name": entry.name or f"{'CT' if entry.kind == 'lxc' else 'VM'} {entry.vmid}",
+        "name": entry.name or f"{LAYOUTS[entry.kind].label} {entry.vmid}",
         "status": _guest_status(parts, entry),
     }
 
 
 def _guest_status(parts: Parts, entry: GuestEntry) -> str:
-    if entry.node != parts.guests.node or entry.kind != "qemu":
+    if entry.node != parts.guests.node or entry.kind != QEMU_LAYOUT.word:
         return "unknown"
     return "running" if parts.hypervisor.running(entry.vmid) else "stopped"
 

@@ -7,10 +7,11 @@ from urllib.parse import unquote
 
 from mtunnel_tx.http import opening, resources, tasks
 from mtunnel_tx.http.operation import Operation
+from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 from mtunnel_tx.wire import requests
 
 BASE = ("api2", "json")
-_VM = "/nodes/{node}/qemu/{vmid}"
+_VM = f"/nodes/{{node}}/{QEMU_LAYOUT.word}/{{vmid}}"
 _TASK = "/nodes/{node}/tasks/{upid}"
 
 OPERATIONS = (

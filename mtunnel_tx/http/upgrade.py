@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.ports.streams import Route
-from mtunnel_tx.stream.link import Link, Relays, Terms, ends_with_local, is_urgent
+from mtunnel_tx.stream.link import Link, Relays, Terms
 from mtunnel_tx.stream.peer import Peer, take_over
 from mtunnel_tx.stream.stream import StreamLimits
 
@@ -153,8 +153,8 @@ def _terms(route: Route, limits: StreamLimits) -> Terms:
         await route.closed(orderly=orderly)
 
     return Terms(
-        urgent=is_urgent(route.file),
-        ends_with_local=ends_with_local(route.file),
+        urgent=route.kind.urgent,
+        ends_with_local=route.kind.ends_both,
         limits=limits,
         closed=closed,
     )

@@ -35,6 +35,7 @@ from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.lines import Answerer
+from mtunnel_tx.waiting import Occasion, pause
 from mtunnel_tx.wire.lines import encode_failure
 
 log = Logger()
@@ -57,7 +58,7 @@ class _ReplyFlow:
     """Waits while the transport has more replies than it wants to hold."""
 
     def __init__(self) -> None:
-        self._drained: Deferred[None] | None = None
+        self._drained = Occasion()
         self._paused = False
 
     def pauseProducing(self) -> None:
@@ -65,17 +66,14 @@ class _ReplyFlow:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        if self._drained is not None:
-            drained, self._drained = self._drained, None
-            drained.callback(None)
+        self._drained.happen()
 
     def stopProducing(self) -> None:
         self.resumeProducing()
 
     async def ready(self) -> None:
         while self._paused:
-            self._drained = Deferred()
-            await self._drained
+            await self._drained.wait()
 
 
 @implementer(IHalfCloseableProtocol)
@@ -213,9 +211,7 @@ class LineConnection(LineReceiver):
         self._in_a_row += 1
         if self._in_a_row >= LINES_IN_A_ROW:
             self._in_a_row = 0
-            turn: Deferred[None] = Deferred()
-            self._clock.callLater(0, turn.callback, None)
-            await turn
+            await pause(self._clock, 0)
 
     async def _answer(self, line: bytes | None) -> bytes:
         if line is None:

@@ -20,7 +20,7 @@ class TaskLog(Protocol):
 class Tasks(Protocol):
     """Task logs under the state directory (`tasks/LASTHEXDIGIT-OF-START/UPID`)."""
 
-    def start(self, vmid: int, token: str) -> TaskLog: ...
+    def start(self, task_type: str, vmid: int, token: str) -> TaskLog: ...
 
     def close_orphans(self, status: str) -> None:
         """Finish the logs whose daemon died before it did."""

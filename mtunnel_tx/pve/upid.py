@@ -23,7 +23,7 @@ class Upid:
     pid: int
     pstart: int
     starttime: int
-    type: str = "qmtunnel"
+    type: str
     id: str
     user: str
 

@@ -16,14 +16,14 @@ from twisted.python.failure import Failure
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
-from mtunnel_tx.source.waiting import within
+from mtunnel_tx.waiting import within
 
 LINE_LIMIT_BYTES = 4 << 20
 OWED_LIMIT = 64
 """Replies that may be outstanding: what timed out and was never answered counts too."""
 
 
-class CommandFailed(BackendFailed):
+class CommandRefused(BackendFailed):
     """The target refused a command; the text has its reason."""
 
 
@@ -31,7 +31,7 @@ class TargetGone(BackendFailed):
     """The command connection has ended."""
 
 
-class Commands(LineReceiver):
+class CommandChannel(LineReceiver):
     """Commands to the target, one at a time; a reply that comes too late is dropped, the next one still fits."""
 
     delimiter = b"\n"
@@ -46,7 +46,7 @@ class Commands(LineReceiver):
         """Send a command and wait for its reply.
 
         Args: wait_s: protocol.md section 4, what a source waits at most.
-        Returns: the reply's fields. Raises: CommandFailed: with the target's reason; TimedOut; BackendFailed.
+        Returns: the reply's fields. Raises: CommandRefused: with the target's reason; TimedOut; BackendFailed.
         """
         request = json.dumps({"cmd": name, **(fields or {})}, separators=(",", ":"))
         reply = self._send(request.encode("ascii"))
@@ -96,7 +96,7 @@ class Commands(LineReceiver):
 
 
 def read_reply(name: str, line: bytes) -> dict[str, Json]:
-    """Raises: CommandFailed: not a success; BackendFailed: not a reply at all."""
+    """Raises: CommandRefused: not a success; BackendFailed: not a reply at all."""
     try:
         reply = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -104,7 +104,7 @@ def read_reply(name: str, line: bytes) -> dict[str, Json]:
     if not isinstance(reply, dict):
         raise BackendFailed(f"the reply to '{name}' is no JSON object")
     if not _is_true(reply.get("success")):
-        raise CommandFailed(f"target: {one_line(reply.get('msg')) or f'{name} failed without a reason'}")
+        raise CommandRefused(f"target: {one_line(reply.get('msg')) or f'{name} failed without a reason'}")
     return reply
 
 

@@ -21,11 +21,11 @@ from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.storage import Child, Storage
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.channel import one_line
-from mtunnel_tx.source.flow import Bucket, Flow
-from mtunnel_tx.source.inventory import Disk
-from mtunnel_tx.source.links import Json, Link, Progress, Reactor
-from mtunnel_tx.source.tunnel import Tunnel, read_text
-from mtunnel_tx.source.waiting import finish, first_of, pause
+from mtunnel_tx.source.inventory import SourceDisk
+from mtunnel_tx.source.links import JoinedSocket, Json, ProgressListener, Reactor
+from mtunnel_tx.source.pipe import PipeToSocket, RateLimit
+from mtunnel_tx.source.tunnel import TargetTunnel, read_text
+from mtunnel_tx.waiting import finish, first_of, pause
 
 QUERY_PAUSE_S = 1.0
 REASON_S = 10.0
@@ -33,7 +33,7 @@ REASON_S = 10.0
 LAST_LINES = 5
 
 
-class StreamFailed(BackendFailed):
+class DiskStreamFailed(BackendFailed):
     """The stream of a disk did not get through as a whole."""
 
 
@@ -41,7 +41,7 @@ class StreamFailed(BackendFailed):
 class Shipment:
     """A disk, what it shall be called there, on which storage, and how fast it may go (0: no limit)."""
 
-    disk: Disk
+    disk: SourceDisk
     name: str
     storage: str
     limit_bytes_s: int
@@ -50,7 +50,7 @@ class Shipment:
 class Shipping:
     """Sends disks through a tunnel, one after another."""
 
-    def __init__(self, reactor: Reactor, tunnel: Tunnel, storage: Storage, progress: Progress) -> None:
+    def __init__(self, reactor: Reactor, tunnel: TargetTunnel, storage: Storage, progress: ProgressListener) -> None:
         self._reactor = reactor
         self._tunnel = tunnel
         self._storage = storage
@@ -79,7 +79,7 @@ class Shipping:
                     link.abort()
 
     async def _stream(
-        self, shipment: Shipment, stream: str, sink: socket.socket, link: Link, ended: Deferred[bool]
+        self, shipment: Shipment, stream: str, sink: socket.socket, link: JoinedSocket, ended: Deferred[bool]
     ) -> None:
         try:
             await self._feed(shipment, stream, sink, ended)
@@ -87,19 +87,19 @@ class Shipping:
             link.abort()
             reason = await finish(self._settle())
             if isinstance(error, BackendFailed) and reason:
-                raise StreamFailed(f"{error.text}; target: {reason}") from error
+                raise DiskStreamFailed(f"{error.text}; target: {reason}") from error
             raise
 
     async def _feed(self, shipment: Shipment, stream: str, sink: socket.socket, ended: Deferred[bool]) -> None:
         exported = await first_of(self._export(shipment, stream, sink), ended)
         if exported is None:
-            raise StreamFailed(f"{shipment.disk.label}: the target ended the stream before all was sent")
+            raise DiskStreamFailed(f"{shipment.disk.label}: the target ended the stream before all was sent")
         sink.shutdown(socket.SHUT_WR)
 
     async def _verdict(self, label: str, ended: Deferred[bool]) -> str:
         """What the import says of the disk, who alone knows: the websocket may end long before it, or after it.
 
-        Returns: the volume's id there. Raises: StreamFailed: it failed, or the stream broke off and it does not say.
+        Returns: the volume's id there. Raises: DiskStreamFailed: it failed, or does not say and the stream broke off.
         """
         broken = Deferred.fromCoroutine(self._broken(ended))
         broken.addErrback(lambda failure: failure.trap(CancelledError) and None)
@@ -108,7 +108,7 @@ class Shipping:
         finally:
             broken.cancel()
         if volid is None:
-            raise StreamFailed(f"{label}: the connection broke off at the end of the stream")
+            raise DiskStreamFailed(f"{label}: the connection broke off at the end of the stream")
         return volid
 
     async def _broken(self, ended: Deferred[bool]) -> None:
@@ -118,14 +118,14 @@ class Shipping:
         await pause(self._reactor, REASON_S)
 
     async def _export(self, shipment: Shipment, stream: str, sink: socket.socket) -> int:
-        """Run the exporter into the socket. Returns: the bytes it wrote. Raises: StreamFailed: it did not go well."""
+        """Run the exporter into the socket. Returns: the bytes it wrote. Raises: DiskStreamFailed: it failed."""
         disk = shipment.disk
         source, child = self._start(disk, stream)
         lines = OutputTail(child)
         try:
             advance = partial(self._progress.advance, disk.label)
-            bucket = Bucket(self._reactor, shipment.limit_bytes_s)
-            flow = Flow(self._reactor, source, sink, bucket, advance)
+            bucket = RateLimit(self._reactor, shipment.limit_bytes_s)
+            flow = PipeToSocket(self._reactor, source, sink, bucket, advance)
             moved_bytes = await flow.run()
             code = await child.ended()
         except Exception:
@@ -134,10 +134,10 @@ class Shipping:
         finally:
             os.close(source)
         if code:
-            raise StreamFailed(f"{disk.label}: export failed with exit code {code}: {await lines.text()}")
+            raise DiskStreamFailed(f"{disk.label}: export failed with exit code {code}: {await lines.text()}")
         return moved_bytes
 
-    def _start(self, disk: Disk, stream: str) -> tuple[int, Child]:
+    def _start(self, disk: SourceDisk, stream: str) -> tuple[int, Child]:
         source, sink = os.pipe()
         try:
             child = self._storage.start_export(str(disk.volid), stream, with_snapshots=disk.with_snapshots, stdout=sink)
@@ -160,7 +160,7 @@ class Shipping:
                 case "pending":
                     await pause(self._reactor, 0 if message else QUERY_PAUSE_S)
                 case "error":
-                    raise StreamFailed(f"target: {message or 'import failed'}")
+                    raise DiskStreamFailed(f"target: {message or 'import failed'}")
                 case _:
                     raise BackendFailed("the target's reply to 'query-disk-import' has an unknown status")
 

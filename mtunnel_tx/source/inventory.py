@@ -29,7 +29,7 @@ _BLOCK_STREAMS = {"zfspool": "zfs", "btrfs": "btrfs,raw+size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class SourceDisk:
     """A volume that has to be sent.
 
     `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `streams`
@@ -102,9 +102,9 @@ def find_drives(conf: GuestConfig) -> Iterator[tuple[str, str]]:
     return ((key, conf.options[key]) for key in sorted(conf.options) if is_drive_key(key))
 
 
-def find_disks(vmid: int, conf: GuestConfig, entries: Mapping[str, StorageEntry]) -> tuple[list[Disk], list[str]]:
+def find_disks(vmid: int, conf: GuestConfig, entries: Mapping[str, StorageEntry]) -> tuple[list[SourceDisk], list[str]]:
     """Returns: the disks, each volume once, not measured yet; and why others cannot be sent."""
-    found: dict[str, Disk] = {}
+    found: dict[str, SourceDisk] = {}
     obstacles: list[str] = []
     for key, value in find_drives(conf):
         try:
@@ -119,11 +119,11 @@ def find_disks(vmid: int, conf: GuestConfig, entries: Mapping[str, StorageEntry]
     return list(found.values()), obstacles
 
 
-def _named(disk: Disk, keys: tuple[str, ...]) -> Disk:
-    return Disk(keys=keys, volid=disk.volid, name=disk.name, format=disk.format, streams=disk.streams)
+def _named(disk: SourceDisk, keys: tuple[str, ...]) -> SourceDisk:
+    return SourceDisk(keys=keys, volid=disk.volid, name=disk.name, format=disk.format, streams=disk.streams)
 
 
-def _find_disk(vmid: int, key: str, value: str, entries: Mapping[str, StorageEntry]) -> Disk | None:
+def _find_disk(vmid: int, key: str, value: str, entries: Mapping[str, StorageEntry]) -> SourceDisk | None:
     try:
         drive = parse_drive(key, value)
     except FormatError as error:
@@ -151,16 +151,16 @@ def _check_drive(key: str, drive: Drive) -> None:
         raise Obstacle(f"'{drive.volume}' is a linked clone")
 
 
-def _describe(key: str, volid: VolumeId, entries: Mapping[str, StorageEntry]) -> Disk:
+def _describe(key: str, volid: VolumeId, entries: Mapping[str, StorageEntry]) -> SourceDisk:
     entry = entries.get(volid.storage)
     if entry is None:
         raise Obstacle(f"storage '{volid.storage}' does not exist")
     if entry.path is None or entry.type == "btrfs":
         streams = _BLOCK_STREAMS.get(entry.type, "raw+size")
-        return Disk(keys=(key,), volid=volid, name=volid.name.rpartition("/")[2], format="raw", streams=streams)
+        return SourceDisk(keys=(key,), volid=volid, name=volid.name.rpartition("/")[2], format="raw", streams=streams)
     volume = parse_dir_volume(volid.name)
     if volume.content != "images" or volume.format == "subvol":
         raise Obstacle(f"'{volid}' is no disk image")
     if volume.is_base:
         raise Obstacle(f"'{volid}' is a base image")
-    return Disk(keys=(key,), volid=volid, name=volume.name, format=volume.format, streams=f"{volume.format}+size")
+    return SourceDisk(keys=(key,), volid=volid, name=volume.name, format=volume.format, streams=f"{volume.format}+size")

@@ -28,7 +28,7 @@ class Reactor(Clock, Protocol):
     def adoptStreamConnection(self, descriptor: int, family: int, factory: object) -> object: ...
 
 
-class Link(Protocol):
+class JoinedSocket(Protocol):
     """A local socket joined with a websocket, in both directions."""
 
     def abort(self) -> None:
@@ -41,7 +41,7 @@ class Link(Protocol):
 class Dial(Protocol):
     """Open a websocket at the target and join it with a local socket."""
 
-    async def __call__(self, path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Link:
+    async def __call__(self, path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> JoinedSocket:
         """Takes `sock` over, whatever happens. `path_query` starts with `/api2/json`.
 
         End of file on `sock` is sent on as Close once every byte is out; Close there is end of file here.
@@ -50,7 +50,7 @@ class Dial(Protocol):
         """
 
 
-class Progress(Protocol):
+class ProgressListener(Protocol):
     """Those who watch; several streams may be under way, each has a label."""
 
     def say(self, text: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mtunnel_tx.errors import NotFound, WrongState
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.source.waiting import finish
+from mtunnel_tx.waiting import finish
 
 MARK = "migrate"
 LOCK_S = 10.0

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.source.channel import TargetGone
 from mtunnel_tx.source.disks import Shipment, Shipping
-from mtunnel_tx.source.forwards import Forwards
-from mtunnel_tx.source.inventory import Disk
+from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Json, Machines, Running
-from mtunnel_tx.source.live import LiveMove, is_online, sent_drive, wants_trim
 from mtunnel_tx.source.marking import LOCK_S, Mark, check_marked, marked
-from mtunnel_tx.source.order import Order, Plan, World
+from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.pace import Pace, agree
+from mtunnel_tx.source.qemu.forwards import Forwards
+from mtunnel_tx.source.qemu.live import LiveMove, is_online, sent_drive, wants_trim
 from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
 from mtunnel_tx.source.survey import Survey
-from mtunnel_tx.source.tunnel import Tunnel, read_text
-from mtunnel_tx.source.waiting import finish
+from mtunnel_tx.source.tunnel import TargetTunnel, read_text
+from mtunnel_tx.waiting import finish
 
 OURS = "mtunnel-tx"
 """How our own `repoid` begins: such a target can be asked for digests."""
@@ -39,7 +39,7 @@ class Summary:
 class Migration:
     """One VM on its way."""
 
-    def __init__(self, order: Order, world: World) -> None:
+    def __init__(self, order: Order, world: SourceWorld) -> None:
         self._order = order
         self._world = world
         self._say = world.progress.say
@@ -87,17 +87,17 @@ class Migration:
                     mark.stays = not await finish(self._go_back(live))
                 raise
 
-    async def _let_go(self, machines: Machines, tunnel: Tunnel) -> None:
+    async def _let_go(self, machines: Machines, tunnel: TargetTunnel) -> None:
         """It runs there: end what is left of it here, and tell the target that it is its own."""
         await machines.stop(self._order.vmid)
         await tunnel.unlock()
 
-    def _live(self, tunnel: Tunnel, running: Running) -> LiveMove:
+    def _live(self, tunnel: TargetTunnel, running: Running) -> LiveMove:
         world = self._world
         forwards = Forwards(world.reactor, tunnel, world.runtime_dir, self._order.vmid)
         return LiveMove(tunnel, running, forwards, world.progress, world.guests.node)
 
-    async def _hand_over(self, plan: Plan, tunnel: Tunnel, live: LiveMove) -> None:
+    async def _hand_over(self, plan: Plan, tunnel: TargetTunnel, live: LiveMove) -> None:
         pace = await self._agree(plan, tunnel)
         online = [disk for disk in plan.disks if is_online(plan.conf, disk)]
         volids = await self._send_disks([disk for disk in plan.disks if disk not in online], tunnel, pace)
@@ -106,10 +106,10 @@ class Migration:
         await self._define(plan, tunnel, volids)
         await live.move(drives, pace, trim=wants_trim(plan.conf) and bool(plan.disks))
 
-    async def _agree(self, plan: Plan, tunnel: Tunnel) -> Pace:
+    async def _agree(self, plan: Plan, tunnel: TargetTunnel) -> Pace:
         return await agree(self._order, plan, self._world.storage, tunnel)
 
-    async def _make_disk(self, plan: Plan, disk: Disk, tunnel: Tunnel) -> dict[str, Json]:
+    async def _make_disk(self, plan: Plan, disk: SourceDisk, tunnel: TargetTunnel) -> dict[str, Json]:
         storage = self._order.storages.target(disk.volid.storage)
         return await tunnel.make_disk(storage, sent_drive(plan.conf, disk), disk.format)
 
@@ -131,10 +131,10 @@ class Migration:
         return True
 
     @asynccontextmanager
-    async def _opened(self, plan: Plan) -> AsyncIterator[Tunnel]:
+    async def _opened(self, plan: Plan) -> AsyncIterator[TargetTunnel]:
         """A tunnel, and its end: a failure before `unlock` has the target clean up; afterwards the VM is its own."""
         world = self._world
-        tunnel = Tunnel(world.reactor, world.target, world.dial, node=plan.node, vmid=self._order.target_vmid)
+        tunnel = TargetTunnel(world.reactor, world.target, world.dial, node=plan.node, vmid=self._order.target_vmid)
         world.impatient.addCallback(lambda _: tunnel.drop())
         try:
             await finish(tunnel.open(*self._places(plan)))
@@ -147,7 +147,7 @@ class Migration:
         finally:
             await finish(tunnel.close())
 
-    async def _leave(self, tunnel: Tunnel) -> None:
+    async def _leave(self, tunnel: TargetTunnel) -> None:
         """The last word is a courtesy: `unlock` was answered. But in doubt nothing is deleted."""
         there = f"VM {self._order.target_vmid} is the target's"
         try:
@@ -165,22 +165,22 @@ class Migration:
         bridges = dict.fromkeys(self._order.bridge(name) for name in find_bridges(plan.conf))
         return list(storages), list(bridges)
 
-    async def _send_disks(self, disks: Sequence[Disk], tunnel: Tunnel, pace: Pace) -> dict[str, str]:
+    async def _send_disks(self, disks: Sequence[SourceDisk], tunnel: TargetTunnel, pace: Pace) -> dict[str, str]:
         shipping = Shipping(self._world.reactor, tunnel, self._world.storage, self._world.progress)
         return {str(disk.volid): await shipping.send(self._ship(disk, pace)) for disk in disks}
 
-    def _ship(self, disk: Disk, pace: Pace) -> Shipment:
+    def _ship(self, disk: SourceDisk, pace: Pace) -> Shipment:
         order = self._order
         storage = order.storages.target(disk.volid.storage)
         name = disk.name_for(order.vmid, order.target_vmid)
         return Shipment(disk=disk, name=name, storage=storage, limit_bytes_s=pace.disks[disk.label])
 
-    async def _define(self, plan: Plan, tunnel: Tunnel, volids: Mapping[str, str]) -> None:
+    async def _define(self, plan: Plan, tunnel: TargetTunnel, volids: Mapping[str, str]) -> None:
         order = self._order
         conf = rewrite_config(plan.conf, volids, order.bridge, order.storages.target)
         await tunnel.set_config(conf, self._world.guests.read_firewall(order.vmid))
 
-    async def _abandon(self, tunnel: Tunnel) -> None:
+    async def _abandon(self, tunnel: TargetTunnel) -> None:
         if not tunnel.is_connected:
             self._cleaned = True
             return
@@ -210,7 +210,7 @@ class Migration:
                 )
             self._say(f"{disk.label}: SHA-256 agrees")
 
-    async def _digest_there(self, plan: Plan, disk: Disk, volid: str) -> str:
+    async def _digest_there(self, plan: Plan, disk: SourceDisk, volid: str) -> str:
         path = ("nodes", plan.node, "qemu", str(self._order.target_vmid), "mtunneldigest")
         wait_s = DIGEST_S + disk.stream_bytes / DIGEST_BYTES_S
         return read_text(await self._world.target.get(*path, volume=volid, wait_s=wait_s), "sha256")
@@ -227,7 +227,7 @@ class Migration:
             raise BackendFailed(f"VM {vmid} was moved, but these volumes are left here: {'; '.join(failed)}")
         self._say(f"VM {vmid} was removed here")
 
-    async def _free(self, disk: Disk) -> str | None:
+    async def _free(self, disk: SourceDisk) -> str | None:
         """Returns: why the volume is still there."""
         try:
             await self._world.storage.free(str(disk.volid))

@@ -12,8 +12,8 @@ from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.maps import Map
-from mtunnel_tx.source.inventory import Disk
-from mtunnel_tx.source.links import Dial, Machines, Progress, Reactor
+from mtunnel_tx.source.inventory import SourceDisk
+from mtunnel_tx.source.links import Dial, Machines, ProgressListener, Reactor
 from mtunnel_tx.source.target import TargetApi
 
 
@@ -39,7 +39,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class SourceWorld:
     """Both hosts: files, storages and VMs of this one, API and websockets of the other, and who watches.
 
     `machines`: None where running VMs cannot be sent. `runtime_dir`: for sockets. `impatient` fires when nobody wants
@@ -54,7 +54,7 @@ class World:
     runtime_dir: Path
     target: TargetApi
     dial: Dial
-    progress: Progress
+    progress: ProgressListener
     impatient: Deferred[None] = field(default_factory=Deferred)
 
 
@@ -63,6 +63,6 @@ class Plan:
     """What a survey found: all that is sent, the target's node, and what it says it is (`repoid`)."""
 
     conf: GuestConfig
-    disks: tuple[Disk, ...]
+    disks: tuple[SourceDisk, ...]
     node: str
     repoid: str

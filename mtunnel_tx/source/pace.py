@@ -12,7 +12,7 @@ from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.users import ROOT, UserConfig
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan
-from mtunnel_tx.source.tunnel import Tunnel
+from mtunnel_tx.source.tunnel import TargetTunnel
 
 KIB = 1024
 DOWNTIME_S = 0.1
@@ -31,7 +31,7 @@ class Pace:
     downtime_ms: int
 
 
-async def agree(order: Order, plan: Plan, storage: Storage, tunnel: Tunnel) -> Pace:
+async def agree(order: Order, plan: Plan, storage: Storage, tunnel: TargetTunnel) -> Pace:
     """Ask the target about each volume, and hold it against our own limits. Raises: BackendFailed."""
     disks: dict[str, int] = {}
     for disk in plan.disks:

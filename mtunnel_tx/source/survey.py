@@ -15,9 +15,9 @@ from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelE
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.sizes import format_size
 from mtunnel_tx.pve.values import clean, split_list
-from mtunnel_tx.source.inventory import Disk, custom_cpu, find_disks, find_obstacles
+from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
 from mtunnel_tx.source.links import Json
-from mtunnel_tx.source.order import Order, Plan, World
+from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.rewriting import find_bridges
 from mtunnel_tx.source.target import NotImplementedThere, TargetUnreachable
 from mtunnel_tx.source.tunnel import read_text
@@ -37,7 +37,7 @@ class Obstructed(WrongState):
 class Survey:
     """One look at both hosts."""
 
-    def __init__(self, order: Order, world: World) -> None:
+    def __init__(self, order: Order, world: SourceWorld) -> None:
         self._order = order
         self._world = world
         self._obstacles: dict[str, None] = {}
@@ -68,7 +68,7 @@ class Survey:
 
     # Here
 
-    async def _look_here(self, conf: GuestConfig) -> tuple[Disk, ...]:
+    async def _look_here(self, conf: GuestConfig) -> tuple[SourceDisk, ...]:
         order = self._order
         if self._world.running(order.vmid) and not (order.online and self._world.machines):
             how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
@@ -79,7 +79,7 @@ class Survey:
         measured = [await self._measure(disk) for disk in disks]
         return tuple(disk for disk in measured if disk is not None)
 
-    def _find_gaps(self, conf: GuestConfig, disks: Sequence[Disk]) -> Iterator[str]:
+    def _find_gaps(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> Iterator[str]:
         """What the maps leave out."""
         storages = [disk.volid.storage for disk in disks]
         storages += [conf.options["vmstatestorage"]] if "vmstatestorage" in conf.options else []
@@ -88,7 +88,7 @@ class Survey:
         for name in find_bridges(conf):
             yield from _reason(f"bridge '{name}'", partial(self._order.bridge, name))
 
-    async def _measure(self, disk: Disk) -> Disk | None:
+    async def _measure(self, disk: SourceDisk) -> SourceDisk | None:
         try:
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
@@ -102,7 +102,7 @@ class Survey:
             return None
         return replace(disk, size_bytes=size_bytes, stream_bytes=stream_bytes + HEADER_BYTES)
 
-    async def _file_bytes(self, disk: Disk) -> int:
+    async def _file_bytes(self, disk: SourceDisk) -> int:
         path = await self._world.storage.path(str(disk.volid))
         try:
             return Path(path).stat().st_size
@@ -111,7 +111,7 @@ class Survey:
 
     # There
 
-    async def _look_there(self, conf: GuestConfig, disks: Sequence[Disk]) -> Plan:
+    async def _look_there(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> Plan:
         node = await self._ask(self._find_node(), "")
         repoid = await self._ask(self._find_repoid(), "")
         await self._ask(self._check_vmid(), None)
@@ -145,7 +145,7 @@ class Survey:
             if str(entry.get("vmid")) == str(vmid):
                 self._add(f"target: VM {vmid} already exists on node '{clean(str(entry.get('node')))}'")
 
-    async def _check_storages(self, disks: Sequence[Disk]) -> None:
+    async def _check_storages(self, disks: Sequence[SourceDisk]) -> None:
         listed = _objects(await self._world.target.get("nodes", "localhost", "storage", enabled="1"))
         storages = {str(entry.get("storage")): entry for entry in listed}
         for name in self._order.storages.targets:
@@ -156,7 +156,7 @@ class Survey:
             else:
                 self._check_space(name, storages[name].get("avail"), disks)
 
-    def _check_space(self, name: str, avail: Json, disks: Sequence[Disk]) -> None:
+    def _check_space(self, name: str, avail: Json, disks: Sequence[SourceDisk]) -> None:
         mapped = (disk for disk in disks if _target_or_none(self._order, disk) == name)
         needed_bytes = sum(disk.size_bytes for disk in mapped)
         if isinstance(avail, int) and needed_bytes > avail:
@@ -170,7 +170,7 @@ class Survey:
         if name is not None:
             await self._world.target.get("cluster", "qemu", "custom-cpu-models", name)
 
-    async def _look_at_privileges(self, disks: Sequence[Disk]) -> None:
+    async def _look_at_privileges(self, disks: Sequence[SourceDisk]) -> None:
         used = dict.fromkeys(_target_or_none(self._order, disk) for disk in disks)
         needed = {f"/vms/{self._order.target_vmid}": "VM.Allocate", "/": "Sys.Incoming"}
         needed |= {f"/storage/{name}": "Datastore.AllocateSpace" for name in used if name}
@@ -218,5 +218,5 @@ def _try(ask: Callable[[], str]) -> str | None:
         return None
 
 
-def _target_or_none(order: Order, disk: Disk) -> str | None:
+def _target_or_none(order: Order, disk: SourceDisk) -> str | None:
     return _try(partial(order.storages.target, disk.volid.storage))

@@ -18,8 +18,8 @@ from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, Tu
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
-from mtunnel_tx.source.waiting import within
 from mtunnel_tx.tls.pinning import SOMEWHERE, explain_tls, host_header
+from mtunnel_tx.waiting import within
 
 BASE = "/api2/json"
 PATIENCE_S = 30.0

@@ -11,11 +11,12 @@ from twisted.internet.protocol import Factory
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.values import clean
-from mtunnel_tx.source.channel import CommandFailed, Commands
-from mtunnel_tx.source.inventory import Disk
-from mtunnel_tx.source.links import Dial, Json, Link, Reactor
+from mtunnel_tx.source.channel import CommandChannel, CommandRefused
+from mtunnel_tx.source.inventory import SourceDisk
+from mtunnel_tx.source.links import Dial, JoinedSocket, Json, Reactor
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
-from mtunnel_tx.source.waiting import within
+from mtunnel_tx.waiting import within
+from mtunnel_tx.wire.socketkinds import find_socket_kind
 
 API_VERSION = 2
 SHORT_S = 10.0
@@ -27,7 +28,7 @@ START_S = 120.0
 LONG_S = 600.0
 
 
-class Tunnel:
+class TargetTunnel:
     """The tunnel of one VM at the target; closed until `open`.
 
     Args: node, vmid: where the VM goes. dial: opens websockets.
@@ -39,8 +40,8 @@ class Tunnel:
         self._dial = dial
         self._guest = ("nodes", node, "qemu", str(vmid))
         self._socket_start = f"/run/qemu-server/{vmid}."
-        self._commands = Commands(reactor)
-        self._link: Link | None = None
+        self._commands = CommandChannel(reactor)
+        self._link: JoinedSocket | None = None
         self._opening: Deferred[None] | None = None
         self.is_dropped = False
         self.is_started = False
@@ -82,7 +83,7 @@ class Tunnel:
         fields = {"operation": "migration", "storages": [storage], "bwlimit": override_kib_s}
         return (await self._commands.call("bwlimit", SHORT_S, fields)).get("bwlimit")
 
-    async def start_import(self, disk: Disk, name: str, storage: str) -> tuple[str, str]:
+    async def start_import(self, disk: SourceDisk, name: str, storage: str) -> tuple[str, str]:
         """Returns: the socket's name on the wire, and the stream's format, one of the disk's."""
         fields = {
             "volname": name,
@@ -101,7 +102,7 @@ class Tunnel:
             raise BackendFailed("the target names a socket that is not this tunnel's")
         return path, stream
 
-    async def connect_stream(self, path: str, sock: socket.socket) -> Link:
+    async def connect_stream(self, path: str, sock: socket.socket) -> JoinedSocket:
         """Join a socket with one at the target, by a ticket of its own; takes `sock` over."""
         try:
             reply = await self._commands.call("ticket", SHORT_S, {"path": path})
@@ -109,7 +110,7 @@ class Tunnel:
         except Exception:
             sock.close()
             raise
-        return await self._dial(path_query, sock, ends_with_peer=path.endswith(".migrate"))
+        return await self._dial(path_query, sock, ends_with_peer=find_socket_kind(path).ends_both_at_source)
 
     async def query_import(self) -> Mapping[str, Json]:
         """How the import goes on: `status`, `msg`, `volid`."""
@@ -137,11 +138,11 @@ class Tunnel:
         await self._commands.call("nbdstop", QUIT_S)
 
     async def resume(self) -> None:
-        """Let the VM run there. Raises: CommandFailed: it does not; any other error: nobody knows (`may_be_theirs`)."""
+        """Let the VM run there. Raises: CommandRefused: it does not; else nobody knows (`may_be_theirs`)."""
         self.may_be_theirs = True
         try:
             await self._commands.call("resume", QUIT_S)
-        except CommandFailed:
+        except CommandRefused:
             self.may_be_theirs = False
             raise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.logger import Logger
 
 from mtunnel_tx.tunnel.ledger import Owed
-from mtunnel_tx.tunnel.live import Tunnel
+from mtunnel_tx.tunnel.tunnel import Tunnel
 
 log = Logger()
 
@@ -29,7 +29,7 @@ def record(tunnel: Tunnel, end: str, problem: str | None) -> None:
         verdict=verdict(tunnel.ledger.owed, problem),
         bytes_in=bytes_in,
         bytes_out=bytes_out,
-        duration_s=round(tunnel.world.clock.seconds() - tunnel.since, 1),
+        duration_s=round(tunnel.services.clock.seconds() - tunnel.since, 1),
         upid=tunnel.task.upid,
     )
 

@@ -9,7 +9,7 @@ from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
-from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.tunnel.services import Services
 
 ALLOCATE = Need("/storage/{storage}", ("Datastore.AllocateSpace",), "for each storage that it uses")
 ANY_VOLUME = Need("/storage/{storage}", ("Datastore.Allocate",), "for volumes of the config that are not the VM's own")
@@ -21,21 +21,21 @@ READ_ONLY_VOLUME = Need(
 _OWNER = re.compile(r"(?:vm|base|subvol|basevol)-(\d+)-")
 
 
-def known_storage(world: World, storage: str) -> StorageEntry:
+def known_storage(services: Services, storage: str) -> StorageEntry:
     """Raises: TunnelError: `storage 'X' does not exist`."""
-    entry = world.storage.config().get(storage)
+    entry = services.storage.config().get(storage)
     if entry is None:
         raise TunnelError(f"storage '{storage}' does not exist")
     return entry
 
 
-def usable_storage(world: World, rights: Rights, storage: str) -> StorageEntry:
+def usable_storage(services: Services, rights: Rights, storage: str) -> StorageEntry:
     """The storage check of protocol.md section 6. Raises: TunnelError, PermissionDenied."""
-    entry = known_storage(world, storage)
+    entry = known_storage(services, storage)
     if not entry.enabled:
         raise TunnelError(f"storage '{storage}' is disabled")
-    if entry.nodes is not None and world.guests.node not in entry.nodes:
-        raise TunnelError(f"storage '{storage}' is not available on node '{world.guests.node}'")
+    if entry.nodes is not None and services.guests.node not in entry.nodes:
+        raise TunnelError(f"storage '{storage}' is not available on node '{services.guests.node}'")
     ALLOCATE.check(rights, {"storage": storage})
     if "images" not in entry.content:
         raise TunnelError(f"storage '{storage}' does not support vm images")

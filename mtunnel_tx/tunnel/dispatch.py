@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.tunnel.live import Guest, State, Tunnel
-from mtunnel_tx.tunnel.table import COMMANDS, Command, Lock
+from mtunnel_tx.tunnel.command import Command, Lock
+from mtunnel_tx.tunnel.tunnel import Guest, State, Tunnel
 from mtunnel_tx.wire.lines import command_name, encode_failure, encode_ok, handler_failure, parse_request
 
 log = Logger()
@@ -42,7 +42,7 @@ def admit(tunnel: Tunnel, name: str) -> Command:
     """Refuse everything after `quit`, then what is no command."""
     if tunnel.state in (State.LEAVING, State.ENDING):
         raise TunnelError(f"tunnel is in exit-mode, processing '{name}' cmd not possible")
-    command = COMMANDS.get(name)
+    command = tunnel.kind.commands.get(name)
     if command is None:
         raise TunnelError(f"unknown command '{name}' given")
     tunnel.task.line(f"received command '{name}'")
@@ -52,7 +52,7 @@ def admit(tunnel: Tunnel, name: str) -> Command:
 @asynccontextmanager
 async def opened(tunnel: Tunnel, lock: Lock) -> AsyncIterator[Guest]:
     """The VM's config as it is now, its mark compared; the lock is held on if the command says so."""
-    guests, limits = tunnel.world.guests, tunnel.world.limits
+    guests, limits = tunnel.services.guests, tunnel.services.limits
     async with guests.locked(tunnel.vmid, limits.command_lock_s):
         conf = guests.read(tunnel.vmid)
         tunnel.check_mark(conf)

@@ -12,12 +12,12 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import NotFound, TunnelError, WrongState
 from mtunnel_tx.ports.machines import MachineState
-from mtunnel_tx.tunnel.imports import SUFFIX
 from mtunnel_tx.tunnel.ledger import Ledger
-from mtunnel_tx.tunnel.live import Tunnel, marked
 from mtunnel_tx.tunnel.ownership import Ownership
+from mtunnel_tx.tunnel.services import Services
+from mtunnel_tx.tunnel.tunnel import Tunnel, marked
 from mtunnel_tx.tunnel.verdict import Verdict, explain, judge
-from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.wire.socketkinds import COMMANDS, DISK_IMPORT, MEMORY, NBD
 
 log = Logger()
 
@@ -25,8 +25,8 @@ log = Logger()
 class Keeper:
     """Ends tunnels by the rule; the same code for a live end and for the recovery after a crash."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     async def end(self, tunnel: Tunnel) -> None:
         """The connection is over. Raises: TunnelError: why not everything could be undone; the journal stands."""
@@ -42,8 +42,8 @@ class Keeper:
     async def _end_children(self, tunnel: Tunnel) -> None:
         if tunnel.disk_import is not None and not tunnel.disk_import.over:
             await tunnel.disk_import.kill()
-        tunnel.sockets.abort_streams(but=".mtunnel")
-        tunnel.sockets.drop(SUFFIX)
+        tunnel.sockets.abort_streams(but=COMMANDS)
+        tunnel.sockets.drop(DISK_IMPORT)
 
     async def settle(self, ledger: Ledger, own: Ownership) -> None:
         """Do what the rule says, alike after the end of a connection and after a crash.
@@ -71,48 +71,48 @@ class Keeper:
         """What QEMU says, if this tunnel may have started one."""
         if not ledger.owed.started:
             return MachineState(status="off")
-        return await self._world.hypervisor.state(ledger.owed.vmid)
+        return await self._services.hypervisor.state(ledger.owed.vmid)
 
     async def undo(self, ledger: Ledger, own: Ownership, but: Sequence[str] = ()) -> None:
         """End QEMU, free the volumes but some, then remove firewall file and config, then the journal."""
         vmid = ledger.owed.vmid
         if ledger.owed.started:
-            await self._world.hypervisor.stop(vmid)
+            await self._services.hypervisor.stop(vmid)
             self._remove_sockets(vmid)
         if not await self._is_left_to_us(ledger):
             await self._step_back(ledger, own)
             return
         await own.free_all(but)
         if ledger.owed.firewall:
-            await self._world.guests.remove_firewall(vmid)
+            await self._services.guests.remove_firewall(vmid)
         await self._remove_config(ledger)
         await ledger.close()
 
     def _remove_sockets(self, vmid: int) -> None:
         """A QEMU that was killed leaves them behind."""
-        for suffix in (".migrate", "_nbd.migrate"):
-            (self._world.machine_dir / f"{vmid}{suffix}").unlink(missing_ok=True)
+        for kind in (MEMORY, NBD):
+            (self._services.machine_dir / f"{vmid}{kind.suffix}").unlink(missing_ok=True)
 
     async def keep(self, ledger: Ledger) -> None:
         """The VM is ours: finish an `unlock` that was announced, and forget the journal."""
-        vmid, guests = ledger.owed.vmid, self._world.guests
-        async with guests.locked(vmid, self._world.limits.command_lock_s):
+        vmid, guests = ledger.owed.vmid, self._services.guests
+        async with guests.locked(vmid, self._services.limits.command_lock_s):
             if self._config_state(vmid) in ledger.owed.marks - {"absent"}:
                 await guests.write(vmid, marked(guests.read(vmid), None))
         await ledger.close()
 
     async def _remove_config(self, ledger: Ledger) -> None:
         vmid = ledger.owed.vmid
-        async with self._world.guests.locked(vmid, self._world.limits.command_lock_s):
+        async with self._services.guests.locked(vmid, self._services.limits.command_lock_s):
             if self.is_ours(ledger):
-                await self._world.guests.remove(vmid)
+                await self._services.guests.remove(vmid)
 
     async def _is_left_to_us(self, ledger: Ledger) -> bool:
         """Whoever restores a VM of this number has a config like ours, and volumes of the same names, under its lock.
 
         Raises: TimedOut: somebody is at work there.
         """
-        async with self._world.guests.locked(ledger.owed.vmid, self._world.limits.command_lock_s):
+        async with self._services.guests.locked(ledger.owed.vmid, self._services.limits.command_lock_s):
             return self.is_ours(ledger)
 
     def is_ours(self, ledger: Ledger) -> bool:
@@ -129,7 +129,7 @@ class Keeper:
     def _config_state(self, vmid: int) -> str:
         """Its lock, or what else it is; a claim has nothing but its lock, somebody's VM in the making may have more."""
         try:
-            conf = self._world.guests.read(vmid)
+            conf = self._services.guests.read(vmid)
         except NotFound:
             return "absent"
         if conf.lock == "create" and len(conf.options) > 1:
@@ -137,7 +137,7 @@ class Keeper:
         return conf.lock or "unlocked"
 
 
-async def finish(world: World, tunnel: Tunnel, verdict: str) -> str | None:
+async def finish(services: Services, tunnel: Tunnel, verdict: str) -> str | None:
     """End a tunnel whose connection is over, and its task log with it.
 
     Args: verdict: the task's end status; empty: OK, or its warnings.
@@ -145,7 +145,7 @@ async def finish(world: World, tunnel: Tunnel, verdict: str) -> str | None:
     """
     problem = None
     try:
-        await Keeper(world).end(tunnel)
+        await Keeper(services).end(tunnel)
     except TunnelError as error:
         problem = error.text
         tunnel.warn(problem)

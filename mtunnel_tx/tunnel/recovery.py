@@ -8,8 +8,8 @@ from mtunnel_tx.errors import NotFound, TunnelError
 from mtunnel_tx.tunnel.ledger import Ledger, fold
 from mtunnel_tx.tunnel.lifecycle import Keeper
 from mtunnel_tx.tunnel.ownership import Ownership
+from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import remove_stale
-from mtunnel_tx.tunnel.world import World
 
 log = Logger()
 DIED = "the daemon ended before the tunnel did"
@@ -31,26 +31,26 @@ class QuietTask:
 class Recovery:
     """Ends the tunnels of an earlier daemon."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     async def run(self) -> dict[int, str]:
         """What works on is ended first, so that nothing comes after what is freed.
 
         Returns: the VMIDs that could not be settled, each with the reason.
         """
-        world = self._world
-        await world.storage.end_orphans()
-        remove_stale(world.runtime_dir)
-        await world.journal.tidy()
-        reasons = {vmid: await self._settle(vmid) for vmid in world.journal.standing()}
-        world.tasks.close_orphans(DIED)
+        services = self._services
+        await services.storage.end_orphans()
+        remove_stale(services.runtime_dir)
+        await services.journal.tidy()
+        reasons = {vmid: await self._settle(vmid) for vmid in services.journal.standing()}
+        services.tasks.close_orphans(DIED)
         return {vmid: reason for vmid, reason in reasons.items() if reason is not None}
 
     async def _settle(self, vmid: int) -> str | None:
         """Returns: why it is held, None if it is not. One tunnel that cannot be settled stops no other."""
         try:
-            await self._world.guests.tidy(vmid)
+            await self._services.guests.tidy(vmid)
             await self.end(self._ledger(vmid))
         except TunnelError as error:
             log.error("VM {vmid} is held: {reason}", vmid=vmid, reason=error.text)
@@ -62,10 +62,10 @@ class Recovery:
         return None
 
     def _ledger(self, vmid: int) -> Ledger:
-        records = self._world.journal.read(vmid)
+        records = self._services.journal.read(vmid)
         if records is None:
             raise NotFound(f"nothing is to be settled for VM {vmid}")
-        return Ledger(self._world.journal, fold(vmid, records), standing=True)
+        return Ledger(self._services.journal, fold(vmid, records), standing=True)
 
     async def settle(self, vmid: int, *, discard: bool) -> list[str]:
         """Do what somebody decided about a tunnel that was held.
@@ -81,20 +81,20 @@ class Recovery:
             return await self._discard(ledger, own)
         left = await own.left()
         if not discard:
-            await self._world.storage.sync(left)
+            await self._services.storage.sync(left)
             await self._resume(ledger)
-        await Keeper(self._world).keep(ledger)
+        await Keeper(self._services).keep(ledger)
         return left
 
     async def _resume(self, ledger: Ledger) -> None:
-        machine = await Keeper(self._world).machine(ledger)
+        machine = await Keeper(self._services).machine(ledger)
         if machine.status == "paused" and machine.whole:
             await ledger.write("ran")
-            await self._world.hypervisor.resume(ledger.owed.vmid)
+            await self._services.hypervisor.resume(ledger.owed.vmid)
             await ledger.write("runs")
 
     async def _discard(self, ledger: Ledger, own: Ownership) -> list[str]:
-        keeper = Keeper(self._world)
+        keeper = Keeper(self._services)
         await ledger.write("undo")
         ours = keeper.is_ours(ledger)
         named = [volid for volid in await own.left() if self._named(volid, but=ledger.owed.vmid if ours else None)]
@@ -102,19 +102,19 @@ class Recovery:
             await keeper.undo(ledger, own, but=named)
             return named
         if ledger.owed.started:
-            await self._world.hypervisor.stop(ledger.owed.vmid)
+            await self._services.hypervisor.stop(ledger.owed.vmid)
         await own.free_all(but=named)
         await ledger.close()
         return named
 
     def _named(self, volid: str, but: int | None) -> bool:
         """Whether the config of any guest names a volume, except this node's guest `but`."""
-        guests = self._world.guests
+        guests = self._services.guests
         return any((entry.vmid, entry.node) != (but, guests.node) for entry in guests.naming(volid))
 
     async def end(self, ledger: Ledger) -> None:
         """End a tunnel that nobody serves. Raises: TunnelError: why not everything could be undone."""
-        await Keeper(self._world).settle(ledger, self._own(ledger))
+        await Keeper(self._services).settle(ledger, self._own(ledger))
 
     def _own(self, ledger: Ledger) -> Ownership:
-        return Ownership(self._world.storage, ledger, QuietTask())
+        return Ownership(self._services.storage, ledger, QuietTask())

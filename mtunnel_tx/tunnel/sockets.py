@@ -15,10 +15,12 @@ from twisted.internet.defer import Deferred
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.streams import Stream
+from mtunnel_tx.pve.guestlayout import GuestLayout
+from mtunnel_tx.wire.socketkinds import SOCKET_KINDS, SocketFolder, SocketKind
 
-WIRE_DIR = "/run/qemu-server"
 Ended = Callable[[bool], Awaitable[None]]
-_OURS = re.compile(r"[1-9][0-9]*\.(mtunnel|storage)")
+_OWN_SUFFIXES = [re.escape(kind.suffix) for kind in SOCKET_KINDS if kind.folder is SocketFolder.TUNNEL]
+_OURS = re.compile(rf"[1-9][0-9]*({'|'.join(_OWN_SUFFIXES)})")
 
 
 def remove_stale(runtime_dir: Path) -> None:
@@ -34,11 +36,11 @@ async def _ignore(_orderly: bool) -> None:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Socket:
-    """One socket of a live tunnel; `single`: it takes one relay at a time. `ended(orderly)` hears of each end."""
+    """One socket of a live tunnel; `ended(orderly)` hears of the end of each relay that leads to it."""
 
+    kind: SocketKind
     name: str
     file: Path
-    single: bool = False
     ended: Ended = _ignore
 
 
@@ -48,27 +50,30 @@ class SocketTable:
     Args: folders: of the tunnel's own sockets, and of those that QEMU makes.
     """
 
-    def __init__(self, vmid: int, token: str, folders: tuple[Path, Path], most_streams: int) -> None:
+    def __init__(
+        self, layout: GuestLayout, vmid: int, token: str, folders: tuple[Path, Path], most_streams: int
+    ) -> None:
+        self._layout = layout
         self.vmid = vmid
         self.token = token
         self.most_streams = most_streams
-        self.passages: list[Passage] = []
+        self.routes: list[SocketRoute] = []
         self.bytes_before = (0, 0)
         self._own_dir, self._machine_dir = folders
         self._sockets: dict[str, Socket] = {}
 
-    def name(self, suffix: str) -> str:
-        """The wire name, e.g. `/run/qemu-server/100.storage` for `.storage`."""
-        return f"{WIRE_DIR}/{self.vmid}{suffix}"
+    def name(self, kind: SocketKind) -> str:
+        """The wire name, e.g. `/run/qemu-server/100.storage`."""
+        return self._layout.socket_name(self.vmid, kind.suffix)
 
-    def file(self, suffix: str) -> Path:
+    def file(self, kind: SocketKind) -> Path:
         """The socket file on this host."""
-        folder = self._machine_dir if suffix.endswith(".migrate") else self._own_dir
-        return folder / f"{self.vmid}{suffix}"
+        folder = self._machine_dir if kind.folder is SocketFolder.MACHINE else self._own_dir
+        return folder / f"{self.vmid}{kind.suffix}"
 
-    def add(self, suffix: str, *, single: bool = False, ended: Ended = _ignore) -> Socket:
+    def add(self, kind: SocketKind, *, ended: Ended = _ignore) -> Socket:
         """Let websockets lead to a socket from now on."""
-        socket = Socket(name=self.name(suffix), file=self.file(suffix), single=single, ended=ended)
+        socket = Socket(kind=kind, name=self.name(kind), file=self.file(kind), ended=ended)
         self._sockets[socket.name] = socket
         return socket
 
@@ -76,36 +81,36 @@ class SocketTable:
         """The socket of a wire name, written with one slash in front."""
         return self._sockets.get(name)
 
-    def drop(self, suffix: str) -> None:
+    def drop(self, kind: SocketKind) -> None:
         """Forget a socket; a relay that runs through it goes on."""
-        self._sockets.pop(self.name(suffix), None)
+        self._sockets.pop(self.name(kind), None)
 
-    def abort_streams(self, *, but: str = "") -> None:
-        """End all relays, but those to the socket with this suffix: a relay never outlives its tunnel."""
-        for passage in list(self.passages):
-            if not but or passage.name != self.name(but):
-                passage.abort()
+    def abort_streams(self, *, but: SocketKind | None = None) -> None:
+        """End all relays, but those to the socket of this kind: a relay never outlives its tunnel."""
+        for route in list(self.routes):
+            if route.kind is not but:
+                route.abort()
 
-    async def wait_for_end(self, suffix: str, clock: Clock, wait_s: float) -> None:
-        """Wait until no relay leads to this socket; one that takes longer is aborted."""
-        for passage in [passage for passage in self.passages if passage.name == self.name(suffix)]:
-            timer = clock.callLater(wait_s, passage.abort)
-            await passage.over
+    async def wait_for_end(self, kind: SocketKind, clock: Clock, wait_s: float) -> None:
+        """Wait until no relay leads to a socket of this kind; one that takes longer is aborted."""
+        for route in [route for route in self.routes if route.kind is kind]:
+            timer = clock.callLater(wait_s, route.abort)
+            await route.over
             if timer.active():
                 timer.cancel()
 
     def traffic(self) -> tuple[int, int]:
         """Payload bytes from and to the peer, all relays of this tunnel together."""
-        live = [passage.stream for passage in self.passages if passage.stream]
+        live = [route.stream for route in self.routes if route.stream]
         done_in, done_out = self.bytes_before
         return done_in + sum(s.bytes_in for s in live), done_out + sum(s.bytes_out for s in live)
 
 
-class Passage:
+class SocketRoute:
     """One websocket's way to a socket (ports.Route); `over` fires when its relay has ended."""
 
     def __init__(self, table: SocketTable, socket: Socket) -> None:
-        self.name = socket.name
+        self.kind = socket.kind
         self.file = socket.file
         self.vmid = table.vmid
         self.token = table.token
@@ -116,8 +121,8 @@ class Passage:
 
     def check_room(self) -> None:
         """Raises: WrongState: there is no room for it."""
-        taken = self._table.passages
-        if self._socket.single and any(other._socket is self._socket for other in taken):
+        taken = self._table.routes
+        if self.kind.single and any(other._socket is self._socket for other in taken):
             raise WrongState(f"tunnel of VM {self.vmid} has its command connection already")
         if len(taken) >= self._table.most_streams:
             raise WrongState(f"too many streams in the tunnel of VM {self.vmid}")
@@ -126,11 +131,11 @@ class Passage:
         """Count the relay in. Raises: WrongState: others were faster."""
         self.check_room()
         self.stream = stream
-        self._table.passages.append(self)
+        self._table.routes.append(self)
 
     async def closed(self, *, orderly: bool) -> None:
         """The relay has ended; whoever waits for that is told before the UNIX side goes."""
-        if self in self._table.passages:
+        if self in self._table.routes:
             self._count_out()
         await self._socket.ended(orderly)
 
@@ -144,5 +149,5 @@ class Passage:
         stream = self.stream
         if stream:
             self._table.bytes_before = before_in + stream.bytes_in, before_out + stream.bytes_out
-        self._table.passages.remove(self)
+        self._table.routes.remove(self)
         self.over.callback(None)

@@ -21,7 +21,7 @@ from mtunnel_tx.wire.schema import (
     Integer,
     Object,
     OpenObject,
-    Parameters,
+    ParameterSet,
     Property,
     SingleItem,
     String,
@@ -36,9 +36,9 @@ class NoArgs:
     """A command without parameters."""
 
 
-ANYTHING = Parameters(Object({}, ignores_others=True), NoArgs)
+ANYTHING = ParameterSet(Object({}, ignores_others=True), NoArgs)
 """For commands without a schema: whatever else the request holds is ignored."""
-NOTHING = Parameters(Object({}), NoArgs)
+NOTHING = ParameterSet(Object({}), NoArgs)
 """For `query-disk-import`, which takes no parameters at all."""
 
 
@@ -55,7 +55,7 @@ def _bandwidth(storages: list[Any], **rest: Any) -> BandwidthArgs:
     return BandwidthArgs(storages=tuple(None if name is None else as_text(name) for name in storages), **rest)
 
 
-BANDWIDTH = Parameters(
+BANDWIDTH = ParameterSet(
     Object(
         {
             "storages": Property(Array(), "the storages to be written to", True, older=("storage", SingleItem())),
@@ -75,7 +75,7 @@ class ConfigArgs:
     firewall: str | None
 
 
-CONFIG = Parameters(
+CONFIG = ParameterSet(
     Object(
         {
             "conf": Property(String(max_length=LONGEST_CONFIG), "the guest's config, in Proxmox's format", True),
@@ -98,7 +98,7 @@ class DiskArgs:
 
 
 _STORAGE = Property(String(format=STORAGE_ID), "the storage that the volume is made on", True)
-DISK = Parameters(
+DISK = ParameterSet(
     Object(
         {
             "storage": _STORAGE,
@@ -131,7 +131,7 @@ def _import(export_formats: str, **rest: Any) -> ImportArgs:
 
 
 _LOOSE = Boolean(empty_is_false=True)
-DISK_IMPORT = Parameters(
+DISK_IMPORT = ParameterSet(
     Object(
         {
             "volname": Property(String(), "the volume's name at the source, without its storage", True),
@@ -225,7 +225,7 @@ _MIGRATE_OPTIONS = Object(
         "nbd": Property(OpenObject(), "drives to export, by their key: what `disk` replied. Null: no NBD server"),
     }
 )
-START = Parameters(
+START = ParameterSet(
     Object(
         {
             "start_params": Property(_START_PARAMS, "how the VM runs at the source", True),
@@ -243,7 +243,9 @@ class TicketArgs:
     path: str
 
 
-TICKET = Parameters(Object({"path": Property(String(), "the wire name of the socket to be opened", True)}), TicketArgs)
+TICKET = ParameterSet(
+    Object({"path": Property(String(), "the wire name of the socket to be opened", True)}), TicketArgs
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,7 @@ class QuitArgs:
     cleanup: bool
 
 
-QUIT = Parameters(
+QUIT = ParameterSet(
     Object({"cleanup": Property(Boolean(), "whether to remove everything that this tunnel made", default=False)}),
     QuitArgs,
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mtunnel_tx.wire.formats import BRIDGE_ID, NODE_NAME, STORAGE_ID, VMID, list_of, split_list
-from mtunnel_tx.wire.schema import Integer, Object, Parameters, Property, String
+from mtunnel_tx.wire.schema import Integer, Object, ParameterSet, Property, String
 
 NODE: Mapping[str, Property] = {
     "node": Property(String(format=NODE_NAME), "the node, by its own name or as `localhost`", True)
@@ -31,7 +31,7 @@ def _mtunnel(node: str, vmid: int, storages: str, bridges: str) -> MtunnelCall:
     return MtunnelCall(node=node, vmid=vmid, storages=split_list(storages), bridges=split_list(bridges))
 
 
-MTUNNEL = Parameters(
+MTUNNEL = ParameterSet(
     Object(
         {
             **VM,
@@ -53,7 +53,7 @@ class WebsocketCall:
     ticket: str = field(repr=False)
 
 
-WEBSOCKET = Parameters(
+WEBSOCKET = ParameterSet(
     Object(
         {
             **VM,

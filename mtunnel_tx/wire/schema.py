@@ -294,7 +294,7 @@ class Object:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters(Generic[Made]):
+class ParameterSet(Generic[Made]):
     """What a request takes: its schema, and what is made of the values that fit it.
 
     Args: make: takes every property of the schema by its name.

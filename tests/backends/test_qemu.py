@@ -12,6 +12,7 @@ from twisted.trial.unittest import SkipTest
 from mtunnel_tx.backends.host import find_firmware
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
 from mtunnel_tx.ports.machines import Incoming
+from mtunnel_tx.pve.moved import mark_moved
 from tests.backends.qemucase import QemuCase, alive, guest, listen, ticker
 
 
@@ -45,6 +46,13 @@ class Starting(QemuCase):
         self.assertEqual(error.text, "VM 100 already running")
         self.assertEqual(host.pid(100), pid)
         self.assertTrue(alive(pid))
+
+    async def test_a_vm_that_was_moved_away_is_not_started(self):
+        host = self.host()
+        conf = mark_moved(guest(host.volumes.make("a.raw", ticker())), host="there", vmid=200, at_s=0)
+        error = await self.fails(WrongState, host.machines.local_start(100, conf, self.report))
+        self.assertIn("VM 100 was moved to there as VM 200 on 1970-01-01", error.text)
+        self.assertEqual(host.files(100), [])
 
     async def test_two_starts_at_once_make_one_vm(self):
         host = self.host()

@@ -107,7 +107,7 @@ class JournalTests(Case):
         self.assertEqual((fields["MESSAGE"], fields["SYSLOG_IDENTIFIER"]), ("kept", "mtunnel"))
 
     def test_other_events_are_not_sent(self):
-        self.logger("mtunnel_tx.tunnel.worker").info("{verdict}", **RECORD)
+        self.logger("mtunnel_tx.tunnel.registry").info("{verdict}", **RECORD)
         self.assertRaises(BlockingIOError, self.sock.recv, 100)
 
     def test_no_journal(self):

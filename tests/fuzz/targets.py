@@ -29,7 +29,7 @@ from mtunnel_tx.pve.upid import parse_upid
 from mtunnel_tx.pve.users import format_user_config, parse_user_config
 from mtunnel_tx.pve.values import FormatError
 from mtunnel_tx.pve.volume import parse_dir_volume, parse_volume_id
-from mtunnel_tx.tunnel.table import COMMANDS
+from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
 from mtunnel_tx.wire.frames import Decoder, Event, FrameError, Role, unmask_bytes
 from mtunnel_tx.wire.lines import command_name, encode_failure, encode_ok, handler_failure, parse_request
 from mtunnel_tx.wire.requests import MTUNNEL, WEBSOCKET
@@ -59,8 +59,8 @@ def read_line(data: bytes) -> None:
         request = parse_request(data)
         name = command_name(request)
         reply = encode_ok({"name": name})
-        if name in COMMANDS:
-            COMMANDS[name].read(request)
+        if name in QEMU_COMMANDS:
+            QEMU_COMMANDS[name].read(request)
     except TunnelError as error:
         reply = encode_failure(handler_failure("x", error))
     assert b"\n" not in reply

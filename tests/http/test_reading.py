@@ -80,7 +80,7 @@ class ReadTests(ApiCase):
         self.assert_parameters(self.ask("GET", "/version?foo"), foo=UNDEFINED)
 
     def test_tasks(self):
-        task = self.tasks.start(300, "mig@pve!t1")
+        task = self.tasks.start("qmtunnel", 300, "mig@pve!t1")
         task.line("mtunnel started")
         task.finish("OK")
         path = f"/nodes/{NODE}/tasks/{task.upid.replace(':', '%3A')}"
@@ -92,7 +92,7 @@ class ReadTests(ApiCase):
         self.assertEqual(self.ask("GET", f"{path}/log?start=-1").line[9:12], "400")
 
     def test_tasks_of_others(self):
-        mine, other = (self.tasks.start(300, token) for token in ("mig@pve!poor", "mig@pve!t1"))
+        mine, other = (self.tasks.start("qmtunnel", 300, token) for token in ("mig@pve!poor", "mig@pve!t1"))
         self.assertEqual(self.ask("GET", f"/nodes/localhost/tasks/{mine.upid}/log", token="poor").line[9:12], "200")
         response = self.ask("GET", f"/nodes/localhost/tasks/{other.upid}/log", token="poor")
         self.assertEqual(response.line, f"HTTP/1.1 403 Permission check failed (/nodes/{NODE}, Sys.Audit)")

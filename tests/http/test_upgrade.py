@@ -23,6 +23,7 @@ from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.stream.relay import ReactorRelays
 from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
+from mtunnel_tx.wire.socketkinds import find_socket_kind
 from tests.stream.scene import MIB, PATIENCE_S, TlsSocket, in_thread, read_all
 from tests.tls.test_tls import write_pair
 
@@ -37,6 +38,7 @@ class FakeRoute:
 
     def __init__(self, file):
         self.file = file
+        self.kind = find_socket_kind(file.name)
         self.said = []
         self.refuse = False
         self.ended = Deferred()

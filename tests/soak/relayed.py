@@ -30,6 +30,7 @@ from mtunnel_tx.stream.relay import ReactorRelays
 from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.certificate import make_certificate
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
+from mtunnel_tx.wire.socketkinds import find_socket_kind
 
 reactor: Any = the_reactor
 RELAYS = {"pump": Pump, "reactor": ReactorRelays}
@@ -43,6 +44,7 @@ class Route:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.kind = find_socket_kind(file.name)
 
     def opened(self, stream: object) -> None:
         """Everybody may."""

@@ -12,7 +12,7 @@ from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.migration import Migration
-from mtunnel_tx.source.order import Order, World
+from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.target import TargetApi
 from mtunnel_tx.stream.pump import Pump
 from tests.source.fakes import FolderStorage, Watcher
@@ -58,7 +58,7 @@ class SourceCase(TestCase):
 
     def world(self):
         endpoint = self.target.endpoint
-        return World(
+        return SourceWorld(
             reactor=reactor,
             guests=self.guests,
             storage=self.storage,

@@ -79,7 +79,7 @@ class FolderStorage:
 
 
 class Watcher:
-    """links.Progress that remembers."""
+    """links.ProgressListener that remembers."""
 
     def __init__(self):
         self.said = []

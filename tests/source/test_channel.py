@@ -8,13 +8,13 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import BackendFailed, TimedOut
-from mtunnel_tx.source.channel import OWED_LIMIT, CommandFailed, Commands, one_line, read_reply
+from mtunnel_tx.source.channel import OWED_LIMIT, CommandChannel, CommandRefused, one_line, read_reply
 
 
 class CommandsTest(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.commands = Commands(self.clock)
+        self.commands = CommandChannel(self.clock)
         self.transport = StringTransport()
         self.commands.makeConnection(self.transport)
 
@@ -38,7 +38,7 @@ class CommandsTest(SynchronousTestCase):
     def test_the_reason_is_shown_clean(self):
         reply = self.call("start")
         self.commands.dataReceived(b'{"success":false,"msg":"failed\\u001b to\\n\\nstart: x\\n"}\n')
-        self.assertEqual(self.failureResultOf(reply, CommandFailed).value.text, "target: failed? to; start: x")
+        self.assertEqual(self.failureResultOf(reply, CommandRefused).value.text, "target: failed? to; start: x")
 
     def test_a_late_reply_is_not_the_next_one(self):
         late = self.call("disk-import", 600)
@@ -89,10 +89,10 @@ class ReplyTest(SynchronousTestCase):
         for value in ("1", "true", '"1"'):
             read_reply("x", f'{{"success":{value}}}'.encode())
         for value in ("0", "false", "null", '""', '"0"'):
-            self.assertRaises(CommandFailed, read_reply, "x", f'{{"success":{value}}}'.encode())
+            self.assertRaises(CommandRefused, read_reply, "x", f'{{"success":{value}}}'.encode())
 
     def test_without_a_reason(self):
-        error = self.assertRaises(CommandFailed, read_reply, "x", b'{"success":false}')
+        error = self.assertRaises(CommandRefused, read_reply, "x", b'{"success":false}')
         self.assertEqual(error.text, "target: x failed without a reason")
 
     def test_one_line(self):

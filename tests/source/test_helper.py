@@ -17,9 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.errors import BackendFailed, BadRequest
 from mtunnel_tx.pve.maps import Endpoint
-from mtunnel_tx.source.helper_channel import LOST, Channel
-from mtunnel_tx.source.helper_lines import Connect, Forward, read_control, ticket_request, with_ticket
-from mtunnel_tx.source.helper_socket import LocalSocket
+from mtunnel_tx.source.helper.channel import LOST, HelperChannel
+from mtunnel_tx.source.helper.orders import ConnectOrder, ForwardOrder, read_control, ticket_request, with_ticket
+from mtunnel_tx.source.localsocket import LocalSocket
 from tests.proxmox.source import Helper
 
 TOKEN = "PVEAPIToken=mig@pve!t1=secret"
@@ -38,7 +38,7 @@ def control(cmd, data):
 class LineTests(SynchronousTestCase):
     def test_connect(self):
         order = read_control(control("connect", connection(fingerprint=PRINT)))
-        self.assertIsInstance(order, Connect)
+        self.assertIsInstance(order, ConnectOrder)
         self.assertEqual(
             order.websocket.endpoint,
             Endpoint(apitoken=TOKEN, host="host.example", port=8006, fingerprint=PRINT.upper()),
@@ -54,7 +54,7 @@ class LineTests(SynchronousTestCase):
     def test_forward(self):
         data = connection(url=f"{URL}socket=%2Frun%2Fx&", unix="/run/pve/100.storage", ticket={"path": "/run/x"})
         order = read_control(control("forward", data))
-        self.assertIsInstance(order, Forward)
+        self.assertIsInstance(order, ForwardOrder)
         self.assertEqual(order.local, Path("/run/pve/100.storage"))
         self.assertEqual(json.loads(ticket_request(order)), {"cmd": "ticket", "path": "/run/x"})
 
@@ -108,7 +108,7 @@ class LineTests(SynchronousTestCase):
 class ChannelTests(SynchronousTestCase):
     def setUp(self):
         self.room = []
-        self.channel = Channel(self.room.append)
+        self.channel = HelperChannel(self.room.append)
         self.channel.makeConnection(StringTransport())
 
     def test_replies_go_to_those_who_asked(self):
@@ -126,7 +126,7 @@ class ChannelTests(SynchronousTestCase):
         self.channel.dataReceived(b"1\n")
         self.assertEqual((self.successResultOf(first), self.successResultOf(own)), (b"1", b"ok"))
         self.assertNoResult(second)
-        self.assertEqual(self.successResultOf(Channel(self.room.append).follow(b"at once")), b"at once")
+        self.assertEqual(self.successResultOf(HelperChannel(self.room.append).follow(b"at once")), b"at once")
 
     def test_end_reaches_everybody(self):
         asked, own = self.channel.ask(b"a"), self.channel.follow(b"ok")

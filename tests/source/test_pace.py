@@ -10,9 +10,9 @@ from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.pve.storagecfg import parse_storage_config
-from mtunnel_tx.source.live import wants_trim
 from mtunnel_tx.source.order import Order
 from mtunnel_tx.source.pace import Pace, agree
+from mtunnel_tx.source.qemu.live import wants_trim
 from tests.source.case import SourceCase
 
 STORAGES = "dir: fast\n\tpath /a\n\ndir: slow\n\tpath /b\n\tbwlimit migration=500\n"

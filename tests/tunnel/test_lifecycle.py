@@ -228,7 +228,7 @@ class SettleTests(TunnelCase):
 
     def test_after_ours_nothing_is_freed(self) -> None:
         self.fake.journal.records[100].append({"do": "ours"})
-        self.registry._workers.clear()
+        self.registry._sessions.clear()
         self.assertEqual(self.settle(discard=True), [self.volid])
         self.assertIn(self.volid, self.fake.storage.sizes)
 

@@ -11,7 +11,7 @@ from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.ports.machines import MachineState
 from mtunnel_tx.tunnel.ledger import Owed
 from mtunnel_tx.tunnel.verdict import Verdict, judge
-from tests.fakes import FakeWorld
+from tests.fakes import FakeHost
 from tests.tunnel.case import CONFIG, DISK, TunnelCase
 
 OFF, INCOMING, PAUSED, RUNNING, BROKEN = (
@@ -233,8 +233,8 @@ class EndTests(RunningCase):
 class CrashTests(RunningCase):
     """Another daemon finds the journal, and the machine as it is."""
 
-    def after(self, machine: MachineState) -> FakeWorld:
-        after = FakeWorld(self.mktemp())
+    def after(self, machine: MachineState) -> FakeHost:
+        after = FakeHost(self.mktemp())
         after.guests.configs, after.storage.sizes = self.fake.guests.configs, self.fake.storage.sizes
         after.journal.records, after.machines.now = self.fake.journal.records, machine
         self.now(after.registry.recover())

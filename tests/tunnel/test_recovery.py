@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mtunnel_tx.errors import BackendFailed, TimedOut
-from tests.fakes import FakeWorld
+from tests.fakes import FakeHost
 from tests.tunnel.case import CONFIG, DISK, IMPORT, TunnelCase
 
 FIREWALL = "[OPTIONS]\n\nenable: 1\n"
@@ -16,8 +16,8 @@ VOLID = "local:100/vm-100-disk-0.raw"
 class RecoveryTests(TunnelCase):
     """The daemon dies; another one finds its journal."""
 
-    def _crash(self) -> FakeWorld:
-        after = FakeWorld(self.mktemp())
+    def _crash(self) -> FakeHost:
+        after = FakeHost(self.mktemp())
         after.guests.configs = self.fake.guests.configs
         after.storage.sizes = self.fake.storage.sizes
         after.journal.records = self.fake.journal.records
@@ -79,7 +79,7 @@ class RecoveryTests(TunnelCase):
         folder.mkdir()
         for name in ("100.mtunnel", "100.storage", "100.migrate", "100_nbd.migrate", "control.sock"):
             (folder / name).touch()
-        self.now(FakeWorld(str(folder)).registry.recover())
+        self.now(FakeHost(str(folder)).registry.recover())
         names = sorted(path.name for path in folder.iterdir())
         self.assertEqual(names, ["100.migrate", "100_nbd.migrate", "control.sock"])
 
@@ -137,7 +137,7 @@ class RecoveryTests(TunnelCase):
         """A VM that is just being restored under this number has the same lock, and volumes of the same names."""
         self.connect()
         self.ask(**DISK)
-        after = FakeWorld(self.mktemp())
+        after = FakeHost(self.mktemp())
         after.guests.configs, after.journal.records = self.fake.guests.configs, self.fake.journal.records
         after.storage.sizes = dict(self.fake.storage.sizes)
 
@@ -157,7 +157,7 @@ class RecoveryTests(TunnelCase):
         async def refuse(*_: object) -> None:
             raise BackendFailed("storage is offline")
 
-        after = FakeWorld(self.mktemp())
+        after = FakeHost(self.mktemp())
         after.guests.configs, after.journal.records = self.fake.guests.configs, self.fake.journal.records
         after.storage.sizes = after_storage
         after.storage.free = refuse  # type: ignore[method-assign]

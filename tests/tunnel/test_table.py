@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtunnel_tx.tunnel.table import COMMANDS
+from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS as COMMANDS
 from tests.tunnel.case import CONFIG, DISK, IMPORT, TunnelCase
 from tests.wire.violations import incomplete, violations
 

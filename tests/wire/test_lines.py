@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import InvalidParameters, PermissionDenied, TunnelError
-from mtunnel_tx.tunnel.table import COMMANDS
+from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS as COMMANDS
 from mtunnel_tx.wire.lines import (
     MAX_NESTING,
     RequestUnreadable,

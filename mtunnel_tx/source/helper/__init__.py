@@ -1,0 +1,1 @@
+"""The websocket helper of a Proxmox source: between its pipes and the target (`mtunnel websocket-tunnel`)."""

@@ -1,0 +1,224 @@
+"""A VM on its way while it runs: mirrors of its disks, then its memory, then the hand-over; read `move` from the top.
+
+Until the target has the whole memory, a failure lets the VM run on here. From then on it stays paused here until the
+target has either taken it (`resume`) or said that it removed everything: it never runs twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.pve.drive import is_drive_key, parse_drive
+from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestformats import AGENT
+from mtunnel_tx.source.inventory import SourceDisk
+from mtunnel_tx.source.links import Json, MemoryState, MirrorState, ProgressListener, Running
+from mtunnel_tx.source.pace import Pace
+from mtunnel_tx.source.qemu.forwards import Forwards
+from mtunnel_tx.source.tunnel import TargetTunnel, read_text
+from mtunnel_tx.waiting import finish
+from mtunnel_tx.wire import socketkinds
+
+_KEY = re.compile(r"([a-z]+)([0-9]+)")
+_MIGRATE_SOCKET = re.compile(rf"/run/qemu-server/[0-9]+{re.escape(socketkinds.MEMORY.suffix)}")
+_DATA_SOCKET = re.compile(rf"/run/qemu-server/[^/]+{re.escape(socketkinds.MEMORY.suffix)}")
+MEMORY = "memory"
+
+
+def is_online(conf: GuestConfig, disk: SourceDisk) -> bool:
+    """Whether a running VM has this disk open: then it is mirrored, not exported."""
+    key = disk.label
+    if disk.is_cloudinit or not is_drive_key(key) or key.startswith("unused"):
+        return False
+    if key.startswith("efidisk"):
+        return conf.options.get("bios") == "ovmf"
+    return not parse_drive(key, conf.options[key]).is_cdrom
+
+
+def wants_trim(conf: GuestConfig) -> bool:
+    """Whether its config has the guest agent asked for a trim of disks that were copied."""
+    agent = AGENT.parse(conf.options["agent"]) if "agent" in conf.options else {}
+    return agent.get("enabled") == "1" and agent.get("fstrim_cloned_disks") == "1"
+
+
+def sent_drive(conf: GuestConfig, disk: SourceDisk) -> dict[str, Json]:
+    """A drive as the `disk` command takes it: parsed, size in bytes, without volume and format."""
+    found = _KEY.fullmatch(disk.label)
+    assert found is not None, "a drive's key"
+    options = dict(parse_drive(disk.label, conf.options[disk.label]).options)
+    options.pop("format", None)
+    return {**options, "interface": found[1], "index": int(found[2]), "size": disk.size_bytes}
+
+
+class LiveMove:
+    """One running VM; `completed`: the target has its whole memory; `resumed`: it runs there."""
+
+    def __init__(
+        self, tunnel: TargetTunnel, running: Running, forwards: Forwards, progress: ProgressListener, node: str
+    ) -> None:
+        self._tunnel = tunnel
+        self._running = running
+        self._forwards = forwards
+        self._progress = progress
+        self._node = node
+        self._migrating = False
+        self._was_running = True
+        self.completed = False
+        self.resumed = False
+
+    async def move(self, drives: Mapping[str, Json], pace: Pace, *, trim: bool) -> None:
+        """Everything from `start` to `resume`.
+
+        Args: drives: for each mirrored drive the whole reply of `disk`. trim: the guest shall say then what it does
+        not use.
+        Raises: TunnelError.
+        """
+        self._was_running = await self._running.status() == "running"
+        started = await self._tunnel.start(await self._start_fields(drives))
+        memory_socket, mirrors = self._open_forwards(started, drives)
+        await self._mirror(mirrors, pace)
+        await self._send_memory(memory_socket, pace)
+        await finish(self._hand_over(drives, trim=trim))
+
+    async def _hand_over(self, drives: Mapping[str, Json], *, trim: bool) -> None:
+        """Too late to be cancelled: half of it would leave the VM with nobody."""
+        await self._running.end_mirrors()
+        if drives:
+            await self._tunnel.stop_nbd()
+        if self._was_running:
+            await self._tunnel.resume()
+        self._tunnel.may_be_theirs = True
+        self.resumed = True
+        self._forwards.close()
+        if trim and self._was_running:
+            await self._attempt(self._tunnel.trim, "fstrim")
+
+    async def restore(self) -> bool:
+        """Let the VM run on here, after a move that came to nothing; does what it can.
+
+        Returns: it is as it was before.
+        """
+        self._forwards.close()
+        steps: list[Callable[[], Any]] = []
+        if self._migrating and not self.completed:
+            steps.append(self._running.cancel_migration)
+        steps.append(lambda: self._running.end_mirrors(force=True))
+        if self._was_running:
+            steps.append(self._run_on)
+        return all([await self._attempt(step, "while going back") for step in steps])
+
+    async def _attempt(self, step: Callable[[], Any], what: str) -> bool:
+        try:
+            await step()
+        except TunnelError as error:
+            self._progress.say(f"{what}: {error.text}")
+            return False
+        return True
+
+    async def _run_on(self) -> None:
+        if await self._running.status() != "running":
+            await self._running.run()
+
+    async def _start_fields(self, drives: Mapping[str, Json]) -> dict[str, Json]:
+        params: dict[str, Json] = {"statefile": "unix", "skiplock": 1}
+        params["forcemachine"] = await self._running.machine_type()
+        if cpu := self._running.cpu():
+            params["forcecpu"] = cpu
+        if mtus := await self._running.host_mtus():
+            params["nets-host-mtu"] = ",".join(f"{name}={mtu}" for name, mtu in sorted(mtus.items()))
+        options: dict[str, Json] = {"type": "websocket", "migratedfrom": self._node, "remote_node": self._node}
+        options |= {"nbd_proto_version": 1, "nbd": dict(drives)}
+        return {"start_params": params, "migrate_opts": options}
+
+    def _open_forwards(
+        self, started: Mapping[str, Json], drives: Mapping[str, Json]
+    ) -> tuple[Path, dict[str, tuple[Path, str]]]:
+        """Returns: where memory goes; and for each drive where its mirror goes, and the export's name."""
+        remote = read_sockets(started)
+        paths = {name: self._forwards.open(name) for name in remote}
+        memory, *data = remote
+        return paths[memory], {key: _find_export(started, key, data, paths) for key in drives}
+
+    async def _mirror(self, mirrors: Mapping[str, tuple[Path, str]], pace: Pace) -> None:
+        if not mirrors:
+            return
+        for key, (path, export) in mirrors.items():
+            await self._running.start_mirror(key, path, export, limit_bytes_s=pace.disks[key])
+        with Meters(self._progress) as meters:
+            await self._running.until_ready(meters.mirrors)
+        await self._running.write_through()
+
+    async def _send_memory(self, path: Path, pace: Pace) -> None:
+        self._migrating = True
+        limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
+        await self._running.start_migration(path, **limits)
+        with Meters(self._progress) as meters:
+            last = await self._running.until_migrated(meters.memory)
+        self.completed = True
+        self._progress.say(f"memory is there; downtime {last.downtime_ms} ms")
+
+
+class Meters:
+    """Turns QEMU's totals into the steps that progress bars want; at the end, good or bad, all have ended."""
+
+    def __init__(self, progress: ProgressListener) -> None:
+        self._progress = progress
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> Meters:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for label in self._seen:
+            self._progress.finish(label)
+
+    def mirrors(self, states: Sequence[MirrorState]) -> None:
+        """How far each disk is."""
+        for state in states:
+            self._reach(state.drive, state.done_bytes, state.total_bytes)
+
+    def memory(self, state: MemoryState) -> None:
+        """How far the memory is; what the guest changed meanwhile is sent again."""
+        self._reach(MEMORY, state.transferred_bytes, state.transferred_bytes + state.remaining_bytes)
+
+    def _reach(self, label: str, done_bytes: int, total_bytes: int) -> None:
+        if not total_bytes:
+            return  # QEMU does not know yet
+        if label not in self._seen:
+            self._progress.begin(label, total_bytes)
+        before_bytes, before_total = self._seen.get(label, (0, total_bytes))
+        if total_bytes != before_total:
+            self._progress.resize(label, total_bytes)
+        self._progress.advance(label, max(0, done_bytes - before_bytes))
+        self._seen[label] = (max(done_bytes, before_bytes), total_bytes)
+
+
+def read_sockets(started: Mapping[str, Json]) -> list[str]:
+    """The target's sockets, that of the memory first. Raises: BackendFailed: not what a target says."""
+    migrate = started.get("migrate")
+    if not isinstance(migrate, dict) or migrate.get("proto") != "unix":
+        raise BackendFailed("the target takes the memory in a way that is not known here")
+    addr, others = read_text(migrate, "addr"), migrate.get("unix_sockets", [])
+    if not _MIGRATE_SOCKET.fullmatch(addr) or not isinstance(others, list):
+        raise BackendFailed("the target names a socket that cannot be one")
+    for name in others:
+        if not isinstance(name, str) or not _DATA_SOCKET.fullmatch(name):
+            raise BackendFailed("the target names a socket that cannot be one")
+    return [addr, *others]
+
+
+def _find_export(
+    started: Mapping[str, Json], key: str, sockets: Sequence[str], paths: Mapping[str, Path]
+) -> tuple[Path, str]:
+    """`nbd:unix:ADDR:exportname=NAME` of one drive."""
+    drives = started.get("drives")
+    uri = read_text(drives.get(key), "nbd_uri") if isinstance(drives, dict) else ""
+    for name in sockets:
+        start = f"nbd:unix:{name}:exportname="
+        if uri.startswith(start):
+            return paths[name], uri.removeprefix(start)
+    raise BackendFailed(f"the target exports no disk for {key}")

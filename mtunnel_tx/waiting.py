@@ -1,0 +1,199 @@
+"""Waiting: for what happens once or again and again, for a while, for a turn; and how cancellation passes through it.
+
+Everything here is made of Twisted's Deferreds. Whoever needs time gives a clock; nothing imports a reactor. A wait that
+is cancelled leaves neither a timer nor a place in a list behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
+from twisted.python.failure import Failure
+
+from mtunnel_tx.errors import TimedOut
+from mtunnel_tx.ports.clock import Clock
+
+T = TypeVar("T")
+
+
+class Occasion:
+    """Something that happens again and again; who waits, waits for the next time."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[Deferred[None], None] = {}
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiters)
+
+    def happen(self) -> None:
+        """Wake everybody who waits, in the order they came, at once: they run before this returns."""
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(None)
+
+    def happen_soon(self, clock: Clock) -> None:
+        """Wake everybody who waits in the reactor's next turn: they cannot disturb what happens now."""
+        if self._waiters:
+            clock.callLater(0, self.happen)
+
+    def wait(self) -> Deferred[None]:
+        """Fires the next time."""
+        waiter: Deferred[None] = Deferred(self._forget)
+        self._waiters[waiter] = None
+        return waiter
+
+    def _forget(self, waiter: Deferred[None]) -> None:
+        self._waiters.pop(waiter, None)
+
+
+class Latch(Generic[T]):
+    """Something that happens once and has a value; who comes later need not wait."""
+
+    def __init__(self) -> None:
+        self._event = Occasion()
+        self._values: list[T] = []
+
+    @property
+    def is_fired(self) -> bool:
+        """Whether it has happened."""
+        return bool(self._values)
+
+    def fire(self, value: T) -> None:
+        """It has happened; only the first time counts."""
+        if not self._values:
+            self._values.append(value)
+            self._event.happen()
+
+    def wait(self) -> Deferred[T]:
+        """Fires with the value, at once where it has happened; each caller has a Deferred of its own."""
+        happened = succeed(None) if self._values else self._event.wait()
+        return happened.addCallback(lambda _: self._values[0])
+
+
+class Task:
+    """Work that goes on while others look whether it is done; a failure that nobody asks for is logged as a bug."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._done: Latch[None] = Latch()
+        self._settled: Deferred[Any] | None = None
+        Deferred.fromCoroutine(work).addCallbacks(
+            lambda value: self._settle(succeed(value)), lambda failure: self._settle(fail(failure))
+        )
+
+    def _settle(self, settled: Deferred[Any]) -> None:
+        self._settled = settled
+        self._done.fire(None)
+
+    async def wait(self, clock: Clock, wait_s: float) -> bool:
+        """Wait for the end, `wait_s` seconds at most. Returns: it is done."""
+        return self._done.is_fired or await in_time(clock, wait_s, self._done.wait())
+
+    def result(self) -> Deferred[Any]:
+        """The value, or the failure, of work that is done; to be awaited once."""
+        assert self._settled is not None, "the work goes on"
+        return self._settled
+
+
+class Turns:
+    """A lock for each number, which is there while somebody has it or waits for it: VMIDs come and go without end."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[int, DeferredLock] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    def of(self, vmid: int) -> DeferredLock:
+        """The lock, to be used at once: `async with turns.of(100)`."""
+        return self._locks.setdefault(vmid, DeferredLock())
+
+
+async def pause(clock: Clock, seconds: float) -> None:
+    """Wait so long; 0 is one turn of the reactor."""
+    over: Deferred[None] = Deferred()
+    timer = clock.callLater(max(0.0, seconds), over.callback, None)
+    try:
+        await over
+    finally:
+        if timer.active():
+            timer.cancel()
+
+
+async def within(clock: Clock, wait_s: float, work: Deferred[T], text: str) -> T:
+    """Await work, and cancel it when its time is up. Raises: TimedOut: with `text`; else what the work raises."""
+    late = False
+
+    def expire() -> None:
+        nonlocal late
+        late = True
+        work.cancel()
+
+    timer = clock.callLater(max(0.0, wait_s), expire)
+    try:
+        return await work
+    except Exception as error:
+        if late:
+            raise TimedOut(text) from error
+        raise
+    finally:
+        if timer.active():
+            timer.cancel()
+
+
+async def in_time(clock: Clock, wait_s: float, event: Deferred[Any]) -> bool:
+    """Wait for an event, for so long at most. Returns: it happened; else it is cancelled."""
+    try:
+        await within(clock, wait_s, event, "it did not happen")
+    except TimedOut:
+        return False
+    return True
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Await something to its end even when cancelled; only then the cancellation counts."""
+    outcome: Deferred[T] = Deferred()
+    late: Deferred[T] = Deferred()
+    over = False
+
+    def pass_on(result: T | Failure) -> None:
+        nonlocal over
+        over = True
+        (late if outcome.called else outcome).callback(result)
+
+    Deferred.fromCoroutine(work).addBoth(pass_on)
+    try:
+        return await outcome
+    except CancelledError:
+        if not over:
+            await late
+        raise
+
+
+async def first_of(work: Coroutine[Any, Any, T], other: Deferred[Any]) -> T | None:
+    """Await work, but no longer than until `other` fires.
+
+    `other` keeps its result. Returns: the work's result; None: it was cancelled since `other` came first.
+    """
+    running: Deferred[T] = Deferred.fromCoroutine(work)
+    overtaken = False
+
+    def stop(result: object) -> object:
+        nonlocal overtaken
+        if not running.called:
+            overtaken = True
+            running.cancel()
+        return result
+
+    other.addBoth(stop)
+    try:
+        return await running
+    except CancelledError:
+        if not overtaken:
+            raise
+        return None
