@@ -16,9 +16,9 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.lines import LineProtocol
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError
 from mtunnel_tx.ports.storage import Report
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.waiting import within
 
 ANSWER_S = 3.0

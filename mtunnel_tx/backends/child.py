@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.checks import clean_lines
 from mtunnel_tx.errors import BackendFailed, TimedOut, os_reason
 from mtunnel_tx.waiting import Occasion, in_time
 
@@ -325,5 +326,4 @@ async def _collect(child: PipedChild, end_s: float, reactor: Any) -> str:
 
 
 def _tail(output: str) -> str:
-    text = output.encode("utf-8", "replace")[-_TAIL_BYTES:].decode("utf-8", "ignore").strip()
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+    return clean_lines(output.encode("utf-8", "replace")[-_TAIL_BYTES:].decode("utf-8", "ignore").strip())

@@ -23,8 +23,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()

@@ -34,6 +34,7 @@ from mtunnel_tx.backends.process import (
 from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.backends.survivors import restore_records
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
@@ -41,7 +42,6 @@ from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.hardware import Hardware, Nic, read_hardware
 from mtunnel_tx.pve.moved import check_not_moved
-from mtunnel_tx.pve.values import FormatError
 from mtunnel_tx.waiting import Turns
 
 log = Logger()

@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.lines import LineProtocol
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.waiting import within
 
 log = Logger()

@@ -14,6 +14,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from mtunnel_tx.backends.files import encode, make_folder, refusal
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, InvalidParameters
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.upid import Upid, parse_upid
@@ -27,7 +28,6 @@ _LONGEST_ERROR = 2000
 _TAIL_BYTES = 16 << 10
 _WELL = re.compile(r"OK|WARNINGS: [0-9]+")
 _END = re.compile(rf"TASK (?:({_WELL.pattern})|ERROR: (.*))")
-_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNTOLD = "unexpected status"
 
 
@@ -54,7 +54,7 @@ class FileTaskLog:
         """Add a line; one LF at the end of `text` makes an empty line, as Proxmox's logs have it."""
         if self._file.closed or self._free_bytes <= 0:
             return
-        data = encode(_clean(text.removesuffix("\n")) + ("\n\n" if text.endswith("\n") else "\n"))
+        data = encode(clean(text.removesuffix("\n")) + ("\n\n" if text.endswith("\n") else "\n"))
         self._free_bytes -= len(data)
         self._write(data if self._free_bytes > 0 else b"no more lines: this log is full\n")
 
@@ -63,7 +63,7 @@ class FileTaskLog:
         if self._file.closed:
             return
         if not _WELL.fullmatch(status):
-            status = f"ERROR: {_clean(status.rstrip())[:_LONGEST_ERROR]}"
+            status = f"ERROR: {clean(status.rstrip())[:_LONGEST_ERROR]}"
         self._write(encode(f"TASK {status}\n"))
         self._file.close()
         self._ended(self.upid)
@@ -74,10 +74,6 @@ class FileTaskLog:
             self._file.write(data)
         except OSError as error:
             log.error("cannot write the task log {upid}: {reason}", upid=self.upid, reason=error.strerror)
-
-
-def _clean(text: str) -> str:
-    return _NO_TEXT.sub("?", text)
 
 
 class FileTasks:
@@ -201,7 +197,7 @@ def _finish(path: Path, status: str) -> None:
     """Its last line, behind one that may be torn."""
     with path.open("r+b") as file:
         torn = not file.read().endswith(b"\n")
-        file.write(b"\n" * torn + encode(f"TASK ERROR: {_clean(status)}\n"))
+        file.write(b"\n" * torn + encode(f"TASK ERROR: {clean(status)}\n"))
 
 
 def _start_time(path: Path) -> int:

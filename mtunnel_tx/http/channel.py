@@ -12,8 +12,8 @@ from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.config import Limits
-from mtunnel_tx.http.replies import clean
 from mtunnel_tx.net.admission import Seat
 
 log = Logger()

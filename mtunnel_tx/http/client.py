@@ -16,6 +16,7 @@ from twisted.internet.error import ConnectError, ConnectionLost, DNSLookupError
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
 from mtunnel_tx.http.upgrade import SUBPROTOCOL, CapturedTransport
 from mtunnel_tx.net.kinds import Reactor, Transport
@@ -120,7 +121,7 @@ def _check_status(head: bytes) -> None:
     if len(parts) < 2 or not parts[1].isdecimal():
         raise _unreadable()
     if parts[1] != "101":
-        text = "".join(char if char.isprintable() else "?" for char in " ".join(parts[1:]))
+        text = clean(" ".join(parts[1:]))
         raise _KINDS.get(int(parts[1]), BackendFailed)(text)
 
 

@@ -1,4 +1,4 @@
-"""ParameterSet of HTTP requests: taken from the query string or the body, joined with those of the path."""
+"""Parameters of HTTP requests: taken from the query string or the body, joined with those of the path."""
 
 from __future__ import annotations
 

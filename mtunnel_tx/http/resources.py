@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtunnel_tx.checks import split_list
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.http.operation import Call, Parts, takes
 from mtunnel_tx.http.replies import PRODUCT, Reply, data_reply
@@ -11,7 +12,7 @@ from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.wire.formats import CONFIG_ID, NODE_NAME, STORAGE_ID, split_list
+from mtunnel_tx.wire.formats import CPU_MODEL, NODE_NAME, STORAGE_ID
 from mtunnel_tx.wire.requests import NODE
 from mtunnel_tx.wire.schema import Boolean, Enum, Property, String
 
@@ -37,7 +38,7 @@ STORAGES = takes(
     }
 )
 CERTIFICATES = takes(NODE)
-MODEL = takes({"cputype": Property(String(format=CONFIG_ID), "the model's name", True)})
+MODEL = takes({"cputype": Property(String(format=CPU_MODEL), "the model's name", True)})
 PERMISSIONS = takes({"path": Property(String(), "an access path, e.g. `/vms/100`", True)})
 BRIDGES = takes({**NODE, "type": Property(_INTERFACES, "what to show; all of them are bridges")})
 

@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.ports.streams import Route
@@ -57,8 +58,7 @@ def check_upgrade(request: Request) -> None:
 
 
 def _header(request: Request, name: bytes) -> str:
-    text = (request.getHeader(name) or b"").decode("latin-1").strip()
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return clean((request.getHeader(name) or b"").decode("latin-1").strip())
 
 
 class CapturedTransport:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.property import parse_property
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.values import FormatError
 
 Limit = int | float | str
 """KiB/s; a text where it comes from a file, and whatever JSON had where the source sent it. 0: unlimited."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import DRIVE_KEYS, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -13,7 +14,6 @@ from mtunnel_tx.pve.guestformats import CPU, DROPPED_KEYS, HOSTPCI, INDEXED_KEYS
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.nic import parse_nic
 from mtunnel_tx.pve.rights import Rights
-from mtunnel_tx.pve.values import FormatError
 
 Asked = tuple[Need, Mapping[str, str]]
 """A need, and what the names in its path stand for, `vmid` apart."""

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest
 
 Read = Callable[[int, int], bytes]
@@ -145,7 +146,7 @@ def _read_qcow2_extensions(header: _Qcow2Header, read: Read) -> frozenset[int]:
 
 def _qcow2_elsewhere(header: _Qcow2Header, extensions: frozenset[int], backing: str | None) -> str | None:
     if backing is not None:
-        return f"image has a backing file '{printable(backing)}'"
+        return f"image has a backing file '{clean(backing)}'"
     if header.incompatible & _EXTERNAL_DATA or _EXTENSION_DATA_FILE in extensions:
         return "image has an external data file"
     return None
@@ -202,8 +203,3 @@ def _vmdk_elsewhere(descriptor: str) -> str | None:
     if _VMDK_EXTENT.findall(descriptor) != ["SPARSE"]:
         return "vmdk image does not consist of one sparse extent"
     return None
-
-
-def printable(text: str) -> str:
-    """The text with every control character as `?`."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mtunnel_tx.wire.formats import CIDR, NODE_NAME, STORAGE_ID, split_list
+from mtunnel_tx.checks import split_list
+from mtunnel_tx.wire.formats import CIDR, NODE_NAME, STORAGE_ID
 from mtunnel_tx.wire.lines import as_text
 from mtunnel_tx.wire.schema import (
     Array,

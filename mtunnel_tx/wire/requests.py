@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mtunnel_tx.wire.formats import BRIDGE_ID, NODE_NAME, STORAGE_ID, VMID, list_of, split_list
+from mtunnel_tx.checks import split_list
+from mtunnel_tx.wire.formats import BRIDGE_ID, NODE_NAME, STORAGE_ID, VMID, list_of
 from mtunnel_tx.wire.schema import Integer, Object, ParameterSet, Property, String
 
 NODE: Mapping[str, Property] = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
+from mtunnel_tx.checks import Check, FormatError, enum, formatted
 from mtunnel_tx.errors import InvalidParameters
 from mtunnel_tx.wire.formats import Format
 from mtunnel_tx.wire.lines import as_text
@@ -62,10 +63,11 @@ def _read_scalar(value: object, type_name: str) -> str:
     return as_text(value)
 
 
-def _check_format(text: str, check: Format | None) -> None:
-    reason = check(text) if check else None
-    if reason is not None:
-        raise Mismatch(f"invalid format - {reason}\n")
+def _check(check: Check, text: str) -> str:
+    try:
+        return check(text)
+    except FormatError as error:
+        raise Mismatch(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,8 @@ class String:
 
     def read(self, value: object) -> str:
         text = _read_scalar(value, "string")
-        _check_format(text, self.format)
+        if self.format:
+            _check(formatted(self.format.check), text)
         if self.pattern and not self.pattern.fullmatch(text):
             raise Mismatch("value does not match the regex pattern")
         if len(text) > self.max_length:
@@ -102,11 +105,7 @@ class Enum:
     choices: tuple[str, ...]
 
     def read(self, value: object) -> str:
-        text = _read_scalar(value, "string")
-        if text not in self.choices:
-            listed = ", ".join(self.choices)
-            raise Mismatch(f"value '{text}' does not have a value in the enumeration '{listed}'")
-        return text
+        return _check(enum(*self.choices), _read_scalar(value, "string"))
 
     def json_schema(self) -> dict[str, Any]:
         return {"type": "string", "enum": list(self.choices)}
@@ -124,7 +123,8 @@ class Integer:
         text = _read_scalar(value, "integer")
         if not _INTEGER.fullmatch(text):
             raise Mismatch(f"type check ('integer') failed - got '{text}'")
-        _check_format(text, self.format)
+        if self.format:
+            _check(formatted(self.format.check), text)
         if int(text) < self.minimum:
             raise Mismatch(f"value must have a minimum value of {self.minimum}")
         if int(text) > self.maximum:

@@ -15,8 +15,8 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TimedOut
-from mtunnel_tx.http.replies import clean
 from mtunnel_tx.net.admission import Gate, address_of
 from mtunnel_tx.net.kinds import Inner, Reactor
 from mtunnel_tx.ports.storage import Child
