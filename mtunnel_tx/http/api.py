@@ -213,13 +213,13 @@ class Visit:
         self.gone: Deferred[None] = Deferred()
         self.is_over = False
         # An upgrade takes the connection away from its channel.
-        self._seat = request.channel.seat
+        self._place = request.channel.place
         request.notifyFinish().addCallbacks(self._end, self._leave)
 
     def trust(self) -> None:
         """The request has shown a valid token."""
-        if self._seat is not None:
-            self._seat.trust()
+        if self._place is not None:
+            self._place.trust()
 
     def _end(self, _: None) -> None:
         self.is_over = True

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mtunnel_tx.checks import CONTROL_CLASS, VOLUME_ID, clean
+from mtunnel_tx.checks import CONTROL_CLASS, VOLUME_ID
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
@@ -73,7 +73,7 @@ def parse_volume_id(text: str) -> VolumeId:
     """Raises: TunnelError: `unable to parse volume ID 'X'`."""
     match = _VOLUME_ID.fullmatch(text)
     if match is None:
-        raise TunnelError(f"unable to parse volume ID '{clean(text)}'")
+        raise TunnelError(f"unable to parse volume ID '{text}'")
     return VolumeId(match[1], match[2])
 
 
