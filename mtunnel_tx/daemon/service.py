@@ -38,7 +38,7 @@ from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.http.api import make_site
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
-from mtunnel_tx.http.resources import Parts
+from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.http.upgrade import check_handshake, upgrade
 from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.admission import Admission

@@ -13,8 +13,8 @@ from mtunnel_tx.config import Forward
 from mtunnel_tx.config.settings import Node
 from mtunnel_tx.errors import Unauthenticated, Unreachable
 from mtunnel_tx.http.forward import Destination, Elsewhere, LoopDetected, count_hops, read_authorization
+from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.http.replies import Reply
-from mtunnel_tx.http.resources import Parts
 from mtunnel_tx.pve.maps import Endpoint
 from tests.http.apicase import SECRET, ApiCase
 
