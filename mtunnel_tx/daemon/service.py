@@ -38,8 +38,9 @@ from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.http.api import make_site
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
+from mtunnel_tx.http.handshake import Handshake
 from mtunnel_tx.http.operation import Parts
-from mtunnel_tx.http.upgrade import check_handshake, upgrade
+from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.commandsocket import listen_control
@@ -247,13 +248,12 @@ class Daemon(Service):
     async def _listen_control(self, path: Path, answerer: Answerer) -> Listening:
         return await listen_control(self._reactor, path, answerer, self._settings.limits)
 
-    async def _upgrade(self, request: Any, route: Route) -> None:
+    async def _upgrade(self, request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
-        check_handshake(request, self._reactor)
         route.check_room()
         local = await dial(self._reactor, route.file)
         limits = _stream_limits(self._settings)
-        await upgrade(request, local, route, relays=self._relays, limits=limits, reactor=self._reactor)
+        await upgrade(request, handshake, local, route, relays=self._relays, limits=limits, reactor=self._reactor)
 
     def _own_fingerprint(self) -> str:
         return fingerprint(self._tls.files.certificate)
