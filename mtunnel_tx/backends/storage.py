@@ -1,4 +1,4 @@
-"""Volumes through `pvesm`, Proxmox's own or ours, always as a child (ports.Storage)."""
+"""Volumes, managed by running `pvesm` (Proxmox's or ours) as a child (ports.Storage)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mtunnel_tx.backends.tasks import FileTasks
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import NotFound, Unauthenticated
 from mtunnel_tx.http.api import make_site
-from mtunnel_tx.http.resources import Parts
+from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.ports.tunnels import Opened
 from mtunnel_tx.pve.storagecfg import parse_storage_config

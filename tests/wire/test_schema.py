@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.checks import storage_id, vmid
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import InvalidParameters
+from mtunnel_tx.wire.formats import BRIDGE_ID, CIDR, CPU_MODEL, NODE_NAME, STORAGE_ID, VMID, list_of
 from mtunnel_tx.wire.schema import (
     MAX_UNDEFINED,
     MISSING,
@@ -49,11 +50,11 @@ class ScalarTests(KindCase):
 
     def test_format(self):
         self.assert_reason(
-            String(format=storage_id),
+            String(format=STORAGE_ID),
             "storage!",
             "invalid format - storage ID 'storage!' contains illegal characters\n",
         )
-        self.assert_reason(Integer(format=vmid), 99, "invalid format - value does not look like a valid VM ID\n")
+        self.assert_reason(Integer(format=VMID), 99, "invalid format - value does not look like a valid VM ID\n")
 
     def test_enum(self):
         kind = Enum(("raw", "qcow2"))
@@ -110,10 +111,10 @@ class ScalarTests(KindCase):
 class ObjectTests(KindCase):
     SCHEMA = Object(
         {
-            "name": Property(String(), required=True),
-            "size": Property(Integer(minimum=0), default=7),
-            "with_dash": Property(Boolean(), default=False, older=("with-dash", Boolean())),
-            "inner": Property(Object({"type": Property(Enum(("x",)), required=True)})),
+            "name": Property(String(), "a", True),
+            "size": Property(Integer(minimum=0), "b", default=7),
+            "with_dash": Property(Boolean(), "c", default=False, older=("with-dash", Boolean())),
+            "inner": Property(Object({"type": Property(Enum(("x",)), "e", True)}), "d"),
         }
     )
 
@@ -125,6 +126,17 @@ class ObjectTests(KindCase):
         self.assertEqual(read_parameters(self.SCHEMA, {"name": "n"}), expected)
         nulls = {"name": "n", "size": None, "inner": None, "with-dash": None}
         self.assertEqual(read_parameters(self.SCHEMA, nulls), expected)
+
+    def test_as_a_json_schema(self):
+        shown = self.SCHEMA.json_schema()
+        self.assertEqual((shown["required"], shown["additionalProperties"]), (["name"], False))
+        self.assertEqual(shown["properties"]["size"], {
+            "type": "integer", "minimum": 0, "maximum": (1 << 53) - 1, "description": "b", "default": 7
+        })  # fmt: skip
+        self.assertEqual(shown["properties"]["with-dash"]["description"], "older spelling of `with_dash`")
+        self.assertEqual(shown["properties"]["inner"]["properties"]["type"]["enum"], ["x"])
+        fits = {"type": "string", "format": "pve-node", "pattern": f"^({NODE_NAME.pattern})$", "maxLength": 4096}
+        self.assertEqual(String(format=NODE_NAME).json_schema(), fits)
 
     def test_every_error_is_told(self):
         sent = {"size": -1, "inner": {"type": "y", "more": 1}, "zzz": None, "with-dash": "no"}
@@ -173,3 +185,19 @@ class ObjectTests(KindCase):
             self.assertTrue(error.errors)
         else:
             self.assertEqual(found.keys(), self.SCHEMA.properties.keys())
+
+
+class FormatTests(SynchronousTestCase):
+    def is_one(self, form, text):
+        try:
+            form.check(text)
+        except FormatError:
+            return False
+        return True
+
+    @given(st.text(alphabet="ab1Z-_.,; !/:é") | st.from_regex(CIDR.pattern) | st.from_regex(VMID.pattern))
+    def test_a_pattern_describes_its_format(self, text):
+        for form in (STORAGE_ID, BRIDGE_ID, VMID, NODE_NAME, CPU_MODEL, list_of(STORAGE_ID), list_of(BRIDGE_ID)):
+            self.assertEqual(self.is_one(form, text), bool(re.fullmatch(form.pattern, text)), (form.name, text))
+        if self.is_one(CIDR, text):
+            self.assertRegex(text, f"^({CIDR.pattern})$")
