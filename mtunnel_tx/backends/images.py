@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Image files of the host: what their headers say, and whether they refer to other files."""
-=======
-"""Image files of the host: what their headers say, and whether they refer to other files."""
->>>>>>> main
 
 from __future__ import annotations
 
@@ -27,7 +23,6 @@ _LIMITS = ("prlimit", "--as=2147483648", "--cpu=60", "--")
 _WITH_HEADER = ("qcow2", "vmdk")
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFile:
     """A volume that is a file.
@@ -48,10 +43,6 @@ async def find_reference(reactor: Any, file: ImageFile, env: Mapping[str, str]) 
     Links and the header are read first, because `qemu-img info`, which decides, opens the files that an image names.
     Raises: BackendFailed, TimedOut.
     """
-=======
-def read_image(path: str, format: str) -> ImageFacts:
-    """Read an image's header. Blocks; opens no other file. Raises: BackendFailed, ImageRefused."""
->>>>>>> main
     try:
         reason = await deferToThreadPool(reactor, reactor.getThreadPool(), _look, file)
     except TunnelError as error:
@@ -77,7 +68,7 @@ def _look(file: ImageFile) -> str | None:
 
 @contextmanager
 def _held(file: ImageFile) -> Iterator[int]:
-    """Open the file itself for `fstat` only (O_PATH), so that a link can be seen and a FIFO or a device is not touched."""
+    """Open the file for `fstat` only (O_PATH): a link is seen as a link, and a FIFO or a device is not touched."""
     path = Path(file.path)
     flags = os.O_PATH | os.O_NOFOLLOW
     try:
@@ -95,7 +86,6 @@ def _held(file: ImageFile) -> Iterator[int]:
         os.close(held)
 
 
-<<<<<<< HEAD
 def _wrong_kind(status: os.stat_result) -> str | None:
     if stat.S_ISLNK(status.st_mode):
         return "volume is a symbolic link"
@@ -110,15 +100,6 @@ def _read(fd: int, offset: int, count: int) -> bytes:
 
 def _reference(file: ImageFile, facts: ImageFacts) -> str | None:
     if file.base and facts.backing and _backing_path(file, facts.backing) == os.path.normpath(file.base):
-=======
-async def find_reference(reactor: Any, path: str, format: str, env: Mapping[str, str]) -> str | None:
-    """Why an image needs another file; None: it needs none.
-
-    The header is read first, because `qemu-img info`, which decides, opens the files that an image refers to.
-    Raises: BackendFailed, TimedOut.
-    """
-    if format not in ("qcow2", "vmdk"):
->>>>>>> main
         return None
     return facts.elsewhere
 
