@@ -1,4 +1,4 @@
-"""What is owed for each VMID: `STATE/journal/VMID.jsonl`, written before each effect."""
+"""The journal of each VMID, `STATE/journal/VMID.jsonl`: records that are written before each effect."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _FILE = re.compile(r"([1-9][0-9]*)\.jsonl")
 class FileJournal:
     """ports.Journal below a state directory; the first record carries the format's version.
 
-    A record counts when its line is whole: the effect waits for the fsync, so a torn last line announced nothing
-    that happened.
+    A record counts if its line is complete. Effects wait for the fsync, so a torn last line announced an effect that
+    did not happen.
     """
 
     def __init__(self, threads: ReactorThreads, state_dir: Path) -> None:

@@ -38,10 +38,11 @@ from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
 from mtunnel_tx.http.api import make_site
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
-from mtunnel_tx.http.resources import Parts
-from mtunnel_tx.http.upgrade import check_handshake, upgrade
+from mtunnel_tx.http.handshake import Handshake
+from mtunnel_tx.http.operation import Parts
+from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
-from mtunnel_tx.net.admission import Gate
+from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.commandsocket import listen_control
 from mtunnel_tx.net.controlsocket import listen_door
 from mtunnel_tx.ports.journal import Journal
@@ -55,8 +56,8 @@ from mtunnel_tx.tls.certificate import fingerprint
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.services import Services, TunnelLimits
-from mtunnel_tx.workers.pool import Crew
-from mtunnel_tx.workers.program import FrontProgram
+from mtunnel_tx.workers.pool import WorkerPool
+from mtunnel_tx.workers.program import WorkerProgram
 
 log = Logger()
 THREADS = 8
@@ -88,8 +89,8 @@ class Daemon(Service):
         self._ports: list[Any] = []  # IListeningPort, which is no type for mypy
         self._door: Listening | None = None
         self._lock: IO[bytes] | None = None
-        self._crew = make_crew(settings, reactor, Pump(reactor)) if settings.workers else None
-        self._relays: Relays = self._crew.relays if self._crew else Pump(reactor)
+        self._workers = make_workers(settings, reactor, Pump(reactor)) if settings.workers else None
+        self._relays: Relays = self._workers.relay if self._workers else Pump(reactor)
         self._machines: QemuMachines | ProxmoxMachines | None = None
         self._starting: Deferred[None] | None = None
         self.registry: Registry | None = None
@@ -115,8 +116,8 @@ class Daemon(Service):
         if self.registry is not None:
             await self.registry.stop()
         await self._relays.stop()
-        if self._crew is not None:
-            await self._crew.stop()
+        if self._workers is not None:
+            await self._workers.stop()
         if self._door is not None:
             await self._door.close()
         if self._machines is not None:
@@ -133,8 +134,8 @@ class Daemon(Service):
         try:
             tls = find_tls(self._settings)
             self._tls.reload(tls.certificate, tls.key)
-            if self._crew is not None:
-                self._crew.certify(self._tls.files)
+            if self._workers is not None:
+                self._workers.certify(self._tls.files)
             log.info("certificate and key were read again")
         except TunnelError as error:
             log.error("certificate and key stay as they are: {reason}", reason=error.text)
@@ -157,8 +158,8 @@ class Daemon(Service):
             await self._machines.prepare()
         await registry.recover()
         self.registry = registry
-        if self._crew is not None:
-            await self._crew.start(self._tls.files)
+        if self._workers is not None:
+            await self._workers.start(self._tls.files)
         await self._listen(parts)
         self._notifier.ready()
 
@@ -172,10 +173,10 @@ class Daemon(Service):
     async def _listen(self, parts: Parts) -> None:
         limits = self._settings.limits
         site = make_site(parts, self._reactor, limits)
-        gate = Gate(limits, self._reactor)
-        factory: Any = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, gate=gate)
-        if self._crew is not None:
-            factory = self._crew.factory(site, gate)
+        admission = Admission(limits, self._reactor)
+        factory: Any = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, admission=admission)
+        if self._workers is not None:
+            factory = self._workers.factory(site, admission)
         for text in self._settings.listen:
             try:
                 self._ports.append(await serverFromString(self._reactor, text).listen(factory))
@@ -187,9 +188,9 @@ class Daemon(Service):
         """Where the daemon listens, as `HOST:PORT` or a path."""
         return [_shown(port.getHost()) for port in self._ports]
 
-    def fronts(self) -> list[dict[str, int]]:
+    def workers(self) -> list[dict[str, int]]:
         """The processes that carry streams, as `mtunnel status` shows them."""
-        return self._crew.status() if self._crew else []
+        return self._workers.status() if self._workers else []
 
     def _join(self) -> tuple[Registry, Parts]:
         settings, reactor = self._settings, self._reactor
@@ -247,13 +248,12 @@ class Daemon(Service):
     async def _listen_control(self, path: Path, answerer: Answerer) -> Listening:
         return await listen_control(self._reactor, path, answerer, self._settings.limits)
 
-    async def _upgrade(self, request: Any, route: Route) -> None:
+    async def _upgrade(self, request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
-        check_handshake(request, self._reactor)
         route.check_room()
         local = await dial(self._reactor, route.file)
         limits = _stream_limits(self._settings)
-        await upgrade(request, local, route, relays=self._relays, limits=limits, reactor=self._reactor)
+        await upgrade(request, handshake, local, route, relays=self._relays, limits=limits, reactor=self._reactor)
 
     def _own_fingerprint(self) -> str:
         return fingerprint(self._tls.files.certificate)
@@ -297,7 +297,7 @@ class Door:
             "version": __version__,
             "pid": os.getpid(),
             "listening": self._daemon.addresses(),
-            "fronts": self._daemon.fronts(),
+            "workers": self._daemon.workers(),
             "draining": self._registry.draining,
             "tunnels": [asdict(tunnel) for tunnel in self._registry.live()],
             "held": {str(vmid): reason for vmid, reason in sorted(self._registry.held.items())},
@@ -323,11 +323,11 @@ def make_tls(settings: Settings) -> TlsContext:
     return TlsContext(settings.tls.certificate, settings.tls.key, group_reads=group_reads)
 
 
-def make_crew(settings: Settings, reactor: Any, here: Relays) -> Crew:
+def make_workers(settings: Settings, reactor: Any, here: Relays) -> WorkerPool:
     """The processes that do TLS and carry streams; `here` runs those of our own."""
-    program = FrontProgram(reactor, os.environ, user=settings.user, label=str(settings.state_dir))
+    program = WorkerProgram(reactor, os.environ, user=settings.user, label=str(settings.state_dir))
     handshake_s = settings.limits.handshake_s
-    return Crew(reactor, count=settings.workers, spawn=program.spawn, here=here, handshake_s=handshake_s)
+    return WorkerPool(reactor, count=settings.workers, spawn=program.spawn, here=here, handshake_s=handshake_s)
 
 
 def _lock_state(state_dir: Path) -> IO[bytes]:

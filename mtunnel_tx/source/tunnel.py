@@ -9,8 +9,8 @@ from urllib.parse import quote
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.channel import CommandChannel, CommandRefused
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial, JoinedSocket, Json, Reactor

@@ -12,7 +12,7 @@ from mtunnel_tx.pve.bandwidth import effective_limit
 from mtunnel_tx.tunnel.claim import marked
 from mtunnel_tx.tunnel.ending import announce_rollback, roll_back
 from mtunnel_tx.tunnel.tunnel import Guest, State
-from mtunnel_tx.wire.args import Bandwidth, NoArgs, Quit, Ticket
+from mtunnel_tx.wire.args import BandwidthArgs, NoArgs, QuitArgs, TicketArgs
 from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import make_ticket, normalise
 
@@ -27,7 +27,7 @@ async def version(_guest: Guest, _args: NoArgs) -> Result:
     return {"api": API, "age": AGE}
 
 
-async def bwlimit(guest: Guest, args: Bandwidth) -> Result:
+async def bwlimit(guest: Guest, args: BandwidthArgs) -> Result:
     """Tell the bandwidth limit that holds for some storages, in KiB/s; null: none."""
     storage, tunnel = guest.tunnel.services.storage, guest.tunnel
     limit = effective_limit(
@@ -36,7 +36,7 @@ async def bwlimit(guest: Guest, args: Bandwidth) -> Result:
     return {"bwlimit": limit}
 
 
-async def ticket(guest: Guest, args: Ticket) -> Result:
+async def ticket(guest: Guest, args: TicketArgs) -> Result:
     """Sign a ticket for a socket of this tunnel; the command socket is not one."""
     tunnel = guest.tunnel
     found = tunnel.sockets.find("/" + normalise(args.path))
@@ -58,7 +58,7 @@ async def unlock(guest: Guest, _args: NoArgs) -> Result:
     return DONE
 
 
-async def leave(guest: Guest, args: Quit) -> Result:
+async def leave(guest: Guest, args: QuitArgs) -> Result:
     """`quit`: undo everything if asked to, then exit mode."""
     tunnel = guest.tunnel
     try:

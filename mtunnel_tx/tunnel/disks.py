@@ -13,7 +13,7 @@ from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
 from mtunnel_tx.tunnel.common import Result
 from mtunnel_tx.tunnel.imports import ImportJob
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
-from mtunnel_tx.wire.args import Disk, DiskImport, NoArgs
+from mtunnel_tx.wire.args import DiskArgs, ImportArgs, NoArgs
 from mtunnel_tx.wire.lines import as_text
 from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
@@ -21,7 +21,7 @@ _BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")
 _IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
 
 
-async def allocate(guest: Guest, args: Disk) -> Result:
+async def allocate(guest: Guest, args: DiskArgs) -> Result:
     """`disk`: an empty volume for a disk that will be mirrored into it."""
     tunnel = guest.tunnel
     entry = usable_storage(tunnel.services, tunnel.rights, args.storage)
@@ -35,7 +35,7 @@ async def allocate(guest: Guest, args: Disk) -> Result:
     return {"volid": volid, "drivestr": drivestr}
 
 
-def _sent_size(args: Disk) -> int:
+def _sent_size(args: DiskArgs) -> int:
     size = args.drive.get("size")
     if size is None:
         raise TunnelError("unable to allocate a disk without a size")
@@ -65,7 +65,7 @@ def _actual_format(entry: StorageEntry, volid: str, wanted: str) -> str:
     return parse_dir_volume(name).format if entry.path is not None else wanted
 
 
-async def start_import(guest: Guest, args: DiskImport) -> Result:
+async def start_import(guest: Guest, args: ImportArgs) -> Result:
     """`disk-import`: run a child that waits for the image on a socket."""
     tunnel = guest.tunnel
     running = tunnel.disk_import
@@ -84,7 +84,7 @@ async def start_import(guest: Guest, args: DiskImport) -> Result:
     return {"socket": socket.name, "format": request.stream_format}
 
 
-def _import_request(tunnel: Tunnel, entry: StorageEntry, args: DiskImport) -> ImportRequest:
+def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> ImportRequest:
     if args.format not in entry.valid_formats:
         raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
     volume = _target_volume(tunnel, entry, args)
@@ -100,7 +100,7 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: DiskImport) -> Im
     )
 
 
-def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: DiskImport) -> VolumeId:
+def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> VolumeId:
     name = args.volname.removesuffix(f".{args.format}")
     if not name or "/" in name:
         raise TunnelError(f"unable to parse volume filename '{args.volname}'")

@@ -22,10 +22,10 @@ from mtunnel_tx.tunnel.checks import check_volume_access, known_storage
 from mtunnel_tx.tunnel.claim import marked
 from mtunnel_tx.tunnel.common import DONE, Result
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
-from mtunnel_tx.wire.args import Config
+from mtunnel_tx.wire.args import ConfigArgs
 
 
-async def set_config(guest: Guest, args: Config) -> Result:
+async def set_config(guest: Guest, args: ConfigArgs) -> Result:
     """Write the VM's config and firewall file; any failure leaves the config as it was.
 
     Source: protocol.md section 7.

@@ -11,14 +11,14 @@ from mtunnel_tx.pve.drive import is_drive_key
 from mtunnel_tx.tunnel.common import DONE, Result
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.waiting import Task
-from mtunnel_tx.wire.args import NoArgs, Start
+from mtunnel_tx.wire.args import NoArgs, StartArgs
 from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 
 WHOLE_S = 25.0
 """How long `resume` waits for the rest of the state; a source waits 30 s for the reply."""
 
 
-async def start(guest: Guest, args: Start) -> Result:
+async def start(guest: Guest, args: StartArgs) -> Result:
     """Start the VM paused, waiting for its memory, its disks exported for mirroring."""
     tunnel, nbd = guest.tunnel, args.options.nbd
     for name, drive in (nbd or {}).items():
@@ -35,7 +35,7 @@ async def start(guest: Guest, args: Start) -> Result:
     return _started(tunnel, nbd, spice_port)
 
 
-def _incoming(tunnel: Tunnel, args: Start) -> Incoming:
+def _incoming(tunnel: Tunnel, args: StartArgs) -> Incoming:
     nbd = args.options.nbd
     return Incoming(
         migrate_socket=tunnel.sockets.file(MEMORY),
