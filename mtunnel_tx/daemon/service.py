@@ -39,7 +39,9 @@ from mtunnel_tx.http.api import make_site
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
 from mtunnel_tx.http.handshake import Handshake
+from mtunnel_tx.http.openapi import describe_api
 from mtunnel_tx.http.operation import Parts
+from mtunnel_tx.http.table import BASE, OPERATIONS
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.admission import Admission
@@ -54,6 +56,7 @@ from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.certificate import fingerprint
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
+from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from mtunnel_tx.workers.pool import WorkerPool
@@ -230,6 +233,7 @@ class Daemon(Service):
             fingerprint=self._own_fingerprint,
             upgrader=self._upgrade,
             elsewhere=self._make_elsewhere(),
+            description=lambda: describe_api(OPERATIONS, QEMU_COMMANDS.values(), BASE),
         )
         return registry, parts
 

@@ -14,8 +14,9 @@ from mtunnel_tx.wire.schema import Object
 _IN_PATH = re.compile(r"\{(\w+)\}")
 _TITLE = "mtunnel-tx"
 _ABOUT = """\
-The receiving end of a Proxmox VE remote migration. Paths and answers are those of Proxmox VE's own API, as far as a source
-uses it. A wrong request is answered with its reason in the status line, and in `message` and `errors` of the body."""
+The receiving end of a Proxmox VE remote migration. Paths and answers are those of Proxmox VE's own API, as far as a
+source uses it. A wrong request is answered with its reason in the status line, and in `message` and `errors` of the
+body."""
 _TOKEN = {
     "type": "apiKey",
     "in": "header",
@@ -60,15 +61,18 @@ class TunnelCommand(Protocol):
     def needs(self) -> tuple[Need, ...]: ...
 
 
-def describe(operations: Sequence[Operation], commands: Iterable[TunnelCommand] = (), base: str = "") -> dict[str, Any]:
+def describe_api(
+    operations: Sequence[Operation], commands: Iterable[TunnelCommand] = (), base: Sequence[str] = ()
+) -> dict[str, Any]:
     """Make the document.
 
     Args: commands: of a tunnel's command connection; OpenAPI has no word for them, so they stand in
-    `x-tunnel-commands`. base: the path in front of all others.
+    `x-tunnel-commands`. base: components of the path in front of all others.
     """
     paths: dict[str, dict[str, Any]] = {}
+    prefix = "".join(f"/{part}" for part in base)
     for operation in operations:
-        paths.setdefault(f"{base}{operation.path}", {})[operation.method.lower()] = _operation(operation)
+        paths.setdefault(f"{prefix}{operation.path}", {})[operation.method.lower()] = _operation(operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": _TITLE, "version": __version__, "description": _ABOUT, "license": _LICENSE},
