@@ -6,9 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from mtunnel_tx.backends.machine import Machine
-from mtunnel_tx.backends.qemu import EXPORT_S, QemuMachines
+from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
 
+RESIZE_S = 30.0
 _FREE_SOCKET = "disconnected:"
 
 
@@ -34,7 +35,7 @@ class LocalMachines(QemuMachines):
         """See ports.LocalHypervisor."""
         async with self._get(vmid).monitor() as monitor:
             arguments = {"node-name": f"drive-{key}", "size": size_bytes}
-            await monitor.call("block_resize", arguments, wait_s=EXPORT_S)
+            await monitor.call("block_resize", arguments, wait_s=RESIZE_S)
 
     async def console(self, vmid: int, name: str) -> Path:
         """See ports.LocalHypervisor."""

@@ -143,6 +143,6 @@ def describe_journal(journal: Journal, vmid: int) -> str:
         owed = fold(vmid, journal.read(vmid) or [])
     except TunnelError as error:
         return f" ({error.text})"
-    come = "given up by its source" if owed.ours else "may have run here" if owed.ran else "not handed over"
+    come = "given up by its source" if owed.handed_over else "may have run here" if owed.resuming else "not handed over"
     made = f", made {' '.join(owed.volumes)}" if owed.volumes else ""
     return f" ({owed.token or 'nobody'}, {come}{made})"

@@ -22,8 +22,9 @@ from mtunnel_tx.config import Settings
 from mtunnel_tx.daemon.state import read_ticket_key
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
+from mtunnel_tx.http.handshake import Handshake
 from mtunnel_tx.http.operation import Parts
-from mtunnel_tx.http.upgrade import check_handshake, upgrade
+from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.commandsocket import listen_commands
@@ -130,12 +131,11 @@ def _make_machines(
 
 
 def _make_upgrader(reactor: Any, relays: Relays, limits: StreamLimits) -> Upgrader:
-    async def join(request: Any, route: Route) -> None:
+    async def join(request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
-        check_handshake(request, reactor)
         route.check_room()
         local = await dial(reactor, route.file)
-        await upgrade(request, local, route, relays=relays, limits=limits, reactor=reactor)
+        await upgrade(request, handshake, local, route, relays=relays, limits=limits, reactor=reactor)
 
     return join
 
