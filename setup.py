@@ -2,11 +2,24 @@
 
 `package_dir` names the folder although it is the default one: it makes an editable install a plain path, without
 which Twisted cannot find the plugin.
+
+The native module is optional: where it cannot be compiled, everything runs in pure Python. It uses CPython's limited
+API only, so that one wheel serves every version.
 """
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 setup(
     package_dir={"": "."},
     packages=[*find_packages(include=["mtunnel_tx", "mtunnel_tx.*"]), "twisted.plugins"],
+    ext_modules=[
+        Extension(
+            "mtunnel_tx.stream._batch",
+            ["mtunnel_tx/stream/_batch.c"],
+            extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -9,8 +9,8 @@ from typing import Any
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.host import HostFacts
+from mtunnel_tx.backends.localmachines import LocalMachines
 from mtunnel_tx.backends.proxmox import ProxmoxMachines
-from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.config import Settings
 
@@ -54,10 +54,10 @@ def make_storage(reactor: Any, settings: Settings) -> PvesmStorage:
     )
 
 
-def make_machines(threads: ReactorThreads, settings: Settings, storage: PvesmStorage) -> QemuMachines:
+def make_machines(threads: ReactorThreads, settings: Settings, storage: PvesmStorage) -> LocalMachines:
     """The virtual machines of a host without Proxmox."""
     facts = HostFacts(threads.reactor, os.environ)
-    return QemuMachines(
+    return LocalMachines(
         threads.reactor, threads=threads, facts=facts, storage=storage, runtime_dir=settings.machine_dir
     )
 

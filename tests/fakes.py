@@ -18,7 +18,7 @@ from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.users import parse_user_config
 from mtunnel_tx.tunnel.registry import Registry
-from mtunnel_tx.tunnel.world import Limits, World
+from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from tests.fakestorage import FakeStorage
 from tests.stopped import StoppedMachines
 from tests.threads import FakeThreads
@@ -114,9 +114,14 @@ class FakeTask:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.status: str | None = None
+        self.warnings = 0
 
     def line(self, text: str) -> None:
         self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings += 1
+        self.line(f"WARN: {text}")
 
     def finish(self, status: str) -> None:
         assert self.status is None, "a task ends once"
@@ -127,7 +132,7 @@ class FakeTasks:
     def __init__(self) -> None:
         self.started: list[FakeTask] = []
 
-    def start(self, vmid: int, token: str) -> FakeTask:
+    def start(self, task_type: str, vmid: int, token: str) -> FakeTask:
         self.started.append(FakeTask())
         return self.started[-1]
 
@@ -150,8 +155,8 @@ class FakeJournal:
         self.events.append(f"journal {record['do']}")
         self.records[vmid].append(dict(record))
 
-    async def close(self, vmid: int) -> None:
-        self.events.append("journal closed")
+    async def remove(self, vmid: int) -> None:
+        self.events.append("journal removed")
         del self.records[vmid]
 
     def read(self, vmid: int) -> list[dict[str, Any]] | None:
@@ -227,7 +232,7 @@ class FakeStream:
         self.aborted = True
 
 
-class FakeWorld:
+class FakeHost:
     """A registry on fakes; `events` is what happened to the world, in order."""
 
     def __init__(self, runtime_dir: str) -> None:
@@ -241,7 +246,7 @@ class FakeWorld:
         self.tasks = FakeTasks()
         self.machines = FakeMachines(self.events)
         self.doors: dict[Path, tuple[Answerer, FakeListening]] = {}
-        self.world = World(
+        self.services = Services(
             access=self.access,
             guests=self.guests,
             storage=self.storage,
@@ -256,9 +261,9 @@ class FakeWorld:
             ticket_key=bytes(32),
             runtime_dir=Path(runtime_dir),
             machine_dir=Path(runtime_dir),
-            limits=Limits(),
+            limits=TunnelLimits(),
         )
-        self.registry = Registry(self.world)
+        self.registry = Registry(self.services)
 
     async def _listen(self, path: Path, answerer: Answerer) -> FakeListening:
         self.doors[path] = (answerer, FakeListening())

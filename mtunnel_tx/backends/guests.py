@@ -25,11 +25,11 @@ from mtunnel_tx.errors import NotFound, TimedOut, WrongState
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config, parse_guest_config
+from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
 from mtunnel_tx.waiting import pause
 
 RETRY_S = 0.1
 _CONFIG_FILE = re.compile(r"([1-9][0-9]{2,8})\.conf")
-_KINDS = {"qemu": "qemu-server", "lxc": "lxc"}
 _MODE = 0o640
 
 
@@ -86,7 +86,7 @@ class GuestFiles:
         return sorted(entries, key=lambda entry: entry.vmid)
 
     def naming(self, volid: str) -> list[GuestEntry]:
-        """The guests, of any node, whose config names this volume anywhere, in a snapshot for example."""
+        """The guests of any node whose config names this volume, also in a snapshot."""
         names = re.compile(rf"(?:^|[\s,=]){re.escape(volid)}(?:[\s,]|$)")
         return [
             GuestEntry(vmid=vmid, node=path.parent.parent.name, kind=kind, name="")
@@ -96,8 +96,8 @@ class GuestFiles:
 
     def _configs(self) -> Iterator[tuple[Path, int, str]]:
         for node in _listed(self._pve_dir / "nodes"):
-            for kind, folder in _KINDS.items():
-                for file in _listed(Path(node.path, folder)):
+            for kind, layout in LAYOUTS.items():
+                for file in _listed(Path(node.path, layout.config_folder)):
                     match = _CONFIG_FILE.fullmatch(file.name)
                     if match and file.is_file():
                         yield Path(file.path), int(match[1]), kind
@@ -135,7 +135,7 @@ class GuestFiles:
         return self._read(self._firewall(vmid))
 
     def _config(self, vmid: int) -> Path:
-        return self._pve_dir / "nodes" / self.node / "qemu-server" / f"{vmid}.conf"
+        return self._pve_dir / "nodes" / self.node / QEMU_LAYOUT.config_folder / f"{vmid}.conf"
 
     def _firewall(self, vmid: int) -> Path:
         return self._pve_dir / "firewall" / f"{vmid}.fw"
@@ -148,7 +148,7 @@ class GuestFiles:
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, nothing where there is none; one that may not be read is no empty one."""
+    """The entries of a folder; none if it does not exist. Raises: BackendFailed: it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)

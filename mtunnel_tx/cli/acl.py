@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtunnel_tx.backends.access import changed_access, read_users
+from mtunnel_tx.cli.table import print_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
 from mtunnel_tx.pve.roles import BUILTIN_ROLES
@@ -121,13 +122,6 @@ def _list(_args: argparse.Namespace, settings: Settings) -> None:
 def warn_of_line(reason: str) -> None:
     """Show what was skipped in a file."""
     print(f"mtunnel: user.cfg: {reason}", file=sys.stderr)
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need, two blanks apart."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def pveum_entry(action: str, path: str, member: str, role: str) -> list[str]:

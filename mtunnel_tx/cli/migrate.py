@@ -15,6 +15,7 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
 from mtunnel_tx.cli.sourcehost import source_parts
@@ -22,7 +23,6 @@ from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.survey import Obstructed

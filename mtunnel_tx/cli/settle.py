@@ -8,13 +8,13 @@ from typing import Any
 
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Lines
 from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.cli.status import ask_daemon
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.earlier import settle
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.owner import Owner

@@ -76,3 +76,28 @@ class Hypervisor(Protocol):
 
     async def trim(self, vmid: int, report: Report) -> None:
         """Never an error: what stands in the way goes to `report`."""
+
+
+class LocalHypervisor(Hypervisor, Protocol):
+    """The virtual machines of a host without Proxmox, in the hands of whoever runs it."""
+
+    async def find_all(self) -> None:
+        """See that every QEMU which runs can be found, also where the runtime directory was emptied."""
+
+    def recorded(self) -> list[int]:
+        """The VMs that run by their record, with a config or without one."""
+
+    async def local_start(self, vmid: int, conf: GuestConfig, report: Report) -> None:
+        """Start a VM of this host. Raises: TunnelError: why it cannot be."""
+
+    async def shutdown(self, vmid: int, wait_s: float) -> bool:
+        """Press the power button and wait for the end. Returns: it ended. Raises: WrongState: `VM N not running`."""
+
+    async def resize_disk(self, vmid: int, key: str, size_bytes: int) -> None:
+        """Tell a running VM its disk's new size. Raises: BackendFailed: QEMU refuses; WrongState: it does not run."""
+
+    async def console(self, vmid: int, name: str) -> Path:
+        """The UNIX socket of a serial port (`serial0`) or of the screen (`vnc`).
+
+        Raises: WrongState: it does not run, has no such thing, or somebody else is connected to the serial port.
+        """

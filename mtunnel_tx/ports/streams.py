@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from mtunnel_tx.wire.socketkinds import SocketKind
+
 
 class Stream(Protocol):
     """One websocket's relay, as the tunnel sees it; payload bytes from (`in`) and to (`out`) the peer."""
@@ -22,6 +24,7 @@ class Stream(Protocol):
 class Route(Protocol):
     """Where a websocket leads: a socket of a live tunnel, found by its wire name."""
 
+    kind: SocketKind
     file: Path
     vmid: int
     token: str

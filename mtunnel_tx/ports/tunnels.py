@@ -36,11 +36,18 @@ class Tunnels(Protocol):
     """All live tunnels: what the HTTP API and the daemon's own door talk to."""
 
     async def open(
-        self, vmid: int, token: str, storages: Sequence[str], bridges: Sequence[str], address: str = ""
+        self,
+        vmid: int,
+        token: str,
+        storages: Sequence[str],
+        bridges: Sequence[str],
+        address: str = "",
+        *,
+        kind: str = "qemu",
     ) -> Opened:
-        """Storage and bridge checks, the claim, and a worker that waits for its command connection.
+        """Storage and bridge checks, the claim, and a tunnel that waits for its command connection.
 
-        `address` is the peer's, for the record.
+        `address` is the peer's, for the record; `kind` is the word of the guest's kind.
         """
 
     def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mtunnel_tx.checks import STORAGE_ID, split_list
 from mtunnel_tx.pve.sections import Section, Warn, parse_sections
 
-_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]")
+_ID = re.compile(STORAGE_ID)
 _DATACENTER_LINE = re.compile(r"([a-z][a-z0-9_-]*):\s*(.*\S)\s*")
 _CONTENTS = frozenset({"images", "rootdir", "vztmpl", "iso", "backup", "snippets", "import"})
 _BOOLEANS = frozenset({"disable", "shared", "mkdir", "create-base-path", "create-subdirs", "snapshot-as-volume-chain"})
@@ -67,10 +68,6 @@ _KINDS: Mapping[str, _Kind] = {
 }
 
 
-def _items(text: str) -> frozenset[str]:
-    return frozenset(item for item in re.split(r"[,;\s]+", text) if item)
-
-
 @dataclass(frozen=True, slots=True)
 class StorageEntry:
     """One storage; `options` as written, values checked."""
@@ -86,7 +83,7 @@ class StorageEntry:
     @property
     def content(self) -> frozenset[str]:
         """What it may hold: `images`, `iso`, …; `none` is nothing."""
-        return _items(self.options.get("content", self._kind.content)) & _CONTENTS
+        return _CONTENTS.intersection(split_list(self.options.get("content", self._kind.content)))
 
     @property
     def enabled(self) -> bool:
@@ -95,8 +92,8 @@ class StorageEntry:
     @property
     def nodes(self) -> frozenset[str] | None:
         """The nodes that have it; None for all."""
-        names = _items(self.options.get("nodes", ""))
-        return names or None
+        names = split_list(self.options.get("nodes", ""))
+        return frozenset(names) or None
 
     @property
     def path(self) -> str | None:
@@ -133,7 +130,7 @@ class StorageEntry:
         """The folder for one kind of content, `content-dirs` obeyed; None where there are no files."""
         if self.path is None or content not in _FOLDERS:
             return None
-        chosen = dict(item.split("=", 1) for item in _items(self.options.get("content-dirs", "")) if "=" in item)
+        chosen = dict(item.split("=", 1) for item in split_list(self.options.get("content-dirs", "")) if "=" in item)
         return f"{self.path.rstrip('/')}/{chosen.get(content, _FOLDERS[content]).strip('/')}"
 
 

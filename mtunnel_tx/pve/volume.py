@@ -6,21 +6,20 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mtunnel_tx.checks import CONTROL_CLASS, VOLUME_ID
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
-# What no file name may hold here: control characters, and surrogates, which are no text.
-_CONTROL = r"\x00-\x1f\x7f\x80-\x9f\ud800-\udfff"
 # A VMID has one spelling, or two names would lead to one file.
 _VMID = r"[1-9][0-9]{0,8}"
-_WORD = rf"[^\s{_CONTROL}]+"
-_VOLUME_ID = re.compile(rf"([A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]):([^{_CONTROL}]+)")
-_PART = rf"[^/\s{_CONTROL}]+"
+_WORD = rf"[^\s{CONTROL_CLASS}]+"
+_VOLUME_ID = re.compile(VOLUME_ID)
+_PART = rf"[^/\s{CONTROL_CLASS}]+"
 # No blanks of freedom in the middle: `1/1/1/…` of some kilobytes would take for ever.
 _CLONE = re.compile(rf"({_VMID})/({_PART})/({_VMID})/({_WORD})")
 _IMAGE = re.compile(rf"({_VMID})/({_WORD})")
 _FILE_NAME = re.compile(rf"{_PART}\.(raw|qcow2|vmdk|subvol)")
-_OTHER = re.compile(rf"(iso|vztmpl|backup|snippets|import|rootdir)/([^/{_CONTROL}]+)")
+_OTHER = re.compile(rf"(iso|vztmpl|backup|snippets|import|rootdir)/([^/{CONTROL_CLASS}]+)")
 _BACKUP_OWNER = re.compile(rf"vzdump-(?:openvz|lxc|qemu)-({_VMID})-.+")
 _ENDINGS = {
     "iso": re.compile(r"(?i:.+\.(?:iso|img))"),

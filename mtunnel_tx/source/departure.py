@@ -14,7 +14,6 @@ from typing import Any
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.programs import Program
 
-VERSION = 1
 Record = Mapping[str, Any]
 
 
@@ -73,7 +72,6 @@ def claim(
 ) -> Record:
     """The first record; its arguments are those of Departure."""
     return {
-        "version": VERSION,
         "do": Stage.CLAIMED.value,
         "at": at_s,
         **program_fields(program),
@@ -119,8 +117,6 @@ def name(vmid: int) -> str:
 def _begin(vmid: int, record: Record) -> Departure:
     if record.get("do") != Stage.CLAIMED.value:
         raise WrongState(f"{name(vmid)} is empty or torn: nobody knows how far it came")
-    if record.get("version") != VERSION or isinstance(record["version"], bool):
-        raise WrongState(f"{name(vmid)} is of another version of this program")
     try:
         return Departure(
             vmid=vmid,

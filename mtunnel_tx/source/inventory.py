@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import Drive, is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.values import FormatError, clean
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume, parse_volume_id
 
 _DEVICE = re.compile(r"(hostpci|usb|serial|parallel|virtiofs)[0-9]+|ivshmem")

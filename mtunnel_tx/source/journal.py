@@ -54,7 +54,7 @@ class DepartureJournal:
 
     async def close(self) -> None:
         """Nothing is to be settled any more."""
-        await self._journal.close(self.departure.vmid)
+        await self._journal.remove(self.departure.vmid)
 
 
 def find_departure(host: SourceHost, vmid: int) -> Departure | None:

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.sizes import format_size
-from mtunnel_tx.pve.values import clean, split_list
 from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
 from mtunnel_tx.source.journal import check_abandoned, find_departure
 from mtunnel_tx.source.links import Json

@@ -9,13 +9,14 @@ from urllib.parse import quote
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.channel import CommandChannel
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial, JoinedSocket, Json, Reactor
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
 from mtunnel_tx.waiting import within
+from mtunnel_tx.wire.socketkinds import find_socket_kind
 
 API_VERSION = 2
 SHORT_S = 10.0
@@ -109,7 +110,7 @@ class TargetTunnel:
         except Exception:
             sock.close()
             raise
-        return await self._dial(path_query, sock, ends_with_peer=path.endswith(".migrate"))
+        return await self._dial(path_query, sock, ends_with_peer=find_socket_kind(path).ends_both_at_source)
 
     async def query_import(self) -> Mapping[str, Json]:
         """How the import goes on: `status`, `msg`, `volid`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -196,13 +195,3 @@ def make_stream(link: Link, peer: Peer, tools: Tools) -> Stream:
         limits=terms.limits,
         tools=tools,
     )
-
-
-def ends_with_local(path: Path) -> bool:
-    """Whether the end of a socket's UNIX side ends both ways: behind these is QEMU, or our own control path."""
-    return path.name.endswith((".migrate", ".mtunnel"))
-
-
-def is_urgent(path: Path) -> bool:
-    """Whether a socket carries commands and their replies."""
-    return path.name.endswith(".mtunnel")

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import re
 
-from mtunnel_tx.errors import PermissionDenied, TunnelError
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
-from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.tunnel.services import Services
 
+ALLOCATE = Need("/storage/{storage}", ("Datastore.AllocateSpace",), "for each storage that it uses")
+ANY_VOLUME = Need("/storage/{storage}", ("Datastore.Allocate",), "for volumes of the config that are not the VM's own")
+READ_ONLY_VOLUME = Need(
+    "/storage/{storage}",
+    ("Datastore.AllocateSpace", "Datastore.Audit"),
+    "or, where the volume is an ISO or import image",
+)
 _OWNER = re.compile(r"(?:vm|base|subvol|basevol)-(\d+)-")
 
 
-def known_storage(world: World, storage: str) -> StorageEntry:
+def known_storage(services: Services, storage: str) -> StorageEntry:
     """Raises: TunnelError: `storage 'X' does not exist`."""
-    entry = world.storage.config().get(storage)
+    entry = services.storage.config().get(storage)
     if entry is None:
         raise TunnelError(f"storage '{storage}' does not exist")
     return entry
 
 
-def usable_storage(world: World, rights: Rights, storage: str) -> StorageEntry:
+def usable_storage(services: Services, rights: Rights, storage: str) -> StorageEntry:
     """The storage check of protocol.md section 6. Raises: TunnelError, PermissionDenied."""
-    entry = known_storage(world, storage)
+    entry = known_storage(services, storage)
     if not entry.enabled:
         raise TunnelError(f"storage '{storage}' is disabled")
-    if entry.nodes is not None and world.guests.node not in entry.nodes:
-        raise TunnelError(f"storage '{storage}' is not available on node '{world.guests.node}'")
-    rights.check(f"/storage/{storage}", "Datastore.AllocateSpace")
+    if entry.nodes is not None and services.guests.node not in entry.nodes:
+        raise TunnelError(f"storage '{storage}' is not available on node '{services.guests.node}'")
+    ALLOCATE.check(rights, {"storage": storage})
     if "images" not in entry.content:
         raise TunnelError(f"storage '{storage}' does not support vm images")
     return entry
@@ -61,19 +69,12 @@ def _base_folder(entry: StorageEntry, volume: VolumeId) -> str:
 def check_volume_access(entry: StorageEntry, rights: Rights, volume: VolumeId, vmid: int) -> None:
     """The access rules of formats.md section 3. Raises: TunnelError: `missing privileges to access V`."""
     refuse_foreign(entry, volume, vmid)
-    if rights.has(f"/storage/{volume.storage}", "Datastore.Allocate"):
+    values = {"storage": volume.storage}
+    if ANY_VOLUME.is_met(rights, values):
         return
     content, owner = volume_owner(entry, volume)
     if content in ("images", "rootdir") and owner == vmid:
         return
-    if content in ("iso", "import") and _may_look(rights, volume.storage):
+    if content in ("iso", "import") and READ_ONLY_VOLUME.is_met(rights, values):
         return
     raise TunnelError(f"missing privileges to access {volume}")
-
-
-def _may_look(rights: Rights, storage: str) -> bool:
-    try:
-        rights.check_any(f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
-    except PermissionDenied:
-        return False
-    return True

@@ -10,21 +10,21 @@ from mtunnel_tx.pve.drive import Drive, format_drive, format_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
-from mtunnel_tx.tunnel.imports import SUFFIX, DiskImport
-from mtunnel_tx.tunnel.live import Guest, Tunnel
-from mtunnel_tx.tunnel.session import Result
-from mtunnel_tx.wire.args import Disk, NoArgs
-from mtunnel_tx.wire.args import DiskImport as ImportArgs
+from mtunnel_tx.tunnel.common import Result
+from mtunnel_tx.tunnel.imports import ImportJob
+from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
+from mtunnel_tx.wire.args import DiskArgs, ImportArgs, NoArgs
 from mtunnel_tx.wire.lines import as_text
+from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
 _BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
 _IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
 
 
-async def allocate(guest: Guest, args: Disk) -> Result:
+async def allocate(guest: Guest, args: DiskArgs) -> Result:
     """`disk`: an empty volume for a disk that will be mirrored into it."""
     tunnel = guest.tunnel
-    entry = usable_storage(tunnel.world, tunnel.rights, args.storage)
+    entry = usable_storage(tunnel.services, tunnel.rights, args.storage)
     size_bytes = _sent_size(args)
     drive = Drive.from_sent(args.drive)
     wanted = args.format if args.format and args.format in entry.valid_formats else entry.default_format
@@ -35,7 +35,7 @@ async def allocate(guest: Guest, args: Disk) -> Result:
     return {"volid": volid, "drivestr": drivestr}
 
 
-def _sent_size(args: Disk) -> int:
+def _sent_size(args: DiskArgs) -> int:
     size = args.drive.get("size")
     if size is None:
         raise TunnelError("unable to allocate a disk without a size")
@@ -52,7 +52,7 @@ def _sent_size(args: Disk) -> int:
 async def _allocate(tunnel: Tunnel, storage: str, size_bytes: int, format: str) -> str:
     await tunnel.own.will_make(storage)
     try:
-        volid = await tunnel.world.storage.alloc(storage, tunnel.vmid, size_bytes, format, tunnel.task.line)
+        volid = await tunnel.services.storage.alloc(storage, tunnel.vmid, size_bytes, format, tunnel.task.line)
     except TunnelError:
         await tunnel.own.made_nothing(storage)
         raise
@@ -71,16 +71,16 @@ async def start_import(guest: Guest, args: ImportArgs) -> Result:
     running = tunnel.disk_import
     if running is not None and not running.over:
         raise TunnelError(f"disk import already running as PID '{running.pid}'")
-    entry = usable_storage(tunnel.world, tunnel.rights, args.storage)
+    entry = usable_storage(tunnel.services, tunnel.rights, args.storage)
     request = _import_request(tunnel, entry, args)
-    job = DiskImport(tunnel.world, tunnel.own, tunnel.task, request, tunnel.vmid)
+    job = ImportJob(tunnel.services, tunnel.own, tunnel.task, request, tunnel.vmid)
     tunnel.disk_import = job
     try:
         await job.start()
     except TunnelError:
         job.over = True
         raise
-    socket = tunnel.sockets.add(SUFFIX, single=True, ended=job.stream_ended)
+    socket = tunnel.sockets.add(DISK_IMPORT, ended=job.stream_ended)
     return {"socket": socket.name, "format": request.stream_format}
 
 
@@ -92,7 +92,7 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Im
     return ImportRequest(
         volid=str(volume),
         stream_format=stream_format,
-        socket=tunnel.sockets.file(SUFFIX),
+        socket=tunnel.sockets.file(DISK_IMPORT),
         with_snapshots=args.with_snapshots,
         allow_rename=args.allow_rename,
         snapshot=args.snapshot,
@@ -145,4 +145,4 @@ async def query_import(guest: Guest, _args: NoArgs) -> Result:
         return await job.query()
     finally:
         if job.over:
-            tunnel.sockets.drop(SUFFIX)
+            tunnel.sockets.drop(DISK_IMPORT)

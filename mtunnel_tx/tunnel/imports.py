@@ -14,19 +14,18 @@ from mtunnel_tx.ports.storage import Child, ImportRequest
 from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.tunnel.checks import known_storage, refuse_foreign
 from mtunnel_tx.tunnel.ownership import Ownership
-from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.waiting import Task
 
 log = Logger()
-SUFFIX = ".storage"
 _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 
-class DiskImport:
+class ImportJob:
     """A running import; over when `query` has told its end."""
 
-    def __init__(self, world: World, own: Ownership, task: TaskLog, request: ImportRequest, vmid: int) -> None:
-        self._world = world
+    def __init__(self, services: Services, own: Ownership, task: TaskLog, request: ImportRequest, vmid: int) -> None:
+        self._services = services
         self._own = own
         self._task = task
         self._request = request
@@ -45,8 +44,8 @@ class DiskImport:
         """Run the child up to its `ready`. Raises: TunnelError: its own first line, or that it said nothing."""
         await self._own.will_make(self._storage)
         self._request.socket.unlink(missing_ok=True)
-        self._child = self._world.storage.start_import(self._request)
-        line = await self._child.next_line(self._world.limits.ready_s)
+        self._child = self._services.storage.start_import(self._request)
+        line = await self._child.next_line(self._services.limits.ready_s)
         if line is None or line.rstrip("\n") != "ready":
             await self.cancel()
             raise BackendFailed(line.rstrip("\n") if line else "disk import did not become ready in time")
@@ -54,13 +53,13 @@ class DiskImport:
 
     async def query(self) -> dict[str, Any]:
         """The next thing worth telling, within the query's time (protocol.md section 8.5)."""
-        wait_s = self._world.limits.query_s
+        wait_s = self._services.limits.query_s
         if self._end is None:
             line = await self._next_line(wait_s)
             if self._end is None:
                 return {"status": "pending", "msg": line}
         assert self._end is not None
-        if not await self._end.wait(self._world.clock, wait_s):
+        if not await self._end.wait(self._services.clock, wait_s):
             return {"status": "pending", "msg": ""}
         self.over = True
         return dict(await self._end.result())
@@ -85,7 +84,7 @@ class DiskImport:
         self._request.socket.unlink(missing_ok=True)
         await self._own.has_made(self._storage, volid)
         await self._refuse_references(volid)
-        await self._world.storage.sync([volid])
+        await self._services.storage.sync([volid])
         return {"status": "complete", "volid": volid}
 
     async def _fail(self) -> Mapping[str, Any]:
@@ -96,12 +95,12 @@ class DiskImport:
         volume = parse_volume_id(volid)
         if volume.storage != self._storage:
             raise BackendFailed(f"import made '{volid}' on another storage")
-        refuse_foreign(known_storage(self._world, volume.storage), volume, self._vmid)
+        refuse_foreign(known_storage(self._services, volume.storage), volume, self._vmid)
 
     async def _refuse_references(self, volid: str) -> None:
-        if known_storage(self._world, self._storage).path is None:
+        if known_storage(self._services, self._storage).path is None:
             return
-        reason = await self._world.storage.refers_elsewhere(volid)
+        reason = await self._services.storage.refers_elsewhere(volid)
         if reason is not None:
             await self._own.give_back(volid)
             raise TunnelError(reason)

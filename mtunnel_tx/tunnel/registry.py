@@ -8,16 +8,24 @@ from twisted.internet.defer import Deferred, DeferredLock, gatherResults
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.ports.events import TunnelOpened
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.ports.tunnels import Opened, TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
 from mtunnel_tx.tunnel.checks import usable_storage
+from mtunnel_tx.tunnel.claim import Claim, marked
+from mtunnel_tx.tunnel.commandsession import CommandSession
+from mtunnel_tx.tunnel.ending import Ending, end
+from mtunnel_tx.tunnel.guestkind import GuestKind
+from mtunnel_tx.tunnel.kinds import KINDS
 from mtunnel_tx.tunnel.ledger import Ledger, Owed
-from mtunnel_tx.tunnel.live import Tunnel, marked
-from mtunnel_tx.tunnel.recovery import Recovery
-from mtunnel_tx.tunnel.sockets import Passage
-from mtunnel_tx.tunnel.worker import CONTROL, Worker
-from mtunnel_tx.tunnel.world import World
+from mtunnel_tx.tunnel.recovery import QuietTask, find_claim, recover
+from mtunnel_tx.tunnel.services import Services
+from mtunnel_tx.tunnel.settling import settle
+from mtunnel_tx.tunnel.sockets import SocketRoute
+from mtunnel_tx.tunnel.tunnel import Tunnel
+from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import check_ticket, make_ticket, normalise
 
 log = Logger()
@@ -26,9 +34,9 @@ log = Logger()
 class Registry:
     """The daemon's tunnels by VMID. `held` names those whose journal waits for somebody's decision, and why."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._workers: dict[int, Worker] = {}
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._sessions: dict[int, CommandSession] = {}
         self._opening: dict[int, str] = {}
         self._settling = DeferredLock()
         self.held: dict[int, str] = {}
@@ -39,68 +47,74 @@ class Registry:
     async def recover(self) -> None:
         """Finish what a crash left, before any tunnel may be opened."""
         async with self._settling:
-            self.held.update(await Recovery(self._world).run())
+            self.held.update(await recover(self._services))
 
     async def open(
-        self, vmid: int, token: str, storages: Sequence[str], bridges: Sequence[str], address: str = ""
+        self,
+        vmid: int,
+        token: str,
+        storages: Sequence[str],
+        bridges: Sequence[str],
+        address: str = "",
+        *,
+        kind: str = QEMU_LAYOUT.word,
     ) -> Opened:
         """Checks, the claim, and a tunnel that waits for its command connection.
 
         Raises: TunnelError, PermissionDenied: a storage or bridge cannot be used. InvalidParameters: VMID taken.
         """
         self._check_room(token)
-        rights = self._world.access.rights(token)
+        rights = self._services.access.rights(token)
         for storage in storages:
-            usable_storage(self._world, rights, storage)
+            usable_storage(self._services, rights, storage)
         for bridge in bridges:
-            if not self._world.bridge_exists(bridge):
+            if not self._services.bridge_exists(bridge):
                 raise TunnelError(f"bridge '{bridge}' does not exist")
-        if vmid in self._workers or vmid in self._opening:
-            raise _taken(f"VM {vmid} already exists on node '{self._world.guests.node}'")
+        if vmid in self._sessions or vmid in self._opening:
+            raise _taken(f"VM {vmid} already exists on node '{self._services.guests.node}'")
         self._opening[vmid] = token
         try:
-            return await self._open(vmid, token, address)
+            return await self._open(KINDS[kind], vmid, token, address)
         finally:
             del self._opening[vmid]
             self._tell_if_opened()
             self._tell_if_drained()
 
-    async def _open(self, vmid: int, token: str, address: str) -> Opened:
-        world, ledger = self._world, Ledger(self._world.journal, Owed(vmid=vmid), standing=False)
+    async def _open(self, kind: GuestKind, vmid: int, token: str, address: str) -> Opened:
+        services, ledger = self._services, Ledger(self._services.journal, Owed(vmid=vmid), stands=False)
         try:
-            await self._claim(ledger, token)
-            worker = await self._begin(ledger)
+            await self._claim(kind, ledger, token)
+            session = await self._begin(kind, ledger, address)
         except Exception:
             await self._give_up(ledger)
             raise
-        worker.tunnel.address = address
-        self._workers[vmid] = worker
-        name = worker.tunnel.sockets.name(CONTROL)
-        ticket = make_ticket(world.ticket_key, token, name, world.clock.seconds())
-        return Opened(upid=worker.tunnel.task.upid, ticket=ticket, socket=name)
+        self._sessions[vmid] = session
+        session.tunnel.tell(TunnelOpened(tunnel=session.tunnel.facts))
+        name = session.tunnel.sockets.name(COMMANDS)
+        ticket = make_ticket(services.ticket_key, token, name, services.clock.seconds())
+        return Opened(upid=session.tunnel.task.upid, ticket=ticket, socket=name)
 
-    async def _begin(self, ledger: Ledger) -> Worker:
-        task = self._world.tasks.start(ledger.owed.vmid, ledger.owed.token)
+    async def _begin(self, kind: GuestKind, ledger: Ledger, address: str) -> CommandSession:
+        task = self._services.tasks.start(kind.layout.task_type, ledger.owed.vmid, ledger.owed.token)
         task.line("mtunnel started")
-        worker = Worker(Tunnel(self._world, ledger, task), self._gone)
+        session = CommandSession(Tunnel(self._services, kind, ledger, task, address), self._gone)
         try:
-            await worker.listen()
+            await session.listen()
         except TunnelError as error:
             task.finish(error.text)
             raise
-        return worker
+        return session
 
     async def _give_up(self, ledger: Ledger) -> None:
         """The claim goes as well; where it cannot, the VMID is held."""
-        try:
-            await Recovery(self._world).end(ledger)
-        except TunnelError as error:
-            self.held[ledger.owed.vmid] = error.text
-            log.error("VM {vmid} is held: {reason}", vmid=ledger.owed.vmid, reason=error.text)
+        problem = (await end(Claim(self._services, ledger, QuietTask()))).problem
+        if problem is not None:
+            self.held[ledger.owed.vmid] = problem
+            log.error("VM {vmid} is held: {reason}", vmid=ledger.owed.vmid, reason=problem)
 
     def _check_room(self, token: str) -> None:
-        limits = self._world.limits
-        tokens = [worker.tunnel.token for worker in self._workers.values()] + list(self._opening.values())
+        limits = self._services.limits
+        tokens = [session.tunnel.token for session in self._sessions.values()] + list(self._opening.values())
         if self._stopping:
             raise WrongState("this daemon is being stopped and takes no new tunnels")
         if self.draining:
@@ -110,13 +124,13 @@ class Registry:
         if tokens.count(token) >= limits.tunnels_per_token:
             raise WrongState(f"no more than {limits.tunnels_per_token} tunnels at once for one token")
 
-    async def _claim(self, ledger: Ledger, token: str) -> None:
+    async def _claim(self, kind: GuestKind, ledger: Ledger, token: str) -> None:
         """Make the VMID this tunnel's: a journal, then a locked empty config, under the config lock."""
-        guests, vmid = self._world.guests, ledger.owed.vmid
+        guests, vmid = self._services.guests, ledger.owed.vmid
         try:
-            async with guests.locked(vmid, self._world.limits.claim_lock_s):
+            async with guests.locked(vmid, self._services.limits.claim_lock_s):
                 self._check_free(vmid)
-                await ledger.open(token, self._world.clock.seconds())
+                await ledger.open(kind.layout.word, token, self._services.clock.seconds())
                 await guests.create(vmid, marked(GuestConfig(), "create"))
         except InvalidParameters:
             raise
@@ -124,41 +138,41 @@ class Registry:
             raise _taken(error.text) from error
 
     def _check_free(self, vmid: int) -> None:
-        if vmid in self._world.journal.standing():
+        if vmid in self._services.journal.standing():
             raise InvalidParameters({"vmid": f"VM {vmid} waits for 'mtunnel settle {vmid}'"})
-        for entry in self._world.guests.entries():
+        for entry in self._services.guests.entries():
             if entry.vmid == vmid:
-                kind = "CT" if entry.kind == "lxc" else "VM"
-                raise _taken(f"{kind} {vmid} already exists on node '{entry.node}'")
+                label = LAYOUTS[entry.kind].label
+                raise _taken(f"{label} {vmid} already exists on node '{entry.node}'")
 
     def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:
         """Where a websocket leads; the path is looked up, never opened."""
-        self._world.guests.read(vmid)
-        check_ticket(ticket, self._world.ticket_key, token, path, self._world.clock.seconds())
-        worker = self._workers.get(vmid)
-        socket = worker.tunnel.sockets.find("/" + normalise(path)) if worker else None
-        if worker is None or socket is None or worker.tunnel.token != token:
+        self._services.guests.read(vmid)
+        check_ticket(ticket, self._services.ticket_key, token, path, self._services.clock.seconds())
+        session = self._sessions.get(vmid)
+        socket = session.tunnel.sockets.find("/" + normalise(path)) if session else None
+        if session is None or socket is None or session.tunnel.token != token:
             raise Unauthenticated("permission denied - invalid PVETUNNEL ticket")
-        return Passage(worker.tunnel.sockets, socket)
+        return SocketRoute(session.tunnel.sockets, socket)
 
     async def digest(self, vmid: int, token: str, volid: str) -> str:
         """SHA-256 of a volume that this token's live tunnel made."""
-        worker = self._workers.get(vmid)
-        if worker is None or worker.tunnel.token != token or volid not in worker.tunnel.own.volumes:
+        session = self._sessions.get(vmid)
+        if session is None or session.tunnel.token != token or volid not in session.tunnel.own.volumes:
             raise NotFound(f"volume '{volid}' is not of a live tunnel of yours")
-        return await self._world.storage.digest(volid)
+        return await self._services.storage.digest(volid)
 
     def live(self) -> list[TunnelStatus]:
         """Every tunnel, by VMID."""
-        return [worker.tunnel.status() for _, worker in sorted(self._workers.items())]
+        return [session.tunnel.status() for _, session in sorted(self._sessions.items())]
 
     async def settle(self, vmid: int, *, discard: bool) -> list[str]:
         """Decide about a tunnel that was held. Returns: the volumes that stay. Raises: WrongState: it is live."""
         async with self._settling:
             # Asked when it is our turn: while others were settled, somebody may have opened one.
-            if vmid in self._workers or vmid in self._opening:
+            if vmid in self._sessions or vmid in self._opening:
                 raise WrongState(f"VM {vmid} has a live tunnel")
-            left = await Recovery(self._world).settle(vmid, discard=discard)
+            left = await settle(find_claim(self._services, vmid), discard=discard)
         self.held.pop(vmid, None)
         return left
 
@@ -173,7 +187,7 @@ class Registry:
         self._tell_if_drained()
 
     def _tell_if_drained(self) -> None:
-        if self._drained is not None and not self._workers and not self._opening:
+        if self._drained is not None and not self._sessions and not self._opening:
             self._drained()
 
     async def stop(self) -> None:
@@ -182,7 +196,7 @@ class Registry:
         if self._opening:
             self._opened = Deferred()
             await self._opened
-        await gatherResults([Deferred.fromCoroutine(worker.stop()) for worker in list(self._workers.values())])
+        await gatherResults([Deferred.fromCoroutine(session.stop()) for session in list(self._sessions.values())])
         # As with a command in work: what somebody decided is done before the daemon ends.
         async with self._settling:
             pass
@@ -191,10 +205,10 @@ class Registry:
         if self._opened is not None and not self._opening:
             self._opened.callback(None)
 
-    def _gone(self, worker: Worker, problem: str | None) -> None:
-        self._workers.pop(worker.tunnel.vmid, None)
-        if problem is not None:
-            self.held[worker.tunnel.vmid] = problem
+    def _gone(self, session: CommandSession, ending: Ending) -> None:
+        self._sessions.pop(session.tunnel.vmid, None)
+        if ending.problem is not None:
+            self.held[session.tunnel.vmid] = ending.problem
         self._tell_if_drained()
 
 

@@ -14,11 +14,14 @@ from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.events import ByteCount
 from mtunnel_tx.ports.streams import Stream
+from mtunnel_tx.pve.guestlayout import GuestLayout
+from mtunnel_tx.wire.socketkinds import SOCKET_KINDS, SocketFolder, SocketKind
 
-WIRE_DIR = "/run/qemu-server"
 Ended = Callable[[bool], Awaitable[None]]
-_OURS = re.compile(r"[1-9][0-9]*\.(mtunnel|storage)")
+_OWN_SUFFIXES = [re.escape(kind.suffix) for kind in SOCKET_KINDS if kind.folder is SocketFolder.TUNNEL]
+_OURS = re.compile(rf"[1-9][0-9]*({'|'.join(_OWN_SUFFIXES)})")
 
 
 def remove_stale(runtime_dir: Path) -> None:
@@ -32,13 +35,17 @@ async def _ignore(_orderly: bool) -> None:
     """Most sockets have nobody to tell."""
 
 
+def _nobody(*_: object) -> None:
+    """Nobody watches yet."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Socket:
-    """One socket of a live tunnel; `single`: it takes one relay at a time. `ended(orderly)` hears of each end."""
+    """One socket of a live tunnel; `ended(orderly)` hears of the end of each relay that leads to it."""
 
+    kind: SocketKind
     name: str
     file: Path
-    single: bool = False
     ended: Ended = _ignore
 
 
@@ -48,27 +55,37 @@ class SocketTable:
     Args: folders: of the tunnel's own sockets, and of those that QEMU makes.
     """
 
-    def __init__(self, vmid: int, token: str, folders: tuple[Path, Path], most_streams: int) -> None:
+    def __init__(
+        self, layout: GuestLayout, vmid: int, token: str, folders: tuple[Path, Path], most_streams: int
+    ) -> None:
+        self._layout = layout
         self.vmid = vmid
         self.token = token
         self.most_streams = most_streams
-        self.passages: list[Passage] = []
-        self.bytes_before = (0, 0)
+        self.routes: list[SocketRoute] = []
+        self.flows = 0
+        self._count_before = ByteCount(0, 0)
+        self._began: Callable[[SocketRoute], object] = _nobody
+        self._ended: Callable[[SocketRoute, bool], object] = _nobody
         self._own_dir, self._machine_dir = folders
         self._sockets: dict[str, Socket] = {}
 
-    def name(self, suffix: str) -> str:
-        """The wire name, e.g. `/run/qemu-server/100.storage` for `.storage`."""
-        return f"{WIRE_DIR}/{self.vmid}{suffix}"
+    def watch(self, began: Callable[[SocketRoute], object], ended: Callable[[SocketRoute, bool], object]) -> None:
+        """Tell the begin of each flow, and its end: whether that was orderly."""
+        self._began, self._ended = began, ended
 
-    def file(self, suffix: str) -> Path:
+    def name(self, kind: SocketKind) -> str:
+        """The wire name, e.g. `/run/qemu-server/100.storage`."""
+        return self._layout.socket_name(self.vmid, kind.suffix)
+
+    def file(self, kind: SocketKind) -> Path:
         """The socket file on this host."""
-        folder = self._machine_dir if suffix.endswith(".migrate") else self._own_dir
-        return folder / f"{self.vmid}{suffix}"
+        folder = self._machine_dir if kind.folder is SocketFolder.MACHINE else self._own_dir
+        return folder / f"{self.vmid}{kind.suffix}"
 
-    def add(self, suffix: str, *, single: bool = False, ended: Ended = _ignore) -> Socket:
+    def add(self, kind: SocketKind, *, ended: Ended = _ignore) -> Socket:
         """Let websockets lead to a socket from now on."""
-        socket = Socket(name=self.name(suffix), file=self.file(suffix), single=single, ended=ended)
+        socket = Socket(kind=kind, name=self.name(kind), file=self.file(kind), ended=ended)
         self._sockets[socket.name] = socket
         return socket
 
@@ -76,48 +93,67 @@ class SocketTable:
         """The socket of a wire name, written with one slash in front."""
         return self._sockets.get(name)
 
-    def drop(self, suffix: str) -> None:
+    def drop(self, kind: SocketKind) -> None:
         """Forget a socket; a relay that runs through it goes on."""
-        self._sockets.pop(self.name(suffix), None)
+        self._sockets.pop(self.name(kind), None)
 
-    def abort_streams(self, *, but: str = "") -> None:
-        """End all relays, but those to the socket with this suffix: a relay never outlives its tunnel."""
-        for passage in list(self.passages):
-            if not but or passage.name != self.name(but):
-                passage.abort()
+    def abort_streams(self, *, but: SocketKind | None = None) -> None:
+        """End all relays, but those to the socket of this kind: a relay never outlives its tunnel."""
+        for route in list(self.routes):
+            if route.kind is not but:
+                route.abort()
 
-    async def wait_for_end(self, suffix: str, clock: Clock, wait_s: float) -> None:
-        """Wait until no relay leads to this socket; one that takes longer is aborted."""
-        for passage in [passage for passage in self.passages if passage.name == self.name(suffix)]:
-            timer = clock.callLater(wait_s, passage.abort)
-            await passage.over
+    async def wait_for_end(self, kind: SocketKind, clock: Clock, wait_s: float) -> None:
+        """Wait until no relay leads to a socket of this kind; one that takes longer is aborted."""
+        for route in [route for route in self.routes if route.kind is kind]:
+            timer = clock.callLater(wait_s, route.abort)
+            await route.over
             if timer.active():
                 timer.cancel()
 
-    def traffic(self) -> tuple[int, int]:
-        """Payload bytes from and to the peer, all relays of this tunnel together."""
-        live = [passage.stream for passage in self.passages if passage.stream]
-        done_in, done_out = self.bytes_before
-        return done_in + sum(s.bytes_in for s in live), done_out + sum(s.bytes_out for s in live)
+    def traffic(self) -> ByteCount:
+        """Payload bytes from and to the peer, all flows of this tunnel together."""
+        counts = [self._count_before, *(route.traffic() for route in self.routes)]
+        return ByteCount(sum(count.bytes_in for count in counts), sum(count.bytes_out for count in counts))
+
+    def count_in(self, route: SocketRoute) -> None:
+        """A flow has begun."""
+        self.flows += 1
+        route.number = self.flows
+        self.routes.append(route)
+        self._began(route)
+
+    def count_out(self, route: SocketRoute, orderly: bool) -> None:
+        """A flow has ended; nothing happens where it was none."""
+        if route in self.routes:
+            before, last = self._count_before, route.traffic()
+            self._count_before = ByteCount(before.bytes_in + last.bytes_in, before.bytes_out + last.bytes_out)
+            self.routes.remove(route)
+            self._ended(route, orderly)
+            route.over.callback(None)
 
 
-class Passage:
-    """One websocket's way to a socket (ports.Route); `over` fires when its relay has ended."""
+class SocketRoute:
+    """One websocket's way to a socket (ports.Route); `over` fires when its relay has ended.
+
+    `number` counts the tunnel's flows, from 1 on; 0 before it is one.
+    """
 
     def __init__(self, table: SocketTable, socket: Socket) -> None:
-        self.name = socket.name
+        self.kind = socket.kind
         self.file = socket.file
         self.vmid = table.vmid
         self.token = table.token
         self.stream: Stream | None = None
         self.over: Deferred[None] = Deferred()
+        self.number = 0
         self._table = table
         self._socket = socket
 
     def check_room(self) -> None:
         """Raises: WrongState: there is no room for it."""
-        taken = self._table.passages
-        if self._socket.single and any(other._socket is self._socket for other in taken):
+        taken = self._table.routes
+        if self.kind.single and any(other._socket is self._socket for other in taken):
             raise WrongState(f"tunnel of VM {self.vmid} has its command connection already")
         if len(taken) >= self._table.most_streams:
             raise WrongState(f"too many streams in the tunnel of VM {self.vmid}")
@@ -126,23 +162,18 @@ class Passage:
         """Count the relay in. Raises: WrongState: others were faster."""
         self.check_room()
         self.stream = stream
-        self._table.passages.append(self)
+        self._table.count_in(self)
+
+    def traffic(self) -> ByteCount:
+        """What it has carried up to now."""
+        return ByteCount(self.stream.bytes_in, self.stream.bytes_out) if self.stream else ByteCount(0, 0)
 
     async def closed(self, *, orderly: bool) -> None:
         """The relay has ended; whoever waits for that is told before the UNIX side goes."""
-        if self in self._table.passages:
-            self._count_out()
+        self._table.count_out(self, orderly)
         await self._socket.ended(orderly)
 
     def abort(self) -> None:
         """End the relay now."""
         if self.stream:
             self.stream.abort()
-
-    def _count_out(self) -> None:
-        before_in, before_out = self._table.bytes_before
-        stream = self.stream
-        if stream:
-            self._table.bytes_before = before_in + stream.bytes_in, before_out + stream.bytes_out
-        self._table.passages.remove(self)
-        self.over.callback(None)

@@ -119,6 +119,26 @@ class Decoder:
         self._collected: bytearray | None = None
         self._key: bytes | None = None
 
+    @property
+    def is_usual(self) -> bool:
+        """It stands within the payload of a whole data frame, or in front of a header of which nothing has come."""
+        return not self._in_message and self._collected is None and not self._head
+
+    @property
+    def left_bytes(self) -> int:
+        """Payload bytes of the present frame that are still to come."""
+        return self._left_bytes
+
+    @property
+    def key(self) -> bytes:
+        """The mask of the present frame, turned to its next byte; zeros where there is none."""
+        return self._key or _ZERO_MASK
+
+    def go_on(self, left_bytes: int, key: bytes) -> None:
+        """Somebody else has decoded usual frames in between: what is left of the last one, and its mask."""
+        self._left_bytes = left_bytes
+        self._key = key if key != _ZERO_MASK else None
+
     def step(self, buffer: Buffer, start: int, end: int) -> int:
         """Take the next piece of `buffer[start:end]`: a header's part, or as much payload as there is of one frame.
 

@@ -27,14 +27,14 @@ class TasksTest(SynchronousTestCase):
 
 class LogTest(TasksTest):
     def test_place_and_name(self):
-        task = self.tasks.start(100, "mig@pve!t1")
+        task = self.tasks.start("qmtunnel", 100, "mig@pve!t1")
         numbers = f"{os.getpid():08X}:{process_start(os.getpid()):08X}:6376520F"
         self.assertEqual(task.upid, f"UPID:n1:{numbers}:qmtunnel:100:mig@pve!t1:")
         self.assertTrue((self.state / "tasks" / "F" / task.upid).is_file())
         task.finish("OK")
 
     def test_lines(self):
-        task = self.tasks.start(100, "a@pve!t1")
+        task = self.tasks.start("qmtunnel", 100, "a@pve!t1")
         task.line("mtunnel started")
         task.line("ready\n")
         task.line("disk-import: evil \x1b[2J\r\x00\x85\u2028\nTASK OK\ud800ä\n")
@@ -51,7 +51,7 @@ class LogTest(TasksTest):
             ("OK ", "TASK ERROR: OK"),
             ("", "TASK ERROR: "),
         ):
-            task = self.tasks.start(100, "a@pve!t1")
+            task = self.tasks.start("qmtunnel", 100, "a@pve!t1")
             task.finish(given)
             self.assertEqual(self.text(task.upid), f"{written}\n")
             self.assertEqual(
@@ -59,15 +59,17 @@ class LogTest(TasksTest):
             )
 
     def test_nothing_behind_the_end(self):
-        task = self.tasks.start(100, "a@pve!t1")
+        task = self.tasks.start("qmtunnel", 100, "a@pve!t1")
         task.finish("OK")
         task.line("late")
         task.finish("late")
         self.assertEqual(self.text(task.upid), "TASK OK\n")
 
     def test_what_a_dead_daemon_left_is_finished(self):
-        live = self.tasks.start(100, "a@pve!t1")
-        dead = Upid(node="n1", pid=os.getpid(), pstart=1, starttime=START + 9, id="101", user="a@pve!t1")
+        live = self.tasks.start("qmtunnel", 100, "a@pve!t1")
+        dead = Upid(
+            type="qmtunnel", node="n1", pid=os.getpid(), pstart=1, starttime=START + 9, id="101", user="a@pve!t1"
+        )
         path = self.state / "tasks" / dead.log_path
         path.parent.mkdir(exist_ok=True)
         for before, after in (("started\n", "started\n"), ("started\ntor", "started\ntor\n")):
@@ -80,7 +82,7 @@ class LogTest(TasksTest):
 
     def test_is_bounded(self):
         tasks = FileTasks(self.state, "n1", self.clock, most_bytes=100)
-        task = tasks.start(100, "a@pve!t1")
+        task = tasks.start("qmtunnel", 100, "a@pve!t1")
         for _ in range(30):
             task.line("x" * 9)
         task.finish("bad " * 9999)
@@ -91,7 +93,7 @@ class LogTest(TasksTest):
         self.assertEqual(tasks.status(task.upid)["status"], "stopped")
 
     def test_two_in_one_second(self):
-        first, second = self.tasks.start(100, "a@pve!t1"), self.tasks.start(100, "a@pve!t1")
+        first, second = self.tasks.start("qmtunnel", 100, "a@pve!t1"), self.tasks.start("qmtunnel", 100, "a@pve!t1")
         self.assertNotEqual(first.upid, second.upid)
         self.assertEqual(self.tasks.running(), [first.upid, second.upid])
         first.finish("OK")
@@ -103,7 +105,7 @@ class LogTest(TasksTest):
         logs = [row["task_log"] for row in map(json.loads, GOLDEN.read_text().splitlines()) if row["kind"] == "end"]
         self.assertGreater(len(logs), 10)
         for text in logs:
-            task = self.tasks.start(100, "mig@pve!t1")
+            task = self.tasks.start("qmtunnel", 100, "mig@pve!t1")
             *lines, ending = text.removesuffix("\n").split("\n")
             for index, line in enumerate(lines):
                 if line:
@@ -113,19 +115,30 @@ class LogTest(TasksTest):
 
     def test_no_place(self):
         self.state.write_text("")
-        self.assertRaises(BackendFailed, self.tasks.start, 100, "a@pve!t1")
+        self.assertRaises(BackendFailed, self.tasks.start, "qmtunnel", 100, "a@pve!t1")
 
 
 class ReadTest(TasksTest):
     def put(self, text, **changes):
-        upid = Upid(**{"node": "n1", "pid": 1, "pstart": 1, "starttime": 16, "id": "7", "user": "a@pve!t1", **changes})
+        upid = Upid(
+            **{
+                "type": "qmtunnel",
+                "node": "n1",
+                "pid": 1,
+                "pstart": 1,
+                "starttime": 16,
+                "id": "7",
+                "user": "a@pve!t1",
+                **changes,
+            }
+        )
         path = self.state / "tasks" / upid.log_path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return str(upid)
 
     def test_running(self):
-        task = self.tasks.start(100, "mig@pve!t1")
+        task = self.tasks.start("qmtunnel", 100, "mig@pve!t1")
         task.line("TASK OK")
         status = {
             "upid": task.upid, "node": "n1", "pid": os.getpid(), "pstart": process_start(os.getpid()),
@@ -175,7 +188,7 @@ class ReadTest(TasksTest):
         self.assertEqual(self.tasks.total(upid), 1)
 
     def test_no_such_task(self):
-        upid = str(Upid(node="n1", pid=1, pstart=1, starttime=1, id="7", user="a@pve!t1"))
+        upid = str(Upid(type="qmtunnel", node="n1", pid=1, pstart=1, starttime=1, id="7", user="a@pve!t1"))
         for call in (self.tasks.status, self.tasks.log, self.tasks.total):
             self.assertEqual(self.assertRaises(InvalidParameters, call, upid).errors, {"upid": "no such task"})
             self.assertRaises(BadRequest, call, "UPID:../../etc/passwd:")
@@ -187,11 +200,11 @@ class RetentionTest(TasksTest):
 
     def test_oldest_go_first_and_running_ones_never(self):
         tasks = FileTasks(self.state, "n1", self.clock, most_logs=3)
-        oldest = tasks.start(100, "a@pve!t1")
+        oldest = tasks.start("qmtunnel", 100, "a@pve!t1")
         upids = [oldest.upid]
         for _ in range(6):
             self.clock.advance(1)
-            task = tasks.start(100, "a@pve!t1")
+            task = tasks.start("qmtunnel", 100, "a@pve!t1")
             task.finish("OK")
             upids.append(task.upid)
         self.assertEqual(self.kept(), sorted([upids[0], *upids[-2:]]))
@@ -201,7 +214,7 @@ class RetentionTest(TasksTest):
         (self.state / "tasks" / "0").mkdir(parents=True)
         (self.state / "tasks" / "0" / "UPID:rubbish").write_text("")
         (self.state / "tasks" / "0" / "other").write_text("")
-        FileTasks(self.state, "n1", self.clock, most_logs=1).start(100, "a@pve!t1").finish("OK")
+        FileTasks(self.state, "n1", self.clock, most_logs=1).start("qmtunnel", 100, "a@pve!t1").finish("OK")
         self.assertEqual([name[:5] for name in self.kept()], ["UPID:", "other"])
 
 

@@ -1,91 +1,82 @@
 """`mtunnel vm`: a VM started, seen and stopped from the command line, each time by another process."""
 
-import contextlib
+import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
+from pathlib import Path
 
-from twisted.trial.unittest import SkipTest
-
-from mtunnel_tx.backends.host import PROGRAM
-from mtunnel_tx.backends.process import read_record
-from tests.cli.test_main import Case
-from tests.guest.ticker import ticker
-
-CONF = """\
-name: ticker
-memory: 32
-scsihw: virtio-scsi-pci
-scsi0: disks:100/vm-100-disk-0.raw
-serial0: socket
-vga: serial0
-"""
+from tests.cli.vmcase import CONF, VmCase
 
 
-class Vm(Case):
+class Vm(VmCase):
     def setUp(self):
         super().setUp()
-        if shutil.which(PROGRAM) is None:
-            raise SkipTest(f"{PROGRAM} is not installed: 'mtunnel vm' IS NOT TESTED")
-        self.guests = self.folder / "state" / "pve" / "nodes" / "here" / "qemu-server"
-        self.guests.mkdir(parents=True)
-        images = self.folder / "images" / "images" / "100"
-        images.mkdir(parents=True)
-        (images / "vm-100-disk-0.raw").write_bytes(ticker().ljust(4 << 20, b"\0"))
-        storages = f"dir: disks\n\tpath {self.folder}/images\n\tcontent images\n"
-        (self.folder / "state" / "pve" / "storage.cfg").write_text(storages)
-        (self.guests / "100.conf").write_text(CONF)
-        self.addCleanup(self.kill)
-
-    def kill(self):
-        record = read_record(self.folder / "run" / "100.pid")
-        if record is not None and record.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(record.pid, signal.SIGKILL)
-
-    def vm(self, *words):
-        command = [sys.executable, "-m", "mtunnel_tx.cli", "--config", str(self.config), "vm", *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        return done.returncode, done.stdout, done.stderr
+        self.add_ticker()
 
     def test_a_life(self):
-        self.assertEqual(self.vm("list"), (0, "VMID  STATUS   NAME\n100   stopped  ticker\n", ""))
+        self.assertEqual(self.vm("list"), (0, "VMID  STATUS   NAME    NOTE\n100   stopped  ticker\n", ""))
         status, _, err = self.vm("start", "100")
         self.assertEqual(status, 0, err)
         self.assertEqual(self.vm("status", "100"), (0, "status: running\n", ""))
         self.assertIn("100   running  ticker\n", self.vm("list")[1])
         self.assertEqual(self.vm("stop", "100"), (0, "", ""))
         self.assertEqual(self.vm("status", "100"), (0, "status: stopped\n", ""))
-        self.assertEqual(list((self.folder / "run").glob("100.*")), [])
+        self.assertEqual(self.left(), [])
+
+    def test_by_name_and_as_json(self):
+        self.assertEqual(self.said("start", "ticker")["vmid"], 100)
+        self.assertEqual(
+            self.said("status", "ticker"), {"vmid": 100, "status": "running", "reason": "", "note": "", "notes": []}
+        )
+        row = {"vmid": 100, "name": "ticker", "status": "running", "lock": "", "onboot": False, "note": ""}
+        self.assertEqual(self.said("list"), {"guests": [row], "notes": []})
+        self.assertEqual(self.said("stop", "ticker"), {"vmid": 100, "notes": []})
+
+    def test_names_that_lead_nowhere(self):
+        self.assertEqual(self.refused("start", "nobody"), "there is no VM 'nobody'")
+        (self.guests / "101.conf").write_text(CONF)
+        self.assertEqual(self.refused("start", "ticker"), "several VMs have the name 'ticker': 100, 101")
+        status, _, err = self.vm("start", "7")
+        self.assertEqual((status, "'7' is not a VMID" in err), (2, True))
+
+    def test_failure_as_json(self):
+        status, out, err = self.vm("start", "nobody", "--json")
+        self.assertEqual((status, json.loads(out), err), (1, {"success": False, "msg": "there is no VM 'nobody'"}, ""))
 
     def test_why_it_does_not_start(self):
         (self.guests / "100.conf").write_text(CONF + "hostpci0: mapping=gpu\n")
-        self.assertEqual(self.vm("start", "100"), (1, "", "mtunnel vm: hostpci0: this host cannot run that\n"))
+        self.assertEqual(self.refused("start", "100"), "hostpci0: this host cannot run that")
 
     def test_a_locked_one_is_left_alone(self):
         (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
-        for action in ("start", "stop"):
-            self.assertEqual(self.vm(action, "100"), (1, "", "mtunnel vm: VM 100 is locked (migrate)\n"))
+        for action in ("start", "stop", "shutdown"):
+            self.assertEqual(self.refused(action, "100"), "VM 100 is locked (migrate)")
+
+    def test_a_guest_that_ignores_its_power_button(self):
+        """The ticker knows no ACPI."""
+        self.assertEqual(self.refused("shutdown", "100"), "VM 100 not running")
+        self.assertEqual(self.vm("start", "100")[0], 0)
+        reason = "VM 100 did not shut down within 1 s; 'mtunnel vm stop 100' ends it at once"
+        self.assertEqual(self.refused("shutdown", "100", "--timeout", "1"), reason)
+        self.assertEqual(self.vm("status", "100")[1], "status: running\n")
 
     def test_one_that_a_migration_left(self):
         self.assertEqual(self.vm("start", "100")[0], 0)
         self.stop_guest()
         (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
-        self.assertEqual(self.vm("resume", "100"), (1, "", "mtunnel vm: VM 100 is locked (migrate)\n"))
+        self.assertEqual(self.refused("resume", "100"), "VM 100 is locked (migrate)")
         self.assertEqual(self.vm("status", "100")[1], "status: paused\n")
         for action in ("unlock", "unlock", "resume", "resume"):
             self.assertEqual(self.vm(action, "100"), (0, "", ""))
         self.assertEqual(sorted((self.guests / "100.conf").read_text().split("\n")), sorted(CONF.split("\n")))
         self.assertEqual(self.vm("status", "100")[1], "status: running\n")
         self.assertEqual(self.vm("stop", "100"), (0, "", ""))
-        self.assertEqual(self.vm("resume", "100"), (1, "", "mtunnel vm: VM 100 not running\n"))
+        self.assertEqual(self.refused("resume", "100"), "VM 100 not running")
 
     def stop_guest(self):
         with socket.socket(socket.AF_UNIX) as monitor:
-            monitor.connect(str(self.folder / "run" / "100.qmp"))
+            monitor.connect(str(self.run_dir / "100.qmp"))
             lines = monitor.makefile("rb")
             for command in (b"qmp_capabilities", b"stop"):
                 monitor.sendall(b'{"execute":"%s"}\n' % command)
@@ -98,17 +89,58 @@ class Vm(Case):
         journal = self.folder / "state" / "journal"
         journal.mkdir()
         (journal / "100.jsonl").write_text("{}\n")
-        status, _, err = self.vm("unlock", "100")
-        self.assertEqual(
-            (status, err), (1, "mtunnel vm: VM 100 came from another host: mtunnel status, mtunnel settle\n")
-        )
+        self.assertEqual(self.refused("unlock", "100"), "VM 100 came from another host: mtunnel status, mtunnel settle")
 
     def test_one_that_is_not_there(self):
-        status, out, err = self.vm("status", "101")
-        self.assertEqual((status, out), (1, ""))
-        self.assertIn("101.conf' does not exist", err)
+        for action in ("status", "start", "stop"):
+            self.assertIn("101.conf' does not exist", self.refused(action, "101"))
 
     def test_a_proxmox_node_has_its_own(self):
         self.write('profile = "proxmox"\n')
         expected = "mtunnel: VMs belong to Proxmox here; run instead:\nqm start 100\n"
         self.assertEqual(self.vm("start", "100"), (1, "", expected))
+
+
+class Orphans(VmCase):
+    """A QEMU that nobody knows any more, for want of its config or of its record, is seen and can be ended."""
+
+    def setUp(self):
+        super().setUp()
+        self.add_ticker()
+        self.assertEqual(self.vm("start", "100")[0], 0)
+        self.qemu = self.pid()
+        self.addCleanup(self.kill_qemu)
+
+    def kill_qemu(self):
+        if self.lives():
+            os.kill(self.qemu, signal.SIGKILL)
+
+    def lives(self):
+        try:
+            return " Z " not in Path(f"/proc/{self.qemu}/stat").read_text()
+        except FileNotFoundError:
+            return False
+
+    def test_its_config_was_removed(self):
+        (self.guests / "100.conf").unlink()
+        (row,) = self.said("list")["guests"]
+        self.assertEqual((row["vmid"], row["status"]), (100, "orphan"))
+        self.assertIn("mtunnel vm stop 100", row["note"])
+        self.assertEqual(self.vm("status", "100")[1], "status: running\nnote: its config was removed\n")
+        self.assertEqual(self.vm("stop", "100"), (0, "", ""))
+        self.assertEqual((self.lives(), self.left()), (False, []))
+        self.assertEqual(self.said("list")["guests"], [])
+
+    def test_the_runtime_directory_was_emptied(self):
+        for file in self.run_dir.glob("100.*"):
+            file.unlink()
+        self.assertEqual(self.vm("status", "100")[1], "status: running\n")
+        self.assertEqual(self.refused("start", "100"), "VM 100 already running")
+        self.assertEqual(self.vm("stop", "100"), (0, "", ""))
+        self.assertEqual((self.lives(), self.left()), (False, []))
+
+    def test_another_host_below_another_folder_is_not_asked(self):
+        (self.run_dir / "100.pid").unlink()
+        self.config.write_text(self.config.read_text().replace("/run", "/run2"))
+        self.assertEqual(self.said("list")["guests"][0]["status"], "stopped")
+        self.assertFalse((self.run_dir / "100.pid").exists())

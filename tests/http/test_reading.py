@@ -4,11 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtunnel_tx import __version__
-from mtunnel_tx.http.api import find_endpoint, split_path
-from tests.http.apicase import NODE, ApiCase
+from mtunnel_tx.http.table import find_operation, split_path
+from tests.http.apicase import FINGERPRINT, NODE, ApiCase
 
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
-WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: abc=")
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}")
 
 
 class ReadTests(ApiCase):
@@ -44,7 +45,7 @@ class ReadTests(ApiCase):
         self.assertEqual(self.names("enabled=1", token="poor"), ["iso"])
 
     def test_certificates(self):
-        expected = [{"filename": "pveproxy-ssl.pem", "fingerprint": "AA:BB"}]
+        expected = [{"filename": "pveproxy-ssl.pem", "fingerprint": FINGERPRINT}]
         self.assertEqual(self.ask("GET", "/nodes/localhost/certificates/info", token="poor").data, expected)
 
     def test_cpu_models(self):
@@ -80,7 +81,7 @@ class ReadTests(ApiCase):
         self.assert_parameters(self.ask("GET", "/version?foo"), foo=UNDEFINED)
 
     def test_tasks(self):
-        task = self.tasks.start(300, "mig@pve!t1")
+        task = self.tasks.start("qmtunnel", 300, "mig@pve!t1")
         task.line("mtunnel started")
         task.finish("OK")
         path = f"/nodes/{NODE}/tasks/{task.upid.replace(':', '%3A')}"
@@ -92,7 +93,7 @@ class ReadTests(ApiCase):
         self.assertEqual(self.ask("GET", f"{path}/log?start=-1").line[9:12], "400")
 
     def test_tasks_of_others(self):
-        mine, other = (self.tasks.start(300, token) for token in ("mig@pve!poor", "mig@pve!t1"))
+        mine, other = (self.tasks.start("qmtunnel", 300, token) for token in ("mig@pve!poor", "mig@pve!t1"))
         self.assertEqual(self.ask("GET", f"/nodes/localhost/tasks/{mine.upid}/log", token="poor").line[9:12], "200")
         response = self.ask("GET", f"/nodes/localhost/tasks/{other.upid}/log", token="poor")
         self.assertEqual(response.line, f"HTTP/1.1 403 Permission check failed (/nodes/{NODE}, Sys.Audit)")
@@ -185,12 +186,12 @@ class RouteTests(ApiCase):
                 "GET", "/api2/json/nodes/localhost/qemu/300/mtunnelwebsocket?ticket=good&socket=x", headers=WEBSOCKET
             )
         )
-        request, _ = self.upgraded[0]
+        request, *_ = self.upgraded[0]
         self.assertNotIn("good", repr(request))
 
     @settings(deadline=None, max_examples=100)
     @given(st.text(max_size=40), st.sampled_from(["GET", "POST"]))
     def test_any_path_leads_somewhere_or_nowhere(self, text, method):
         path = split_path(b"/api2/json/" + text.encode("utf-8", "surrogatepass"))
-        found = find_endpoint(method, path)
+        found = find_operation(method, path)
         self.assertTrue(found is None or path[2:] == ("version",) or len(path) > 3)

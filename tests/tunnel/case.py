@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.ports.lines import Answerer
 from mtunnel_tx.ports.tunnels import Opened
-from tests.fakes import TOKEN, FakeTask, FakeWorld
+from tests.fakes import TOKEN, FakeHost, FakeTask
 
 IMPORT = {
     "cmd": "disk-import",
@@ -29,7 +29,7 @@ CONFIG = {"cmd": "config", "conf": "memory: 512\nname: test\n"}
 
 class TunnelCase(SynchronousTestCase):
     def setUp(self) -> None:
-        self.fake = FakeWorld(self.mktemp())
+        self.fake = FakeHost(self.mktemp())
         self.registry = self.fake.registry
         self.events = self.fake.events
 

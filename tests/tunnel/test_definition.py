@@ -43,7 +43,7 @@ class ConfigTests(TunnelCase):
 
     def test_long_ones(self) -> None:
         """What takes a while is not done where everybody waits, and it ends."""
-        most = self.fake.world.limits.config_bytes
+        most = self.fake.services.limits.config_bytes
         conf = "name: a\n"
         self.assertEqual(
             self.refused("description: " + "é" * (most // 2)), f"vm 100 - config is longer than {most} bytes\n"
@@ -51,7 +51,7 @@ class ConfigTests(TunnelCase):
         text = self.msg(cmd="config", conf=conf, **{"firewall-config": "[" * (most + 1)})
         self.assertIn(f"vm 100 - firewall config is longer than {most} bytes", text)
         asked: list[str] = []
-        run = self.fake.world.threads.run
+        run = self.fake.services.threads.run
         self.patch(FakeThreads, "run", lambda _self, call, *args: asked.append(call.__name__) or run(call, *args))
         self.ask(cmd="config", conf=conf, **{"firewall-config": "[RULES]\n"})
         self.assertEqual(asked, ["format_firewall", "read_sent_config"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mtunnel_tx.tunnel.table import COMMANDS
+from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
 from tests.fakes import TOKEN
 from tests.tunnel.case import CONFIG, DISK, TunnelCase
 
@@ -20,7 +20,7 @@ class OrderTests(TunnelCase):
         return json.loads(self.successResultOf(Deferred.fromCoroutine(self.line.answer(line))))
 
     def test_all_fourteen(self) -> None:
-        self.assertEqual(len(COMMANDS), 14)
+        self.assertEqual(len(QEMU_COMMANDS), 14)
 
     def test_no_json_no_command(self) -> None:
         self.assertTrue(str(self.raw(b"garbage")["msg"]).startswith("failed to parse command - "))

@@ -5,7 +5,8 @@ from twisted.internet.defer import Deferred
 from mtunnel_tx.errors import InvalidParameters, NotFound, PermissionDenied, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.tunnel.world import Limits
+from mtunnel_tx.tunnel.services import TunnelLimits
+from mtunnel_tx.wire.socketkinds import MEMORY
 from mtunnel_tx.wire.ticket import make_ticket
 from tests.fakes import TOKEN, FakeStream
 from tests.tunnel.case import DISK, TunnelCase
@@ -73,8 +74,8 @@ class OpenTests(TunnelCase):
         self.assertEqual(self.fake.journal.records, {})
 
     def test_limits(self) -> None:
-        limits = Limits(tunnels=2, tunnels_per_token=1)
-        object.__setattr__(self.fake.world, "limits", limits)
+        limits = TunnelLimits(tunnels=2, tunnels_per_token=1)
+        object.__setattr__(self.fake.services, "limits", limits)
         self.open()
         text = self.fails(self.registry.open(101, TOKEN, (), ()), WrongState).text
         self.assertEqual(text, "no more than 1 tunnels at once for one token")
@@ -96,7 +97,7 @@ class OpenTests(TunnelCase):
 
 class RouteTests(TunnelCase):
     def _ticket(self, path: str = SOCKET, user: str = TOKEN) -> str:
-        return make_ticket(self.fake.world.ticket_key, user, path, self.fake.clock.seconds())
+        return make_ticket(self.fake.services.ticket_key, user, path, self.fake.clock.seconds())
 
     def test_the_opening_ticket_leads_to_the_command_socket(self) -> None:
         opened = self.open()
@@ -144,11 +145,11 @@ class RouteTests(TunnelCase):
         second.opened(FakeStream())
 
     def test_streams_are_bounded_and_counted(self) -> None:
-        object.__setattr__(self.fake.world, "limits", Limits(streams_per_tunnel=1))
+        object.__setattr__(self.fake.services, "limits", TunnelLimits(streams_per_tunnel=1))
         opened = self.open()
         self.registry.route(100, opened.socket, TOKEN, opened.ticket).opened(FakeStream())
-        worker = self.registry._workers[100]
-        worker.tunnel.sockets.add(".migrate")
+        session = self.registry._sessions[100]
+        session.tunnel.sockets.add(MEMORY)
         path = "/run/qemu-server/100.migrate"
         with self.assertRaises(WrongState):
             self.registry.route(100, path, TOKEN, self._ticket(path)).check_room()

@@ -23,10 +23,11 @@ from mtunnel_tx.source.links import Json, MemoryState, MirrorState, ProgressList
 from mtunnel_tx.source.pace import Pace
 from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
+from mtunnel_tx.wire import socketkinds
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
-_MIGRATE_SOCKET = re.compile(r"/run/qemu-server/[0-9]+\.migrate")
-_DATA_SOCKET = re.compile(r"/run/qemu-server/[^/]+\.migrate")
+_MIGRATE_SOCKET = re.compile(rf"/run/qemu-server/[0-9]+{re.escape(socketkinds.MEMORY.suffix)}")
+_DATA_SOCKET = re.compile(rf"/run/qemu-server/[^/]+{re.escape(socketkinds.MEMORY.suffix)}")
 MEMORY = "memory"
 
 

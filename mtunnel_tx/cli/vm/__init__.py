@@ -1,0 +1,16 @@
+"""`mtunnel vm`: the virtual machines of a host without Proxmox, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtunnel_tx.cli.vm import running
+
+
+def configure(subparsers: Any) -> None:
+    """Add `vm` to the commands of `mtunnel`."""
+    text = "list, start, stop and mend the VMs of a host without Proxmox"
+    parser = subparsers.add_parser("vm", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    for module in (running,):
+        module.configure(actions)

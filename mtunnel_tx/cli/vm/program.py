@@ -1,0 +1,124 @@
+"""What all actions of `mtunnel vm` share: the host they work on, how they answer, how they fail."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from twisted.internet.defer import CancelledError
+
+from mtunnel_tx.backends.files import ReactorThreads
+from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.checks import FormatError, clean, dns_name
+from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
+from mtunnel_tx.config import Settings
+from mtunnel_tx.config.host import make_private_directory
+from mtunnel_tx.errors import TunnelError, os_reason
+from mtunnel_tx.guests.plainhost import PlainHost
+from mtunnel_tx.local import make_guests, make_machines, make_storage
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an action says at its end: `data` with --json, else `lines`, for people."""
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+    lines: Sequence[str] = ()
+
+
+Act = Callable[[argparse.Namespace, PlainHost], Awaitable[Answer]]
+
+
+class Actions(Protocol):
+    """Where actions are added: what argparse calls subparsers."""
+
+    def add_parser(self, name: str, **details: Any) -> argparse.ArgumentParser: ...
+
+
+def add_action(actions: Actions, name: str, act: Act, help: str, *, qm: str | None = None) -> argparse.ArgumentParser:
+    """Add an action with the options that all have. Args: qm: what Proxmox calls it, where that is another name."""
+    parser = actions.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.add_argument("--json", action="store_true", help="answer as one JSON object (docs/vm.md)")
+    parser.set_defaults(run=run, act=act, action=name, qm=qm or name)
+    return parser
+
+
+def add_guest_action(
+    actions: Actions, name: str, act: Act, help: str, *, qm: str | None = None
+) -> argparse.ArgumentParser:
+    """Add an action for one VM."""
+    parser = add_action(actions, name, act, help, qm=qm)
+    parser.add_argument("guest", metavar="VMID", type=read_guest, help="its number, or its name")
+    return parser
+
+
+def read_guest(text: str) -> int | str:
+    """A VM from the command line: digits are its VMID, else it is a name."""
+    if text.isdecimal():
+        return read_vmid(text)
+    try:
+        return dns_name(text)
+    except FormatError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a VMID nor a VM's name") from error
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Returns: the exit status."""
+    if settings.profile == "proxmox":
+        words = ["qm", *shlex.split(args.qm), *([str(args.guest)] if "guest" in args else [])]
+        return _fail(args, f"VMs belong to Proxmox here; run instead:\n{shlex.join(words)}", "mtunnel")
+    from twisted.internet import reactor
+
+    return run_reactor(reactor, lambda: _act(reactor, args, settings))
+
+
+async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> int:
+    notes: list[str] = []
+    machines = None
+    try:
+        make_private_directory(settings.machine_dir)
+        threads = ReactorThreads(reactor, reactor.getThreadPool())
+        storage = make_storage(reactor, settings)
+        machines = make_machines(threads, settings, storage)
+        await machines.find_all()
+        host = PlainHost(
+            guests=make_guests(threads, settings),
+            machines=machines,
+            storage=storage,
+            journal=FileJournal(threads, settings.state_dir),
+            note=notes.append if args.json else _say_note,
+        )
+        _show(args, await args.act(args, host), notes)
+    except (TunnelError, OSError) as error:
+        return _fail(args, error.text if isinstance(error, TunnelError) else os_reason(error))
+    except CancelledError:
+        _fail(args, "interrupted")
+        raise
+    finally:
+        if machines is not None:
+            machines.close()
+    return 0
+
+
+def _say_note(text: str) -> None:
+    print(f"mtunnel vm: {clean(text)}", file=sys.stderr, flush=True)
+
+
+def _show(args: argparse.Namespace, answer: Answer, notes: Sequence[str]) -> None:
+    if args.json:
+        print(json.dumps({"success": True, **answer.data, "notes": [clean(note) for note in notes]}, indent=2))
+    for line in () if args.json else answer.lines:
+        print(line)
+
+
+def _fail(args: argparse.Namespace, reason: str, name: str = "mtunnel vm") -> int:
+    if args.json:
+        print(json.dumps({"success": False, "msg": reason}))
+    else:
+        print(f"{name}: {clean(reason) if name != 'mtunnel' else reason}", file=sys.stderr)
+    return FAILED

@@ -1,0 +1,60 @@
+"""A host without Proxmox, as the commands for its guests see it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mtunnel_tx.errors import BadRequest, NotFound, WrongState
+from mtunnel_tx.ports.guests import Guests
+from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.ports.machines import LocalHypervisor
+from mtunnel_tx.ports.storage import Report, Storage
+from mtunnel_tx.pve.guestconf import GuestConfig
+
+LOCK_S = 10.0
+"""How long a command waits for the lock of a config that another program changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainHost:
+    """Everything that a command works with. `note` takes a line for whoever runs it, while the work goes on."""
+
+    guests: Guests
+    machines: LocalHypervisor
+    storage: Storage
+    journal: Journal
+    note: Report
+
+    def vmids(self) -> dict[int, str]:
+        """The VMs of this node with their names, sorted."""
+        node = self.guests.node
+        return {entry.vmid: entry.name for entry in self.guests.entries() if (entry.node, entry.kind) == (node, "qemu")}
+
+    def find(self, guest: int | str) -> int:
+        """The VMID of a guest that is given by it or by its name; the former need not exist.
+
+        Raises: NotFound: no VM has this name; BadRequest: several have it.
+        """
+        if isinstance(guest, int):
+            return guest
+        found = [vmid for vmid, name in self.vmids().items() if name == guest]
+        if not found:
+            raise NotFound(f"there is no VM '{guest}'")
+        if len(found) > 1:
+            raise BadRequest(f"several VMs have the name '{guest}': {', '.join(map(str, found))}")
+        return found[0]
+
+    def has_config(self, vmid: int) -> bool:
+        """Whether there is a config for this VMID."""
+        with suppress(NotFound):
+            self.guests.read(vmid)
+            return True
+        return False
+
+    def unlocked(self, vmid: int) -> GuestConfig:
+        """The VM's config. Raises: NotFound; WrongState: somebody works on the VM, a migration for example."""
+        conf = self.guests.read(vmid)
+        if conf.lock is not None:
+            raise WrongState(f"VM {vmid} is locked ({conf.lock})")
+        return conf

@@ -1,0 +1,122 @@
+"""What runs and what does not: list, start, stop, resume, unlock, status."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut, WrongState
+from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
+from mtunnel_tx.pve.guestconf import GuestConfig
+
+SHUTDOWN_S = 180.0
+"""How long a guest may take to shut down where its config does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRow:
+    """One line of the list.
+
+    `status`: `running`, `stopped`, or `orphan` for a QEMU whose config was removed. `lock`: the config's mark, else an
+    empty text. `onboot`: started after a boot. `note`: what there is to know or to do about it.
+    """
+
+    vmid: int
+    name: str
+    status: str
+    lock: str = ""
+    onboot: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestStatus:
+    """`status` as QEMU says it, `stopped` where there is none; `reason`: what it said when it ended."""
+
+    vmid: int
+    status: str
+    reason: str = ""
+    note: str = ""
+
+
+def list_guests(host: PlainHost) -> list[GuestRow]:
+    """Every VM that has a config, and every QEMU that runs without one, by VMID."""
+    named = host.vmids()
+    lost = [_orphan_row(vmid) for vmid in host.machines.recorded() if vmid not in named]
+    rows = [row for vmid, name in named.items() if (row := _row(host, vmid, name)) is not None]
+    return sorted([*rows, *lost], key=lambda row: row.vmid)
+
+
+def _row(host: PlainHost, vmid: int, name: str) -> GuestRow | None:
+    """None: its config went away meanwhile."""
+    with suppress(NotFound):
+        conf = host.guests.read(vmid)
+        status = "running" if host.machines.running(vmid) else "stopped"
+        onboot = conf.options.get("onboot") == "1"
+        return GuestRow(vmid=vmid, name=name, status=status, lock=conf.lock or "", onboot=onboot, note=_lock_note(conf))
+    return None
+
+
+def _lock_note(conf: GuestConfig) -> str:
+    return f"locked ({conf.lock})" if conf.lock else ""
+
+
+def _orphan_row(vmid: int) -> GuestRow:
+    note = f"it runs, but its config was removed; end it: mtunnel vm stop {vmid}"
+    return GuestRow(vmid=vmid, name="", status="orphan", note=note)
+
+
+async def start(host: PlainHost, vmid: int) -> None:
+    """Start a VM. Raises: TunnelError: why it cannot be."""
+    async with host.guests.locked(vmid, LOCK_S):
+        conf = host.unlocked(vmid)
+        if host.machines.running(vmid):
+            raise WrongState(f"VM {vmid} already running")
+        await host.machines.local_start(vmid, conf, host.note)
+
+
+async def stop(host: PlainHost, vmid: int) -> None:
+    """End a VM at once; one whose config was removed is ended by its record. Raises: NotFound: neither is there."""
+    async with host.guests.locked(vmid, LOCK_S):
+        if not (vmid in host.machines.recorded() and not host.has_config(vmid)):
+            host.unlocked(vmid)
+        await host.machines.stop(vmid)
+
+
+async def shut_down(host: PlainHost, vmid: int, wait_s: float) -> None:
+    """Press a VM's power button. Raises: TimedOut: it runs on after so long; WrongState: it does not run."""
+    async with host.guests.locked(vmid, LOCK_S):
+        host.unlocked(vmid)
+    if not await host.machines.shutdown(vmid, wait_s):
+        raise TimedOut(f"VM {vmid} did not shut down within {wait_s:g} s; 'mtunnel vm stop {vmid}' ends it at once")
+
+
+async def resume(host: PlainHost, vmid: int) -> None:
+    """Let a paused VM run on. Raises: WrongState: it does not run."""
+    async with host.guests.locked(vmid, LOCK_S):
+        host.unlocked(vmid)
+        await host.machines.resume(vmid)
+
+
+async def unlock(host: PlainHost, vmid: int) -> None:
+    """Remove the mark of a program that has ended. Raises: WrongState: only `mtunnel settle` knows what else to do."""
+    async with host.guests.locked(vmid, LOCK_S):
+        if vmid in host.journal.standing():
+            raise WrongState(f"VM {vmid} came from another host: mtunnel status, mtunnel settle")
+        conf = host.guests.read(vmid)
+        if conf.options.pop("lock", None) is not None:
+            await host.guests.write(vmid, conf)
+
+
+async def status(host: PlainHost, vmid: int) -> GuestStatus:
+    """What a VM does now. Raises: NotFound: there is neither a config nor a QEMU."""
+    note = ""
+    if vmid in host.machines.recorded() and not host.has_config(vmid):
+        note = "its config was removed"
+    else:
+        host.guests.read(vmid)
+    with suppress(TimedOut, BackendFailed):  # the daemon talks to it now, or nobody can; it runs in any case
+        state = await host.machines.state(vmid)
+        shown = "stopped" if state.status == "off" else state.status
+        return GuestStatus(vmid=vmid, status=shown, reason=state.dirty_end, note=note)
+    return GuestStatus(vmid=vmid, status="running", note=note)

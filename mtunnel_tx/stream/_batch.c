@@ -1,0 +1,506 @@
+/* One call a batch instead of one a TLS record, all of it without the interpreter's lock.
+ *
+ * Inward:  TCP socket --recv--> scratch --memory BIO--> SSL_read, record by record --> block    (pull)
+ *          block: find the frames, undo the masks in place, note where payload lies             (decode)
+ *          payload --sendmsg--> UNIX socket                                                     (push)
+ * Outward: one frame --SSL_write--> BIO_read --> block --send--> TCP socket                     (send)
+ *
+ * OpenSSL is the one that `cryptography` has loaded: its functions come as addresses (bind), and nothing is linked.
+ * Every rule that is not about the usual case stays in Python: decode() stops in front of any header that is not that of
+ * a whole, unfragmented data frame, and wire/frames.py takes that one. Only CPython's limited API is used.
+ */
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+enum { MOST_SPANS = 1024 };
+enum { FIN_TEXT = 0x81, FIN_BINARY = 0x82, MASKED = 0x80, LENGTH_16 = 126, LENGTH_64 = 127 };
+enum { WANT_READ = 2, ZERO_RETURN = 6 }; /* SSL_ERROR_… */
+
+/* What pull() and send() say besides byte counts; the names are in native.py too. */
+enum outcome { DRAINED = 0, FULL = 1, TCP_ENDED = 2, TCP_FAILED = 3, TLS_ENDED = 4, TLS_FAILED = 5 };
+
+static struct {
+    int (*read)(void *ssl, void *data, int size);
+    int (*write)(void *ssl, const void *data, int size);
+    int (*get_error)(const void *ssl, int result);
+    void (*set_bio)(void *ssl, void *in, void *out);
+    void *(*new_mem_buf)(const void *data, int size);
+    long (*set_mem_eof_return)(void *bio, int value);
+    int (*bio_read)(void *bio, void *data, int size);
+    void (*clear_error)(void);
+} openssl;
+
+struct span {
+    uint32_t begin, end;
+};
+
+/* Arguments */
+
+static bool check_count(Py_ssize_t given, Py_ssize_t wanted)
+{
+    if (given == wanted)
+        return true;
+    PyErr_Format(PyExc_TypeError, "takes %zd arguments", wanted);
+    return false;
+}
+
+static bool get_buffer(PyObject *object, Py_buffer *view, bool writable)
+{
+    return PyObject_GetBuffer(object, view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) == 0;
+}
+
+/* A position within a buffer. */
+static bool get_position(PyObject *object, Py_ssize_t least, Py_ssize_t most, Py_ssize_t *position)
+{
+    *position = PyLong_AsSsize_t(object);
+    if (*position == -1 && PyErr_Occurred())
+        return false;
+    if (*position >= least && *position <= most)
+        return true;
+    PyErr_SetString(PyExc_ValueError, "position outside of the buffer");
+    return false;
+}
+
+static PyObject *bind_openssl(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    void **places = (void **)&openssl;
+    const Py_ssize_t wanted = sizeof openssl / sizeof *places;
+    if (!check_count(count, wanted))
+        return NULL;
+    for (Py_ssize_t i = 0; i < wanted; i++) {
+        places[i] = PyLong_AsVoidPtr(args[i]);
+        if (!places[i]) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_ValueError, "address 0");
+            return NULL;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+/* Inward: ciphertext to plaintext */
+
+static enum outcome tls_outcome(void *ssl, int result)
+{
+    int error = openssl.get_error(ssl, result);
+    openssl.clear_error();
+    return error == WANT_READ ? DRAINED : error == ZERO_RETURN ? TLS_ENDED : TLS_FAILED;
+}
+
+/* Returns: FULL, or why there is no more plaintext. */
+static enum outcome decrypt(void *ssl, uint8_t *block, size_t size, size_t *end)
+{
+    while (*end < size) {
+        int result = openssl.read(ssl, block + *end, (int)(size - *end));
+        if (result <= 0)
+            return tls_outcome(ssl, result);
+        *end += (size_t)result;
+    }
+    return FULL;
+}
+
+/* Give OpenSSL a BIO on the ciphertext where it was received; SSL owns it and frees the one before. */
+static bool put(void *ssl, void *out, const uint8_t *data, size_t size)
+{
+    void *bio = openssl.new_mem_buf(data, (int)size);
+    if (!bio)
+        return false;
+    openssl.set_mem_eof_return(bio, -1);
+    openssl.set_bio(ssl, bio, out);
+    return true;
+}
+
+struct inward {
+    void *ssl, *out;
+    int fd;
+    Py_buffer scratch, block;
+    size_t end, record_room;
+    int error;
+};
+
+/* Receive and decrypt until the socket is empty, the block is full, or it is over. */
+static enum outcome run_pull(struct inward *in)
+{
+    size_t size = (size_t)in->block.len;
+    for (bool drained = false;;) {
+        enum outcome outcome = decrypt(in->ssl, in->block.buf, size, &in->end);
+        if (outcome != DRAINED || drained)
+            return outcome;
+        if (in->end + in->record_room >= size)
+            return FULL;
+        size_t room = size - in->end - in->record_room;
+        if (room > (size_t)in->scratch.len)
+            room = (size_t)in->scratch.len;
+        ssize_t got;
+        do
+            got = recv(in->fd, in->scratch.buf, room, 0);
+        while (got < 0 && errno == EINTR);
+        if (got == 0)
+            return TCP_ENDED;
+        if (got < 0) {
+            in->error = errno;
+            return errno == EAGAIN || errno == EWOULDBLOCK ? DRAINED : TCP_FAILED;
+        }
+        if (!put(in->ssl, in->out, in->scratch.buf, (size_t)got))
+            return TLS_FAILED;
+        drained = (size_t)got < room;
+    }
+}
+
+/* pull(ssl, out, fd, scratch, block, end, record_room) -> (end, outcome, errno) */
+static PyObject *pull(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    struct inward in = {0};
+    Py_ssize_t end, room;
+    if (!check_count(count, 7))
+        return NULL;
+    in.ssl = PyLong_AsVoidPtr(args[0]);
+    in.out = PyLong_AsVoidPtr(args[1]);
+    in.fd = (int)PyLong_AsLong(args[2]);
+    if (PyErr_Occurred() || !get_buffer(args[3], &in.scratch, true))
+        return NULL;
+    PyObject *result = NULL;
+    if (get_buffer(args[4], &in.block, true)) {
+        if (get_position(args[5], 0, in.block.len, &end) && get_position(args[6], 0, in.block.len, &room)) {
+            in.end = (size_t)end;
+            in.record_room = (size_t)room;
+            enum outcome outcome;
+            Py_BEGIN_ALLOW_THREADS
+            outcome = run_pull(&in);
+            Py_END_ALLOW_THREADS
+            result = Py_BuildValue("nii", (Py_ssize_t)in.end, (int)outcome, in.error);
+        }
+        PyBuffer_Release(&in.block);
+    }
+    PyBuffer_Release(&in.scratch);
+    return result;
+}
+
+/* Frames */
+
+struct decoding {
+    uint8_t *block;
+    size_t position, end;
+    uint64_t left, limit; /* left: payload bytes of the present frame that are still to come */
+    uint8_t key[4];
+    bool masked, texts; /* masked: we are the server; texts: text frames are payload like any other */
+    size_t gather, payload;
+    struct span *spans;
+    size_t span_count, most_spans;
+};
+
+static void unmask(uint8_t *data, size_t size, uint8_t key[4])
+{
+    uint32_t word;
+    memcpy(&word, key, 4);
+    if (!word)
+        return;
+    uint64_t wide = (uint64_t)word << 32 | word;
+    size_t i = 0;
+    for (; i + 8 <= size; i += 8) {
+        uint64_t piece;
+        memcpy(&piece, data + i, 8);
+        piece ^= wide;
+        memcpy(data + i, &piece, 8);
+    }
+    for (size_t k = 0; i < size; i++, k++)
+        data[i] ^= key[k & 3];
+    uint8_t turned[4];
+    for (size_t k = 0; k < 4; k++)
+        turned[k] = key[(size + k) & 3];
+    memcpy(key, turned, 4);
+}
+
+/* Note where payload lies; small pieces are moved down behind the one before. */
+static void note(struct decoding *d, size_t begin, size_t end)
+{
+    size_t size = end - begin;
+    struct span *last = d->span_count ? &d->spans[d->span_count - 1] : NULL;
+    if (last && (size < d->gather || last->end == begin)) {
+        memmove(d->block + last->end, d->block + begin, size);
+        last->end += (uint32_t)size;
+    } else {
+        d->spans[d->span_count++] = (struct span){(uint32_t)begin, (uint32_t)end};
+    }
+    d->payload += size;
+}
+
+/* Take the payload of the present frame, as far as it is there. Returns: false: there is no room for its span. */
+static bool take_payload(struct decoding *d)
+{
+    size_t size = d->end - d->position;
+    if (size > d->left)
+        size = (size_t)d->left;
+    if (size == 0)
+        return true;
+    if (d->span_count == d->most_spans)
+        return false;
+    unmask(d->block + d->position, size, d->key);
+    note(d, d->position, d->position + size);
+    d->position += size;
+    d->left -= size;
+    return true;
+}
+
+static uint64_t big_endian(const uint8_t *data, size_t size)
+{
+    uint64_t value = 0;
+    for (size_t i = 0; i < size; i++)
+        value = value << 8 | data[i];
+    return value;
+}
+
+/* Read the header of a usual frame. Returns: false: it is not all there, or Python is to look at it. */
+static bool begin_frame(struct decoding *d)
+{
+    const uint8_t *head = d->block + d->position;
+    size_t there = d->end - d->position;
+    if (there < 2 || !(head[0] == FIN_BINARY || (d->texts && head[0] == FIN_TEXT)))
+        return false;
+    if ((head[1] & MASKED) != (d->masked ? MASKED : 0))
+        return false;
+    uint64_t length = head[1] & (MASKED - 1);
+    size_t extended = length == LENGTH_16 ? 2 : length == LENGTH_64 ? 8 : 0;
+    size_t size = 2 + extended + (d->masked ? 4 : 0);
+    if (there < size)
+        return false;
+    if (extended) {
+        length = big_endian(head + 2, extended);
+        if (length <= (extended == 2 ? LENGTH_16 - 1 : 0xFFFF) || length > d->limit)
+            return false;
+    }
+    memset(d->key, 0, 4);
+    if (d->masked)
+        memcpy(d->key, head + 2 + extended, 4);
+    d->left = length;
+    d->position += size;
+    return true;
+}
+
+static void run_decode(struct decoding *d)
+{
+    do
+        if (d->left && !take_payload(d))
+            return;
+    while (d->position < d->end && begin_frame(d));
+}
+
+/* decode(block, position, end, left, key, masked, texts, limit, gather, spans, span_count)
+ *   -> (position, left, key, payload, span_count) */
+static PyObject *decode(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (!check_count(count, 11))
+        return NULL;
+    struct decoding d = {0};
+    Py_buffer block, key, spans;
+    Py_ssize_t position, end, span_count;
+    d.left = PyLong_AsUnsignedLongLong(args[3]);
+    d.masked = PyObject_IsTrue(args[5]);
+    d.texts = PyObject_IsTrue(args[6]);
+    d.limit = PyLong_AsUnsignedLongLong(args[7]);
+    d.gather = PyLong_AsSize_t(args[8]);
+    if (PyErr_Occurred() || !get_buffer(args[0], &block, true))
+        return NULL;
+    PyObject *result = NULL;
+    if (!get_buffer(args[4], &key, false))
+        goto release_block;
+    if (!get_buffer(args[9], &spans, true))
+        goto release_key;
+    d.most_spans = (size_t)spans.len / sizeof *d.spans;
+    if (key.len != 4 || block.len > UINT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "a key has four bytes, a block at most 4 GiB");
+    } else if (get_position(args[1], 0, block.len, &position) && get_position(args[2], position, block.len, &end) &&
+               get_position(args[10], 0, (Py_ssize_t)d.most_spans, &span_count)) {
+        memcpy(d.key, key.buf, 4);
+        d.block = block.buf;
+        d.spans = spans.buf;
+        d.position = (size_t)position;
+        d.end = (size_t)end;
+        d.span_count = (size_t)span_count;
+        Py_BEGIN_ALLOW_THREADS
+        run_decode(&d);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("nKy#nn", (Py_ssize_t)d.position, (unsigned long long)d.left, d.key, (Py_ssize_t)4,
+                               (Py_ssize_t)d.payload, (Py_ssize_t)d.span_count);
+    }
+    PyBuffer_Release(&spans);
+release_key:
+    PyBuffer_Release(&key);
+release_block:
+    PyBuffer_Release(&block);
+    return result;
+}
+
+/* Payload to the UNIX socket */
+
+/* Take so many sent bytes off the spans. Returns: the first one that is left. */
+static size_t forget(struct span *spans, size_t first, size_t sent)
+{
+    while (sent) {
+        size_t size = spans[first].end - spans[first].begin;
+        if (size > sent) {
+            spans[first].begin += (uint32_t)sent;
+            break;
+        }
+        sent -= size;
+        first++;
+    }
+    return first;
+}
+
+/* push(fd, block, spans, first, span_count) -> (first, sent, errno) */
+static PyObject *push(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (!check_count(count, 5))
+        return NULL;
+    Py_buffer block, spans_view;
+    Py_ssize_t first, span_count;
+    int fd = (int)PyLong_AsLong(args[0]), error = 0;
+    if (PyErr_Occurred() || !get_buffer(args[1], &block, false))
+        return NULL;
+    PyObject *result = NULL;
+    if (!get_buffer(args[2], &spans_view, true))
+        goto release_block;
+    struct span *spans = spans_view.buf;
+    if (!get_position(args[4], 0, spans_view.len / (Py_ssize_t)sizeof *spans, &span_count) ||
+        !get_position(args[3], 0, span_count, &first))
+        goto release_spans;
+    struct iovec pieces[MOST_SPANS];
+    size_t piece_count = 0;
+    for (Py_ssize_t i = first; i < span_count && piece_count < MOST_SPANS; i++, piece_count++) {
+        if (spans[i].begin > spans[i].end || spans[i].end > (size_t)block.len) {
+            PyErr_SetString(PyExc_ValueError, "span outside of the block");
+            goto release_spans;
+        }
+        pieces[piece_count].iov_base = (uint8_t *)block.buf + spans[i].begin;
+        pieces[piece_count].iov_len = spans[i].end - spans[i].begin;
+    }
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = piece_count};
+    ssize_t sent;
+    Py_BEGIN_ALLOW_THREADS
+    do
+        sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    error = sent < 0 ? errno : 0;
+    Py_END_ALLOW_THREADS
+    if (sent > 0)
+        first = (Py_ssize_t)forget(spans, (size_t)first, (size_t)sent);
+    result = Py_BuildValue("nni", first, sent < 0 ? (Py_ssize_t)0 : (Py_ssize_t)sent, error);
+release_spans:
+    PyBuffer_Release(&spans_view);
+release_block:
+    PyBuffer_Release(&block);
+    return result;
+}
+
+/* Outward */
+
+struct outward {
+    void *ssl, *out;
+    int fd;
+    Py_buffer data, block;
+    size_t begin, end, sent;
+    int error;
+};
+
+static bool encrypt(struct outward *o)
+{
+    const uint8_t *data = o->data.buf;
+    for (size_t start = 0, size = (size_t)o->data.len; start < size;) {
+        int result = openssl.write(o->ssl, data + start, (int)(size - start));
+        if (result <= 0) {
+            openssl.get_error(o->ssl, result);
+            openssl.clear_error();
+            return false;
+        }
+        start += (size_t)result;
+    }
+    return true;
+}
+
+/* Send what is in the block, then what else TLS has to say. */
+static enum outcome run_send(struct outward *o)
+{
+    uint8_t *block = o->block.buf;
+    if (o->data.len && !encrypt(o))
+        return TLS_FAILED;
+    for (;;) {
+        while (o->begin < o->end) {
+            ssize_t sent = send(o->fd, block + o->begin, o->end - o->begin, MSG_NOSIGNAL);
+            if (sent < 0 && errno == EINTR)
+                continue;
+            if (sent < 0) {
+                o->error = errno;
+                return errno == EAGAIN || errno == EWOULDBLOCK ? FULL : TCP_FAILED;
+            }
+            o->begin += (size_t)sent;
+            o->sent += (size_t)sent;
+        }
+        int got = openssl.bio_read(o->out, block, (int)o->block.len);
+        if (got <= 0)
+            return DRAINED;
+        o->begin = 0;
+        o->end = (size_t)got;
+    }
+}
+
+/* send(ssl, out, fd, data, block, begin, end) -> (begin, end, sent, outcome, errno) */
+static PyObject *send_tls(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (!check_count(count, 7))
+        return NULL;
+    struct outward o = {0};
+    Py_ssize_t begin, end;
+    o.ssl = PyLong_AsVoidPtr(args[0]);
+    o.out = PyLong_AsVoidPtr(args[1]);
+    o.fd = (int)PyLong_AsLong(args[2]);
+    if (PyErr_Occurred() || !get_buffer(args[3], &o.data, false))
+        return NULL;
+    PyObject *result = NULL;
+    if (get_buffer(args[4], &o.block, true)) {
+        if (get_position(args[6], 0, o.block.len, &end) && get_position(args[5], 0, end, &begin)) {
+            o.begin = (size_t)begin;
+            o.end = (size_t)end;
+            enum outcome outcome;
+            Py_BEGIN_ALLOW_THREADS
+            outcome = run_send(&o);
+            Py_END_ALLOW_THREADS
+            result = Py_BuildValue("nnnii", (Py_ssize_t)o.begin, (Py_ssize_t)o.end, (Py_ssize_t)o.sent, (int)outcome,
+                                   o.error);
+        }
+        PyBuffer_Release(&o.block);
+    }
+    PyBuffer_Release(&o.data);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"bind", (PyCFunction)(void (*)(void))bind_openssl, METH_FASTCALL, "Take the addresses of OpenSSL's functions."},
+    {"pull", (PyCFunction)(void (*)(void))pull, METH_FASTCALL, "Receive and decrypt a batch."},
+    {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL, "Find the usual frames of a batch, unmask them."},
+    {"push", (PyCFunction)(void (*)(void))push, METH_FASTCALL, "Send payload to the UNIX socket."},
+    {"send", (PyCFunction)(void (*)(void))send_tls, METH_FASTCALL, "Encrypt and send."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_batch", "One call a batch; see native.py.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__batch(void)
+{
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,167 @@
+"""The native module (`_batch.c`): one call a batch without the interpreter's lock; Python makes one a TLS record.
+
+It is optional. Without it (no compiler at the installation, another OpenSSL binding) the same streams run in pure
+Python; `find_native` says which, and why.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from OpenSSL import SSL
+
+from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
+from mtunnel_tx.stream.sides import BLOCK_BYTES, RECORD_ROOM_BYTES, Blocks, put_leftover
+
+SWITCH = "MTUNNEL_NATIVE"
+"""An environment variable: `0` keeps the native module out, for comparisons and to rule it out as a cause."""
+
+FUNCTIONS = (
+    "SSL_read",
+    "SSL_write",
+    "SSL_get_error",
+    "SSL_set_bio",
+    "BIO_new_mem_buf",
+    "BIO_set_mem_eof_return",
+    "BIO_read",
+    "ERR_clear_error",
+)
+"""OpenSSL's, in the order in which `_batch.c` wants their addresses."""
+
+DRAINED, FULL, TCP_ENDED, TCP_FAILED, TLS_ENDED, TLS_FAILED = range(6)
+"""What `pull` and `send` say besides byte counts (enum outcome in `_batch.c`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """Args: module: `_batch` with OpenSSL's addresses, None where it cannot be used; reason: why it cannot."""
+
+    module: ModuleType | None
+    reason: str = ""
+
+
+def find_native(environ: dict[str, str] | os._Environ[str] = os.environ) -> Native:
+    """Load the native module and tell it where OpenSSL is; tried on a connection."""
+    if environ.get(SWITCH) == "0":
+        return Native(None, f"switched off by {SWITCH}=0")
+    try:
+        module = import_module("mtunnel_tx.stream._batch")
+    except ImportError as error:
+        return Native(None, f"not built: {error}")
+    try:
+        module.bind(*_addresses())
+        _pointers(SSL.Connection(SSL.Context(SSL.TLS_METHOD), None))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        return Native(None, f"this OpenSSL binding is not known: {error}")
+    return Native(module)
+
+
+def _addresses() -> list[int]:
+    """The functions of the OpenSSL that pyOpenSSL uses. Raises: ImportError, AttributeError, TypeError."""
+    lib = import_module("cryptography.hazmat.bindings._rust")._openssl.lib
+    ffi = _ffi()
+    return [int(ffi.cast("uintptr_t", ffi.addressof(lib, name))) for name in FUNCTIONS]
+
+
+def _ffi() -> Any:
+    module: Any = SSL
+    return module._ffi
+
+
+def _pointers(connection: Any) -> tuple[int, int]:
+    """The SSL object of a connection, and the BIO that its ciphertext goes out by."""
+    ffi = _ffi()
+    _ = connection._into_ssl
+    ssl, out = (int(ffi.cast("uintptr_t", pointer)) for pointer in (connection._ssl, connection._from_ssl))
+    return ssl, out
+
+
+class NativeSide:
+    """TCP with TLS, as `sides.TlsSide`: OpenSSL works on memory, the socket is ours.
+
+    Args: native: `_batch`, bound. connection: its handshake is over; no other method of it may be called any more.
+    """
+
+    def __init__(
+        self, native: Any, sock: socket.socket, leftover: bytes, blocks: Blocks, connection: SSL.Connection
+    ) -> None:
+        self.sent_bytes = 0
+        self.more = True
+        self._native = native
+        self._number = sock.fileno()
+        self._leftover = leftover
+        self._blocks = blocks
+        self._connection: Any = connection
+        self._ssl, self._out = _pointers(connection)
+        # The first BIO of ours frees pyOpenSSL's own, which it must not write to any more.
+        self._connection._into_ssl = _ffi().NULL
+        self._block: memoryview | None = None
+        self._begin = self._end = 0
+        self._failure: tuple[type[Exception], str] | None = None
+
+    @property
+    def waits(self) -> bool:
+        return self._begin < self._end
+
+    def read(self, block: memoryview) -> int:
+        end, self._leftover = put_leftover(block, self._leftover)
+        if self._failure is None:
+            end, outcome, number = self._native.pull(
+                self._ssl, self._out, self._number, self._blocks.scratch, block, end, RECORD_ROOM_BYTES
+            )
+            self.more = outcome != DRAINED
+            if outcome > FULL:
+                self._failure = describe_outcome(outcome, "receive", number)
+        if end == 0 and self._failure is not None:
+            kind, text = self._failure
+            raise kind(text)
+        return int(end)
+
+    def write(self, data: memoryview | bytes) -> None:
+        self._send(data)
+
+    def flush(self) -> None:
+        self._send(b"")
+
+    def say_end(self) -> None:
+        module: Any = SSL
+        module._lib.SSL_shutdown(self._connection._ssl)
+        module._lib.ERR_clear_error()
+
+    def _send(self, data: memoryview | bytes) -> None:
+        block = self._block = self._block or self._blocks.lend()
+        self._begin, self._end, sent_bytes, outcome, number = self._native.send(
+            self._ssl, self._out, self._number, data, block, self._begin, self._end
+        )
+        self.sent_bytes += sent_bytes
+        if outcome > FULL:
+            self._begin = self._end = 0
+        if not self.waits:
+            self._blocks.give_back(block)
+            self._block = None
+        if outcome > FULL:
+            kind, text = describe_outcome(outcome, "send", number)
+            raise kind(text)
+
+
+def describe_outcome(outcome: int, deed: str, number: int) -> tuple[type[Exception], str]:
+    """The exception for what ended a side, in the words of `sides` and `engine`."""
+    if outcome == TCP_ENDED:
+        return StreamEnded, "end of file"
+    if outcome == TLS_ENDED:
+        return StreamEnded, "TLS close_notify"
+    if outcome == TLS_FAILED:
+        return StreamFailed, "TLS error"
+    return StreamFailed, f"cannot {deed}: {os.strerror(number) if number else errno.errorcode.get(number, '?')}"
+
+
+MakeNativeSide = Callable[[socket.socket, bytes, Blocks, SSL.Connection], NativeSide]
+
+assert BLOCK_BYTES < 1 << 32, "spans have 32 bits"

@@ -1,0 +1,23 @@
+"""What tunnels of different kinds of guests do differently, as one value for each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestlayout import GuestLayout
+from mtunnel_tx.tunnel.command import Command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestKind:
+    """One kind of guest that tunnels can receive.
+
+    layout: its words, folders and names. commands: what its source can ask for, by name. read_config: reads the config
+    that a source sends, as text for a VMID; returns it and what was dropped; raises TunnelError.
+    """
+
+    layout: GuestLayout
+    commands: Mapping[str, Command]
+    read_config: Callable[[str, int], tuple[GuestConfig, list[str]]]

@@ -1,0 +1,1 @@
+"""What tunnels of QEMU guests do and other guest kinds do not."""

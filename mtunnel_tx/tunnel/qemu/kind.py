@@ -1,0 +1,10 @@
+"""QEMU guests, as a value."""
+
+from __future__ import annotations
+
+from mtunnel_tx.pve.guestconf import read_sent_config
+from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
+from mtunnel_tx.tunnel.guestkind import GuestKind
+from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
+
+QEMU = GuestKind(layout=QEMU_LAYOUT, commands=QEMU_COMMANDS, read_config=read_sent_config)

@@ -1,0 +1,131 @@
+"""Commands about the virtual machine itself: start, resume, nbdstop, fstrim, stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtunnel_tx.errors import TimedOut, TunnelError, WrongState
+from mtunnel_tx.ports.machines import Incoming
+from mtunnel_tx.pve.drive import is_drive_key
+from mtunnel_tx.tunnel.common import DONE, Result
+from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
+from mtunnel_tx.waiting import Task
+from mtunnel_tx.wire.args import NoArgs, StartArgs
+from mtunnel_tx.wire.socketkinds import MEMORY, NBD
+
+WHOLE_S = 25.0
+"""How long `resume` waits for the rest of the state; a source waits 30 s for the reply."""
+
+
+async def start(guest: Guest, args: StartArgs) -> Result:
+    """Start the VM paused, waiting for its memory, its disks exported for mirroring."""
+    tunnel, nbd = guest.tunnel, args.options.nbd
+    for name, drive in (nbd or {}).items():
+        _check_export(tunnel, name, drive)
+    if not tunnel.ledger.owed.configured:
+        raise WrongState(f"VM {tunnel.vmid} has no config yet")
+    if tunnel.services.hypervisor.running(tunnel.vmid):
+        raise WrongState(f"VM {tunnel.vmid} already running")
+    conf = guest.conf.copy()
+    conf.options.update({name: str(drive["drivestr"]) for name, drive in (nbd or {}).items()})
+    await tunnel.ledger.write("starting")
+    spice_port = await tunnel.services.hypervisor.start(tunnel.vmid, conf, _incoming(tunnel, args), tunnel.task.line)
+    tunnel.watch = Task(_watch(tunnel))
+    return _started(tunnel, nbd, spice_port)
+
+
+def _incoming(tunnel: Tunnel, args: StartArgs) -> Incoming:
+    nbd = args.options.nbd
+    return Incoming(
+        migrate_socket=tunnel.sockets.file(MEMORY),
+        nbd_socket=tunnel.sockets.file(NBD) if nbd is not None else None,
+        exports={name: str(drive["volid"]) for name, drive in (nbd or {}).items()},
+        from_node=args.options.migratedfrom,
+        machine=args.params.forcemachine,
+        cpu=args.params.forcecpu,
+        nets_host_mtu=args.params.nets_host_mtu,
+        spice_ticket=args.options.spice_ticket,
+    )
+
+
+def _started(tunnel: Tunnel, nbd: Mapping[str, Any] | None, spice_port: int | None) -> Result:
+    addr = tunnel.sockets.add(MEMORY).name
+    unix_sockets = [tunnel.sockets.add(NBD).name] if nbd is not None else []
+    result: dict[str, Any] = {
+        "migrate": {"proto": "unix", "addr": addr, "uri": f"unix:{addr}", "unix_sockets": unix_sockets}
+    }
+    if nbd:
+        result["drives"] = {name: _exported(name, drive, unix_sockets[0]) for name, drive in nbd.items()}
+    if spice_port is not None:
+        result["spice_port"] = spice_port
+    return result
+
+
+def _exported(name: str, drive: Mapping[str, Any], socket: str) -> Result:
+    uri = f"nbd:unix:{socket}:exportname=drive-{name}"
+    return {"drivestr": drive["drivestr"], "volid": drive["volid"], "nbd_uri": uri}
+
+
+async def _watch(tunnel: Tunnel) -> None:
+    """Write down that the whole state is here as soon as it is; that moment decides who owns the VM."""
+    try:
+        await tunnel.services.hypervisor.wait_whole(tunnel.vmid)
+        await tunnel.ledger.note("whole")
+    except TunnelError as error:
+        tunnel.task.line(f"VM {tunnel.vmid} ended before its state was complete: {error.text}")
+
+
+def _check_export(tunnel: Tunnel, name: str, drive: object) -> None:
+    """A drive to export must be one that `disk` made, told in the very words of its reply."""
+    sent: Mapping[str, Any] = drive if isinstance(drive, Mapping) else {}
+    volid, drivestr = sent.get("volid"), sent.get("drivestr")
+    if not is_drive_key(name):
+        raise TunnelError(f"NBD volume '{name}' is no drive")
+    if not volid:
+        raise TunnelError(f"No volid set for NBD volume '{name}'")
+    if not drivestr:
+        raise TunnelError(f"No drivestr set for NBD volume '{name}:{volid}'")
+    for key in sorted(set(sent) - {"volid", "drivestr", "success"}):
+        raise TunnelError(f"Unknown NBD volume key for '{name}:{volid}': '{key}'")
+    expected = tunnel.drives.get(str(volid))
+    if expected is None:
+        raise TunnelError(f"Unknown NBD volume '{name}:{volid}'")
+    if drivestr != expected:
+        raise TunnelError(f"NBD mismatch for '{name}': '{drivestr}' vs' {expected}")
+
+
+async def resume(guest: Guest, _args: NoArgs) -> Result:
+    """Let the VM run, once its whole state is here and everything of it is on disk."""
+    tunnel, services = guest.tunnel, guest.tunnel.services
+    if tunnel.watch is not None and not await tunnel.watch.wait(services.clock, WHOLE_S):
+        raise TimedOut(f"VM {tunnel.vmid} still waits for its state")
+    machine = await services.hypervisor.state(tunnel.vmid)
+    if machine.status == "off":
+        raise WrongState(f"VM {tunnel.vmid} not running")
+    if machine.status == "inmigrate":
+        raise WrongState(f"the state of VM {tunnel.vmid} has not arrived in full")
+    if machine.status != "running":
+        await services.storage.sync(tunnel.own.volumes)
+        await tunnel.ledger.write("resuming")
+        await services.hypervisor.resume(tunnel.vmid)
+        await tunnel.ledger.note("resumed")
+    return DONE
+
+
+async def stop_nbd(guest: Guest, _args: NoArgs) -> Result:
+    """`nbdstop`: stop the disk exports."""
+    await guest.tunnel.services.hypervisor.stop_nbd(guest.tunnel.vmid)
+    return DONE
+
+
+async def trim(guest: Guest, _args: NoArgs) -> Result:
+    """`fstrim`: never an error."""
+    await guest.tunnel.services.hypervisor.trim(guest.tunnel.vmid, guest.tunnel.task.line)
+    return DONE
+
+
+async def stop(guest: Guest, _args: NoArgs) -> Result:
+    """End the VM; success where it is off."""
+    await guest.tunnel.services.hypervisor.stop(guest.tunnel.vmid)
+    return DONE
