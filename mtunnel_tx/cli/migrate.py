@@ -156,7 +156,7 @@ async def opened_world(
         )
 
     try:
-        parts = source_parts(reactor, settings, display)
+        parts = await source_parts(reactor, settings, display)
         yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial)
     finally:
         await relays.stop()

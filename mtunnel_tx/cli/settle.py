@@ -72,7 +72,7 @@ def _settle_coming(settings: Settings, vmid: int, *, discard: bool) -> int:
 async def _settle_leaving(reactor: Any, settings: Settings, vmid: int, choice: str | None) -> int:
     decisions = {"here": Owner.HERE, "there": Owner.THERE}
     try:
-        host = SourceHost(**source_parts(reactor, settings, Lines(sys.stdout, reactor)))
+        host = SourceHost(**await source_parts(reactor, settings, Lines(sys.stdout, reactor)))
         try:
             await settle(host, vmid, decisions.get(choice or ""))
         except NotFound as error:

@@ -12,16 +12,20 @@ from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import LEAVING, FileJournal
 from mtunnel_tx.backends.programs import HostPrograms
 from mtunnel_tx.config import Settings
+from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.source.links import ProgressListener
 
 
-def source_parts(reactor: Any, settings: Settings, progress: ProgressListener) -> dict[str, Any]:
-    """The fields of a SourceHost."""
+async def source_parts(reactor: Any, settings: Settings, progress: ProgressListener) -> dict[str, Any]:
+    """The fields of a SourceHost. Raises: TunnelError: this host's VMs cannot be found."""
     storage, threads = make_storage(reactor, settings), ReactorThreads(reactor, reactor.getThreadPool())
     standalone = settings.profile == "standalone"
     # Where running VMs are Proxmox's, its own source sends them.
     machines = make_machines(threads, settings, storage) if standalone else None
+    if machines is not None:
+        make_private_directory(settings.machine_dir)
+        await machines.find_all()
     return {
         "reactor": reactor,
         "guests": make_guests(threads, settings),

@@ -18,12 +18,17 @@ LOCK_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainHost:
-    """Everything that a command works with. `note` takes a line for whoever runs it, while the work goes on."""
+    """Everything that a command works with.
+
+    `journal`: of VMs that came to this host; `departures`: of those on their way out. `note` takes a line for whoever
+    runs the command, while the work goes on.
+    """
 
     guests: Guests
     machines: LocalHypervisor
     storage: Storage
     journal: Journal
+    departures: Journal
     note: Report
 
     def vmids(self) -> dict[int, str]:

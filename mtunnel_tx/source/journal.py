@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from mtunnel_tx.errors import TunnelError, WrongState
+from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.ports.programs import Programs
 from mtunnel_tx.source.departure import Departure, Record, apply, fold, program_fields
 from mtunnel_tx.source.host import LOCK_S, SourceHost
+from mtunnel_tx.source.owner import describe
 
 
 class DepartureJournal:
@@ -70,3 +73,22 @@ def check_abandoned(host: SourceHost, departure: Departure) -> None:
             f"VM {departure.vmid} is on its way to {departure.host} as VM {departure.target_vmid}: "
             f"process {departure.program.pid} works on it"
         )
+
+
+def describe_standing(journal: Journal, programs: Programs) -> dict[int, str]:
+    """Every VM that is on its way out or was, with what there is to know or to do about it; for `mtunnel status`.
+
+    Raises: TunnelError: the journals cannot be listed.
+    """
+    return {vmid: _describe(journal, programs, vmid) for vmid in journal.standing()}
+
+
+def _describe(journal: Journal, programs: Programs, vmid: int) -> str:
+    try:
+        departure = fold(vmid, journal.read(vmid) or [])
+    except TunnelError as error:
+        return f"is locked: {error.text}"
+    if programs.is_alive(departure.program):
+        where = f"{departure.host} as VM {departure.target_vmid}"
+        return f"is on its way to {where}: process {departure.program.pid} works on it"
+    return f"{describe(departure)}; its program has ended: run 'mtunnel settle {vmid}'"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import CancelledError
 
 from mtunnel_tx.backends.files import ReactorThreads
-from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.backends.journal import LEAVING, FileJournal
 from mtunnel_tx.checks import FormatError, clean, dns_name
 from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.config import Settings
@@ -91,6 +91,7 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
             machines=machines,
             storage=storage,
             journal=FileJournal(threads, settings.state_dir),
+            departures=FileJournal(threads, settings.state_dir, LEAVING),
             note=notes.append if args.json else _say_note,
         )
         _show(args, await args.act(args, host), notes)
