@@ -93,6 +93,14 @@ class OnlineCase(SynchronousTestCase):
         arguments = ("migrate", "100", self.there.endpoint, "--online", "--target-vmid", "200")
         return self.here.run("mtunnel_tx.cli", *arguments, "--target-storage", "local", *more, check=check)
 
+    def start_slow_migration(self) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
+        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1024"]
+        pipe = subprocess.PIPE
+        migration = subprocess.Popen(argv, env=self.here.environ, stdout=pipe, stderr=pipe, text=True)
+        self.addCleanup(migration.kill)
+        return migration
+
     def status(self, node: Node, vmid: int) -> str:
         return node.run("mtunnel_tx.cli", "vm", "status", str(vmid)).stdout
 
@@ -180,11 +188,3 @@ class OnlineTests(OnlineCase):
         self.there.process.send_signal(signal.SIGCONT)
         wait_for("the end of the tunnel", lambda: not self.there.ask(cmd="status")["tunnels"])
         self.assertEqual((self.there.guest(200), self.there.images(200)), (None, []))
-
-    def start_slow_migration(self) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
-        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1024"]
-        pipe = subprocess.PIPE
-        migration = subprocess.Popen(argv, env=self.here.environ, stdout=pipe, stderr=pipe, text=True)
-        self.addCleanup(migration.kill)
-        return migration
