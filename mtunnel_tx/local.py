@@ -42,14 +42,17 @@ def make_guests(threads: ReactorThreads, settings: Settings) -> GuestFiles:
     return GuestFiles(threads, threads.reactor, **places, node=settings.node)
 
 
-def make_storage(reactor: Any, settings: Settings) -> PvesmStorage:
-    """The storages of a node, driven through its `pvesm`, which finds the same configuration."""
+def make_storage(reactor: Any, settings: Settings, *, owner: str | None = None) -> PvesmStorage:
+    """The storages of a node, driven through its `pvesm`, which finds the same configuration.
+
+    Args: owner: what the children are known by; None: the daemon's, which ends them when it starts again.
+    """
     return PvesmStorage(
         reactor,
         command=settings.commands.pvesm,
         environ=make_environ(settings, os.environ),
         pve_dir=settings.pve_dir,
-        owner=str(settings.state_dir),
+        owner=owner or str(settings.state_dir),
         output_bytes=settings.limits.child_output_bytes,
     )
 
