@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def ask_daemon(settings: Settings, request: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
-    """Send one command through the daemon's door; blocks, once in a process.
+    """Send one command through the control socket; blocks, once in a process.
 
     Returns: its reply. Raises: BackendFailed: no daemon answers. TunnelError: it refused.
     """
