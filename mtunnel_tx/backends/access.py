@@ -1,4 +1,4 @@
-"""Users and tokens from user.cfg and priv/token.cfg: who is it, and what may they do."""
+"""Users and tokens from user.cfg and priv/token.cfg: authentication, and the rights of a token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = Logger()
 T = TypeVar("T")
 
 _AUTHORIZATION = re.compile(r"(?:^|\s)PVEAPIToken[= ]([^;]*)")
-# Compared where there is no secret to compare with, so that a guess at a name takes as long as one at a secret.
+# Compared if the token is unknown, so that a wrong name takes as long as a wrong secret.
 _NOTHING = str(UUID(int=0))
 
 
@@ -75,7 +75,7 @@ class FileAccess:
         return Rights(self._value(self._users), token)
 
     def _value(self, file: CachedFile[T]) -> T:
-        """Where it cannot be read, nobody may in; why is for the log alone, once."""
+        """If a file cannot be read, nobody can log in; the reason is logged once and not shown to clients."""
         try:
             value = file.value()
         except BackendFailed as error:
@@ -141,7 +141,7 @@ def changed_access(pve_dir: Path) -> Iterator[AccessFiles]:
 
 
 def _mode(file: Path, mode: int) -> int:
-    """What the operator gave to a file stays; `mode` for a new one."""
+    """The mode that a file has; `mode` for a new file."""
     try:
         return stat.S_IMODE(file.stat().st_mode)
     except FileNotFoundError:

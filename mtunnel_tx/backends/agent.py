@@ -1,4 +1,4 @@
-"""The guest agent: a program in the guest that answers JSON lines through a serial port, if it is there at all."""
+"""The guest agent: a program that may run in the guest, and answers JSON lines through a serial port."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.lines import LineProtocol
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError
 from mtunnel_tx.ports.storage import Report
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.waiting import within
 
 ANSWER_S = 3.0
@@ -29,7 +29,7 @@ _numbers = count(1)
 
 
 class Agent(LineProtocol):
-    """A connection to the port; one command at a time. What the guest sends is no more than a text from a stranger."""
+    """A connection to the port, for one command at a time. The guest is not trusted: what it sends is only text."""
 
     longest_bytes = LINE_BYTES
 
@@ -40,7 +40,7 @@ class Agent(LineProtocol):
         self._lost = False
 
     async def synchronise(self, wait_s: float) -> None:
-        """See that somebody answers, and drop the answers to what others asked. Raises: TimedOut, BackendFailed."""
+        """Check that an agent answers, and drop answers to earlier commands. Raises: TimedOut, BackendFailed."""
         number = next(_numbers)
         end_s = self._reactor.seconds() + wait_s
         self._send(_FLUSH, "guest-sync-delimited", {"id": number})
@@ -106,7 +106,7 @@ async def connect_agent(reactor: Any, path: Path, wait_s: float = ANSWER_S) -> A
 
 
 async def trim(reactor: Any, vmid: int, path: Path, report: Report, trim_s: float = TRIM_S) -> None:
-    """Have the guest give back what its file systems do not use. Never an error; what stands in the way is reported."""
+    """Let the guest discard the unused blocks of its file systems. Never an error: problems go to `report`."""
     try:
         agent = await connect_agent(reactor, path)
     except (BackendFailed, TimedOut) as error:
@@ -124,7 +124,7 @@ async def trim(reactor: Any, vmid: int, path: Path, report: Report, trim_s: floa
 
 
 def _refusals(answer: Any) -> list[str]:
-    """File systems that were not trimmed, and why."""
+    """The file systems that were not trimmed, and why."""
     paths = answer.get("paths") if isinstance(answer, dict) else None
     listed = [path for path in paths if isinstance(path, dict)] if isinstance(paths, list) else []
     failed = [f"{path.get('path')}: {path['error']}" for path in listed[:100] if path.get("error")]

@@ -1,130 +1,34 @@
-"""Child programs: the only place where the daemon starts one.
+"""Child programs; the daemon starts them only here.
 
-Each runs in a session of its own (`setsid`), without user, group or folder arguments, so that Twisted need not fork
-(architecture.md section 6). Its two outputs share one pipe, which keeps the order of their lines.
+Each child runs in a session of its own (`setsid`). No user, group or folder is given to Twisted, so that it can use
+posix_spawn instead of fork. stdout and stderr share one pipe, which keeps the order of their lines.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.error import ProcessTerminated
-from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from mtunnel_tx.backends.outputpipe import LONGEST_OUTPUT_BYTES, OutputPipe
+from mtunnel_tx.backends.sessions import kill_session
+from mtunnel_tx.checks import clean_lines
 from mtunnel_tx.errors import BackendFailed, TimedOut, os_reason
 from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()
 OUTPUT_BYTES = 1 << 20
-_READ_BYTES = 1 << 16
 _INPUT_BYTES = 1 << 12
 _TAIL_BYTES = 4096
-_LONGEST_OUTPUT_BYTES = 64 << 20
 _LINE_BYTES = 64
 """What a line takes in memory beside its text."""
-
-
-@implementer(IReadDescriptor)
-class OutputPipe:
-    """The reading end of a child's output, cut into lines; reading pauses while `limit_bytes` wait to be taken.
-
-    Args: changed: called when there is more to take, or nothing more to come.
-    """
-
-    def __init__(self, reactor: Any, fd: int, limit_bytes: int, changed: Callable[[], None]) -> None:
-        self.closed = False
-        self._reactor = reactor
-        self._fd = fd
-        self._limit_bytes = limit_bytes
-        self._changed = changed
-        self._lines: deque[bytes] = deque()
-        self._rest = b""
-        self._waiting_bytes = 0
-        os.set_blocking(fd, False)
-        reactor.addReader(self)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def logPrefix(self) -> str:  # noqa: N802
-        return "child output"
-
-    def doRead(self) -> None:  # noqa: N802
-        self._read_some()
-        if self._waiting_bytes >= self._limit_bytes:
-            self._reactor.removeReader(self)
-        self._changed()
-
-    def connectionLost(self, reason: Failure) -> None:  # noqa: N802, ARG002
-        """The reactor heard of the other end's end, perhaps of that of a descriptor that had this number before.
-
-        Only reading tells: within one turn, another's end may come after it was closed and its number taken.
-        """
-        self._read_all()
-        if not self.closed and self._waiting_bytes < self._limit_bytes:
-            self._reactor.addReader(self)
-        self._changed()
-
-    def take(self) -> bytes | None:
-        """The next line; an unfinished one only if no more of it can come in."""
-        full = self._waiting_bytes >= self._limit_bytes
-        if self._lines:
-            line = self._lines.popleft()
-        elif self._rest and (self.closed or full):
-            line, self._rest = self._rest, b""
-        else:
-            return None
-        self._waiting_bytes -= len(line)
-        if full and not self.closed and self._waiting_bytes < self._limit_bytes:
-            self._reactor.addReader(self)
-        return line
-
-    def empty(self) -> bool:
-        """Whether everything was taken and nothing can come."""
-        return self.closed and not self._lines and not self._rest
-
-    def finish(self) -> None:
-        """Take in what is in the pipe, and close it: what the child started may hold the other end for ever."""
-        self._read_all()
-        self._close()
-        self._changed()
-
-    def _read_all(self) -> None:
-        for _ in range(_LONGEST_OUTPUT_BYTES // _READ_BYTES):
-            if not self._read_some():
-                break
-
-    def _read_some(self) -> bool:
-        """Returns: whether anything came."""
-        if self.closed:
-            return False
-        try:
-            data = os.read(self._fd, _READ_BYTES)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._close()
-            return False
-        self._waiting_bytes += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self._lines.extend(line + b"\n" for line in lines)
-        return True
-
-    def _close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self._reactor.removeReader(self)
-            os.close(self._fd)
 
 
 class _Ending(ProcessProtocol):
@@ -188,11 +92,11 @@ class PipedChild:
     async def kill(self) -> None:
         """See ports.Child."""
         if self._code is None:
-            _kill_session(self.pid)
+            kill_session(self.pid)
         await self.ended()
 
     def changed(self) -> None:
-        """Wake everybody who waits, in the next turn of the reactor: a child may be reaped while that starts."""
+        """Wake all waiters in the next turn of the reactor: a child may be reaped while `spawnProcess` still runs."""
         self._change.happen_soon(self._reactor)
 
     def _end(self, code: int) -> None:
@@ -242,7 +146,7 @@ def _refused(argv: Sequence[str]) -> Iterator[None]:
 
 
 def _name(argv: Sequence[str]) -> str:
-    """Enough to know it by; arguments may be secrets."""
+    """The program's name for logs and errors; arguments may be secret."""
     return Path(argv[0]).name
 
 
@@ -254,33 +158,6 @@ def _standard_input(given: bytes) -> int:
     os.write(write_end, given)
     os.close(write_end)
     return read_end
-
-
-def _kill_session(pid: int) -> None:
-    """The process, its group, and those of its session that left the group, until a look finds no other one.
-
-    Before `setsid` has run there is no such group, and no other process either: it must not come to that any more.
-    """
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    killed: set[int] = set()
-    members = {pid}
-    while members:
-        for member in members:
-            with suppress(ProcessLookupError):
-                os.kill(member, signal.SIGKILL)
-        killed |= members
-        members = set(_session_members(pid)) - killed
-
-
-def _session_members(session: int) -> Iterator[int]:
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):
-                # The name in the second field may hold blanks and parentheses.
-                fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-                if int(fields[3]) == session:
-                    yield int(folder.name)
 
 
 async def run(
@@ -313,17 +190,16 @@ async def run(
 
 
 async def _collect(child: PipedChild, end_s: float, reactor: Any) -> str:
-    """All lines, up to the end of the child or of the time."""
+    """Read all lines until the child ends or the time is up."""
     lines: list[str] = []
     size = 0
     while (line := await child.next_line(end_s - reactor.seconds())) is not None:
         lines.append(line)
         size += len(line) + _LINE_BYTES
-        if size > _LONGEST_OUTPUT_BYTES:
-            raise BackendFailed(f"a child wrote more than {_LONGEST_OUTPUT_BYTES} bytes")
+        if size > LONGEST_OUTPUT_BYTES:
+            raise BackendFailed(f"a child wrote more than {LONGEST_OUTPUT_BYTES} bytes")
     return "".join(lines)
 
 
 def _tail(output: str) -> str:
-    text = output.encode("utf-8", "replace")[-_TAIL_BYTES:].decode("utf-8", "ignore").strip()
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+    return clean_lines(output.encode("utf-8", "replace")[-_TAIL_BYTES:].decode("utf-8", "ignore").strip())

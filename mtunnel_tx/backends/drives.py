@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.backends.devices import as_json, device, placed
+from mtunnel_tx.checks import CONTROL
 from mtunnel_tx.errors import BackendFailed, refuse
 from mtunnel_tx.pve.drive import Drive
 from mtunnel_tx.pve.hardware import GuestDisk, Hardware
-from mtunnel_tx.pve.values import CONTROL
 
 _ENDING = re.compile(r".*/[^/]*\.(raw|qcow2|vmdk)")
 _FORMATS = frozenset({"raw", "qcow2", "vmdk"})

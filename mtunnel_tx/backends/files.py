@@ -1,4 +1,4 @@
-"""Text files that survive a power cut: replaced atomically, file and folder fsynced, read again when they changed.
+"""Text files that survive a power cut: replaced atomically, fsynced, and read again only after a change.
 
 Everything here blocks, except `ReactorThreads.run`: the daemon writes through that. Text is UTF-8; bytes that are not
 UTF-8 are kept as surrogates.
@@ -31,7 +31,7 @@ _UNENCODABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class ReactorThreads:
-    """Where blocking calls run; results come back in the reactor's own thread."""
+    """Runs blocking calls in a thread pool; results arrive in the reactor's thread."""
 
     reactor: IReactorFromThreads
     pool: ThreadPool
@@ -70,7 +70,7 @@ def encode(text: str) -> bytes:
 
 
 def replace_file(path: Path, text: str, mode: int) -> None:
-    """Put a whole new file in place of the old one, owner kept; both states survive a crash, nothing in between."""
+    """Replace a file atomically, and keep its owner. After a crash either the old or the new content is there."""
     temporary = _write_aside(path, text, mode)
     try:
         temporary.replace(path)
@@ -102,13 +102,13 @@ def remove_file(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
-    """Delete what a crash left of writing the files that match a pattern; nobody may be writing them now."""
+    """Delete temporary files that a crash left, for files that match a pattern. Nobody may write them now."""
     for temporary in folder.glob(f"{names}.tmp.*"):
         temporary.unlink(missing_ok=True)
 
 
 def make_folder(path: Path, mode: int = 0o700) -> None:
-    """Make a folder where there is none, entered durably in its parent; parents too."""
+    """Create a folder and its parents, and fsync each parent."""
     if path.is_dir():
         return
     make_folder(path.parent, mode)
@@ -117,7 +117,7 @@ def make_folder(path: Path, mode: int = 0o700) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """fsync a folder, where the file system knows how to."""
+    """fsync a folder, if the file system supports that."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with _tolerated():
@@ -128,7 +128,7 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """A failed write does not say which file it was for."""
+    """Add the file name to an OSError that lacks one, as those of write() do."""
     try:
         yield
     except OSError as error:
@@ -161,7 +161,7 @@ def _write_new(path: Path, text: str, mode: int, owner: Path | None = None) -> N
 
 
 def _keep_owner(fd: int, path: Path) -> None:
-    """Only root can make files for others: those it replaces stay theirs, new ones belong to the folder's owner."""
+    """As root: give a replaced file its old owner, and a new file the owner of its folder."""
     if os.geteuid() == 0:
         status = (path if path.exists() else path.parent).stat()
         os.fchown(fd, status.st_uid, status.st_gid)
@@ -177,7 +177,7 @@ def _tolerated() -> Iterator[None]:
 
 
 class CachedFile(Generic[T]):
-    """A parsed file, read again when it is another one than before.
+    """A parsed file, read again when it has changed.
 
     Args: parse: makes the value of the text; called with the empty text where there is no file.
     """
@@ -190,7 +190,7 @@ class CachedFile(Generic[T]):
     def value(self) -> T:
         """Raises: BackendFailed: it cannot be read."""
         try:
-            # Looked at before it is read: a change in between is seen the next time.
+            # The mark is taken before reading, so that a change in between is noticed the next time.
             mark = self._mark()
             if self._read is None or self._read[0] != mark:
                 self._read = mark, self._parse(read_text(self._path) or "")

@@ -86,7 +86,7 @@ class GuestFiles:
         return sorted(entries, key=lambda entry: entry.vmid)
 
     def naming(self, volid: str) -> list[GuestEntry]:
-        """The guests, of any node, whose config names this volume anywhere, in a snapshot for example."""
+        """The guests of any node whose config names this volume, also in a snapshot."""
         names = re.compile(rf"(?:^|[\s,=]){re.escape(volid)}(?:[\s,]|$)")
         return [
             GuestEntry(vmid=vmid, node=path.parent.parent.name, kind=kind, name="")
@@ -148,7 +148,7 @@ class GuestFiles:
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, nothing where there is none; one that may not be read is no empty one."""
+    """The entries of a folder; none if it does not exist. Raises: BackendFailed: it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)

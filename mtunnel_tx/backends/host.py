@@ -1,4 +1,4 @@
-"""What this host's QEMU can do, and how much room there is; asked once, by running it."""
+"""What this host's QEMU can do, found out by running it once, and how much memory the host has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KVM = Path("/dev/kvm")
 CPUINFO = Path("/proc/cpuinfo")
 VHOST_NET = Path("/dev/vhost-net")
 OVERHEAD_BYTES = 128 << 20
-"""What QEMU needs besides the guest's memory, at least."""
+"""The least that QEMU needs beside the guest's memory."""
 ADDRESS_SPACE_BYTES = 2 << 30
 _MIB = 1 << 20
 _MACHINE = re.compile(r"(pc-(?:i440fx|q35)-[0-9.]+)\s")
@@ -42,9 +42,10 @@ _LEFT_WELL = "exit code 33:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuHost:
-    """A host's QEMU: `machines` are versioned names, `has_kvm` that a guest really runs on it.
+    """A host's QEMU. `machines`: versioned machine types; `has_kvm`: a guest was run with KVM.
 
-    `cpus`: models; `cpu_flags`: with dashes only; `nesting`: the flag by which this processor lets guests have guests.
+    `cpus`: CPU models; `cpu_flags`: written with dashes; `roms`: boot ROM files; `nesting`: the CPU flag for nested
+    virtualisation, `svm` or `vmx`.
     """
 
     machines: frozenset[str]
@@ -56,12 +57,12 @@ class QemuHost:
     nesting: str
 
     def runs_on_kvm(self, hardware: Hardware) -> bool:
-        """Whether the host's own processor runs the guest."""
+        """Whether the guest runs with KVM."""
         return hardware.kvm and self.has_kvm
 
 
 class HostFacts:
-    """Asks this host's QEMU once; the answer holds for the life of the daemon.
+    """Asks this host's QEMU once, and keeps the answer for the life of the daemon.
 
     Args: environ: the children's whole environment.
     """
@@ -73,7 +74,7 @@ class HostFacts:
         self._asking = DeferredLock()
 
     async def ask(self) -> QemuHost:
-        """Raises: BackendFailed: there is no QEMU that answers; asked again next time."""
+        """Raises: BackendFailed: QEMU does not answer; the next call asks again."""
         async with self._asking:
             if self.host is None:
                 self.host = await self._ask()
@@ -119,7 +120,7 @@ def _probe_arguments(disk: Path) -> list[str]:
 
 
 def _list_roms(output: str) -> frozenset[str]:
-    """Boot ROMs in the folders that QEMU looks in."""
+    """The boot ROM files in QEMU's data folders."""
     folders = [Path(line.strip()) for line in output.splitlines() if line.startswith("/")]
     return frozenset(file.name for folder in folders if folder.is_dir() for file in folder.glob("*.rom"))
 
@@ -137,7 +138,7 @@ def find_firmware(kind: str, *, secure: bool) -> Path:
 
 
 def check_room(memory_mib: int, read: Callable[[str], str] = lambda name: Path("/proc", name).read_text()) -> None:
-    """Raises: BackendFailed: this host has not so much memory, or may not use it."""
+    """Raises: BackendFailed: this host does not have that much memory, or a limit forbids it."""
     needed = memory_mib * _MIB + OVERHEAD_BYTES
     sizes = {line.split()[0].rstrip(":"): int(line.split()[1]) * 1024 for line in read("meminfo").splitlines()}
     _compare("available memory", needed, sizes["MemAvailable"])

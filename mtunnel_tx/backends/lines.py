@@ -1,4 +1,4 @@
-"""Lines from a peer that need not be well-meaning: however they come in, each byte is looked at once."""
+"""Lines from a peer that is not trusted. Each byte is searched once, in whatever pieces it arrives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twisted.internet.protocol import Protocol
 
 
 class LineProtocol(Protocol, ABC):
-    """Cuts what comes at line feeds (Twisted's LineReceiver looks at a long line again for each piece of it)."""
+    """Splits received data at line feeds. (Twisted's LineReceiver searches a long line again for each piece.)"""
 
     transport: Any
     longest_bytes = 1 << 20
@@ -27,7 +27,7 @@ class LineProtocol(Protocol, ABC):
         self._keep(rest)
 
     def _keep(self, part: bytes) -> bool:
-        """Add to the line that comes in. Returns: it is not too long."""
+        """Add to the current line. Returns: whether it is within `longest_bytes`."""
         self._parts.append(part)
         self._kept_bytes += len(part)
         if self._kept_bytes > self.longest_bytes:
@@ -44,11 +44,11 @@ class LineProtocol(Protocol, ABC):
         """A line, without its line feed."""
 
     def take_too_much(self) -> None:
-        """A line is longer than `longest_bytes`; what came of it is gone."""
+        """A line is longer than `longest_bytes`; its data was dropped."""
         self.hang_up()
 
     def write_line(self, line: bytes) -> None:
-        """Send a line, which lacks its line feed."""
+        """Send a line; the line feed is added."""
         if self.transport is not None:
             self.transport.write(line + b"\n")
 

@@ -6,10 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from mtunnel_tx.backends.machine import Machine
-from mtunnel_tx.backends.qemu import EXPORT_S, QemuMachines
+from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.taps import list_bridges
 from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
 
+RESIZE_S = 30.0
 _FREE_SOCKET = "disconnected:"
 
 
@@ -39,7 +40,7 @@ class LocalMachines(QemuMachines):
         """See ports.LocalHypervisor."""
         async with self._get(vmid).monitor() as monitor:
             arguments = {"node-name": f"drive-{key}", "size": size_bytes}
-            await monitor.call("block_resize", arguments, wait_s=EXPORT_S)
+            await monitor.call("block_resize", arguments, wait_s=RESIZE_S)
 
     async def console(self, vmid: int, name: str) -> Path:
         """See ports.LocalHypervisor."""

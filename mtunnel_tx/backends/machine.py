@@ -1,4 +1,4 @@
-"""One running QEMU: its process, its record, its monitor, which all who need it share."""
+"""One running QEMU: its process, its record, and one monitor connection that all callers share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MachineFiles:
         self.agent = runtime_dir / f"{vmid}.qga"
 
     def clear(self) -> None:
-        """Remove everything; only where no QEMU is left. The record goes last: it names the rest."""
+        """Remove all files, once no QEMU is left. The record goes last, because it names the sockets."""
         record = read_record(self.record)
         for name in record.sockets if record else ():
             with suppress(OSError):
@@ -59,21 +59,21 @@ class Machine:
 
     @property
     def runs(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process exists."""
         return not self.exit.happened
 
     @property
     def reason(self) -> str:
-        """What QEMU said last."""
+        """The last lines of QEMU's stderr."""
         return read_reason(self.files.stderr)
 
     def bound_output(self) -> None:
-        """See that what QEMU says does not fill the runtime directory."""
+        """Keep QEMU's stderr file from filling the runtime directory."""
         bound_stderr(self.files.stderr)
 
     @asynccontextmanager
     async def monitor(self, wait_s: float = CALL_S) -> AsyncIterator[Monitor]:
-        """QEMU's monitor, connected while somebody uses it: QEMU talks to one at a time.
+        """QEMU's monitor, connected while at least one caller uses it: QEMU serves one connection at a time.
 
         Raises: MonitorLost, TimedOut.
         """
@@ -102,16 +102,16 @@ class Machine:
             return str((await monitor.call("query-status"))["status"])
 
     async def is_whole(self) -> bool:
-        """Whether another host's state has arrived in full."""
+        """Whether the whole state of another host has arrived."""
         if not self.record.incoming:
             return False
         async with self.monitor() as monitor:
             return str((await monitor.call("query-migrate")).get("status")) == "completed"
 
     async def until_whole(self, wait_s: float | None = None) -> bool:
-        """Wait for the state to be there; a QEMU that does not answer for a while is asked again.
+        """Wait until the whole state has arrived. A QEMU that does not answer for a while is asked again.
 
-        Returns: it is. Raises: BackendFailed: QEMU ended, with its reason.
+        Returns: whether it has arrived. Raises: BackendFailed: QEMU ended, with its reason.
         """
         end_s = None if wait_s is None else self._reactor.seconds() + wait_s
         while True:
@@ -142,13 +142,13 @@ class Machine:
         return end_s is not None and self._reactor.seconds() >= end_s
 
     async def explained(self, error: BackendFailed) -> BackendFailed:
-        """The same error, with QEMU's last words where it has ended."""
+        """The error to report: QEMU's own reason if it has ended, else the given one."""
         if not await self.exit.wait(_LAST_WORDS_S):
             return error
         return BackendFailed(f"QEMU ended: {self.reason or 'it gave no reason'}")
 
     async def end(self) -> None:
-        """Ask it, then tell it, then kill it. Raises: BackendFailed: not even that."""
+        """End QEMU: by `quit`, then SIGTERM, then SIGKILL. Raises: BackendFailed: it survives all three."""
         if not (await self._quit() and await self.exit.wait(QUIT_S)):
             for number, wait_s in ((signal.SIGTERM, TERMINATE_S), (signal.SIGKILL, KILL_S)):
                 self.exit.kill(number)
@@ -159,7 +159,7 @@ class Machine:
         self.forget()
 
     async def _quit(self) -> bool:
-        """Returns: it obeys, or is gone."""
+        """Returns: whether QEMU accepted `quit`, or has ended."""
         try:
             async with self.monitor(QUIT_CALL_S) as monitor:
                 await monitor.call("quit", wait_s=QUIT_CALL_S)
@@ -170,13 +170,13 @@ class Machine:
         return True
 
     def forget(self) -> None:
-        """Let go of it, whether it runs or not."""
+        """Stop watching the process and close the monitor; QEMU is not touched."""
         self._hang_up()
         self.exit.forget()
 
 
 def find_machine(reactor: Any, vmid: int, files: MachineFiles) -> Machine | None:
-    """A QEMU that an earlier daemon, or another program, started; None: there is none."""
+    """The QEMU that an earlier daemon or another program started; None: none runs."""
     record = read_record(files.record)
     found = open_process(record) if record is not None else None
     if record is None or found is None:

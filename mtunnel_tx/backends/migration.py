@@ -1,4 +1,4 @@
-"""A running VM on its way out: mirrors of its disks, and the migration of its memory (the source's side)."""
+"""The source's side of a live migration: mirrors of a running VM's disks, and the migration of its memory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ COMMAND_S = 60.0
 RECONNECT_S = 10
 _POLL_S = 1.0
 _BROKEN = {"failed": "Input/output error", "nospace": "No space left on device"}
-"""What a job's `io-status` says of a copy that it waits for."""
+"""A job's `io-status` to the reason why its target cannot be written."""
 _OVER = frozenset({"completed", "failed", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mirror:
-    """A mirror job: `ready` when the copy is level with the disk; `error` why it ended, or None."""
+    """A mirror job. `ready`: the copy equals the disk and is kept equal; `error`: why the job ended, or None."""
 
     drive: str
     ready: bool
@@ -34,7 +34,7 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryProgress:
-    """A migration of memory; `status` as in query-migrate, `none` before it."""
+    """The progress of a migration of memory. `status`: as in query-migrate; `none` before the start."""
 
     status: str
     transferred_bytes: int = 0
@@ -45,7 +45,7 @@ class MemoryProgress:
 
 
 class RunningMachine:
-    """What a source does with a VM that runs; from `QemuMachines.attached`, and good only within it."""
+    """What a source does with a running VM. Made by `QemuMachines.attached`, and valid only inside its block."""
 
     def __init__(self, reactor: Any, monitor: Monitor, ending: ProcessExit) -> None:
         self._reactor = reactor
@@ -71,7 +71,7 @@ class RunningMachine:
         return words[words.index("-cpu") + 1] if "-cpu" in words[:-1] else None
 
     async def host_mtus(self) -> dict[str, int]:
-        """The MTU that each virtio network card tells its guest, where it does."""
+        """The MTU that virtio network cards announce to their guest, by card; cards that announce none are left out."""
         devices = {entry["name"] for entry in await self._call("qom-list", {"path": "/machine/peripheral"})}
         mtus: dict[str, int] = {}
         for name in sorted(device for device in devices if device.startswith("net")):
@@ -83,11 +83,12 @@ class RunningMachine:
     async def start_mirror(
         self, drive: str, socket: Path, export: str, *, limit_bytes_s: int = 0, reconnect_s: int = RECONNECT_S
     ) -> None:
-        """Copy a disk to an NBD export, and keep the copy level.
+        """Copy a disk to an NBD export, and then keep the copy equal to the disk.
 
-        Where QEMU cannot change its mind later, writes wait for the copy from the start (`write_through`). A guest
-        whose writes wait stands still while the connection is down, and QEMU itself when it then stops or ends the job.
-        Args: drive: its key, e.g. `scsi0`. limit_bytes_s: 0: none; holds for the first copy only. reconnect_s: how long
+        If this QEMU cannot change the copy mode of a running job, the guest's writes wait for their copy from the start
+        (see `write_through`). While the connection is down, a guest with waiting writes stands still, and so does QEMU
+        if the job is stopped or ended meanwhile.
+        Args: drive: its key, e.g. `scsi0`. limit_bytes_s: of the first full copy; 0: no limit. reconnect_s: how long
             the connection may be down before the mirror fails.
         """
         node = f"mirror-{drive}"
@@ -104,7 +105,7 @@ class RunningMachine:
         await self._call("blockdev-add", target)
         mode = "background" if await self._knows("block-job-change") else "write-blocking"
         job = {"job-id": node, "device": f"drive-{drive}", "target": node, "sync": "full", "copy-mode": mode}
-        # A job that ended by itself would free what the guest's waiting writes still use: QEMU's heap breaks.
+        # If the job ended by itself, it would free memory that waiting writes of the guest still use.
         job["on-target-error"] = "stop"
         try:
             await self._call("blockdev-mirror", {**job, "speed": limit_bytes_s, "auto-dismiss": False})
@@ -114,7 +115,7 @@ class RunningMachine:
         self._mirrors[drive] = node
 
     async def _clear(self, drive: str, node: str) -> None:
-        """Remove what an earlier attempt left whose program was killed."""
+        """Remove the job and the node of an earlier attempt whose program was killed."""
         if await self._job(node):
             self._mirrors[drive] = node
             await self.end_mirrors(force=True)
@@ -122,27 +123,27 @@ class RunningMachine:
             await self._remove_node(node)
 
     async def write_through(self) -> None:
-        """From now on each write of the guest waits for its copy, so that the mirrors stay level."""
+        """Let each write of the guest wait for its copy from now on, so that the mirrors stay equal to the disks."""
         if await self._knows("block-job-change"):
             for node in self._mirrors.values():
                 await self._call("block-job-change", {"id": node, "type": "mirror", "copy-mode": "write-blocking"})
 
     async def mirrors(self) -> list[Mirror]:
-        """How far each is. Raises: BackendFailed."""
+        """The progress of each mirror. Raises: BackendFailed."""
         jobs = {job["id"]: job for job in await self._call("query-jobs")}
         broken = await self._broken()
         return [_mirror(drive, jobs.get(node, {}), broken.get(node)) for drive, node in self._mirrors.items()]
 
     async def _broken(self) -> dict[str, str]:
-        """The jobs that stand still as their target failed, and why."""
+        """The jobs that are paused because their target failed, and the reason."""
         states = {job["device"]: str(job.get("io-status", "ok")) for job in await self._call("query-block-jobs")}
         return {node: _BROKEN.get(state, state) for node, state in states.items() if state != "ok"}
 
     async def until_ready(self, told: Callable[[list[Mirror]], None] = lambda _mirrors: None) -> None:
-        """Wait until all mirrors are level.
+        """Wait until all mirrors are ready.
 
-        Args: told: how far they are, about once a second.
-        Raises: BackendFailed: one has ended.
+        Args: told: called with the progress about once a second.
+        Raises: BackendFailed: a mirror has ended.
         """
 
         async def ready() -> bool:
@@ -156,7 +157,7 @@ class RunningMachine:
         await self._until(ready)
 
     async def end_mirrors(self, *, force: bool = False) -> None:
-        """End the mirrors; level ones leave a whole copy, unless by force.
+        """End the mirrors. A mirror that is ready leaves a complete copy, unless it is ended by force.
 
         Raises: BackendFailed: a mirror had failed, or fails now.
         """
@@ -165,7 +166,7 @@ class RunningMachine:
                 await self._end_mirror(drive)
             return
         await self._cut()
-        # A job that ends while the guest writes through it breaks QEMU's heap; one that stands has no writes.
+        # Ending a job while a guest's write passes through it corrupts QEMU's heap; a paused job has no writes.
         runs = self._mirrors and await self.status() == "running"
         if runs:
             await self._call("stop")
@@ -214,12 +215,12 @@ class RunningMachine:
         await self._call("migrate", {"uri": f"unix:{socket}"})
 
     async def limit(self, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None:
-        """Change what a migration may use; also while it is under way."""
+        """Set the bandwidth and the downtime of a migration, before it or during it."""
         most = limit_bytes_s or (1 << 40)
         await self._call("migrate-set-parameters", {"max-bandwidth": most, "downtime-limit": downtime_ms})
 
     async def progress(self) -> MemoryProgress:
-        """How far the migration of memory is."""
+        """The progress of the migration of memory."""
         answer = await self._call("query-migrate")
         memory = answer.get("ram", {})
         return MemoryProgress(
@@ -234,8 +235,8 @@ class RunningMachine:
     async def until_migrated(self, told: Callable[[MemoryProgress], None] = lambda _progress: None) -> MemoryProgress:
         """Wait for the end of the migration.
 
-        Args: told: how far it is, about once a second.
-        Raises: BackendFailed: it failed or was cancelled; the VM runs on here.
+        Args: told: called with the progress about once a second.
+        Raises: BackendFailed: it failed or was cancelled; the VM continues here.
         """
         last = MemoryProgress(status="none")
 
@@ -251,7 +252,7 @@ class RunningMachine:
         return last
 
     async def cancel_migration(self) -> None:
-        """Stop sending; the VM runs on here. Returns when it is over."""
+        """Cancel the migration, and wait until it is cancelled; the VM continues here."""
         await self._call("migrate_cancel")
 
         async def over() -> bool:
@@ -260,7 +261,7 @@ class RunningMachine:
         await self._until(over)
 
     async def run(self) -> None:
-        """Let it run on, after a migration that came to nothing."""
+        """Let the guest run again, after a migration that failed."""
         await self._call("cont")
 
     async def quit(self) -> None:
@@ -285,7 +286,7 @@ class RunningMachine:
             await self._call("blockdev-del", {"node-name": node})
 
     async def _until(self, holds: Callable[[], Awaitable[bool]]) -> None:
-        """Ask at every event, and once a second. Raises: MonitorLost."""
+        """Wait until the condition holds; it is checked at every event and once a second. Raises: MonitorLost."""
         happening = Occasion()
         end_listening = self._monitor.listen(lambda _name, _data: happening.happen_soon(self._reactor))
         try:

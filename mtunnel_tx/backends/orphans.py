@@ -1,7 +1,7 @@
-"""Children that outlived the daemon which started them.
+"""Children that outlived the daemon that started them.
 
-Each child is given a word in its environment, which its own children inherit: a program that was killed cannot have
-written down who they are, and process ids come back after a while.
+Each child has a mark in its environment, which its own children inherit. A daemon that was killed could not write down
+their pids, and pids are reused.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _END_MS = 1000
 
 
 def end_orphans(owner: str) -> int:
-    """SIGKILL to every process that works for `owner`, and to what it starts meanwhile, until there is none.
+    """Send SIGKILL to every process marked with `owner`, again and again until no new one appears.
 
-    Blocks, about a second for one that cannot end (it waits for a device): it will not come back to life either.
+    Blocks. A process that waits for a device cannot end yet; this waits about a second for it and then goes on.
     Returns: how many there were.
     """
     word = f"{VARIABLE}={owner}".encode()
@@ -45,7 +45,7 @@ def _marked(word: bytes) -> Iterator[int]:
 
 
 def _has(pid: int, word: bytes) -> bool:
-    """What has ended, and what is not ours to look into, has no environment."""
+    """False for a process that has ended, or whose environment may not be read."""
     try:
         return word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

@@ -1,7 +1,8 @@
-"""QEMU as a process: in a session of its own, known by more than its number, and outliving whoever started it.
+"""QEMU as a process that outlives the program that started it.
 
-Its record, `VMID.pid`, is written before it is started, and again with its pid. A daemon that comes later finds it by
-that, and sees its end through a pidfd.
+QEMU runs in a session of its own. Its record, `VMID.pid`, is written before the start and again with the pid; a later
+daemon finds the process by this record and sees its end through a pidfd. Since pids are reused, a process is
+recognised by its start time, or by the token in its environment.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()
@@ -39,10 +40,11 @@ PLACE_VARIABLE = "MTUNNEL_RECORD"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessRecord:
-    """What is known of a QEMU.
+    """What is known about a QEMU.
 
-    `pid` 0: it was about to be started. `started`: in clock ticks since the boot `boot`. `token`: in its environment.
-    `incoming`: it waits, or once waited, for another host's state. `sockets`: the files to remove after it.
+    `pid` 0: the start was announced, and no pid is known. `started`: clock ticks since the boot `boot`. `token`: a
+    value in its environment. `incoming`: it was started to receive another host's state. `sockets`: files to remove
+    after its end.
     """
 
     token: str
@@ -53,7 +55,7 @@ class ProcessRecord:
     started: int = 0
 
     def with_process(self, pid: int) -> ProcessRecord:
-        """The same, of a process that runs."""
+        """The same record with a running process."""
         return replace(self, pid=pid, started=_started(pid) or 0)
 
 
@@ -82,9 +84,9 @@ def marks_of(record: ProcessRecord, path: Path) -> dict[str, str]:
 
 
 def read_record(path: Path) -> ProcessRecord | None:
-    """The record; None: there is none.
+    """The record; None: no file.
 
-    Raises: BackendFailed: it cannot be understood; a QEMU may run, so nothing may be removed.
+    Raises: BackendFailed: it cannot be read. A QEMU may run, so the caller must not remove anything.
     """
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -111,7 +113,7 @@ def open_process(record: ProcessRecord) -> tuple[int, int] | None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    # Compared once the descriptor holds it: the number may be somebody else's by now.
+    # Compare only once the pidfd pins the process: the pid may have been reused before that.
     if (record.pid and _started(pid) != record.started) or has_ended(pidfd):
         os.close(pidfd)
         return None
@@ -119,7 +121,7 @@ def open_process(record: ProcessRecord) -> tuple[int, int] | None:
 
 
 def has_ended(pidfd: int) -> bool:
-    """Whether the process is over, reaped or not."""
+    """Whether the process has ended, reaped or not."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
@@ -138,7 +140,7 @@ def _started(pid: int) -> int | None:
 
 
 def _find_by_token(token: str) -> int:
-    """The process whose environment has the token; 0: none. Only for one that lost its daemon while it was started."""
+    """The process whose environment has the token; 0: none. For a QEMU whose daemon died while it was started."""
     needle = f"{MARK_VARIABLE}={token}".encode("ascii")
     for folder in _PROC.iterdir():
         with suppress(OSError):
@@ -149,7 +151,7 @@ def _find_by_token(token: str) -> int:
 
 @implementer(IReadDescriptor)
 class ProcessExit:
-    """The end of a process, seen through its pidfd, which this owns."""
+    """Reports the end of a process through its pidfd, which this object owns."""
 
     def __init__(self, reactor: Any, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -161,21 +163,21 @@ class ProcessExit:
 
     @property
     def happened(self) -> bool:
-        """Whether it is over."""
+        """Whether the process has ended."""
         return self._seen or has_ended(self._pidfd)
 
     async def wait(self, wait_s: float) -> bool:
-        """Returns: it is over, within so long."""
+        """Wait at most `wait_s` seconds for the end. Returns: whether the process has ended."""
         return self.happened or await in_time(self._reactor, wait_s, self._happening.wait()) or self.happened
 
     def kill(self, number: signal.Signals) -> None:
-        """Send a signal; nothing where it is over."""
+        """Send a signal, unless the process has ended."""
         if not self._seen:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def forget(self) -> None:
-        """Watch no more."""
+        """Stop watching, and close the pidfd."""
         if not self._seen:
             self._seen = True
             self._reactor.removeReader(self)
@@ -197,7 +199,7 @@ class ProcessExit:
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A listening UNIX socket, mode 0600, that QEMU takes over. Raises: BackendFailed."""
+    """A listening UNIX socket, mode 0600, to be handed to QEMU. Raises: BackendFailed."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         path.unlink(missing_ok=True)
@@ -215,8 +217,8 @@ def spawn_qemu(
 ) -> int:
     """Start QEMU in a session of its own.
 
-    Args: marks: what it is found by, in its environment. stderr: its two outputs go there, from an empty file on.
-        fds: its number of a descriptor to ours.
+    Args: marks: environment variables that the process is found by. stderr: the file for stdout and stderr, emptied
+        first. fds: descriptor number in QEMU to our descriptor.
     Returns: its pid. Raises: BackendFailed: the system refuses.
     """
     environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **marks}
@@ -235,7 +237,7 @@ def spawn_qemu(
 
 
 def read_reason(stderr: Path) -> str:
-    """What QEMU said last, in one line; warnings only where it said nothing else."""
+    """The last lines of a stderr file, joined; warnings only if there is nothing else."""
     try:
         with stderr.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -248,7 +250,7 @@ def read_reason(stderr: Path) -> str:
 
 
 def bound_stderr(stderr: Path) -> None:
-    """Start the file anew where it has grown too long; QEMU appends, wherever the end is."""
+    """Empty the file when it has grown too long. QEMU opened it for appending, so it continues at the new end."""
     with suppress(OSError):
         if stderr.stat().st_size > STDERR_BYTES:
             os.truncate(stderr, 0)

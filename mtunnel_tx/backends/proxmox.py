@@ -1,6 +1,6 @@
 """The virtual machines of a Proxmox node (ports.Hypervisor): `qm` starts them, QEMU's monitor does the rest.
 
-The monitor is Proxmox's too, and talks to one at a time: here it is asked and let go, never held.
+Proxmox's own programs use the same monitor, and QEMU serves one connection at a time: a connection is closed after use.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mtunnel_tx.backends import agent
 from mtunnel_tx.backends.child import run
 from mtunnel_tx.backends.machine import Machine, MachineFiles
 from mtunnel_tx.backends.process import ProcessExit, ProcessRecord, has_ended
-from mtunnel_tx.backends.qemu import export_nodes, stop_exports, wake
 from mtunnel_tx.backends.qmp import Monitor
+from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
 from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.machines import Incoming, MachineState
@@ -31,14 +31,14 @@ from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 
 log = Logger()
 START_S = 600.0
-"""`qm start` has a limit of its own, which grows with the VM's memory."""
+"""`qm start` has its own time limit, which grows with the VM's memory."""
 ORPHAN_S = 60.0
 LOCK_S = 10.0
 WHOLE_S = 15.0
 POLL_S = 0.2
 """Part of a VM's downtime."""
 _LEFT = (".pid", ".qmp", ".vnc", ".qga", MEMORY.suffix, NBD.suffix)
-"""Files that QEMU may leave."""
+"""Endings of files that QEMU may leave behind."""
 _SPICE = re.compile(r"spice listens on port ([0-9]+)")
 
 
@@ -59,7 +59,7 @@ class ProxmoxMachines:
         self._machines: dict[int, Machine] = {}
 
     async def prepare(self) -> None:
-        """Let the starts of an earlier daemon come to their end: only then it is known what runs."""
+        """Wait for `qm start` children of an earlier daemon to end; until then it is unknown which VMs run."""
         end_s = self._reactor.seconds() + ORPHAN_S
         while pids := list(_starting(self._folder)):
             if self._reactor.seconds() > end_s:
@@ -67,15 +67,15 @@ class ProxmoxMachines:
             await pause(self._reactor, POLL_S)
 
     def close(self) -> None:
-        """Let go of all machines; they run on."""
+        """Stop watching all machines; they keep running."""
         for vmid in list(self._machines):
             self._forget(vmid)
 
     def check(self, conf: GuestConfig) -> None:
-        """See ports.Hypervisor. It is Proxmox's own config: `qm` knows."""
+        """See ports.Hypervisor. Nothing is checked here: `qm` checks the config."""
 
     def running(self, vmid: int) -> bool:
-        """See ports.Hypervisor. It is asked for every VM of the node: nothing is kept open for those of others."""
+        """See ports.Hypervisor. Called for every VM of the node, so it keeps no descriptor open."""
         process = find_qemu(self._folder / f"{vmid}.pid")
         if process is not None:
             os.close(process[1])
@@ -94,7 +94,7 @@ class ProxmoxMachines:
         return MachineState(status="off")
 
     async def start(self, vmid: int, conf: GuestConfig, incoming: Incoming, report: Report) -> int | None:
-        """See ports.Hypervisor. Where anything fails, nothing is left."""
+        """See ports.Hypervisor. If anything fails, the VM is stopped again."""
         await self._define(vmid, conf, incoming)
         argv = [*self._command, *start_arguments(vmid, self._guests.node, incoming)]
         given = f"spice_ticket: {incoming.spice_ticket}\n" if incoming.spice_ticket else ""
@@ -113,7 +113,7 @@ class ProxmoxMachines:
         return int(found[1]) if found else None
 
     async def _define(self, vmid: int, conf: GuestConfig, incoming: Incoming) -> None:
-        """See that `qm` finds the exported drives in the config, whatever the source wrote into it."""
+        """Write the exported drives into the config, where `qm` reads them, if the source wrote others."""
         async with self._guests.locked(vmid, LOCK_S):
             there = self._guests.read(vmid).copy()
             wanted = {key: conf.options[key] for key in incoming.exports if key in conf.options}
@@ -129,13 +129,13 @@ class ProxmoxMachines:
                 raise BackendFailed("QEMU ended; its reason may be in this node's journal")
 
     async def _is_whole(self, machine: Machine) -> bool:
-        """Somebody else may talk to the monitor, or QEMU may have ended: then it is not known."""
+        """False also if it is unknown: another program may use the monitor, or QEMU may have ended."""
         with suppress(BackendFailed, TimedOut):
             return await machine.is_whole()
         return False
 
     async def resume(self, vmid: int) -> None:
-        """See ports.Hypervisor. A `cont` before the state has arrived would do nothing at all."""
+        """See ports.Hypervisor. Waits for the state, because an earlier `cont` would have no effect."""
         machine = self._get(vmid)
         end_s = self._reactor.seconds() + WHOLE_S
         while (status := await machine.status()) == "inmigrate":
@@ -146,7 +146,7 @@ class ProxmoxMachines:
             await wake(monitor, status)
 
     async def stop(self, vmid: int) -> None:
-        """See ports.Hypervisor. What the VM used of its host, Proxmox's own event daemon gives back."""
+        """See ports.Hypervisor. Proxmox's event daemon releases what else the VM used of its host."""
         machine = self._find(vmid)
         if machine is not None:
             await machine.end()
@@ -167,13 +167,13 @@ class ProxmoxMachines:
             await agent.trim(self._reactor, vmid, MachineFiles(self._folder, vmid).agent, report)
 
     def _find(self, vmid: int) -> Machine | None:
-        """The VM's QEMU, where one runs."""
+        """The VM's QEMU; None: it does not run."""
         machine = self._machines.get(vmid)
         if machine is not None and not machine.runs:
             self._forget(vmid)
             machine = None
         if machine is None and (process := find_qemu(self._folder / f"{vmid}.pid")):
-            # Proxmox keeps no record like ours; any VM may have come from elsewhere.
+            # Proxmox keeps no such record; any VM may have been migrated here.
             record = ProcessRecord(token="", boot="", incoming=True, sockets=(), pid=process[0])
             machine = Machine(
                 self._reactor, vmid, MachineFiles(self._folder, vmid), record, ProcessExit(self._reactor, *process)
@@ -192,13 +192,13 @@ class ProxmoxMachines:
 
 
 _MARK = "MTUNNEL_QM"
-"""In the environment of `qm start`, and of all that comes from it; its value is the folder of the sockets."""
+"""Environment variable of `qm start` and its children; the value is the folder of the sockets."""
 
 
 def start_arguments(vmid: int, node: str, incoming: Incoming) -> list[str]:
-    """The arguments of `qm`.
+    """The arguments of `qm start`.
 
-    The config is this node's, so that is where the VM comes from as far as `qm` must know.
+    `--migratedfrom` names this node, because the config is already this node's.
     """
     argv = ["start", str(vmid), "--skiplock", "1", "--stateuri", "unix", "--migratedfrom", node]
     for option, value in (
@@ -214,7 +214,7 @@ def start_arguments(vmid: int, node: str, incoming: Incoming) -> list[str]:
 def find_qemu(pidfile: Path) -> tuple[int, int] | None:
     """The QEMU that wrote a pid file.
 
-    Returns: its pid and a pidfd; None: there is none, or the number is another's by now.
+    Returns: its pid and a pidfd; None: it has ended, or the pid was reused.
     """
     try:
         pid = int(pidfile.read_text("ascii"))
@@ -234,7 +234,7 @@ def _wrote(pid: int, name: str) -> bool:
 
 
 def _words(pid: int, what: str) -> list[bytes]:
-    """What has ended has none."""
+    """The words of a file in /proc; none if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{what}").read_bytes().split(b"\0")
     except OSError:
@@ -242,7 +242,7 @@ def _words(pid: int, what: str) -> list[bytes]:
 
 
 def _starting(folder: Path) -> Iterator[int]:
-    """The processes of `qm start` that a daemon left; what they started has the mark too, but other arguments."""
+    """The `qm start` processes of an earlier daemon. Their children have the mark too, but other arguments."""
     mark = f"{_MARK}={folder}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and mark in _words(int(entry.name), "environ"):

@@ -1,6 +1,6 @@
-"""QEMU's monitor protocol: one connection, JSON lines, several commands in flight, events in between.
+"""QMP, QEMU's monitor protocol: JSON lines on one connection, several commands at once, events in between.
 
-Nothing here waits for ever: each call has its time, and the end of the connection fails all that wait.
+Every call has a time limit, and the end of the connection fails all calls that wait.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.lines import LineProtocol
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.waiting import within
 
 log = Logger()
@@ -31,7 +31,7 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 
 
 class MonitorLost(BackendFailed):
-    """The connection to QEMU is over; whether QEMU is, another must tell."""
+    """The connection to QEMU is lost. It does not say whether QEMU has ended."""
 
 
 class QmpCommandFailed(BackendFailed):
@@ -44,7 +44,7 @@ class QmpCommandFailed(BackendFailed):
 
 
 class Monitor(LineProtocol):
-    """The client's side of a QMP connection; made by `connect_monitor`, which has done the handshake."""
+    """The client's side of a QMP connection; made by `connect_monitor`, which does the handshake."""
 
     longest_bytes = LINE_BYTES
 
@@ -60,7 +60,7 @@ class Monitor(LineProtocol):
 
     @property
     def is_lost(self) -> bool:
-        """Whether the connection is over."""
+        """Whether the connection is lost."""
         return self._loss is not None
 
     async def call(self, command: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = CALL_S) -> Any:
@@ -80,15 +80,15 @@ class Monitor(LineProtocol):
             self._pending.pop(number, None)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Have events told to `listener`, and the end of the connection as the event `""`.
+        """Call `listener` for each event, and with the event `""` when the connection is lost.
 
-        Returns: a call that ends it.
+        Returns: a function that removes the listener.
         """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
     def close(self) -> None:
-        """Hang up; what waits fails."""
+        """Close the connection; waiting calls fail."""
         self.hang_up()
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ class Monitor(LineProtocol):
     def _settle(self, message: Mapping[str, Any]) -> None:
         command, reply = self._pending.pop(message.get("id", 0), ("", None))
         if reply is None:
-            return  # too late, somebody gave up
+            return  # the caller has given up
         if "error" in message:
             error = message["error"]
             failed = QmpCommandFailed(command, str(error.get("class")), str(error.get("desc")))
@@ -144,9 +144,9 @@ class Monitor(LineProtocol):
 
 
 async def connect_monitor(reactor: Any, path: Path, wait_s: float = CALL_S) -> Monitor:
-    """Connect to a monitor's UNIX socket and shake hands; QEMU talks to one at a time.
+    """Connect to a monitor's UNIX socket and do the handshake. QEMU serves one connection at a time.
 
-    Raises: MonitorLost: nobody listens, or hangs up. TimedOut: another one talks to it, or it does not answer.
+    Raises: MonitorLost: nobody listens, or QEMU hangs up. TimedOut: the monitor is in use, or does not answer.
     """
     factory = Factory.forProtocol(lambda: Monitor(reactor))
     end_s = reactor.seconds() + wait_s

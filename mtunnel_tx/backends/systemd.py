@@ -104,7 +104,7 @@ def _encode_field(name: bytes, value: bytes) -> bytes:
 
 
 def _send_datagram(name: str, data: bytes) -> None:
-    """Whoever should listen may be gone, or busy: neither is our trouble."""
+    """Send without waiting. Errors are ignored: the receiver may be gone or busy."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, suppress(OSError):
         sock.setblocking(False)
         sock.sendto(data, name)

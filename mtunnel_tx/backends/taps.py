@@ -1,6 +1,6 @@
-"""Tap devices: made here and handed to QEMU as descriptors, so that they vanish with it.
+"""Tap devices, created here and passed to QEMU as descriptors; the kernel removes them when QEMU ends.
 
-QEMU itself, in its sandbox, can start no script that would do this.
+QEMU runs in a sandbox and cannot start a script that would create them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NAME_BYTES = 15
 
 
 def open_tap(name: str, bridge: str, queues: int = 1) -> list[int]:
-    """Make a tap device and plug it into a bridge, whose MTU it takes over.
+    """Create a tap device with the MTU of a bridge, and add it to the bridge.
 
-    Returns: one descriptor for each queue; the device lives as long as one of them is open.
+    Returns: one descriptor for each queue; the device exists while one of them is open.
     Raises: BackendFailed: there is no such bridge, or it is not allowed.
     """
     if "/" in bridge or not (_NETWORK / bridge / "bridge").is_dir():
@@ -78,7 +78,7 @@ def _request(name: str, flags: int = 0) -> bytes:
 def _plug(name: str, bridge: str) -> None:
     mtu = bridge_mtu(bridge)
     with _control() as control:
-        # A bridge takes the least address of its ports for its own: this one must not be it.
+        # A bridge takes the lowest address of its ports as its own; a high one keeps the bridge's address.
         address = bytearray(fcntl.ioctl(control, _SIOCGIFHWADDR, _request(name)))
         address[18] = _HIGH_MAC
         fcntl.ioctl(control, _SIOCSIFHWADDR, bytes(address))
@@ -92,6 +92,6 @@ def _plug(name: str, bridge: str) -> None:
 
 @contextmanager
 def _control() -> Iterator[int]:
-    """A socket to ask the kernel about interfaces."""
+    """A socket for ioctl calls on network interfaces."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         yield control.fileno()

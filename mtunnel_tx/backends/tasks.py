@@ -14,6 +14,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from mtunnel_tx.backends.files import encode, make_folder, refusal
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, InvalidParameters
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.upid import Upid, parse_upid
@@ -27,7 +28,6 @@ _LONGEST_ERROR = 2000
 _TAIL_BYTES = 16 << 10
 _WELL = re.compile(r"OK|WARNINGS: [0-9]+")
 _END = re.compile(rf"TASK (?:({_WELL.pattern})|ERROR: (.*))")
-_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNTOLD = "unexpected status"
 
 
@@ -42,10 +42,11 @@ def process_start(pid: int) -> int | None:
 
 
 class FileTaskLog:
-    """One growing log (ports.TaskLog). Lines behind the end, and those that exceed its size, are dropped."""
+    """One log that is being written (ports.TaskLog). Lines after the end or beyond the size limit are dropped."""
 
     def __init__(self, upid: str, path: Path, most_bytes: int, ended: Callable[[str], object]) -> None:
         self.upid = upid
+        self.warnings = 0
         self._file = path.open("xb", buffering=0)
         self._free_bytes = most_bytes
         self._ended = ended
@@ -54,30 +55,31 @@ class FileTaskLog:
         """Add a line; one LF at the end of `text` makes an empty line, as Proxmox's logs have it."""
         if self._file.closed or self._free_bytes <= 0:
             return
-        data = encode(_clean(text.removesuffix("\n")) + ("\n\n" if text.endswith("\n") else "\n"))
+        data = encode(clean(text.removesuffix("\n")) + ("\n\n" if text.endswith("\n") else "\n"))
         self._free_bytes -= len(data)
         self._write(data if self._free_bytes > 0 else b"no more lines: this log is full\n")
+
+    def warn(self, text: str) -> None:
+        """Add a line that also counts in the task's end status."""
+        self.warnings += 1
+        self.line(f"WARN: {text}")
 
     def finish(self, status: str) -> None:
         """`OK`, `WARNINGS: N` or the error; writes the last line `TASK …` and closes."""
         if self._file.closed:
             return
         if not _WELL.fullmatch(status):
-            status = f"ERROR: {_clean(status.rstrip())[:_LONGEST_ERROR]}"
+            status = f"ERROR: {clean(status.rstrip())[:_LONGEST_ERROR]}"
         self._write(encode(f"TASK {status}\n"))
         self._file.close()
         self._ended(self.upid)
 
     def _write(self, data: bytes) -> None:
-        # A full disk must not end a tunnel for the sake of its log.
+        # A full disk must not end a tunnel because of its log.
         try:
             self._file.write(data)
         except OSError as error:
             log.error("cannot write the task log {upid}: {reason}", upid=self.upid, reason=error.strerror)
-
-
-def _clean(text: str) -> str:
-    return _NO_TEXT.sub("?", text)
 
 
 class FileTasks:
@@ -116,7 +118,7 @@ class FileTasks:
         return task
 
     def _create(self, first: Upid) -> FileTaskLog:
-        """One process runs many tasks: a second one for this VM in the same second takes the next second's name."""
+        """A second task for this VM within one second is named after the next second: one process runs all tasks."""
         for later_s in count():
             upid = replace(first, starttime=first.starttime + later_s)
             path = self._folder / upid.log_path
@@ -181,7 +183,7 @@ class FileTasks:
         return len(self._lines(upid))
 
     def _lines(self, upid: str) -> list[str]:
-        """Of a log that has none, what Proxmox says instead."""
+        """The lines of a log; for an empty log the text that Proxmox gives."""
         _, path = self._find(upid)
         try:
             text = path.read_bytes().decode("utf-8", "replace")
@@ -198,10 +200,10 @@ class FileTasks:
 
 
 def _finish(path: Path, status: str) -> None:
-    """Its last line, behind one that may be torn."""
+    """Append the last line; a torn line before it is ended first."""
     with path.open("r+b") as file:
         torn = not file.read().endswith(b"\n")
-        file.write(b"\n" * torn + encode(f"TASK ERROR: {_clean(status)}\n"))
+        file.write(b"\n" * torn + encode(f"TASK ERROR: {clean(status)}\n"))
 
 
 def _start_time(path: Path) -> int:
@@ -212,7 +214,7 @@ def _start_time(path: Path) -> int:
 
 
 def _ending(path: Path, task: Upid) -> str | None:
-    """How a task that is not ours to run has ended; None: another process runs it still."""
+    """How a task of an earlier process ended; None: that process still runs it."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         tail = file.read().decode("utf-8", "replace")

@@ -17,6 +17,7 @@ from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.backends.files import ReactorThreads
+from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
 from mtunnel_tx.config import Settings
@@ -24,7 +25,6 @@ from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.survey import Obstructed

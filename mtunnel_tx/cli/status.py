@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def ask_daemon(settings: Settings, request: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
-    """Send one command through the daemon's door; blocks, once in a process.
+    """Send one command through the control socket; blocks, once in a process.
 
     Returns: its reply. Raises: BackendFailed: no daemon answers. TunnelError: it refused.
     """
@@ -90,6 +90,9 @@ def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
     drain = ", takes no new tunnels" if status.get("draining") else ""
     head = f"mtunnel-tx {status['version']}, pid {status['pid']}, listening on {listening}{drain}"
     console.print(Text(head), soft_wrap=True)
+    for worker in status.get("workers", []):
+        line = f"worker process {worker['pid']}: {worker['connections']} connections, {worker['busy']} of them busy"
+        console.print(Text(line), soft_wrap=True)
     if status["tunnels"]:
         console.print(_table(status["tunnels"], now))
     else:
@@ -140,6 +143,6 @@ def describe_journal(journal: Journal, vmid: int) -> str:
         owed = fold(vmid, journal.read(vmid) or [])
     except TunnelError as error:
         return f" ({error.text})"
-    come = "given up by its source" if owed.ours else "may have run here" if owed.ran else "not handed over"
+    come = "given up by its source" if owed.handed_over else "may have run here" if owed.resuming else "not handed over"
     made = f", made {' '.join(owed.volumes)}" if owed.volumes else ""
     return f" ({owed.token or 'nobody'}, {come}{made})"

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from mtunnel_tx.backends.access import AccessFiles, changed_access, read_users
+from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.acl import ROLE_HELP, grant, pveum_entry, read_member, read_path, run, warn_of_line
 from mtunnel_tx.cli.table import print_table
 from mtunnel_tx.config import Settings
@@ -121,15 +122,11 @@ def _remove(args: argparse.Namespace, settings: Settings) -> None:
 def _list(_args: argparse.Namespace, settings: Settings) -> None:
     users = read_users(settings.pve_dir, warn_of_line)
     rows = [
-        (f"{user_id}!{name}", str(token.expires_s or "never"), "yes" if token.privsep else "no", _shown(token.comment))
+        (f"{user_id}!{name}", str(token.expires_s or "never"), "yes" if token.privsep else "no", clean(token.comment))
         for user_id, user in sorted(users.users.items())
         for name, token in sorted(user.tokens.items())
     ]
     print_table([("TOKEN", "EXPIRES", "PRIVSEP", "COMMENT"), *rows])
-
-
-def _shown(comment: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in comment)
 
 
 def _pveum_add(args: argparse.Namespace) -> list[list[str]]:

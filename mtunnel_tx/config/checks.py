@@ -1,4 +1,8 @@
-"""Checks of single values: each returns the value to use, or raises ValueError(reason)."""
+"""Checks of single values: each returns the value to use, or raises ValueError(reason).
+
+A thin layer above `mtunnel_tx.checks`: TOML brings values with a type, not texts, and the reasons are for the one who
+writes the file, not for Proxmox.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mtunnel_tx import checks
 from mtunnel_tx.config.listening import read_listener
 
 Check = Callable[[object], Any]
@@ -87,7 +92,7 @@ def arguments(value: object) -> tuple[str, ...]:
 
 def fingerprint(value: object) -> str:
     """Returns: 32 hex pairs with colons, upper case."""
-    return str(matching(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}", "a SHA-256 fingerprint, AA:BB:…")(value)).upper()
+    return checks.fingerprint(str(matching(checks.FINGERPRINT, "a SHA-256 fingerprint, AA:BB:…")(value)))
 
 
 def api_url(value: object) -> str:
@@ -113,7 +118,7 @@ def _part(name: str, check: Check, value: object) -> None:
 
 
 _api_shape = matching(r"https://(\[[^\s/?#@\[\]]+\]|[^\s/?#@\[\]:]+)(:[^\s/?#@]+)?", "https://HOST:PORT")
-node_name = matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a host name without dots")
+node_name = matching(rf"(?=.{{1,63}}\Z){checks.NODE_NAME}", "a host name without dots")
 endpoint = matching(
     r"(?!ssl:|tls:)[a-z0-9]+:[\x21-\x7e]+", 'a server endpoint without TLS of its own, e.g. "tcp6:8016"'
 )

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.guestformats import check_value
-from mtunnel_tx.pve.values import FormatError, clean
 
 DEFAULTS = {"memory": "2048", "cores": "1", "sockets": "1", "numa": "0", "ostype": "l26"}
 _MEMORY = re.compile(r"([0-9]{1,9})([MG]?)", re.IGNORECASE)

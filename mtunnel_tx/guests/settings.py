@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.guests.blueprint import checked
 from mtunnel_tx.pve.drive import DRIVE_KEYS
-from mtunnel_tx.pve.values import clean
 
 INTERNAL = frozenset(
     {"lock", "parent", "digest", "snapstate", "snaptime", "vmstate", "runningmachine", "runningcpu", "meta"}

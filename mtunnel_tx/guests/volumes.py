@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
 from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.pve.drive import drive_interface
@@ -12,7 +13,6 @@ from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestrules import iter_volumes
 from mtunnel_tx.pve.sizes import parse_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.values import FormatError
 from mtunnel_tx.pve.volume import next_disk_name, parse_volume_id
 
 _IMAGE_FORMATS = ("qcow2", "raw", "vmdk")

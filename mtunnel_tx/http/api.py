@@ -6,11 +6,9 @@ somebody else has to answer is passed on before all that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
@@ -23,8 +21,9 @@ from twisted.web.server import NOT_DONE_YET, Site
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError, Unauthenticated
 from mtunnel_tx.http.channel import LimitedSite
-from mtunnel_tx.http.forward import Destination
+from mtunnel_tx.http.forward import LOCALHOST, Destination
 from mtunnel_tx.http.logins import Logins
+from mtunnel_tx.http.operation import Call, Operation, Parts
 from mtunnel_tx.http.parameters import join_parameters, read_body, read_header, read_query
 from mtunnel_tx.http.replies import (
     Reply,
@@ -33,14 +32,14 @@ from mtunnel_tx.http.replies import (
     send,
     unauthenticated_reply,
 )
-from mtunnel_tx.http.resources import ENDPOINTS, LOCALHOST, Call, Endpoint, Parts
+from mtunnel_tx.http.table import find_operation, shown_path, split_path
+from mtunnel_tx.http.tasks import is_owner
 from mtunnel_tx.net.admission import address_of
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.rights import Rights
 
 log = Logger()
 
-BASE = ("api2", "json")
 REFUSAL_S = 3.0
 MOST_DELAYED = 256
 
@@ -138,7 +137,7 @@ class ApiResource(Resource):
 
     def _find_elsewhere(self, request: Request) -> Destination | None:
         path = split_path(request.path)
-        known = find_endpoint(request.method.decode("latin-1"), path) is not None
+        known = find_operation(request.method.decode("latin-1"), path) is not None
         return self._parts.elsewhere.find(path, known=known) if self._parts.elsewhere else None
 
     async def _pass_on(self, visit: Visit, destination: Destination) -> Reply | None:
@@ -176,16 +175,25 @@ class ApiResource(Resource):
 
     async def _dispatch(self, request: Request, rights: Rights) -> Reply | None:
         method, path = request.method.decode("latin-1"), split_path(request.path)
-        found = find_endpoint(method, path)
+        found = find_operation(method, path)
         if found is None:
             return not_implemented_reply(method, shown_path(path))
-        endpoint, in_path = found
+        operation, in_path = found
         given = join_parameters(in_path, _sent(request))
-        call = Call(request=request, parts=self._parts, rights=rights, given=given)
-        endpoint.permit(call)
-        call = replace(call, values=endpoint.read(given))
+        self._check_needs(operation, rights, given)
+        values = operation.takes.read(given)
         self._check_node(given.get("node", LOCALHOST))
-        return await endpoint.handler(call)
+        return await operation.handler(Call(request=request, parts=self._parts, rights=rights, values=values))
+
+    def _check_needs(self, operation: Operation, rights: Rights, given: Mapping[str, Any]) -> None:
+        """What is needed in any case, of parameters as they came. Raises: PermissionDenied."""
+        if operation.owner_of is not None and is_owner(given[operation.owner_of], rights.token):
+            return
+        local = self._parts.guests.node
+        values = {**given, "node": local} if given.get("node") == LOCALHOST else given
+        for need in operation.needs:
+            if not need.when:
+                need.check(rights, values)
 
     def _check_node(self, node: str) -> None:
         local = self._parts.guests.node
@@ -205,13 +213,13 @@ class Visit:
         self.gone: Deferred[None] = Deferred()
         self.is_over = False
         # An upgrade takes the connection away from its channel.
-        self._seat = request.channel.seat
+        self._place = request.channel.place
         request.notifyFinish().addCallbacks(self._end, self._leave)
 
     def trust(self) -> None:
         """The request has shown a valid token."""
-        if self._seat is not None:
-            self._seat.trust()
+        if self._place is not None:
+            self._place.trust()
 
     def _end(self, _: None) -> None:
         self.is_over = True
@@ -236,39 +244,3 @@ def _sent(request: Request) -> dict[str, Any]:
         return dict(read_query(request.uri.partition(b"?")[2]))
     assert request.content is not None
     return read_body(read_header(request, b"content-type"), request.content.read())
-
-
-def split_path(path: bytes) -> tuple[str, ...]:
-    """Decoded components; empty ones are dropped, a `/` that was escaped stays inside its component."""
-    parts = path.decode("utf-8", "replace").split("/")
-    return tuple(unquote(part, errors="replace") for part in parts if part)
-
-
-def shown_path(path: tuple[str, ...]) -> str:
-    """A path as the message of a 501 shows it: without the base."""
-    rest = path[len(BASE) :] if path[: len(BASE)] == BASE else path
-    return "/" + "/".join(rest)
-
-
-def find_endpoint(method: str, path: tuple[str, ...]) -> tuple[Endpoint, dict[str, str]] | None:
-    """Returns: the endpoint and its parameters in the path; None: there is none for this path and method."""
-    if path[: len(BASE)] != BASE:
-        return None
-    for endpoint in ENDPOINTS:
-        values = _match(endpoint.path.strip("/").split("/"), path[len(BASE) :])
-        if values is not None and endpoint.method == method:
-            return endpoint, values
-    return None
-
-
-def _match(pattern: list[str], path: Iterable[str]) -> dict[str, str] | None:
-    path = tuple(path)
-    if len(pattern) != len(path):
-        return None
-    values = {}
-    for expected, part in zip(pattern, path, strict=True):
-        if expected.startswith("{"):
-            values[expected[1:-1]] = part
-        elif expected != part:
-            return None
-    return values

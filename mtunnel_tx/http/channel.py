@@ -12,9 +12,9 @@ from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.config import Limits
-from mtunnel_tx.http.replies import clean
-from mtunnel_tx.net.admission import Seat
+from mtunnel_tx.net.admission import Place
 
 log = Logger()
 
@@ -87,9 +87,9 @@ class LimitedChannel(HTTPChannel):
         HTTPChannel.loseConnection(self)
 
     @property
-    def seat(self) -> Seat | None:
+    def place(self) -> Place | None:
         """The place that this connection takes."""
-        return getattr(self.transport, "seat", None)
+        return getattr(self.transport, "place", None)
 
     def refuse(self, status: bytes) -> None:
         """Answer a request that is too large, and end the connection."""

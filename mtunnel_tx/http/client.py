@@ -16,8 +16,9 @@ from twisted.internet.error import ConnectError, ConnectionLost, DNSLookupError
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
-from mtunnel_tx.http.upgrade import SUBPROTOCOL, CapturedTransport
+from mtunnel_tx.http.handshake import SUBPROTOCOL, CapturedTransport
 from mtunnel_tx.net.kinds import Reactor, Transport
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.stream.link import Link, Relays, Terms, nobody
@@ -34,7 +35,7 @@ HEAD_BYTES = 64 * 1024
 _KINDS: dict[int, type[TunnelError]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound}
 
 
-class _Handshake(WebSocketClientProtocol):
+class _ClientHandshake(WebSocketClientProtocol):
     """Autobahn's client up to the 101."""
 
     refusal: str | None = None
@@ -70,7 +71,7 @@ class _Opening(Protocol):
         make_factory: Any = WebSocketClientFactory
         factory = make_factory(protocols=[SUBPROTOCOL], reactor=reactor)
         factory.setProtocolOptions(openHandshakeTimeout=0)
-        self._handshake = _Handshake(endpoint, path_query, headers or {})
+        self._handshake = _ClientHandshake(endpoint, path_query, headers or {})
         self._handshake.factory = factory
         self._received = b""
 
@@ -120,7 +121,7 @@ def _check_status(head: bytes) -> None:
     if len(parts) < 2 or not parts[1].isdecimal():
         raise _unreadable()
     if parts[1] != "101":
-        text = "".join(char if char.isprintable() else "?" for char in " ".join(parts[1:]))
+        text = clean(" ".join(parts[1:]))
         raise _KINDS.get(int(parts[1]), BackendFailed)(text)
 
 

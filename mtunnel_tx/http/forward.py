@@ -22,10 +22,11 @@ from twisted.web.client import ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.config import Forward
 from mtunnel_tx.errors import BadRequest, TimedOut, TunnelError, Unauthenticated, Unreachable
 from mtunnel_tx.http.parameters import read_header
-from mtunnel_tx.http.replies import JSON, Reply, clean, encode
+from mtunnel_tx.http.replies import JSON, Reply, encode
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.pve.users import split_token_id

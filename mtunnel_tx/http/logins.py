@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from twisted.logger import Logger
 
-log = Logger()
+log = Logger(namespace="mtunnel_tx.logins")
+# docs/operations.md has the expression that finds these lines: name and text change there too, or not at all.
 
 FORGET_S = 600.0
 MOST_ADDRESSES = 4096
@@ -33,7 +34,6 @@ class Logins:
     def fail(self, address: str) -> None:
         """Somebody there has shown a token that is none of ours, or no longer one."""
         tally = self._tally(address)
-        # docs/operations.md has the expression that finds this line: change both or none.
         log.warn("failed login from {address}, number {count}", address=address, count=tally.count)
 
     def count(self, address: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from twisted.web.http import Request
 
 from mtunnel_tx import __version__
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError
 
 LONGEST_REASON_BYTES = 200
@@ -87,8 +87,3 @@ def send(request: Request, reply: Reply) -> None:
 def reason_phrase(text: str) -> bytes:
     """A text as it may stand in a status line: one line, Latin-1, at most LONGEST_REASON_BYTES."""
     return clean(text.removesuffix("\n")).encode("latin-1", "replace")[:LONGEST_REASON_BYTES]
-
-
-def clean(text: str) -> str:
-    """Control characters, line separators and lone surrogates become `?`."""
-    return "".join("?" if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)

@@ -1,154 +1,53 @@
-"""What the HTTP API answers: one Endpoint a call, with its privileges and its schema (protocol.md section 1)."""
+"""What a source asks before it opens a tunnel and while it waits (protocol.md section 1)."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from twisted.web.http import Request
-
-from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters, TunnelError
-from mtunnel_tx.http.forward import Elsewhere
+from mtunnel_tx.checks import split_list
+from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.http.operation import Call, Parts, takes
 from mtunnel_tx.http.replies import PRODUCT, Reply, data_reply
-from mtunnel_tx.http.websocket import Upgrader, open_websocket
-from mtunnel_tx.net.admission import address_of
-from mtunnel_tx.ports.access import Access
-from mtunnel_tx.ports.guests import GuestEntry, Guests
-from mtunnel_tx.ports.machines import Hypervisor
-from mtunnel_tx.ports.storage import Storage
-from mtunnel_tx.ports.tunnels import Tunnels
-from mtunnel_tx.pve.rights import Rights
+from mtunnel_tx.ports.guests import GuestEntry
+from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
+from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.upid import parse_upid
-from mtunnel_tx.wire.formats import node_name, split_list, storage_id, vmid
-from mtunnel_tx.wire.requests import MtunnelCall, WebsocketCall, read_mtunnel_call, read_websocket_call
-from mtunnel_tx.wire.schema import Boolean, Enum, Integer, Object, Property, String, read_parameters
+from mtunnel_tx.wire.formats import CPU_MODEL, NODE_NAME, STORAGE_ID
+from mtunnel_tx.wire.requests import NODE
+from mtunnel_tx.wire.schema import Boolean, Enum, Property, String
 
 RELEASE = "9.2"
-LOCALHOST = "localhost"
 CERTIFICATE_FILE = "pveproxy-ssl.pem"
 
-_CPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SEE_GUEST = Need("/vms/{vmid}", ("VM.Audit",), "for each guest that is shown")
+SEE_STORAGE = Need("/storage/{storage}", ("Datastore.Audit", "Datastore.AllocateSpace"), "for each that is shown")
+SEE_MODEL = Need("/mapping/cpu/{cputype}", ("Mapping.Audit", "Mapping.Use", "Mapping.Modify"))
+SEE_CLUSTER = Need("/", ("Sys.Audit",))
+
+_KINDS = Enum(("vm", "storage", "node", "sdn"))
+_INTERFACES = Enum(("any_bridge", "any_local_bridge", "bridge"))
+GUESTS = takes({"type": Property(_KINDS, "what to show; `vm`: guests")})
+STORAGES = takes(
+    {
+        **NODE,
+        "storage": Property(String(format=STORAGE_ID), "only this one"),
+        "content": Property(String(), "only those that take one of these contents, a list in one text"),
+        "enabled": Property(Boolean(), "only those that are enabled"),
+        "format": Property(Boolean(), "of no effect"),
+        "target": Property(String(format=NODE_NAME), "of no effect"),
+    }
+)
+CERTIFICATES = takes(NODE)
+MODEL = takes({"cputype": Property(String(format=CPU_MODEL), "the model's name", True)})
+PERMISSIONS = takes({"path": Property(String(), "an access path, e.g. `/vms/100`", True)})
+BRIDGES = takes({**NODE, "type": Property(_INTERFACES, "what to show; all of them are bridges")})
 
 
-class TaskReader(Protocol):
-    """Task logs, for reading."""
-
-    def status(self, upid: str) -> Mapping[str, Any]:
-        """What `GET …/tasks/UPID/status` shows. Raises: TunnelError: no such task."""
-
-    def log(self, upid: str, start: int, limit: int) -> Sequence[Mapping[str, Any]]:
-        """Lines as `{"n":1,"t":"line"}`. Raises: TunnelError: no such task."""
-
-    def total(self, upid: str) -> int:
-        """How many lines there are. Raises: TunnelError: no such task."""
-
-
-def _no_cpu_model(_name: str) -> Mapping[str, Any] | None:
-    return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What the API talks to.
-
-    nodes: the names of all nodes below `pve_dir`. bridges: where network cards can be put. fingerprint: of the
-    certificate in use, `AA:BB:…`. cpu_model: a custom CPU model's settings by its name without `custom-`, or None.
-    upgrader: takes a checked request over.
-    elsewhere: answers what is not for us.
-    """
-
-    access: Access
-    tunnels: Tunnels
-    guests: Guests
-    storage: Storage
-    hypervisor: Hypervisor
-    tasks: TaskReader
-    nodes: Callable[[], Sequence[str]]
-    bridges: Callable[[], Sequence[str]]
-    fingerprint: Callable[[], str]
-    upgrader: Upgrader
-    cpu_model: Callable[[str], Mapping[str, Any] | None] = _no_cpu_model
-    elsewhere: Elsewhere | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A request whose sender and parameters are known: `given` as sent, `values` once they are checked."""
-
-    request: Request
-    parts: Parts
-    rights: Rights
-    given: Mapping[str, Any]
-    values: Any = None
-
-
-Permit = Callable[[Call], None]
-"""Looks at `given`. Raises: PermissionDenied."""
-Read = Callable[[Mapping[str, Any]], Any]
-"""Takes the given parameters, returns the values. Raises: InvalidParameters."""
-Handler = Callable[[Call], Awaitable[Reply | None]]
-"""Returns: the answer; None: the connection belongs to somebody else now."""
-
-
-def _anybody(_call: Call) -> None:
-    """Any valid token may."""
-
-
-def _reader(**properties: Property) -> Read:
-    return partial(read_parameters, Object(properties))
-
-
-_read_nothing = _reader()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """One call of the API; `{NAME}` in the path is a parameter."""
-
-    method: str
-    path: str
-    handler: Handler
-    permit: Permit = _anybody
-    read: Read = _read_nothing
-
-
-# -- opening a tunnel
-
-
-def _may_open(call: Call) -> None:
-    call.rights.check(f"/vms/{call.given['vmid']}", "VM.Allocate")
-    call.rights.check("/", "Sys.Incoming")
-
-
-async def _open_tunnel(call: Call) -> Reply:
-    sent: MtunnelCall = call.values
-    address = address_of(call.request.getClientAddress())
-    opened = await call.parts.tunnels.open(sent.vmid, call.rights.token, sent.storages, sent.bridges, address)
-    return data_reply({"upid": opened.upid, "ticket": opened.ticket, "socket": opened.socket})
-
-
-async def _open_websocket(call: Call) -> Reply | None:
-    sent: WebsocketCall = call.values
-    route = call.parts.tunnels.route(sent.vmid, sent.socket, call.rights.token, sent.ticket)
-    return await open_websocket(call.request, route, sent.socket, call.parts.upgrader)
-
-
-async def _digest(call: Call) -> Reply:
-    values = call.values
-    return data_reply({"sha256": await call.parts.tunnels.digest(values["vmid"], call.rights.token, values["volume"])})
-
-
-# -- what a source asks before
-
-
-async def _resources(call: Call) -> Reply:
+async def guests(call: Call) -> Reply:
+    """Guests that the token may see; of the other types there are none here."""
     if call.values["type"] not in (None, "vm"):
         return data_reply([])
-    visible = [entry for entry in call.parts.guests.entries() if call.rights.has(f"/vms/{entry.vmid}", "VM.Audit")]
+    visible = [entry for entry in call.parts.guests.entries() if SEE_GUEST.is_met(call.rights, {"vmid": entry.vmid})]
     return data_reply([_guest(call.parts, entry) for entry in visible])
 
 
@@ -158,26 +57,27 @@ def _guest(parts: Parts, entry: GuestEntry) -> dict[str, Any]:
         "vmid": entry.vmid,
         "type": entry.kind,
         "node": entry.node,
-        "name": entry.name or f"{'CT' if entry.kind == 'lxc' else 'VM'} {entry.vmid}",
+        "name": entry.name or f"{LAYOUTS[entry.kind].label} {entry.vmid}",
         "status": _guest_status(parts, entry),
     }
 
 
 def _guest_status(parts: Parts, entry: GuestEntry) -> str:
-    if entry.node != parts.guests.node or entry.kind != "qemu":
+    if entry.node != parts.guests.node or entry.kind != QEMU_LAYOUT.word:
         return "unknown"
     return "running" if parts.hypervisor.running(entry.vmid) else "stopped"
 
 
-async def _storages(call: Call) -> Reply:
+async def storages(call: Call) -> Reply:
+    """Storages of this node that the token may see, with the room that is left."""
     chosen = [entry for entry in call.parts.storage.config().values() if _wanted(call, entry)]
     return data_reply([await _storage(call.parts, entry) for entry in chosen])
 
 
 def _wanted(call: Call, entry: StorageEntry) -> bool:
-    values, path = call.values, f"/storage/{entry.id}"
+    values = call.values
     return (
-        (call.rights.has(path, "Datastore.Audit") or call.rights.has(path, "Datastore.AllocateSpace"))
+        SEE_STORAGE.is_met(call.rights, {"storage": entry.id})
         and entry.on_node(call.parts.guests.node)
         and (entry.enabled or not values["enabled"])
         and values["storage"] in (None, entry.id)
@@ -207,20 +107,13 @@ async def _available_bytes(parts: Parts, entry: StorageEntry) -> int | None:
         return None
 
 
-async def _certificates(call: Call) -> Reply:
+async def certificates(call: Call) -> Reply:
+    """The certificate in use."""
     return data_reply([{"filename": CERTIFICATE_FILE, "fingerprint": call.parts.fingerprint()}])
 
 
-def _may_see_model(call: Call) -> None:
-    path = f"/mapping/cpu/{call.given['cputype']}"
-    call.rights.check_any(path, "Mapping.Audit", "Mapping.Use", "Mapping.Modify")
-
-
-def _cpu_model_name(text: str) -> str | None:
-    return None if _CPU_MODEL.fullmatch(text) else "value does not look like a valid configuration ID"
-
-
-async def _cpu_model(call: Call) -> Reply:
+async def cpu_model(call: Call) -> Reply:
+    """A custom CPU model."""
     name = call.values["cputype"].removeprefix("custom-")
     model = call.parts.cpu_model(name)
     if model is None:
@@ -228,21 +121,19 @@ async def _cpu_model(call: Call) -> Reply:
     return data_reply({"cputype": f"custom-{name}", **model})
 
 
-async def _permissions(call: Call) -> Reply:
+async def own_permissions(call: Call) -> Reply:
     """What the token itself may do: a dry run names what is missing before anything is moved."""
     path = call.values["path"]
     return data_reply({path: dict.fromkeys(sorted(call.rights.privileges(path)), 1)})
 
 
-async def _network(call: Call) -> Reply:
+async def bridges(call: Call) -> Reply:
+    """Bridges of this node."""
     return data_reply([{"iface": name, "type": "bridge", "active": 1} for name in call.parts.bridges()])
 
 
-def _may_see_cluster(call: Call) -> None:
-    call.rights.check("/", "Sys.Audit")
-
-
-async def _cluster_status(call: Call) -> Reply:
+async def nodes(call: Call) -> Reply:
+    """The nodes of the cluster."""
     local = call.parts.guests.node
     names = sorted({local, *call.parts.nodes()})
     return data_reply([_node(name, number, local) for number, name in enumerate(names, start=1)])
@@ -254,88 +145,12 @@ def _node(name: str, number: int, local: str) -> dict[str, Any]:
     return {**shown, "online": 1} if name == local else shown
 
 
-async def _version(_call: Call) -> Reply:
+async def version(_call: Call) -> Reply:
+    """Which API this is."""
     repoid = PRODUCT.replace("/", "-")
     return data_reply({"version": f"{RELEASE}.0", "release": RELEASE, "repoid": repoid})
 
 
-# -- tasks
-
-
-def _may_see_task(call: Call) -> None:
-    if _owner(call.given["upid"]) != call.rights.token:
-        node = call.given["node"]
-        call.rights.check(f"/nodes/{call.parts.guests.node if node == LOCALHOST else node}", "Sys.Audit")
-
-
-def _owner(upid: str) -> str | None:
-    try:
-        return parse_upid(upid).user
-    except BadRequest:
-        return None
-
-
-def _read_task(given: Mapping[str, Any], **paging: Property) -> dict[str, Any]:
-    values = read_parameters(Object({**_NODE, "upid": Property(String(), required=True), **paging}), given)
-    try:
-        parse_upid(values["upid"])
-    except BadRequest as error:
-        raise InvalidParameters({"upid": error.text}) from error
-    return values
-
-
-async def _task_status(call: Call) -> Reply:
-    return data_reply(call.parts.tasks.status(call.values["upid"]))
-
-
-async def _task_log(call: Call) -> Reply:
-    tasks, values = call.parts.tasks, call.values
-    lines = list(tasks.log(values["upid"], values["start"], values["limit"]))
-    return data_reply(lines, total=tasks.total(values["upid"]))
-
-
-# -- the table
-
-_NODE = {"node": Property(String(format=node_name), required=True)}
-_VM = "/nodes/{node}/qemu/{vmid}"
-_TASK = "/nodes/{node}/tasks/{upid}"
-_COUNT = Integer(minimum=0)
-
-_read_digest = _reader(
-    **_NODE, vmid=Property(Integer(format=vmid), required=True), volume=Property(String(), required=True)
-)
-_read_resources = _reader(type=Property(Enum(("vm", "storage", "node", "sdn"))))
-_read_storages = _reader(
-    **_NODE,
-    storage=Property(String(format=storage_id)),
-    content=Property(String()),
-    enabled=Property(Boolean()),
-    format=Property(Boolean()),
-    target=Property(String(format=node_name)),
-)
-_read_model = _reader(cputype=Property(String(format=_cpu_model_name), required=True))
-_read_permissions = _reader(path=Property(String(), required=True))
-_read_network = _reader(**_NODE, type=Property(Enum(("any_bridge", "any_local_bridge", "bridge"))))
-_read_log = partial(_read_task, start=Property(_COUNT, default=0), limit=Property(_COUNT, default=50))
-
-ENDPOINTS = (
-    Endpoint(method="POST", path=f"{_VM}/mtunnel", handler=_open_tunnel, permit=_may_open, read=read_mtunnel_call),
-    Endpoint(method="GET", path=f"{_VM}/mtunnelwebsocket", handler=_open_websocket, read=read_websocket_call),
-    Endpoint(method="GET", path=f"{_VM}/mtunneldigest", handler=_digest, read=_read_digest),
-    Endpoint(method="GET", path="/cluster/resources", handler=_resources, read=_read_resources),
-    Endpoint(method="GET", path="/nodes/{node}/storage", handler=_storages, read=_read_storages),
-    Endpoint(method="GET", path="/nodes/{node}/certificates/info", handler=_certificates, read=_reader(**_NODE)),
-    Endpoint(
-        method="GET",
-        path="/cluster/qemu/custom-cpu-models/{cputype}",
-        handler=_cpu_model,
-        permit=_may_see_model,
-        read=_read_model,
-    ),
-    Endpoint(method="GET", path="/cluster/status", handler=_cluster_status, permit=_may_see_cluster),
-    Endpoint(method="GET", path="/version", handler=_version),
-    Endpoint(method="GET", path="/access/permissions", handler=_permissions, read=_read_permissions),
-    Endpoint(method="GET", path="/nodes/{node}/network", handler=_network, read=_read_network),
-    Endpoint(method="GET", path=f"{_TASK}/status", handler=_task_status, permit=_may_see_task, read=_read_task),
-    Endpoint(method="GET", path=f"{_TASK}/log", handler=_task_log, permit=_may_see_task, read=_read_log),
-)
+async def description(call: Call) -> Reply:
+    """The API as an OpenAPI document."""
+    return data_reply(call.parts.description())

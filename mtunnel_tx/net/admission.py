@@ -1,4 +1,4 @@
-"""How many connections there may be: in all, and from one address before it has shown a valid token."""
+"""Which connections are admitted: a limit in all, and one for each address that has not shown a valid token."""
 
 from __future__ import annotations
 
@@ -15,64 +15,64 @@ log = Logger()
 
 TELL_EVERY_S = 60.0
 IPV6_PREFIX = 64
-"""One customer has at least as many addresses as this leaves open: they count as one."""
+"""One customer has a whole network of this prefix; all its addresses count as one."""
 
 
-class Seat:
-    """One connection's place, from accept to its very end, whatever it becomes in between."""
+class Place:
+    """One connection's share of `limits.connections`, from accept to its end, whatever it becomes in between."""
 
-    def __init__(self, gate: Gate, group: str) -> None:
-        self._gate = gate
+    def __init__(self, admission: Admission, group: str) -> None:
+        self._admission = admission
         self._group: str | None = group
         self._left = False
 
     def trust(self) -> None:
         """A request on this connection has shown a valid token."""
         if self._group is not None:
-            self._gate.forget(self._group)
+            self._admission.forget(self._group)
             self._group = None
 
     def leave(self) -> None:
-        """The connection is over; once."""
+        """The connection is over. Only the first call counts."""
         if not self._left:
             self._left = True
             self.trust()
-            self._gate.taken -= 1
+            self._admission.taken -= 1
 
 
-class Gate:
-    """Gives seats; `taken` counts them. A refused connection is closed before anything is read of it."""
+class Admission:
+    """Gives places; `taken` counts them. A refused connection is closed before anything is read of it."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self.taken = 0
         self._most = limits.connections
-        self._most_strangers = limits.connections_unauthenticated_per_address
+        self._most_unauthenticated = limits.connections_unauthenticated_per_address
         self._clock = clock
-        self._strangers: Counter[str] = Counter()
+        self._unauthenticated: Counter[str] = Counter()
         self._refused = 0
         self._silent_until_s = 0.0
 
-    def enter(self, peer: IAddress | None) -> Seat | None:
-        """Returns: None: there is no room for this one."""
+    def enter(self, peer: IAddress | None) -> Place | None:
+        """Returns: None: there is no place for this connection."""
         group = group_of(address_of(peer))
         if self.taken >= self._most:
             self._tell("too many connections", peer)
             return None
-        if self._strangers[group] >= self._most_strangers:
+        if self._unauthenticated[group] >= self._most_unauthenticated:
             self._tell("too many connections of one address that have shown no valid token", peer)
             return None
         self.taken += 1
-        self._strangers[group] += 1
-        return Seat(self, group)
+        self._unauthenticated[group] += 1
+        return Place(self, group)
 
     def forget(self, group: str) -> None:
-        """One stranger less; for seats."""
-        self._strangers[group] -= 1
-        if not self._strangers[group]:
-            del self._strangers[group]
+        """One unauthenticated connection less; called by places."""
+        self._unauthenticated[group] -= 1
+        if not self._unauthenticated[group]:
+            del self._unauthenticated[group]
 
     def _tell(self, reason: str, peer: IAddress | None) -> None:
-        """Say so, but not as often as somebody can connect."""
+        """Log a refusal, at most every TELL_EVERY_S."""
         self._refused += 1
         now_s = self._clock.seconds()
         if now_s >= self._silent_until_s:

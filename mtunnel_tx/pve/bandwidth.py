@@ -6,14 +6,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.property import parse_property
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.values import FormatError
 
 Limit = int | float | str
 """KiB/s; a text where it comes from a file, and whatever JSON had where the source sent it. 0: unlimited."""
+
+_WISH = "for a limit of the source's own to count"
+OVERRIDE_ALL = Need("/storage", ("Datastore.Allocate",), f"{_WISH} on any storage")
+OVERRIDE_STORAGE = Need("/storage/{storage}", ("Datastore.Allocate",), f"{_WISH} on a storage")
+OVERRIDE_DATACENTER = Need("/", ("Sys.Modify",), f"{_WISH} where the datacenter's does else")
 
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
 
@@ -34,19 +40,17 @@ def effective_limit(
     Raises: TunnelError: `storage 'X' does not exist`.
     """
     named = tuple(dict.fromkeys(str(name) for name in storages if name is not None))
-    may_override = rights.has if override is not None else _never
-    if named and may_override("/storage", "Datastore.Allocate"):
+
+    def may_override(need: Need, **values: str) -> bool:
+        return override is not None and need.is_met(rights, values)
+
+    if named and may_override(OVERRIDE_ALL):
         return override
-    counting = [name for name in named if not may_override(f"/storage/{name}", "Datastore.Allocate")]
+    counting = [name for name in named if not may_override(OVERRIDE_STORAGE, storage=name)]
     limits = [_read_limit(_find(entries, name).bwlimit, operation) for name in counting]
-    if (not named or None in limits) and not may_override("/", "Sys.Modify"):
+    if (not named or None in limits) and not may_override(OVERRIDE_DATACENTER):
         limits.append(_read_limit(datacenter, operation))
     return _choose(override, (limit for limit in limits if limit is not None))
-
-
-def _never(_path: str, _privilege: str) -> bool:
-    """Without a wish of the source there is nothing that a privilege could let it override."""
-    return False
 
 
 def _find(entries: Mapping[str, StorageEntry], name: str) -> StorageEntry:

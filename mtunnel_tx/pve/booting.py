@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import BOOT
 from mtunnel_tx.pve.guestrules import NIC_KEYS, boot_order, iter_drives
-from mtunnel_tx.pve.values import FormatError
 
 FIRST = 100
 _NO_BOOTING = frozenset({"efidisk", "tpmstate", "unused"})

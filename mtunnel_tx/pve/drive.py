@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.driveformats import ANY_OPTION, DRIVE_FORMATS, DRIVES_PER_INTERFACE, DROPPED_OPTIONS
 from mtunnel_tx.pve.property import format_error, format_property
 from mtunnel_tx.pve.sizes import format_size, parse_size
-from mtunnel_tx.pve.values import FormatError, clean
 
 __all__ = [
     "DRIVE_KEYS",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mtunnel_tx.checks import Check, boolean, enum, formatted, integer, number, pattern
 from mtunnel_tx.pve.property import PropertyFormat
-from mtunnel_tx.pve.sizes import disk_size, volume, volume_id
-from mtunnel_tx.pve.values import Check, boolean, enum, formatted, integer, number, pattern
+from mtunnel_tx.pve.sizes import disk_size, drive_volume_id, volume
 
 DRIVES_PER_INTERFACE = {
     "ide": 4,
@@ -85,7 +85,7 @@ _CHECKS: dict[str, dict[str, Check]] = {
     "virtio": _VIRTIO,
     "efidisk": _EFIDISK,
     "tpmstate": _TPMSTATE,
-    "unused": {"file": formatted(volume_id)},
+    "unused": {"file": formatted(drive_volume_id)},
 }
 
 DRIVE_FORMATS: dict[str, PropertyFormat] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mtunnel_tx.pve.values import clean, shorten
+from mtunnel_tx.checks import clean, shorten
 
 # Nothing in it may match the same blanks in two ways: a line of them would take for ever.
 _HEADER = re.compile(r"\[([^\]]*)\][^\S\n]*(#.*)?")

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 
+from mtunnel_tx.checks import CONFIG_ID, CONFIG_KEY, CONTROL, FormatError, boolean, clean, shorten
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import DRIVE_KEYS
 from mtunnel_tx.pve.guestformats import CHECKS, DROPPED_KEYS, check_value
-from mtunnel_tx.pve.values import CONTROL, FormatError, boolean, clean, shorten
 
 PENDING = "PENDING"
 SPECIAL = "special:"
@@ -22,8 +22,8 @@ _CLOUDINIT = SPECIAL + "cloudinit"
 _FLEECING = SPECIAL + "fleecing"
 _BLANKS = " \t\r\f\v"
 _HEADER = re.compile(rf"\[([^\]]*)\][{_BLANKS}]*")
-_ENTRY = re.compile(r"([a-z][a-z_-]*[0-9]*):(.+)", re.DOTALL)
-_SNAPSHOT = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
+_ENTRY = re.compile(rf"({CONFIG_KEY}):(.+)", re.DOTALL)
+_SNAPSHOT = re.compile(CONFIG_ID)
 _ESCAPED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _TO_ESCAPE = re.compile(r"[^ -~]|[%:]")
 

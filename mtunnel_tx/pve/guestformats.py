@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from mtunnel_tx.pve.drive import DRIVE_KEYS, parse_drive
-from mtunnel_tx.pve.nic import RANGES, check_nic
-from mtunnel_tx.pve.property import PropertyFormat
-from mtunnel_tx.pve.sizes import volume_id
-from mtunnel_tx.pve.values import (
+from mtunnel_tx.checks import (
     Check,
     FormatError,
     address,
     boolean,
     clean,
+    config_id,
     dns_name,
     each,
     enum,
@@ -27,9 +24,14 @@ from mtunnel_tx.pve.values import (
     pattern,
     raw_text,
     split_list,
+    storage_id,
     text,
     whole,
 )
+from mtunnel_tx.pve.drive import DRIVE_KEYS, parse_drive
+from mtunnel_tx.pve.nic import RANGES, check_nic
+from mtunnel_tx.pve.property import PropertyFormat
+from mtunnel_tx.pve.sizes import drive_volume_id
 
 INDEXED_KEYS = {
     "net": 32,
@@ -56,8 +58,6 @@ _BOOT_DEVICE = re.compile(r"(?:net|usb|hostpci|ide|sata|scsi|virtio)[0-9]+")
 _HOTPLUG = frozenset({"network", "disk", "cpu", "memory", "usb", "cloudinit"})
 _STARTUP = re.compile(r"(?:order=)?[0-9]+|(?:up|down)=[0-9]+")
 
-config_id = pattern(r"[A-Za-z][A-Za-z0-9_-]+", "invalid configuration ID '{}'")
-storage_id = pattern(r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]", "storage ID '{}' contains illegal characters")
 _mapping = formatted(config_id)
 _tag = pattern(r"[A-Za-z0-9_][A-Za-z0-9_+.-]*", "invalid characters in tag")
 _base64 = pattern(r"[!-+\--~]+")
@@ -127,7 +127,7 @@ AUDIO = PropertyFormat(
 BOOT = PropertyFormat(
     checks={"legacy": pattern(r"[acdn]{1,4}"), "order": formatted(each(boot_device))}, default_key="legacy"
 )
-CICUSTOM = PropertyFormat(checks=dict.fromkeys(("meta", "network", "user", "vendor"), formatted(volume_id)))
+CICUSTOM = PropertyFormat(checks=dict.fromkeys(("meta", "network", "user", "vendor"), formatted(drive_volume_id)))
 CPU = PropertyFormat(
     checks={
         "cputype": pattern(r"[A-Za-z0-9_.-]+"),
@@ -267,7 +267,7 @@ _PLAIN: dict[str, Check] = {
     "cpulimit": number(0, 128),
     "cpuunits": whole(0, 500000),
     "description": raw_text,
-    "hookscript": volume_id,
+    "hookscript": drive_volume_id,
     "hotplug": _hotplug,
     "hugepages": enum("any", "2", "1024"),
     "intel-tdx": INTEL_TDX,
@@ -298,7 +298,7 @@ _PLAIN: dict[str, Check] = {
     "vcpus": whole(1),
     "vga": VGA,
     "vmgenid": pattern(rf"{_UUID}|[01]"),
-    "vmstate": volume_id,
+    "vmstate": drive_volume_id,
     "vmstatestorage": storage_id,
     "watchdog": WATCHDOG,
 }

@@ -1,32 +1,65 @@
-"""Which privileges the keys of a config need (formats.md section 3)."""
+"""Which privileges the keys of a config need (formats.md section 3): each key has a rule, as data where it can be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import DRIVE_KEYS, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import CPU, DROPPED_KEYS, HOSTPCI, INDEXED_KEYS, RNG, USB, VIRTIOFS
+from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.nic import parse_nic
 from mtunnel_tx.pve.rights import Rights
-from mtunnel_tx.pve.values import FormatError
 
-Rule = Callable[[Rights, str, str, str], None]
-"""Takes rights, the path of the guest, key and value. Raises: PermissionDenied, TunnelError, FormatError."""
+Asked = tuple[Need, Mapping[str, str]]
+"""A need, and what the names in its path stand for, `vmid` apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a key needs.
+
+    Args: needs: everything that may be asked for. ask: takes key and value; yields what they ask for, in order; None:
+    all of `needs`. Raises TunnelError, FormatError.
+    """
+
+    needs: tuple[Need, ...]
+    ask: Callable[[str, str], Iterator[Asked]] | None = None
+
+    def asked(self, key: str, value: str) -> Iterator[Asked]:
+        """What this key asks for with this value."""
+        return self.ask(key, value) if self.ask else ((need, {}) for need in self.needs)
+
+
+def _on_vm(*privileges: str) -> Need:
+    return Need("/vms/{vmid}", privileges)
+
+
+_CPU, _MEMORY, _HARDWARE = _on_vm("VM.Config.CPU"), _on_vm("VM.Config.Memory"), _on_vm("VM.Config.HWType")
+_OPTIONS, _DISK, _NETWORK = _on_vm("VM.Config.Options"), _on_vm("VM.Config.Disk"), _on_vm("VM.Config.Network")
+_POWER, _CDROM, _CLOUDINIT = _on_vm("VM.PowerMgmt"), _on_vm("VM.Config.CDROM"), _on_vm("VM.Config.Cloudinit")
+_CLOUDINIT_KEY = _on_vm("VM.Config.Cloudinit", "VM.Config.Network")
+_CONSOLE, _MODIFY = Need("/", ("Sys.Console",)), Need("/", ("Sys.Modify",))
+_ALLOCATE = Need("/storage/{storage}", ("Datastore.AllocateSpace",))
+_MAPPED = {kind: Need(f"/mapping/{kind}/{{id}}", ("Mapping.Use",)) for kind in ("cpu", "usb", "pci", "dir")}
+_HWRNG = Need("/mapping/hwrng", ("Mapping.Use",))
+_BRIDGE = Need("/sdn/zones/localnetwork/{bridge}", ("SDN.Use",))
 
 _GROUPS = {
-    "VM.Config.CPU": "cores cpu cpulimit cpuunits numa runningcpu smp sockets vcpus",
-    "VM.Config.Memory": "memory balloon shares allow-ksm",
-    "VM.Config.HWType": "acpi hotplug kvm machine runningmachine scsihw smbios1 tablet vga watchdog audio0 rng0",
-    "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name"
-    " onboot ostype protection reboot startdate startup tdf template tags",
-    "VM.PowerMgmt": "freeze",
-    "VM.Config.Disk": "boot bootdisk vmstatestorage",
-    "VM.Config.Network": "running-nets-host-mtu",
+    _CPU: "cores cpulimit cpuunits numa runningcpu smp sockets vcpus",
+    _MEMORY: "memory balloon shares allow-ksm",
+    _HARDWARE: "acpi hotplug kvm machine runningmachine scsihw smbios1 tablet vga watchdog audio0",
+    _OPTIONS: "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name onboot ostype"
+    " protection reboot startdate tdf template tags",
+    _POWER: "freeze",
+    _DISK: "boot bootdisk",
+    _NETWORK: "running-nets-host-mtu",
+    _CLOUDINIT_KEY: "cicustom cipassword citype ciuser ciupgrade nameserver searchdomain sshkeys",
 }
-_CLOUDINIT_KEYS = "cicustom cipassword citype ciuser ciupgrade nameserver searchdomain sshkeys"
 _FREE_KEYS = DROPPED_KEYS | {"vmgenid", "meta"}
 _VLAN_MAX = 4095
 
@@ -39,103 +72,96 @@ def check_config_privileges(conf: GuestConfig, vmid: int, rights: Rights) -> Non
     """
     if rights.is_root:
         return
-    path = f"/vms/{vmid}"
     if conf.description:
-        rights.check(path, "VM.Config.Options")
+        _OPTIONS.check(rights, {"vmid": vmid})
     for key in sorted(conf.options.keys() - _FREE_KEYS):
         try:
-            _RULES.get(key, _root_only)(rights, path, key, conf.options[key])
+            for need, values in _rule(key).asked(key, conf.options[key]):
+                need.check(rights, {"vmid": vmid, **values})
         except FormatError as error:
             raise TunnelError(f"unable to parse value of '{key}'") from error
 
 
-def _root_only(_rights: Rights, _path: str, key: str, _value: str) -> None:
-    raise TunnelError(f"only root can set '{key}' config")
+def _rule(key: str) -> Rule:
+    """Raises: TunnelError: only root may set the key."""
+    if key not in RULES:
+        raise TunnelError(f"only root can set '{key}' config")
+    return RULES[key]
 
 
-def _needs(privileges: tuple[str, ...], rights: Rights, path: str, _key: str, _value: str) -> None:
-    rights.check(path, *privileges)
-
-
-def _needs_cloudinit(rights: Rights, path: str, _key: str, _value: str) -> None:
-    rights.check_any(path, "VM.Config.Cloudinit", "VM.Config.Network")
-
-
-def _check_drive(rights: Rights, path: str, key: str, value: str) -> None:
+def _ask_drive(key: str, value: str) -> Iterator[Asked]:
     drive = parse_drive(key, value)
     if drive.is_cloudinit:
-        rights.check(path, "VM.Config.Cloudinit", "VM.Config.CDROM")
-    else:
-        rights.check(path, "VM.Config.CDROM" if drive.is_cdrom else "VM.Config.Disk")
+        yield _CLOUDINIT, {}
+    yield _CDROM if drive.is_cloudinit or drive.is_cdrom else _DISK, {}
     if drive.volume == "cdrom":
-        rights.check("/", "Sys.Console")
+        yield _CONSOLE, {}
 
 
-def _check_startup(rights: Rights, path: str, _key: str, _value: str) -> None:
-    rights.check(path, "VM.Config.Options")
-    rights.check("/", "Sys.Modify")
+def _ask_state_storage(_key: str, value: str) -> Iterator[Asked]:
+    yield _DISK, {}
+    yield _ALLOCATE, {"storage": value}
 
 
-def _check_state_storage(rights: Rights, path: str, _key: str, value: str) -> None:
-    rights.check(path, "VM.Config.Disk")
-    rights.check(f"/storage/{value}", "Datastore.AllocateSpace")
-
-
-def _check_cpu(rights: Rights, path: str, _key: str, value: str) -> None:
-    rights.check(path, "VM.Config.CPU")
+def _ask_cpu(_key: str, value: str) -> Iterator[Asked]:
+    yield _CPU, {}
     model = CPU.parse(value).get("cputype", "")
     if model.startswith("custom-"):
-        rights.check(f"/mapping/cpu/{model.removeprefix('custom-')}", "Mapping.Use")
+        yield _MAPPED["cpu"], {"id": model.removeprefix("custom-")}
 
 
-def _check_rng(rights: Rights, path: str, _key: str, value: str) -> None:
-    rights.check(path, "VM.Config.HWType")
+def _ask_rng(_key: str, value: str) -> Iterator[Asked]:
+    yield _HARDWARE, {}
     if RNG.parse(value)["source"] == "/dev/hwrng":
-        rights.check("/mapping/hwrng", "Mapping.Use")
+        yield _HWRNG, {}
 
 
-def _check_serial(rights: Rights, path: str, key: str, value: str) -> None:
+def _ask_serial(key: str, value: str) -> Iterator[Asked]:
     if value != "socket":
         raise TunnelError(f"only root can modify '{key}' config for real devices")
-    rights.check(path, "VM.Config.HWType")
+    yield _HARDWARE, {}
 
 
-def _check_usb(rights: Rights, path: str, key: str, value: str) -> None:
-    rights.check(path, "VM.Config.HWType")
+def _ask_usb(key: str, value: str) -> Iterator[Asked]:
+    yield _HARDWARE, {}
     device = USB.parse(value)
     host = device.get("host", "spice" if "mapping" in device else "")
     if host.lower() != "spice":
         raise TunnelError(f"only root can set '{key}' config for real devices")
     if "mapping" in device:
-        rights.check(f"/mapping/usb/{device['mapping']}", "Mapping.Use")
+        yield _MAPPED["usb"], {"id": device["mapping"]}
 
 
-def _check_hostpci(rights: Rights, path: str, key: str, value: str) -> None:
+def _ask_hostpci(key: str, value: str) -> Iterator[Asked]:
     device = HOSTPCI.parse(value)
     if "host" in device or "mapping" not in device:
         raise TunnelError(f"only root can set '{key}' config for non-mapped devices")
-    rights.check(path, "VM.Config.HWType")
-    rights.check(f"/mapping/pci/{device['mapping']}", "Mapping.Use")
+    yield _HARDWARE, {}
+    yield _MAPPED["pci"], {"id": device["mapping"]}
 
 
-def _check_virtiofs(rights: Rights, path: str, _key: str, value: str) -> None:
-    rights.check(path, "VM.Config.Disk")
-    rights.check(f"/mapping/dir/{VIRTIOFS.parse(value)['dirid']}", "Mapping.Use")
+def _ask_virtiofs(_key: str, value: str) -> Iterator[Asked]:
+    yield _DISK, {}
+    yield _MAPPED["dir"], {"id": VIRTIOFS.parse(value)["dirid"]}
 
 
-def _check_nic(rights: Rights, path: str, _key: str, value: str) -> None:
-    rights.check(path, "VM.Config.Network")
-    for bridge in bridge_paths(parse_nic(value)):
-        rights.check(bridge, "SDN.Use")
+def _ask_nic(_key: str, value: str) -> Iterator[Asked]:
+    yield _NETWORK, {}
+    for bridge in _bridges(parse_nic(value)):
+        yield _BRIDGE, {"bridge": bridge}
 
 
 def bridge_paths(nic: Mapping[str, str]) -> list[str]:
     """The access paths that need SDN.Use: the bridge, or instead each of its VLANs that tag or trunks name."""
+    return [_BRIDGE.path.format(bridge=bridge) for bridge in _bridges(nic)]
+
+
+def _bridges(nic: Mapping[str, str]) -> list[str]:
+    """`BRIDGE`, or `BRIDGE/VLAN` for each VLAN; none where no bridge is named."""
     if "bridge" not in nic:
         return []
-    bridge = f"/sdn/zones/localnetwork/{nic['bridge']}"
     vlans = _vlans(";".join(filter(None, (nic.get("tag"), nic.get("trunks")))))
-    return [f"{bridge}/{vlan}" for vlan in vlans] or [bridge]
+    return [f"{nic['bridge']}/{vlan}" for vlan in vlans] or [nic["bridge"]]
 
 
 def _vlans(ranges: str) -> list[int]:
@@ -151,19 +177,35 @@ def _indexed(name: str) -> list[str]:
     return [f"{name}{index}" for index in range(INDEXED_KEYS[name])]
 
 
-_RULES: dict[str, Rule] = {
-    **{key: partial(_needs, (privilege,)) for privilege, keys in _GROUPS.items() for key in keys.split()},
-    **dict.fromkeys(_indexed("numa"), partial(_needs, ("VM.Config.CPU",))),
-    **dict.fromkeys([*_CLOUDINIT_KEYS.split(), *_indexed("ipconfig")], _needs_cloudinit),
-    **dict.fromkeys(DRIVE_KEYS, _check_drive),
-    **dict.fromkeys(_indexed("net"), _check_nic),
-    **dict.fromkeys(_indexed("serial"), _check_serial),
-    **dict.fromkeys(_indexed("usb"), _check_usb),
-    **dict.fromkeys(_indexed("hostpci"), _check_hostpci),
-    **dict.fromkeys(_indexed("virtiofs"), _check_virtiofs),
-    "vmstate": partial(_needs, ("VM.Config.Disk", "VM.PowerMgmt")),
-    "vmstatestorage": _check_state_storage,
-    "startup": _check_startup,
-    "cpu": _check_cpu,
-    "rng0": _check_rng,
+RULES: Mapping[str, Rule] = {
+    **{key: Rule((need,)) for need, keys in _GROUPS.items() for key in keys.split()},
+    **dict.fromkeys(_indexed("numa"), Rule((_CPU,))),
+    **dict.fromkeys(_indexed("ipconfig"), Rule((_CLOUDINIT_KEY,))),
+    **dict.fromkeys(DRIVE_KEYS, Rule((_CLOUDINIT, _CDROM, _DISK, _CONSOLE), _ask_drive)),
+    **dict.fromkeys(_indexed("net"), Rule((_NETWORK, _BRIDGE), _ask_nic)),
+    **dict.fromkeys(_indexed("serial"), Rule((_HARDWARE,), _ask_serial)),
+    **dict.fromkeys(_indexed("usb"), Rule((_HARDWARE, _MAPPED["usb"]), _ask_usb)),
+    **dict.fromkeys(_indexed("hostpci"), Rule((_HARDWARE, _MAPPED["pci"]), _ask_hostpci)),
+    **dict.fromkeys(_indexed("virtiofs"), Rule((_DISK, _MAPPED["dir"]), _ask_virtiofs)),
+    "vmstate": Rule((_DISK, _POWER)),
+    "vmstatestorage": Rule((_DISK, _ALLOCATE), _ask_state_storage),
+    "startup": Rule((_OPTIONS, _MODIFY)),
+    "cpu": Rule((_CPU, _MAPPED["cpu"]), _ask_cpu),
+    "rng0": Rule((_HARDWARE, _HWRNG), _ask_rng),
 }
+"""Every key that others than root may set."""
+
+
+def _config_needs() -> Iterator[Need]:
+    """Every need of RULES once, with the keys that may ask for it; `net0`, `net1`, … are shown as `net[n]`."""
+    keys: dict[Need, dict[str, None]] = {}
+    for key, rule in RULES.items():
+        stem = re.sub(r"\d+$", "", key)
+        for need in rule.needs:
+            keys.setdefault(need, {})[f"{stem}[n]" if stem in INDEXED_KEYS else key] = None
+    for need, names in keys.items():
+        yield replace(need, when=f"for these keys of the config: {', '.join(names)}")
+
+
+CONFIG_NEEDS = tuple(_config_needs())
+"""What a config may need, for people."""

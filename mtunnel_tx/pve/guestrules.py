@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 
+from mtunnel_tx.checks import FormatError, boolean, clean, split_list
 from mtunnel_tx.errors import InvalidParameters, TunnelError
 from mtunnel_tx.pve.drive import DRIVE_KEYS, Drive, format_drive, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import BOOT, DROPPED_KEYS, INDEXED_KEYS, MEMORY
 from mtunnel_tx.pve.nic import format_nic, make_mac, parse_nic
-from mtunnel_tx.pve.values import FormatError, boolean, clean, split_list
 
 UNTOUCHED_KEYS = frozenset({"vmgenid", "meta"})
 """Keys that go into the new config as they came, beside what Proxmox calls options."""
@@ -65,7 +65,7 @@ def linked_clones(conf: GuestConfig) -> list[str]:
     return [key for key, drive in iter_drives(conf) if drive.is_linked_clone]
 
 
-def boot_order(conf: GuestConfig) -> list[str]:
+def boot_order(conf: GuestConfig) -> tuple[str, ...]:
     """The devices of `boot: order=…`; none where the old letters or nothing are there. Raises: FormatError."""
     return split_list(BOOT.parse(conf.options.get("boot", "")).get("order", ""))
 

@@ -10,6 +10,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mtunnel_tx.checks import CONTROL, FormatError, clean
 from mtunnel_tx.errors import refuse
 from mtunnel_tx.pve.booting import boot_indexes
 from mtunnel_tx.pve.drive import Drive, drive_interface
@@ -19,7 +20,6 @@ from mtunnel_tx.pve.guestrules import is_template, iter_drives, iter_nics
 from mtunnel_tx.pve.machinetype import MachineType, parse_machine_type
 from mtunnel_tx.pve.numa import NumaNode, read_numa
 from mtunnel_tx.pve.property import PropertyFormat
-from mtunnel_tx.pve.values import CONTROL, FormatError, clean
 
 MOST_NICS = 32
 MOST_PROCESSORS = 255

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from mtunnel_tx.pve.values import FormatError, clean
+from mtunnel_tx.checks import FormatError, clean
 
 _FORM = re.compile(
     r"(?:pc|(?P<old>pc-[0-9]{1,3}(?:\.[0-9]{1,3})+)|(?P<q35>q35)|pc-(?P<kind>i440fx|q35)-(?P<version>[0-9]{1,3}(?:\.[0-9]{1,3})+))"

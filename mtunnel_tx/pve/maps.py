@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mtunnel_tx.checks import FormatError, address, clean, fingerprint, integer, split_list
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.property import PropertyFormat
-from mtunnel_tx.pve.values import FormatError, address, clean, integer, split_list
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_FINGERPRINT = re.compile(r"([A-F0-9]{2}:){31}[A-F0-9]{2}")
 _TOKEN = re.compile(r"[!-+\x2d-~]([ -+\x2d-~]*[!-+\x2d-~])?")
 DEFAULT_PORT = 8006
 
@@ -58,7 +57,7 @@ def parse_map(text: str) -> Map:
     return Map({}, bare[0]) if bare else Map(_read_pairs(items))
 
 
-def _read_pairs(items: list[str]) -> dict[str, str]:
+def _read_pairs(items: Sequence[str]) -> dict[str, str]:
     entries: dict[str, str] = {}
     for item in items:
         source, _, target = item.partition(":")
@@ -85,12 +84,6 @@ class Endpoint:
     fingerprint: str | None = None
 
 
-def _fingerprint(value: str) -> str:
-    if not _FINGERPRINT.fullmatch(value.upper()):
-        raise FormatError("value does not look like a SHA-256 fingerprint, 32 pairs of hex digits")
-    return value.upper()
-
-
 def _token(value: str) -> str:
     if not _TOKEN.fullmatch(value):
         raise FormatError("value is not printable ASCII without commas")
@@ -98,7 +91,7 @@ def _token(value: str) -> str:
 
 
 _ENDPOINT = PropertyFormat(
-    checks={"apitoken": _token, "host": address, "port": integer(1, 65535), "fingerprint": _fingerprint},
+    checks={"apitoken": _token, "host": address, "port": integer(1, 65535), "fingerprint": fingerprint},
     required=frozenset({"apitoken", "host"}),
 )
 

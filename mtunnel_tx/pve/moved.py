@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.values import clean
 
 KEY = "moved"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from mtunnel_tx.checks import Check, FormatError, boolean, enum, formatted, integer, number, pattern
 from mtunnel_tx.pve.property import PropertyFormat, format_property, parse_property
-from mtunnel_tx.pve.values import Check, FormatError, boolean, enum, formatted, integer, number, pattern
 
 NIC_MODELS = (
     "e1000",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mtunnel_tx.pve.values import Check, FormatError, clean
+from mtunnel_tx.checks import Check, FormatError, clean
 
 _MISSING = "property is missing and it is not optional"
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from mtunnel_tx.pve.values import CONTROL, FormatError, clean
+from mtunnel_tx.checks import CONTROL, FormatError, clean, volume_id
 
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)([KMGT])?")
 _UNITS = {"T": 1 << 40, "G": 1 << 30, "M": 1 << 20, "K": 1 << 10}
-_VOLUME_ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]:.+")
 
 
 def parse_size(text: str) -> int:
@@ -36,9 +35,9 @@ def disk_size(value: str) -> str:
     return format_size(parse_size(value))
 
 
-def volume_id(value: str) -> str:
-    """Check `STORAGE:NAME`; no control characters, no comma, which no drive string can hold."""
-    if not _VOLUME_ID.fullmatch(value) or "," in value or CONTROL.search(value):
+def drive_volume_id(value: str) -> str:
+    """Check `STORAGE:NAME`; without a comma, which no drive string can hold."""
+    if "," in volume_id(value):
         raise FormatError(f"unable to parse volume ID '{clean(value)}'")
     return value
 
@@ -47,4 +46,4 @@ def volume(value: str) -> str:
     """Check what a drive is filled with: a volume id, an absolute path, `none` or `cdrom`."""
     if value in ("none", "cdrom") or (value.startswith("/") and "," not in value and not CONTROL.search(value)):
         return value
-    return volume_id(value)
+    return drive_volume_id(value)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mtunnel_tx.checks import NODE_NAME
 from mtunnel_tx.errors import BadRequest
 
 # What format() writes and nothing else: a UPID comes from a URL and becomes a file name.
 _UPID = re.compile(
-    r"UPID:(?P<node>[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?):(?P<pid>[0-9A-F]{8}):(?P<pstart>[1-9A-F]?[0-9A-F]{8})"
+    rf"UPID:(?P<node>{NODE_NAME}):(?P<pid>[0-9A-F]{{8}}):(?P<pstart>[1-9A-F]?[0-9A-F]{{8}})"
     r":(?P<starttime>[0-9A-F]{8}):(?P<type>[A-Za-z0-9]+):(?P<id>[A-Za-z0-9_.-]*):(?P<user>[^\s:/]+):"
 )
 _MAX_FILE_NAME_BYTES = 255

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
+from mtunnel_tx.checks import STORAGE_ID, TOKEN_ID, USER_ID, split_list
 from mtunnel_tx.pve.roles import ALL_PRIVILEGES, BUILTIN_ROLES
 
 ROOT = "root@pam"
@@ -14,12 +15,11 @@ ROOT = "root@pam"
 Warn = Callable[[str], None]
 """Takes one sentence about something that was skipped."""
 
-_REALM = r"[A-Za-z][A-Za-z0-9._-]+"
-_USER_ID = re.compile(rf"[^\s:/]+@{_REALM}")
-_TOKEN_ID = re.compile(rf"([^\s:/]+@{_REALM})!({_REALM})")
+_USER_ID = re.compile(USER_ID)
+_TOKEN_ID = re.compile(TOKEN_ID)
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _POOL_NAME = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){0,2}")
-_STORAGE_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]")
+_STORAGE_ID = re.compile(STORAGE_ID)
 _PATH = re.compile(r"[A-Za-z0-9._/-]+")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 # Everything printable in ASCII but `:` and `%` stays as it is.
@@ -117,11 +117,6 @@ def encode_text(text: str) -> str:
 def decode_text(text: str) -> str:
     """The inverse of encode_text; bytes that are no UTF-8 survive as surrogates."""
     return unquote(text, errors="surrogateescape")
-
-
-def split_list(text: str) -> list[str]:
-    """The items of a list as PVE splits them: at `,`, `;`, white space and NUL."""
-    return [item for item in re.split(r"[,;\s\0]+", text) if item]
 
 
 class _SkipLineError(Exception):

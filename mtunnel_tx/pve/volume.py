@@ -6,21 +6,20 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mtunnel_tx.checks import CONTROL_CLASS, VOLUME_ID
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
-# What no file name may hold here: control characters, and surrogates, which are no text.
-_CONTROL = r"\x00-\x1f\x7f\x80-\x9f\ud800-\udfff"
 # A VMID has one spelling, or two names would lead to one file.
 _VMID = r"[1-9][0-9]{0,8}"
-_WORD = rf"[^\s{_CONTROL}]+"
-_VOLUME_ID = re.compile(rf"([A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]):([^{_CONTROL}]+)")
-_PART = rf"[^/\s{_CONTROL}]+"
+_WORD = rf"[^\s{CONTROL_CLASS}]+"
+_VOLUME_ID = re.compile(VOLUME_ID)
+_PART = rf"[^/\s{CONTROL_CLASS}]+"
 # No blanks of freedom in the middle: `1/1/1/…` of some kilobytes would take for ever.
 _CLONE = re.compile(rf"({_VMID})/({_PART})/({_VMID})/({_WORD})")
 _IMAGE = re.compile(rf"({_VMID})/({_WORD})")
 _FILE_NAME = re.compile(rf"{_PART}\.(raw|qcow2|vmdk|subvol)")
-_OTHER = re.compile(rf"(iso|vztmpl|backup|snippets|import|rootdir)/([^/{_CONTROL}]+)")
+_OTHER = re.compile(rf"(iso|vztmpl|backup|snippets|import|rootdir)/([^/{CONTROL_CLASS}]+)")
 _BACKUP_OWNER = re.compile(rf"vzdump-(?:openvz|lxc|qemu)-({_VMID})-.+")
 _ENDINGS = {
     "iso": re.compile(r"(?i:.+\.(?:iso|img))"),
@@ -30,6 +29,9 @@ _ENDINGS = {
     "import": re.compile(r".+\.(?:ova|ovf|qcow2|raw|vmdk)"),
     "rootdir": re.compile(_VMID),
 }
+
+
+_OWNER = re.compile(rf"(?:vm|base|subvol|basevol)-({_VMID})-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,41 @@ def parse_dir_volume(name: str) -> DirVolume:
     if match is None or not _ENDINGS[match[1]].fullmatch(match[2]):
         raise TunnelError(f"unable to parse directory volume name '{name}'")
     return _other_volume(match[1], match[2])
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOwner:
+    """Whose a volume is, by its name.
+
+    `content`: what it is (`images`, `iso`, …). `vmid`: the guest that it belongs to; None: none. `named`: every guest
+    that the name has, that of a base included.
+    """
+
+    content: str
+    vmid: int | None
+    named: frozenset[int]
+
+    @property
+    def guests(self) -> frozenset[int]:
+        """Every guest that it belongs to or names."""
+        return self.named | ({self.vmid} if self.vmid is not None else set())
+
+    def is_foreign(self, vmid: int) -> bool:
+        """Whether it is an image that belongs to another guest than this one, or stands on another's."""
+        return self.content in ("images", "rootdir") and (self.vmid != vmid or bool(self.named - {vmid}))
+
+
+def find_owner(entry: StorageEntry, name: str) -> VolumeOwner:
+    """Read the part behind the colon as its storage does. Raises: TunnelError: no volume of it is called so."""
+    named = [int(found[1]) for part in name.split("/") if (found := _OWNER.match(part))]
+    if not entry.has_files:
+        last = _OWNER.match(name.rpartition("/")[2])
+        return VolumeOwner("images", int(last[1]) if last else None, frozenset(named))
+    volume = parse_dir_volume(name)
+    if volume.content != "images":
+        return VolumeOwner(volume.content, volume.vmid, frozenset())
+    named += [int(volume.base.partition("/")[0])] if volume.base else []
+    return VolumeOwner(volume.content, volume.vmid, frozenset(named))
 
 
 def _file_format(name: str) -> str:

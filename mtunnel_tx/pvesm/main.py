@@ -13,23 +13,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mtunnel_tx.checks import Check, enum, formatted, integer, list_of, pattern, split_list, storage_id, vmid, volume_id
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError
-from mtunnel_tx.pve.values import split_list
-from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.pvesm.allocation import allocate
 from mtunnel_tx.pvesm.failure import ExitError
 from mtunnel_tx.pvesm.incoming import STREAM_FORMATS, ImportOrder, import_volume
-from mtunnel_tx.pvesm.options import (
-    Check,
-    Parameters,
-    Syntax,
-    UsageError,
-    formatted,
-    matching,
-    one_of,
-    parse_parameters,
-)
+from mtunnel_tx.pvesm.options import Parameters, Syntax, UsageError, parse_parameters
 from mtunnel_tx.pvesm.outgoing import ExportOrder, export_volume
 from mtunnel_tx.pvesm.output import say, warn
 from mtunnel_tx.pvesm.signals import Interrupted, catch_signals
@@ -44,6 +34,7 @@ _NOT_HERE = ("add", "apiinfo", "extractconfig", "help", "prune-backups", "remove
 """More commands of Proxmox's pvesm: a name cut short must not mean another one here."""
 _HEAD = "USAGE: mtunnel-pvesm <COMMAND> [ARGS] [OPTIONS]"
 _UNIT_BYTES = {"": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_LONGEST_DELAY_S = 30
 _SIZE = re.compile(r"(\d{1,15})([MG]?)", re.ASCII)
 
 
@@ -171,57 +162,24 @@ def _export(settings: Settings, given: Parameters) -> None:
         export_volume(settings, order, target)
 
 
-def _vmid(value: str) -> str | None:
-    return _integer(value) or _vmid_format(value)
+def _vmid(value: str) -> str:
+    return formatted(vmid)(integer()(value))
 
 
-def _delay(value: str) -> str | None:
-    reason = _integer(value)
-    if reason or 1 <= int(value) <= _LONGEST_DELAY_S:
-        return reason
-    return "value must have a " + ("minimum value of 1" if int(value) < 1 else f"maximum value of {_LONGEST_DELAY_S}")
-
-
-def _integer(value: str) -> str | None:
-    return None if re.fullmatch(r"[+-]?\d+", value, re.ASCII) else f"type check ('integer') failed - got '{value}'"
-
-
-def _storage(value: str) -> str | None:
-    known = re.fullmatch(r"[a-z][a-z0-9._-]*[a-z0-9]", value, re.ASCII | re.IGNORECASE)
-    return None if known else f"storage ID '{value}' contains illegal characters"
-
-
-def _content(value: str) -> str | None:
-    return None if value in CONTENTS else f"invalid content type '{value}'"
-
-
-def _contents(value: str) -> str | None:
-    return next(filter(None, map(_content, split_list(value))), None)
-
-
-def _volume_id(value: str) -> str | None:
-    try:
-        parse_volume_id(value)
-    except TunnelError as error:
-        return error.text
-    return None
-
-
-_LONGEST_DELAY_S = 30
-_vmid_format = formatted(matching(r"[1-9]\d{2,8}", "value does not look like a valid VM ID"))
-_SNAPSHOT = matching(r"(?i:[a-z0-9_-]{1,40})")
+_SNAPSHOT = pattern(r"(?i:[a-z0-9_-]{1,40})")
+_CONTENT = pattern("|".join(CONTENTS), "invalid content type '{}'")
 _CHECKS: Mapping[str, Check] = {
     "base": _SNAPSHOT,
-    "content": formatted(_content),
-    "delay": _delay,
-    "delete-snapshot": matching(r"(?i:[a-z0-9_-]{1,80})"),
-    "format": one_of(*STREAM_FORMATS),
-    "size": matching(_SIZE.pattern),
+    "content": formatted(_CONTENT),
+    "delay": integer(1, _LONGEST_DELAY_S),
+    "delete-snapshot": pattern(r"(?i:[a-z0-9_-]{1,80})"),
+    "format": enum(*STREAM_FORMATS),
+    "size": pattern(_SIZE.pattern),
     "snapshot": _SNAPSHOT,
-    "storage": formatted(_storage),
+    "storage": formatted(storage_id),
     "vmid": _vmid,
 }
-_ALLOC_CHECKS = {**_CHECKS, "format": one_of("raw", "qcow2", "subvol", "vmdk")}
+_ALLOC_CHECKS = {**_CHECKS, "format": enum("raw", "qcow2", "subvol", "vmdk")}
 
 COMMANDS: Mapping[str, Command] = {
     "alloc": Command(
@@ -243,7 +201,7 @@ COMMANDS: Mapping[str, Command] = {
         _free,
     ),
     "path": Command(
-        Syntax(usage="pvesm path <volume>", arguments=("volume",), checks={"volume": formatted(_volume_id)}), _path
+        Syntax(usage="pvesm path <volume>", arguments=("volume",), checks={"volume": formatted(volume_id)}), _path
     ),
     "list": Command(
         Syntax(
@@ -260,7 +218,7 @@ COMMANDS: Mapping[str, Command] = {
             arguments=(),
             values=("storage", "content"),
             switches=("enabled",),
-            checks={**_CHECKS, "content": formatted(_contents)},
+            checks={**_CHECKS, "content": formatted(list_of(_CONTENT))},
         ),
         _status,
     ),

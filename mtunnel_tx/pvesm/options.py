@@ -7,14 +7,11 @@ as an option too, where the argument itself counts.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mtunnel_tx.checks import Check, FormatError
 from mtunnel_tx.errors import BadRequest
-
-Check = Callable[[str], str | None]
-"""Returns what is wrong with a value, else None."""
 
 _TRUE = frozenset(("1", "on", "yes", "true"))
 _FALSE = frozenset(("0", "off", "no", "false"))
@@ -151,37 +148,11 @@ def _read_boolean(text: str) -> bool:
 
 
 def _check(syntax: Syntax, texts: Mapping[str, str]) -> None:
-    reasons = {name: syntax.checks[name](value) for name, value in texts.items() if name in syntax.checks}
-    lines = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+    lines = []
+    for name in filter(syntax.checks.__contains__, texts):
+        try:
+            syntax.checks[name](texts[name])
+        except FormatError as error:
+            lines.append(f"{name}: {error}")
     if lines:
         raise UsageError("\n".join(["400 Parameter verification failed.", *lines]))
-
-
-def one_of(*choices: str) -> Check:
-    """Returns: a check for these words."""
-    listed = ", ".join(choices)
-
-    def check(value: str) -> str | None:
-        return None if value in choices else f"value '{value}' does not have a value in the enumeration '{listed}'"
-
-    return check
-
-
-def matching(pattern: str, reason: str = "value does not match the regex pattern") -> Check:
-    """Returns: a check for a pattern that has to match as a whole."""
-    compiled = re.compile(pattern, re.ASCII)
-
-    def check(value: str) -> str | None:
-        return None if compiled.fullmatch(value) else reason
-
-    return check
-
-
-def formatted(check_format: Check) -> Check:
-    """Returns: a check for a format with a name: its reasons get Proxmox's prefix and a line feed."""
-
-    def check(value: str) -> str | None:
-        reason = check_format(value)
-        return reason and f"invalid format - {reason}\n"
-
-    return check

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-from mtunnel_tx.pve.imagefile import printable
+from mtunnel_tx.checks import clean_lines
 
 
 def say(text: str) -> None:
@@ -23,7 +23,7 @@ def warn(text: str) -> None:
 
 def _print(text: str, stream: TextIO) -> None:
     """Volume names come from a peer: control characters never reach a terminal or a log raw."""
-    lines = "\n".join(printable(line) for line in text.split("\n"))
+    lines = clean_lines(text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         print(lines.encode(encoding, "replace").decode(encoding), file=stream, flush=True)

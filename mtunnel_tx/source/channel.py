@@ -13,8 +13,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
 from mtunnel_tx.waiting import within
 

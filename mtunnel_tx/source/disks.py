@@ -17,9 +17,9 @@ from functools import partial
 
 from twisted.internet.defer import CancelledError, Deferred
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.storage import Child, Storage
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.channel import one_line
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import JoinedSocket, Json, ProgressListener, Reactor

@@ -14,9 +14,9 @@ from twisted.web.client import ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
 from mtunnel_tx.pve.maps import Endpoint
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.links import Json, Reactor
 from mtunnel_tx.tls.pinning import SOMEWHERE, explain_tls, host_header
 from mtunnel_tx.waiting import within

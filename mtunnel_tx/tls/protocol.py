@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.net.admission import Gate, Seat
+from mtunnel_tx.net.admission import Admission, Place
 from mtunnel_tx.net.kinds import Inner, Result
 from mtunnel_tx.ports.clock import Clock, Timer
 from mtunnel_tx.tls.certificate import Certificate, fingerprint, make_certificate
@@ -43,18 +43,19 @@ CHUNK_BYTES = 64 * 1024
 class TlsFactory(Factory):
     """Puts TLS under the protocols of another factory.
 
-    Args: context: whose `context` is asked for at each new connection; None: no TLS, only the tuning of sockets.
-    inner: e.g. a twisted.web Site. clock: for the limit of the handshake. gate: says who may come; None: everybody.
+    Args: context: whose `context` is asked for at each new connection; None: no TLS, only the tuning of sockets. inner:
+    e.g. a twisted.web Site. clock: for the limit of the handshake. admission: gives places; None: every connection is
+    taken.
     """
 
     noisy = False
 
     def __init__(
         self, context: TlsContext | None, inner: Inner, clock: Clock, *, handshake_s: float = HANDSHAKE_S,
-        gate: Gate | None = None,
+        admission: Admission | None = None,
     ) -> None:  # fmt: skip
         self._context = context
-        self._gate = gate
+        self._admission = admission
         self._inner = inner
         self._clock = clock
         self._handshake_s = handshake_s
@@ -75,9 +76,9 @@ class TlsFactory(Factory):
         connection = SSL.Connection(self._context.context, None)
         connection.set_accept_state()
         protocol = TlsProtocol(connection, inner, self._clock, self._handshake_s)
-        if self._gate is not None:
-            protocol.seat = self._gate.enter(addr)
-            return protocol if protocol.seat is not None else None
+        if self._admission is not None:
+            protocol.place = self._admission.enter(addr)
+            return protocol if protocol.place is not None else None
         return protocol
 
 
@@ -110,7 +111,7 @@ class TlsProtocol(Protocol):
     """
 
     disconnecting = False
-    seat: Seat | None = None
+    place: Place | None = None
 
     def __init__(
         self, connection: SSL.Connection, inner: Inner, clock: Clock, handshake_s: float = HANDSHAKE_S,
@@ -152,8 +153,8 @@ class TlsProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Comes for a connection that was given away too, when its taker has closed it."""
         self._stop_timer()
-        if self.seat is not None:
-            self.seat.leave()
+        if self.place is not None:
+            self.place.leave()
         if self._inner is not None:
             inner, self._inner = self._inner, None
             inner.connectionLost(self._failure or reason)

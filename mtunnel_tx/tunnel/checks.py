@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import re
-
-from mtunnel_tx.errors import PermissionDenied, TunnelError
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
+from mtunnel_tx.pve.volume import VolumeId, find_owner
 from mtunnel_tx.tunnel.services import Services
 
-_OWNER = re.compile(r"(?:vm|base|subvol|basevol)-(\d+)-")
+ALLOCATE = Need("/storage/{storage}", ("Datastore.AllocateSpace",), "for each storage that it uses")
+ANY_VOLUME = Need("/storage/{storage}", ("Datastore.Allocate",), "for volumes of the config that are not the VM's own")
+READ_ONLY_VOLUME = Need(
+    "/storage/{storage}",
+    ("Datastore.AllocateSpace", "Datastore.Audit"),
+    "or, where the volume is an ISO or import image",
+)
 
 
 def known_storage(services: Services, storage: str) -> StorageEntry:
@@ -28,52 +33,27 @@ def usable_storage(services: Services, rights: Rights, storage: str) -> StorageE
         raise TunnelError(f"storage '{storage}' is disabled")
     if entry.nodes is not None and services.guests.node not in entry.nodes:
         raise TunnelError(f"storage '{storage}' is not available on node '{services.guests.node}'")
-    rights.check(f"/storage/{storage}", "Datastore.AllocateSpace")
+    ALLOCATE.check(rights, {"storage": storage})
     if "images" not in entry.content:
         raise TunnelError(f"storage '{storage}' does not support vm images")
     return entry
 
 
-def volume_owner(entry: StorageEntry, volume: VolumeId) -> tuple[str, int | None]:
-    """What a volume is (`images`, `iso`, …) and whose; None: nobody's. Raises: TunnelError: no such name can be."""
-    if entry.path is None:
-        found = _OWNER.match(volume.name.rsplit("/", 1)[-1])
-        return "images", int(found[1]) if found else None
-    parsed = parse_dir_volume(volume.name)
-    return parsed.content, parsed.vmid
-
-
 def refuse_foreign(entry: StorageEntry, volume: VolumeId, vmid: int) -> None:
-    """An image of another guest, by its folder, its name or its base, is nobody's to give away."""
-    content, owner = volume_owner(entry, volume)
-    names = [found[1] for part in volume.name.split("/") if (found := _OWNER.match(part))]
-    names += [folder for folder in (_base_folder(entry, volume),) if folder]
-    if content in ("images", "rootdir") and (owner != vmid or any(int(name) != vmid for name in names)):
+    """Raises: TunnelError: an image of another guest, by its folder, its name or its base, is nobody's to give away."""
+    if find_owner(entry, volume.name).is_foreign(vmid):
         raise TunnelError(f"volume '{volume}' does not belong to VM {vmid}")
-
-
-def _base_folder(entry: StorageEntry, volume: VolumeId) -> str:
-    """The VMID in whose folder the base of a linked clone is; empty where there is none."""
-    base = parse_dir_volume(volume.name).base if entry.path is not None else None
-    return base.partition("/")[0] if base else ""
 
 
 def check_volume_access(entry: StorageEntry, rights: Rights, volume: VolumeId, vmid: int) -> None:
     """The access rules of formats.md section 3. Raises: TunnelError: `missing privileges to access V`."""
     refuse_foreign(entry, volume, vmid)
-    if rights.has(f"/storage/{volume.storage}", "Datastore.Allocate"):
+    values = {"storage": volume.storage}
+    if ANY_VOLUME.is_met(rights, values):
         return
-    content, owner = volume_owner(entry, volume)
-    if content in ("images", "rootdir") and owner == vmid:
+    owner = find_owner(entry, volume.name)
+    if owner.content in ("images", "rootdir") and owner.vmid == vmid:
         return
-    if content in ("iso", "import") and _may_look(rights, volume.storage):
+    if owner.content in ("iso", "import") and READ_ONLY_VOLUME.is_met(rights, values):
         return
     raise TunnelError(f"missing privileges to access {volume}")
-
-
-def _may_look(rights: Rights, storage: str) -> bool:
-    try:
-        rights.check_any(f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
-    except PermissionDenied:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""What a command is: how its line is read, how it uses the config lock, what it does.
+"""What a command is: what it takes and needs, how it uses the config lock, what it does.
 
 READ: take the lock, read the config, compare the mark, let go, then work; the `lock:` in the config protects the rest.
 HOLD: the lock is kept during the work, which takes seconds at most.
@@ -10,6 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from mtunnel_tx.pve.needs import Need
+from mtunnel_tx.wire.schema import Object, ParameterSet
 
 
 class Lock(Enum):
@@ -24,12 +27,27 @@ READ, HOLD = Lock.READ, Lock.HOLD
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command; `read` checks a request against the schema and makes what `handler` takes beside the Guest."""
+    """One command; `takes` has its schema and makes what `handler` works with beside the Guest.
+
+    `needs` lists what the handler checks; whoever sends the command is the tunnel's own token, which had what opening a
+    tunnel needs.
+    """
 
     name: str
-    read: Callable[[Mapping[str, Any]], Any]
+    summary: str
+    takes: ParameterSet[Any]
     lock: Lock
     handler: Callable[[Any, Any], Awaitable[Mapping[str, Any]]]
+    needs: tuple[Need, ...] = ()
+
+    @property
+    def schema(self) -> Object:
+        """What its line may hold beside `cmd`."""
+        return self.takes.schema
+
+    def read(self, request: Mapping[str, Any]) -> Any:
+        """What the handler takes. Raises: InvalidParameters."""
+        return self.takes.read({key: value for key, value in request.items() if key != "cmd"})
 
 
 def index(*commands: Command) -> Mapping[str, Command]:

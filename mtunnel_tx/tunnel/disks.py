@@ -8,20 +8,18 @@ from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.ports.storage import ImportRequest
 from mtunnel_tx.pve.drive import Drive, format_drive, format_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
+from mtunnel_tx.pve.storagetypes import Offer, match_offers
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
 from mtunnel_tx.tunnel.common import Result
 from mtunnel_tx.tunnel.imports import ImportJob
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
-from mtunnel_tx.wire.args import Disk, DiskImport, NoArgs
+from mtunnel_tx.wire.args import DiskArgs, ImportArgs, NoArgs
 from mtunnel_tx.wire.lines import as_text
 from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
-_BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
-_IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
 
-
-async def allocate(guest: Guest, args: Disk) -> Result:
+async def allocate(guest: Guest, args: DiskArgs) -> Result:
     """`disk`: an empty volume for a disk that will be mirrored into it."""
     tunnel = guest.tunnel
     entry = usable_storage(tunnel.services, tunnel.rights, args.storage)
@@ -35,7 +33,7 @@ async def allocate(guest: Guest, args: Disk) -> Result:
     return {"volid": volid, "drivestr": drivestr}
 
 
-def _sent_size(args: Disk) -> int:
+def _sent_size(args: DiskArgs) -> int:
     size = args.drive.get("size")
     if size is None:
         raise TunnelError("unable to allocate a disk without a size")
@@ -62,10 +60,10 @@ async def _allocate(tunnel: Tunnel, storage: str, size_bytes: int, format: str) 
 
 def _actual_format(entry: StorageEntry, volid: str, wanted: str) -> str:
     name = volid.split(":", 1)[1]
-    return parse_dir_volume(name).format if entry.path is not None else wanted
+    return parse_dir_volume(name).format if entry.has_files else wanted
 
 
-async def start_import(guest: Guest, args: DiskImport) -> Result:
+async def start_import(guest: Guest, args: ImportArgs) -> Result:
     """`disk-import`: run a child that waits for the image on a socket."""
     tunnel = guest.tunnel
     running = tunnel.disk_import
@@ -84,7 +82,7 @@ async def start_import(guest: Guest, args: DiskImport) -> Result:
     return {"socket": socket.name, "format": request.stream_format}
 
 
-def _import_request(tunnel: Tunnel, entry: StorageEntry, args: DiskImport) -> ImportRequest:
+def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> ImportRequest:
     if args.format not in entry.valid_formats:
         raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
     volume = _target_volume(tunnel, entry, args)
@@ -100,11 +98,11 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: DiskImport) -> Im
     )
 
 
-def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: DiskImport) -> VolumeId:
+def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> VolumeId:
     name = args.volname.removesuffix(f".{args.format}")
     if not name or "/" in name:
         raise TunnelError(f"unable to parse volume filename '{args.volname}'")
-    if entry.path is not None:
+    if entry.has_files:
         name = f"{tunnel.vmid}/{name}.{args.format}"
         parse_dir_volume(name)
     volume = VolumeId(entry.id, name)
@@ -113,26 +111,16 @@ def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: DiskImport) -> Vol
 
 
 def choose_stream(entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool) -> str:
-    """The first stream format of the exporter's that this storage can take.
+    """The first stream format of the exporter's that can become an image of this format on this storage.
 
     Raises: TunnelError: there is none.
     Source: protocol.md section 8.3.
     """
-    possible = _possible_streams(entry, format, with_snapshots=with_snapshots)
-    for stream_format in offered:
-        if stream_format in possible:
-            return stream_format
-    raise TunnelError(f"no matching import/export format found for storage '{entry.id}'")
-
-
-def _possible_streams(entry: StorageEntry, format: str, *, with_snapshots: bool) -> tuple[str, ...]:
-    if entry.path is not None:
-        if format == "subvol":
-            return ("tar+size",)
-        image = _IMAGE_STREAMS.get(format)
-        return ((image,) if image else ()) if with_snapshots else ("raw+size",)
-    block = _BLOCK_STREAMS.get(entry.type, ("raw+size",))
-    return tuple(name for name in block if not (with_snapshots and name == "raw+size"))
+    offers = [Offer(stream, format) for stream in offered]
+    chosen = match_offers(offers, entry.kind, with_snapshots=with_snapshots)
+    if chosen is None:
+        raise TunnelError(f"no matching import/export format found for storage '{entry.id}'")
+    return chosen.stream
 
 
 async def query_import(guest: Guest, _args: NoArgs) -> Result:

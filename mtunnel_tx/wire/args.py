@@ -1,4 +1,4 @@
-"""What each command takes: `read_X` checks a request and makes the X that a handler works with.
+"""What each command takes: its schema as a value, and the `…Args` that a handler works with.
 
 Two dialects are read alike: that of 2021 spells some parameters with dashes and names a single storage for `bwlimit`.
 Source: protocol.md section 4.
@@ -11,15 +11,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mtunnel_tx.wire.formats import cidr, node_name, split_list, storage_id
+from mtunnel_tx.checks import split_list
+from mtunnel_tx.wire.formats import CIDR, NODE_NAME, STORAGE_ID
 from mtunnel_tx.wire.lines import as_text
-from mtunnel_tx.wire.schema import Array, Boolean, Enum, Integer, Object, OpenObject, Property, String, read_parameters
+from mtunnel_tx.wire.schema import (
+    Array,
+    AsSent,
+    Boolean,
+    Enum,
+    Integer,
+    Object,
+    OpenObject,
+    ParameterSet,
+    Property,
+    SingleItem,
+    String,
+)
 
-Request = Mapping[str, Any]
-
-
-def _read(schema: Object, request: Request) -> dict[str, Any]:
-    return read_parameters(schema, {key: value for key, value in request.items() if key != "cmd"})
+LONGEST_CONFIG = 64 << 20
+"""Characters of a config or its firewall rules that any configuration allows; `limits.config_bytes` is what holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,75 +37,60 @@ class NoArgs:
     """A command without parameters."""
 
 
-_NOTHING = Object({})
-
-
-def read_nothing(_request: Request) -> NoArgs:
-    """For commands without a schema: whatever else the request holds is ignored."""
-    return NoArgs()
-
-
-def read_query(request: Request) -> NoArgs:
-    """For `query-disk-import`, which takes no parameters at all. Raises: InvalidParameters."""
-    _read(_NOTHING, request)
-    return NoArgs()
+ANYTHING = ParameterSet(Object({}, ignores_others=True), NoArgs)
+"""For commands without a schema: whatever else the request holds is ignored."""
+NOTHING = ParameterSet(Object({}), NoArgs)
+"""For `query-disk-import`, which takes no parameters at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bandwidth:
+class BandwidthArgs:
     """`bwlimit`: names of storages (None: sent as null), for what, and the source's own limit in KiB/s as sent."""
 
-    storages: tuple[Any, ...]
+    storages: tuple[str | None, ...]
     bwlimit: int | float | str | None
     operation: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _SingleItem:
-    """A text where a list of one is meant."""
-
-    def read(self, value: object) -> list[str]:
-        return [String().read(value)]
+def _bandwidth(storages: list[Any], **rest: Any) -> BandwidthArgs:
+    return BandwidthArgs(storages=tuple(None if name is None else as_text(name) for name in storages), **rest)
 
 
-_BANDWIDTH = Object(
-    {
-        "storages": Property(Array(), required=True, older=("storage", _SingleItem())),
-        "bwlimit": Property(Integer(minimum=0)),
-        "operation": Property(String(), default="migration"),
-    }
+BANDWIDTH = ParameterSet(
+    Object(
+        {
+            "storages": Property(Array(), "the storages to be written to", True, older=("storage", SingleItem())),
+            "bwlimit": Property(AsSent(Integer()), "the limit that the source would like, in KiB/s"),
+            "operation": Property(String(), "what the bandwidth is for", default="migration"),
+        }
+    ),
+    _bandwidth,
 )
 
 
-def read_bandwidth(request: Request) -> Bandwidth:
-    """Raises: InvalidParameters."""
-    values = _read(_BANDWIDTH, request)
-    return Bandwidth(
-        storages=tuple(None if name is None else as_text(name) for name in values["storages"]),
-        bwlimit=request.get("bwlimit"),
-        operation=values["operation"],
-    )
-
-
 @dataclass(frozen=True, slots=True)
-class Config:
+class ConfigArgs:
     """`config`: the texts of the VM's config and, if it has one, of its firewall file."""
 
     conf: str
     firewall: str | None
 
 
-_CONFIG = Object({"conf": Property(String(), required=True), "firewall-config": Property(String())})
-
-
-def read_config(request: Request) -> Config:
-    """Raises: InvalidParameters."""
-    values = _read(_CONFIG, request)
-    return Config(values["conf"], values["firewall-config"])
+CONFIG = ParameterSet(
+    Object(
+        {
+            "conf": Property(String(max_length=LONGEST_CONFIG), "the guest's config, in Proxmox's format", True),
+            "firewall-config": Property(
+                String(max_length=LONGEST_CONFIG), "its firewall rules, in Proxmox's format; null: it has none"
+            ),
+        }
+    ),
+    lambda **values: ConfigArgs(values["conf"], values["firewall-config"]),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class DiskArgs:
     """`disk`: where to allocate, the source's parsed drive, and the image format it would like."""
 
     storage: str
@@ -103,22 +98,23 @@ class Disk:
     format: str | None
 
 
-_DISK = Object(
-    {
-        "storage": Property(String(format=storage_id), required=True),
-        "drive": Property(OpenObject(), required=True),
-        "format": Property(Enum(("raw", "qcow", "qed", "qcow2", "vmdk", "cloop"))),
-    }
+_STORAGE = Property(String(format=STORAGE_ID), "the storage that the volume is made on", True)
+DISK = ParameterSet(
+    Object(
+        {
+            "storage": _STORAGE,
+            "drive": Property(OpenObject(), "the drive as the source parsed it; `size` is in bytes", True),
+            "format": Property(
+                Enum(("raw", "qcow", "qed", "qcow2", "vmdk", "cloop")), "the image format that the source would like"
+            ),
+        }
+    ),
+    DiskArgs,
 )
 
 
-def read_disk(request: Request) -> Disk:
-    """Raises: InvalidParameters."""
-    return Disk(**_read(_DISK, request))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiskImport:
+class ImportArgs:
     """`disk-import`: the volume's name at the source, its format, and how it can be sent."""
 
     volname: str
@@ -131,26 +127,35 @@ class DiskImport:
     allow_rename: bool
 
 
+def _import(export_formats: str, **rest: Any) -> ImportArgs:
+    return ImportArgs(export_formats=split_list(export_formats), **rest)
+
+
 _LOOSE = Boolean(empty_is_false=True)
-_DISK_IMPORT = Object(
-    {
-        "volname": Property(String(), required=True),
-        "format": Property(Enum(("raw", "qcow2", "subvol", "vmdk")), required=True),
-        "export_formats": Property(String(), required=True, older=("export-formats", String())),
-        "storage": Property(String(format=storage_id), required=True),
-        "snapshot": Property(String(pattern=re.compile(r"[A-Za-z0-9_-]{1,40}"))),
-        "migration_snapshot": Property(_LOOSE, default=False),
-        "with_snapshots": Property(_LOOSE, default=False, older=("with-snapshots", _LOOSE)),
-        "allow_rename": Property(_LOOSE, default=False, older=("allow-rename", _LOOSE)),
-    }
+DISK_IMPORT = ParameterSet(
+    Object(
+        {
+            "volname": Property(String(), "the volume's name at the source, without its storage", True),
+            "format": Property(Enum(("raw", "qcow2", "subvol", "vmdk")), "its image format", True),
+            "export_formats": Property(
+                String(),
+                "the stream formats that the source can send, best first, as a list in one text",
+                True,
+                older=("export-formats", String()),
+            ),
+            "storage": _STORAGE,
+            "snapshot": Property(String(pattern=re.compile(r"[A-Za-z0-9_-]{1,40}")), "the snapshot that is sent"),
+            "migration_snapshot": Property(_LOOSE, "whether `snapshot` goes when the image has arrived", default=False),
+            "with_snapshots": Property(
+                _LOOSE, "whether the volume's snapshots come along", default=False, older=("with-snapshots", _LOOSE)
+            ),
+            "allow_rename": Property(
+                _LOOSE, "whether the volume may get another name", default=False, older=("allow-rename", _LOOSE)
+            ),
+        }
+    ),
+    _import,
 )
-
-
-def read_disk_import(request: Request) -> DiskImport:
-    """Raises: InvalidParameters."""
-    values = _read(_DISK_IMPORT, request)
-    values["export_formats"] = split_list(values["export_formats"])
-    return DiskImport(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,11 +184,16 @@ class MigrateOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartArgs:
     """`start`: run the VM, paused, waiting for its memory."""
 
     params: StartParams
     options: MigrateOptions
+
+
+def _start(start_params: dict[str, Any], migrate_opts: dict[str, Any]) -> StartArgs:
+    host_mtus = start_params.pop("nets-host-mtu") or None
+    return StartArgs(StartParams(**start_params, nets_host_mtu=host_mtus), MigrateOptions(**migrate_opts))
 
 
 _VERSION = r"-\d+(\.\d+)+"
@@ -192,70 +202,61 @@ _MACHINE = re.compile(
     rf"pc|pc(-i440fx)?{_VERSION}{_REVISION}(\.pxe)?|q35|pc-q35{_VERSION}{_REVISION}(\.pxe)?|virt({_VERSION})?{_REVISION}",
     re.ASCII,
 )
+_CPU = re.compile(r"(?!-)[A-Za-z0-9_.+=,:-]+")
 # A source whose VM has no VirtIO NIC may send an empty list.
 _HOST_MTUS = re.compile(r"(net[0-9]+=[0-9]+(,net[0-9]+=[0-9]+)*)?")
 _START_PARAMS = Object(
     {
-        "statefile": Property(Enum(("unix",)), required=True),
-        "forcemachine": Property(String(pattern=_MACHINE, max_length=40)),
-        "forcecpu": Property(String(pattern=re.compile(r"(?!-)[A-Za-z0-9_.+=,:-]+"))),
-        "skiplock": Property(Boolean(), default=False),
-        "nets-host-mtu": Property(String(pattern=_HOST_MTUS)),
+        "statefile": Property(Enum(("unix",)), "how the memory comes in", True),
+        "forcemachine": Property(String(pattern=_MACHINE, max_length=40), "the machine type that runs at the source"),
+        "forcecpu": Property(String(pattern=_CPU), "QEMU's CPU model that runs at the source"),
+        "skiplock": Property(Boolean(), "of no effect: a tunnel always starts its own, locked VM", default=False),
+        "nets-host-mtu": Property(String(pattern=_HOST_MTUS), "MTUs of VirtIO NICs, `net0=1500,net1=9000`"),
     }
 )
 _MIGRATE_OPTIONS = Object(
     {
-        "type": Property(Enum(("websocket",)), required=True),
-        "migratedfrom": Property(String(format=node_name), required=True),
-        "remote_node": Property(String(format=node_name), required=True),
-        "spice_ticket": Property(String(pattern=re.compile(r"[a-fA-F0-9]+"))),
-        "network": Property(String(format=cidr)),
-        "storagemap": Property(OpenObject()),
-        "nbd_proto_version": Property(Integer(minimum=1)),
-        "nbd": Property(OpenObject()),
+        "type": Property(Enum(("websocket",)), "how streams travel", True),
+        "migratedfrom": Property(String(format=NODE_NAME), "the source's node", True),
+        "remote_node": Property(String(format=NODE_NAME), "the same", True),
+        "spice_ticket": Property(String(pattern=re.compile(r"[a-fA-F0-9]+")), "the password of SPICE at the source"),
+        "network": Property(String(format=CIDR), "of no effect: streams come through the websockets"),
+        "storagemap": Property(OpenObject(), "of no effect: volumes are named in `nbd`"),
+        "nbd_proto_version": Property(Integer(minimum=1), "of no effect: NBD comes through UNIX sockets"),
+        "nbd": Property(OpenObject(), "drives to export, by their key: what `disk` replied. Null: no NBD server"),
     }
 )
-_START = Object(
-    {
-        "start_params": Property(_START_PARAMS, required=True),
-        "migrate_opts": Property(_MIGRATE_OPTIONS, required=True),
-    }
+START = ParameterSet(
+    Object(
+        {
+            "start_params": Property(_START_PARAMS, "how the VM runs at the source", True),
+            "migrate_opts": Property(_MIGRATE_OPTIONS, "how it moves", True),
+        }
+    ),
+    _start,
 )
-
-
-def read_start(request: Request) -> Start:
-    """Raises: InvalidParameters."""
-    values = _read(_START, request)
-    params = values["start_params"]
-    host_mtus = params.pop("nets-host-mtu") or None
-    return Start(StartParams(**params, nets_host_mtu=host_mtus), MigrateOptions(**values["migrate_opts"]))
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class TicketArgs:
     """`ticket`: the wire name of the socket to be opened next."""
 
     path: str
 
 
-_TICKET = Object({"path": Property(String(), required=True)})
-
-
-def read_ticket(request: Request) -> Ticket:
-    """Raises: InvalidParameters."""
-    return Ticket(**_read(_TICKET, request))
+TICKET = ParameterSet(
+    Object({"path": Property(String(), "the wire name of the socket to be opened", True)}), TicketArgs
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Quit:
+class QuitArgs:
     """`quit`: with `cleanup` everything that this tunnel made is removed."""
 
     cleanup: bool
 
 
-_QUIT = Object({"cleanup": Property(Boolean(), default=False)})
-
-
-def read_quit(request: Request) -> Quit:
-    """Raises: InvalidParameters."""
-    return Quit(**_read(_QUIT, request))
+QUIT = ParameterSet(
+    Object({"cleanup": Property(Boolean(), "whether to remove everything that this tunnel made", default=False)}),
+    QuitArgs,
+)

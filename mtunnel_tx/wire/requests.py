@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from mtunnel_tx.wire.formats import bridge_id, list_of, node_name, split_list, storage_id, vmid
-from mtunnel_tx.wire.schema import Integer, Object, Property, String, read_parameters
+from mtunnel_tx.checks import split_list
+from mtunnel_tx.wire.formats import BRIDGE_ID, NODE_NAME, STORAGE_ID, VMID, list_of
+from mtunnel_tx.wire.schema import Integer, Object, ParameterSet, Property, String
 
-_PLACE = {
-    "node": Property(String(format=node_name), required=True),
-    "vmid": Property(Integer(format=vmid), required=True),
+NODE: Mapping[str, Property] = {
+    "node": Property(String(format=NODE_NAME), "the node, by its own name or as `localhost`", True)
+}
+VM: Mapping[str, Property] = {
+    **NODE,
+    "vmid": Property(Integer(format=VMID, minimum=100, maximum=999_999_999), "the guest's number", True),
 }
 
 
@@ -25,24 +28,20 @@ class MtunnelCall:
     bridges: tuple[str, ...]
 
 
-_MTUNNEL = Object(
-    {
-        **_PLACE,
-        "storages": Property(String(format=list_of(storage_id)), default=""),
-        "bridges": Property(String(format=list_of(bridge_id)), default=""),
-    }
+def _mtunnel(node: str, vmid: int, storages: str, bridges: str) -> MtunnelCall:
+    return MtunnelCall(node=node, vmid=vmid, storages=split_list(storages), bridges=split_list(bridges))
+
+
+MTUNNEL = ParameterSet(
+    Object(
+        {
+            **VM,
+            "storages": Property(String(format=list_of(STORAGE_ID)), "the storages that it will use", default=""),
+            "bridges": Property(String(format=list_of(BRIDGE_ID)), "the bridges that it will use", default=""),
+        }
+    ),
+    _mtunnel,
 )
-
-
-def read_mtunnel_call(parameters: Mapping[str, Any]) -> MtunnelCall:
-    """Read the parameters of the URI, query string and body, texts or JSON values. Raises: InvalidParameters."""
-    values = read_parameters(_MTUNNEL, parameters)
-    return MtunnelCall(
-        node=values["node"],
-        vmid=values["vmid"],
-        storages=split_list(values["storages"]),
-        bridges=split_list(values["bridges"]),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +54,13 @@ class WebsocketCall:
     ticket: str = field(repr=False)
 
 
-_WEBSOCKET = Object(
-    {**_PLACE, "socket": Property(String(), required=True), "ticket": Property(String(), required=True)}
+WEBSOCKET = ParameterSet(
+    Object(
+        {
+            **VM,
+            "socket": Property(String(), "the wire name of the socket that the websocket leads to", True),
+            "ticket": Property(String(), "a ticket for this socket, not older than 40 s", True),
+        }
+    ),
+    WebsocketCall,
 )
-
-
-def read_websocket_call(parameters: Mapping[str, Any]) -> WebsocketCall:
-    """Read the parameters of the URI and query string. Raises: InvalidParameters."""
-    return WebsocketCall(**read_parameters(_WEBSOCKET, parameters))

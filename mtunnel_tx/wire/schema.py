@@ -1,17 +1,19 @@
 """What parameters may look like, and the reasons given where they do not (protocol.md section 4).
 
 A kind reads one value: it returns the value as we use it, or raises Mismatch. Values come from JSON or, as texts, from
-a form or a query string; like Proxmox, a kind sees a number and its text as the same.
+a form or a query string; like Proxmox, a kind sees a number and its text as the same. Each kind also says what it takes
+as a JSON Schema, for descriptions of the API.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
+from mtunnel_tx.checks import Check, FormatError, enum, formatted
 from mtunnel_tx.errors import InvalidParameters
 from mtunnel_tx.wire.formats import Format
 from mtunnel_tx.wire.lines import as_text
@@ -20,7 +22,12 @@ MISSING = "property is missing and it is not optional"
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
 # A line of 4 MiB holds half a million unknown keys; naming them all would take twenty times the memory.
 MAX_UNDEFINED = 256
+MOST = (1 << 53) - 1
+"""The largest number that every reader of JSON takes as it is."""
+LONGEST = 4096
+"""Characters of a name, a list of names or a path; nobody sends longer ones."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
+Made = TypeVar("Made")
 
 
 class Mismatch(Exception):
@@ -44,6 +51,9 @@ class Kind(Protocol):
     def read(self, value: object) -> object:
         """Args: value: not None. Raises: Mismatch."""
 
+    def json_schema(self) -> dict[str, Any]:
+        """What it takes, type and bounds, as a JSON Schema (2020-12)."""
+
 
 def _read_scalar(value: object, type_name: str) -> str:
     if isinstance(value, bool):
@@ -53,28 +63,39 @@ def _read_scalar(value: object, type_name: str) -> str:
     return as_text(value)
 
 
-def _check_format(text: str, check: Format | None) -> None:
-    reason = check(text) if check else None
-    if reason is not None:
-        raise Mismatch(f"invalid format - {reason}\n")
+def _check(check: Check, text: str) -> str:
+    try:
+        return check(text)
+    except FormatError as error:
+        raise Mismatch(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class String:
-    """A text; `pattern` has to match all of it. A number passes, true and false do not."""
+    """A text; `pattern` has to match all of it. A number passes, true and false do not. `max_length`: in characters."""
 
     format: Format | None = None
     pattern: re.Pattern[str] | None = None
-    max_length: int | None = None
+    max_length: int = LONGEST
 
     def read(self, value: object) -> str:
         text = _read_scalar(value, "string")
-        _check_format(text, self.format)
+        if self.format:
+            _check(formatted(self.format.check), text)
         if self.pattern and not self.pattern.fullmatch(text):
             raise Mismatch("value does not match the regex pattern")
-        if self.max_length is not None and len(text) > self.max_length:
+        if len(text) > self.max_length:
             raise Mismatch(f"value may only be {self.max_length} characters long")
         return text
+
+    def json_schema(self) -> dict[str, Any]:
+        pattern = self.pattern.pattern if self.pattern else self.format.pattern if self.format else None
+        return {
+            "type": "string",
+            **({"format": self.format.name} if self.format else {}),
+            **({"pattern": f"^({pattern})$"} if pattern else {}),
+            "maxLength": self.max_length,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +105,10 @@ class Enum:
     choices: tuple[str, ...]
 
     def read(self, value: object) -> str:
-        text = _read_scalar(value, "string")
-        if text not in self.choices:
-            listed = ", ".join(self.choices)
-            raise Mismatch(f"value '{text}' does not have a value in the enumeration '{listed}'")
-        return text
+        return _check(enum(*self.choices), _read_scalar(value, "string"))
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.choices)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +116,38 @@ class Integer:
     """A whole number, or its digits as a text."""
 
     format: Format | None = None
-    minimum: int | None = None
+    minimum: int = 0
+    maximum: int = MOST
 
     def read(self, value: object) -> int:
         text = _read_scalar(value, "integer")
         if not _INTEGER.fullmatch(text):
             raise Mismatch(f"type check ('integer') failed - got '{text}'")
-        _check_format(text, self.format)
-        if self.minimum is not None and int(text) < self.minimum:
+        if self.format:
+            _check(formatted(self.format.check), text)
+        if int(text) < self.minimum:
             raise Mismatch(f"value must have a minimum value of {self.minimum}")
+        if int(text) > self.maximum:
+            raise Mismatch(f"value must have a maximum value of {self.maximum}")
         return int(text)
+
+    def json_schema(self) -> dict[str, Any]:
+        named = {"format": self.format.name} if self.format else {}
+        return {"type": "integer", **named, "minimum": self.minimum, "maximum": self.maximum}
+
+
+@dataclass(frozen=True, slots=True)
+class AsSent:
+    """A value of some kind that is handed on as it came, a number as a number and a text as a text."""
+
+    kind: Kind
+
+    def read(self, value: object) -> object:
+        self.kind.read(value)
+        return value
+
+    def json_schema(self) -> dict[str, Any]:
+        return self.kind.json_schema()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,36 +166,57 @@ class Boolean:
             raise Mismatch(f"type check ('boolean') failed - got '{text}'")
         return text == "1"
 
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "boolean"}
+
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A list of anything."""
+    """A list of anything, as long as the line that it stands in may be."""
 
     def read(self, value: object) -> list[Any]:
         if not isinstance(value, list):
             raise Mismatch("type check ('array') failed")
         return value
 
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "array"}
+
+
+@dataclass(frozen=True, slots=True)
+class SingleItem:
+    """A text where a list of one is meant."""
+
+    def read(self, value: object) -> list[str]:
+        return [String().read(value)]
+
+    def json_schema(self) -> dict[str, Any]:
+        return String().json_schema()
+
 
 @dataclass(frozen=True, slots=True)
 class OpenObject:
-    """An object with any keys."""
+    """An object with any keys, as long as the line that it stands in may be."""
 
     def read(self, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise Mismatch("type check ('object') failed")
         return value
 
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "object"}
+
 
 @dataclass(frozen=True, slots=True)
 class Property:
     """One key of an object; one that is null is absent.
 
-    `default` is what an absent key reads as. `older` is how the key was spelled before, and its kind then; a request
-    may use either name, not both.
+    `description` is for people. `default` is what an absent key reads as. `older` is how the key was spelled before,
+    and its kind then; a request may use either name, not both.
     """
 
     kind: Kind
+    description: str
     required: bool = False
     default: Any = None
     older: tuple[str, Kind] | None = None
@@ -173,12 +236,20 @@ class Property:
             raise Mismatch({name: MISSING})
         return self.default
 
+    def json_schema(self) -> dict[str, Any]:
+        default = {} if self.default is None else {"default": self.default}
+        return {**self.kind.json_schema(), "description": self.description, **default}
+
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object that takes these keys only; reads as a dict that has every one of them."""
+    """An object that takes these keys only; reads as a dict that has every one of them.
+
+    `ignores_others`: other keys do no harm, and are not handed on.
+    """
 
     properties: Mapping[str, Property]
+    ignores_others: bool = False
 
     @property
     def names(self) -> set[str]:
@@ -195,12 +266,46 @@ class Object:
                 found[name] = prop.read(name, value)
             except Mismatch as error:
                 errors.update(error.errors)
-        names = self.names
-        undefined = (name for name in value if name not in names)
-        errors.update((name, UNDEFINED) for name in islice(undefined, MAX_UNDEFINED))
+        errors.update((name, UNDEFINED) for name in islice(self._undefined(value), MAX_UNDEFINED))
         if errors:
             raise Mismatch(errors)
         return found
+
+    def _undefined(self, value: Mapping[str, Any]) -> Iterator[str]:
+        names = self.names
+        return (name for name in value if not self.ignores_others and name not in names)
+
+    def json_schema(self) -> dict[str, Any]:
+        shown = {name: prop.json_schema() for name, prop in self.properties.items()}
+        required = [name for name, prop in self.properties.items() if prop.required and not prop.older]
+        either: list[dict[str, Any]] = []
+        for name, prop in self.properties.items():
+            if prop.older:
+                older, kind = prop.older
+                shown[older] = {**kind.json_schema(), "description": f"older spelling of `{name}`"}
+                either += [{"anyOf": [{"required": [name]}, {"required": [older]}]}] if prop.required else []
+        return {
+            "type": "object",
+            "properties": shown,
+            **({"required": required} if required else {}),
+            **({"allOf": either} if either else {}),
+            "additionalProperties": self.ignores_others,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSet(Generic[Made]):
+    """What a request takes: its schema, and what is made of the values that fit it.
+
+    Args: make: takes every property of the schema by its name.
+    """
+
+    schema: Object
+    make: Callable[..., Made]
+
+    def read(self, sent: Mapping[str, Any]) -> Made:
+        """Args: sent: as it came. Raises: InvalidParameters: with every reason, nested names dotted."""
+        return self.make(**read_parameters(self.schema, sent))
 
 
 def read_parameters(schema: Object, parameters: Mapping[str, Any]) -> dict[str, Any]:

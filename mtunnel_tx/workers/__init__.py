@@ -1,7 +1,8 @@
-"""Several processes: what the daemon has to do with its fronts, which do TLS and carry the streams.
+"""Workers: processes that do TLS and carry streams, so that the daemon can use several cores.
 
-The daemon accepts, counts, and hands each TCP connection to a front (`crew.py`), together with one end of a pair of
-sockets, the *lane*. The front does TLS and sends the plaintext through the lane; at its other end stands the daemon's
-own HTTP (`lane.py`), so there is one place where requests are read, judged, delayed and limited. Where HTTP decides for
-a websocket, the dialled UNIX socket goes back through the lane, and the front carries the stream (`carrying.py`).
+The daemon accepts and counts connections. It passes each TCP socket to a worker (`pool.py`), together with one end of a
+socket pair, the *plaintext socket*. The worker does TLS and sends the decrypted bytes through the plaintext socket; the
+daemon's own HTTP reads them at the other end (`plaintext.py`). So requests are read, checked, delayed and limited in
+one place. When HTTP grants a websocket, the daemon sends the connected UNIX socket through the plaintext socket, and
+the worker carries the stream from then on (`relay.py`).
 """

@@ -1,4 +1,4 @@
-"""Messages between the daemon and a front: small JSON objects, with descriptors, over a pair of SEQPACKET sockets."""
+"""Messages between the daemon and a worker: small JSON objects, with descriptors, over a pair of SEQPACKET sockets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mtunnel_tx.net.kinds import Reactor
 log = Logger()
 
 MESSAGE_BYTES = 128 * 1024
-"""A chain of certificates and a key have to fit; the kernel's own bound is higher."""
+"""A certificate chain and a key have to fit; the kernel's own limit is higher."""
 MOST_SOCKETS = 2
 
 Message = Mapping[str, Any]
 Received = Callable[[Message, list[socket.socket]], None]
-"""Takes a message and the sockets that came with it, which are its own from then on."""
+"""Takes a message and the sockets that came with it; the receiver closes them."""
 
 
 def make_pair() -> tuple[socket.socket, socket.socket]:
@@ -34,8 +34,8 @@ def make_pair() -> tuple[socket.socket, socket.socket]:
 
 
 @implementer(IReadWriteDescriptor)
-class Channel:
-    """One end; `closed` is called once, when the other end is gone or the channel was closed.
+class MessageChannel:
+    """One end; `closed` is called once, when the other end is gone or this end was closed.
 
     Args: sock: of SEQPACKET kind; it belongs to the channel.
     """
@@ -51,7 +51,7 @@ class Channel:
         reactor.addReader(self)
 
     def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
-        """Say something; the sockets are duplicated at once. Nothing where the channel is closed."""
+        """Queue a message; the sockets are duplicated at once. A closed channel sends nothing."""
         if self._over or self._finishing:
             return
         self._queue.append((json.dumps(message).encode("ascii"), _duplicates(sockets)))
@@ -98,7 +98,7 @@ class Channel:
         return self._sock.fileno()
 
     def logPrefix(self) -> str:
-        return "front"
+        return "worker"
 
     def doWrite(self) -> None:
         self._push()
@@ -120,7 +120,7 @@ class Channel:
 
 
 def _duplicates(sockets: Sequence[socket.socket]) -> list[int]:
-    """All of them, or none. Raises: OSError."""
+    """Duplicate all of them, or none. Raises: OSError."""
     numbers: list[int] = []
     try:
         numbers.extend(os.dup(sock.fileno()) for sock in sockets)

@@ -1,4 +1,4 @@
-"""How a front process is started: our own program, without any privilege that the daemon may have."""
+"""How a worker process is started: our own program, without any privilege that the daemon may have."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mtunnel_tx.errors import BackendFailed
 KEPT_VARIABLES = ("PATH", "LANG", "PYTHONPATH", "COVERAGE_PROCESS_START")
 
 
-class FrontProgram:
-    """Starts fronts.
+class WorkerProgram:
+    """Starts worker processes.
 
-    Args: user: whom they run as where the daemon is root's. label: their last argument, for whoever reads `ps`.
+    Args: user: whom they run as where the daemon runs as root. label: their last argument, shown by `ps`.
     """
 
     def __init__(self, reactor: Any, environ: Mapping[str, str], *, user: str, label: str) -> None:
@@ -35,7 +35,7 @@ class FrontProgram:
 
 
 def _identity(user: str) -> tuple[str, ...]:
-    """What makes a process of root's one of this user's. Raises: BackendFailed."""
+    """The options of `setpriv` that turn a process of root's into one of this user's. Raises: BackendFailed."""
     try:
         entry = pwd.getpwnam(user)
     except KeyError as error:

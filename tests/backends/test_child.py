@@ -14,7 +14,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.backends import child as children
-from mtunnel_tx.backends.child import OutputPipe, PipedChild, _session_members, run, spawn_child
+from mtunnel_tx.backends.child import PipedChild, run, spawn_child
+from mtunnel_tx.backends.outputpipe import OutputPipe
+from mtunnel_tx.backends.sessions import session_members
 from mtunnel_tx.errors import BackendFailed, TimedOut
 
 ENV = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
@@ -50,7 +52,7 @@ class ChildCase(TestCase):
 
 class EndlessTests(ChildCase):
     async def test_short_lines_count_with_the_memory_that_they_take(self):
-        self.patch(children, "_LONGEST_OUTPUT_BYTES", 1 << 20)
+        self.patch(children, "LONGEST_OUTPUT_BYTES", 1 << 20)
         script = f"yes | head -n {1 << 14}"
         with self.assertRaises(BackendFailed) as caught:
             await run(reactor, ["sh", "-c", script], ENV, LONG_S)
@@ -199,7 +201,7 @@ class EndTests(ChildCase):
             child = shell("sleep 1000 & sleep 1000")
             await child.kill()
             self.assertEqual(await child.ended(), -9)
-            for pid in _session_members(child.pid):
+            for pid in session_members(child.pid):
                 while not is_gone(pid):
                     await shell("true").ended()
 

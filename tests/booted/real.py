@@ -188,10 +188,10 @@ class WorkersTests(ServiceTests):
 
     def test_they_run_as_their_user(self) -> None:
         uid = int(run("id", "-u", "mtunnel"))
-        fronts = self.there.ask(cmd="status")["fronts"]
-        self.assertEqual(len(fronts), 2)
-        for front in fronts:
-            self.assertEqual(Path(f"/proc/{front['pid']}").stat().st_uid, uid)
+        workers = self.there.ask(cmd="status")["workers"]
+        self.assertEqual(len(workers), 2)
+        for worker in workers:
+            self.assertEqual(Path(f"/proc/{worker['pid']}").stat().st_uid, uid)
 
 
 class SocketTests(Booted):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import format_drive, parse_drive
 from mtunnel_tx.pve.firewall import format_firewall
@@ -27,12 +28,11 @@ from mtunnel_tx.pve.storagecfg import parse_datacenter_config, parse_storage_con
 from mtunnel_tx.pve.tokens import format_token_config, parse_token_config
 from mtunnel_tx.pve.upid import parse_upid
 from mtunnel_tx.pve.users import format_user_config, parse_user_config
-from mtunnel_tx.pve.values import FormatError
 from mtunnel_tx.pve.volume import parse_dir_volume, parse_volume_id
 from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
 from mtunnel_tx.wire.frames import Decoder, Event, FrameError, Role, unmask_bytes
 from mtunnel_tx.wire.lines import command_name, encode_failure, encode_ok, handler_failure, parse_request
-from mtunnel_tx.wire.requests import read_mtunnel_call, read_websocket_call
+from mtunnel_tx.wire.requests import MTUNNEL, WEBSOCKET
 from mtunnel_tx.wire.ticket import check_ticket, make_ticket, normalise
 
 DECLARED = (TunnelError, FormatError)
@@ -186,8 +186,8 @@ def read_names(data: bytes) -> None:
     attempt(_read_upid, text)
     attempt(lambda text: parse_endpoint(format_endpoint(parse_endpoint(text))), text)
     fields = dict(part.partition("=")[::2] for part in text.split("&"))
-    attempt(read_mtunnel_call, fields)
-    attempt(read_websocket_call, fields)
+    attempt(MTUNNEL.read, fields)
+    attempt(WEBSOCKET.read, fields)
 
 
 def _read_upid(text: str) -> None:

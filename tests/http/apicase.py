@@ -16,12 +16,13 @@ from mtunnel_tx.backends.tasks import FileTasks
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import NotFound, Unauthenticated
 from mtunnel_tx.http.api import make_site
-from mtunnel_tx.http.resources import Parts
+from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.ports.tunnels import Opened
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 
 NOW = 1_800_000_000.0
+FINGERPRINT = ":".join(["AB"] * 32)
 NODE = "pvetest"
 SECRET = "11111111-2222-3333-4444-555555555555"
 USERS = """\
@@ -200,15 +201,15 @@ class ApiCase(SynchronousTestCase):
             tasks=self.tasks,
             bridges=lambda: ["vmbr0"],
             nodes=lambda: ["other", NODE],
-            fingerprint=lambda: "AA:BB",
+            fingerprint=lambda: FINGERPRINT,
             upgrader=self.upgrade,
             cpu_model=lambda name: {"reported-model": "kvm64"} if name == "known" else None,
         )
 
-    async def upgrade(self, request, route):
+    async def upgrade(self, request, handshake, route):
         if self.upgrade_failure:
             raise self.upgrade_failure
-        self.upgraded.append((request, route))
+        self.upgraded.append((request, handshake, route))
 
     def wire(self):
         return Wire(self.site)

@@ -13,8 +13,8 @@ from mtunnel_tx.config import Forward
 from mtunnel_tx.config.settings import Node
 from mtunnel_tx.errors import Unauthenticated, Unreachable
 from mtunnel_tx.http.forward import Destination, Elsewhere, LoopDetected, count_hops, read_authorization
+from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.http.replies import Reply
-from mtunnel_tx.http.resources import Parts
 from mtunnel_tx.pve.maps import Endpoint
 from tests.http.apicase import SECRET, ApiCase
 
@@ -107,7 +107,7 @@ class StandIn(Elsewhere):
         raise Unreachable(f"to {destination.name}")
 
 
-class Seat:
+class FakePlace:
     is_trusted = False
 
     def trust(self):
@@ -128,13 +128,13 @@ class ApiTests(ApiCase):
         return replace(super().parts(), elsewhere=self.elsewhere)
 
     def passed_on(self, target, reply, *headers, token="unknown", peer="192.168.1.1"):
-        """A connection on which a request was passed on, and its seat."""
+        """A connection on which a request was passed on, and its place."""
         self.elsewhere.reply = reply
         wire = self.wire()
-        wire.transport.seat = Seat()
+        wire.transport.place = FakePlace()
         wire.transport.peerAddr = IPv4Address("TCP", peer, 54321)
         wire.write(self.raw("GET", f"/api2/json{target}", token=token, headers=headers))
-        return wire, wire.transport.seat
+        return wire, wire.transport.place
 
     def test_foreign_token_is_theirs_to_judge(self):
         for target in ("/access/roles", "/nodes/pveb/storage"):
@@ -159,12 +159,12 @@ class ApiTests(ApiCase):
         """Else whoever guesses at a node's tokens does it in the name of the daemon in between."""
         for target in ("/nodes/pveb/storage", "/access/roles"):
             with capturedLogs() as events:
-                wire, seat = self.passed_on(target, Reply(status=401, reason="Authentication failed!"))
+                wire, place = self.passed_on(target, Reply(status=401, reason="Authentication failed!"))
                 self.assertTrue(wire.silent())
                 self.clock.advance(3)
             self.assertEqual(wire.response().line, "HTTP/1.1 401 Authentication failed!")
             self.assertIn("failed login from 192.168.1.1", "".join(map(formatEvent, events)))
-            self.assertFalse(seat.is_trusted)
+            self.assertFalse(place.is_trusted)
 
     def test_bad_ticket_there_is_no_failed_login(self):
         with capturedLogs() as events:
@@ -178,8 +178,8 @@ class ApiTests(ApiCase):
             ("/nodes/pveb/storage", 503, False),
             ("/access/domains", 200, False),
         ):
-            _, seat = self.passed_on(target, Reply(status=status, reason="so"))
-            self.assertEqual(seat.is_trusted, trusted, (target, status))
+            _, place = self.passed_on(target, Reply(status=status, reason="so"))
+            self.assertEqual(place.is_trusted, trusted, (target, status))
 
     def test_neighbour_counts_those_it_passes_on(self):
         for peer, headers, counted in (

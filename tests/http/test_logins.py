@@ -101,7 +101,7 @@ class LineTests(ApiCase):
     def test_other_lines_are_not_found(self):
         """Text of a peer may look like the line, but never from the start."""
         expression = failregex().replace("<ADDR>", ADDRESS)
-        forged = " [mtunnel_tx.tunnel.audit#info] x [mtunnel_tx.http.logins#warn] failed login from 192.0.2.9, number 1"
+        forged = " [mtunnel_tx.tunnel.audit#info] x [mtunnel_tx.logins#warn] failed login from 192.0.2.9, number 1"
         self.assertIsNone(re.match(expression, forged))
 
     def test_fail2ban_itself(self):

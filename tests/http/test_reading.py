@@ -4,11 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtunnel_tx import __version__
-from mtunnel_tx.http.api import find_endpoint, split_path
-from tests.http.apicase import NODE, ApiCase
+from mtunnel_tx.http.table import find_operation, split_path
+from tests.http.apicase import FINGERPRINT, NODE, ApiCase
 
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
-WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: abc=")
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}")
 
 
 class ReadTests(ApiCase):
@@ -44,7 +45,7 @@ class ReadTests(ApiCase):
         self.assertEqual(self.names("enabled=1", token="poor"), ["iso"])
 
     def test_certificates(self):
-        expected = [{"filename": "pveproxy-ssl.pem", "fingerprint": "AA:BB"}]
+        expected = [{"filename": "pveproxy-ssl.pem", "fingerprint": FINGERPRINT}]
         self.assertEqual(self.ask("GET", "/nodes/localhost/certificates/info", token="poor").data, expected)
 
     def test_cpu_models(self):
@@ -185,12 +186,12 @@ class RouteTests(ApiCase):
                 "GET", "/api2/json/nodes/localhost/qemu/300/mtunnelwebsocket?ticket=good&socket=x", headers=WEBSOCKET
             )
         )
-        request, _ = self.upgraded[0]
+        request, *_ = self.upgraded[0]
         self.assertNotIn("good", repr(request))
 
     @settings(deadline=None, max_examples=100)
     @given(st.text(max_size=40), st.sampled_from(["GET", "POST"]))
     def test_any_path_leads_somewhere_or_nowhere(self, text, method):
         path = split_path(b"/api2/json/" + text.encode("utf-8", "surrogatepass"))
-        found = find_endpoint(method, path)
+        found = find_operation(method, path)
         self.assertTrue(found is None or path[2:] == ("version",) or len(path) > 3)

@@ -1,4 +1,4 @@
-"""Who gets a seat: bounds in all and per address, and what counts as one address."""
+"""Who gets a place: bounds in all and per address, and what counts as one address."""
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
@@ -6,7 +6,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.config import Limits
-from mtunnel_tx.net.admission import TELL_EVERY_S, Gate, address_of, group_of
+from mtunnel_tx.net.admission import TELL_EVERY_S, Admission, address_of, group_of
 
 
 def v4(host="192.0.2.1"):
@@ -17,15 +17,15 @@ def v6(host):
     return IPv6Address("TCP", host, 1)
 
 
-class GateTests(SynchronousTestCase):
+class AdmissionTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.gate = Gate(Limits(connections=5, connections_unauthenticated_per_address=2), self.clock)
+        self.admission = Admission(Limits(connections=5, connections_unauthenticated_per_address=2), self.clock)
 
     def enter(self, host="192.0.2.1"):
-        return self.gate.enter(v4(host))
+        return self.admission.enter(v4(host))
 
-    def test_strangers_of_one_address(self):
+    def test_unauthenticated_connections_of_one_address(self):
         first = self.enter()
         self.assertTrue(self.enter())
         self.assertIsNone(self.enter())
@@ -33,25 +33,25 @@ class GateTests(SynchronousTestCase):
         first.leave()
         self.assertTrue(self.enter())
 
-    def test_who_is_trusted_is_no_stranger(self):
+    def test_a_trusted_connection_does_not_count_for_its_address(self):
         for _ in range(5):
             self.enter().trust()
-        self.assertEqual(self.gate.taken, 5)
+        self.assertEqual(self.admission.taken, 5)
         self.assertIsNone(self.enter("192.0.2.9"))
 
     def test_all_places_taken(self):
-        seats = [self.enter(f"192.0.2.{number}") for number in range(5)]
+        places = [self.enter(f"192.0.2.{number}") for number in range(5)]
         self.assertIsNone(self.enter("192.0.2.200"))
-        seats[0].leave()
+        places[0].leave()
         self.assertTrue(self.enter("192.0.2.200"))
 
     def test_each_is_counted_out_once(self):
-        seat = self.enter()
-        seat.trust()
-        seat.trust()
-        seat.leave()
-        seat.leave()
-        self.assertEqual(self.gate.taken, 0)
+        place = self.enter()
+        place.trust()
+        place.trust()
+        place.leave()
+        place.leave()
+        self.assertEqual(self.admission.taken, 0)
         self.assertTrue(self.enter() and self.enter())
         self.assertIsNone(self.enter())
 
@@ -61,14 +61,14 @@ class GateTests(SynchronousTestCase):
         self.assertIsNone(self.enter())
 
     def test_a_network_of_one_customer_is_one_address(self):
-        self.assertTrue(self.gate.enter(v6("2001:db8::1")) and self.gate.enter(v6("2001:db8::2")))
-        self.assertIsNone(self.gate.enter(v6("2001:db8::ffff:3")))
-        self.assertTrue(self.gate.enter(v6("2001:db8:0:1::1")))
+        self.assertTrue(self.admission.enter(v6("2001:db8::1")) and self.admission.enter(v6("2001:db8::2")))
+        self.assertIsNone(self.admission.enter(v6("2001:db8::ffff:3")))
+        self.assertTrue(self.admission.enter(v6("2001:db8:0:1::1")))
 
     def test_ipv4_by_an_ipv6_socket_is_ipv4(self):
-        self.assertTrue(self.gate.enter(v6("::ffff:192.0.2.1")) and self.enter())
-        self.assertIsNone(self.gate.enter(v6("::ffff:192.0.2.1")))
-        self.assertTrue(self.gate.enter(v6("::ffff:192.0.2.2")))
+        self.assertTrue(self.admission.enter(v6("::ffff:192.0.2.1")) and self.enter())
+        self.assertIsNone(self.admission.enter(v6("::ffff:192.0.2.1")))
+        self.assertTrue(self.admission.enter(v6("::ffff:192.0.2.2")))
 
     def test_refusals_do_not_fill_the_log(self):
         with capturedLogs() as events:

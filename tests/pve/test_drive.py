@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import (
     DRIVE_KEYS,
@@ -15,7 +16,6 @@ from mtunnel_tx.pve.drive import (
     parse_drive,
     parse_size,
 )
-from mtunnel_tx.pve.values import FormatError
 
 REAL = (
     ("scsi0", "local:100/vm-100-disk-0.qcow2,discard=on,format=qcow2,size=1G"),

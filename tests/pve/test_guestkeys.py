@@ -5,7 +5,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.guestformats import CHECKS
-from mtunnel_tx.pve.guestkeys import bridge_paths, check_config_privileges
+from mtunnel_tx.pve.guestkeys import CONFIG_NEEDS, RULES, bridge_paths, check_config_privileges
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.users import parse_user_config
 
@@ -89,6 +89,21 @@ class Keys(SynchronousTestCase):
             parent = path.rpartition("/")[0] or "/"
             rights = rights_of(("/vms", everything), (parent, privilege))
             check_config_privileges(parse_guest_config(line), 100, rights)
+
+    def test_a_rule_asks_for_nothing_that_it_does_not_list(self) -> None:
+        lines = [line for lines in PRIVILEGES.values() for line in lines.split("|")] + [
+            line for line, _, _ in ELSEWHERE
+        ]
+        for line in set(lines) - {"description: x"}:
+            key, _, value = line.partition(": ")
+            asked = [need for need, _ in RULES[key].asked(key, value)]
+            self.assertTrue(asked)
+            self.assertLessEqual(set(asked), set(RULES[key].needs), line)
+
+    def test_needs_are_listed_with_their_keys(self) -> None:
+        listed = {(need.path, need.privileges): need.when for need in CONFIG_NEEDS}
+        self.assertEqual(listed["/mapping/usb/{id}", ("Mapping.Use",)], "for these keys of the config: usb[n]")
+        self.assertIn("cores, cpulimit", listed["/vms/{vmid}", ("VM.Config.CPU",)])
 
     def test_two_privileges(self) -> None:
         self.assert_refused(

@@ -88,8 +88,8 @@ class Facts(SynchronousTestCase):
         self.assertFalse(has_snapshots(parse_guest_config("[PENDING]\n[special:cloudinit]\n")))
 
     def test_boot_order(self) -> None:
-        self.assertEqual(boot_order(parse_guest_config("boot: order=scsi0;ide2\n")), ["scsi0", "ide2"])
-        self.assertEqual(boot_order(parse_guest_config("boot: cd\n")), [])
+        self.assertEqual(boot_order(parse_guest_config("boot: order=scsi0;ide2\n")), ("scsi0", "ide2"))
+        self.assertEqual(boot_order(parse_guest_config("boot: cd\n")), ())
 
 
 class Completion(SynchronousTestCase):

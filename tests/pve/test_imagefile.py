@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.pve.imagefile import ImageRefused, inspect_image, printable
+from mtunnel_tx.pve.imagefile import ImageRefused, inspect_image
 
 
 def qcow2(*, extensions=b"", incompatible=0, backing=b"", crypt=0, size=1 << 20, version=3, header=104) -> bytes:
@@ -107,6 +107,3 @@ class OtherTests(SynchronousTestCase):
 
     def test_other_formats(self):
         self.assertRaises(ImageRefused, look, b"", "vdi")
-
-    def test_printable(self):
-        self.assertEqual(printable("a\n\x1b\x85 ü"), "a??? ü")

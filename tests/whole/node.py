@@ -219,7 +219,7 @@ class Node:
         return next(self.state.glob(f"tasks/?/{upid}")).read_text()
 
     def left_over(self) -> dict[str, list[str]]:
-        """What a finished tunnel must not leave: sockets but the door's, journals, children but fronts."""
+        """What a finished tunnel must not leave: sockets but the door's, journals, children but workers."""
         assert self.process is not None
         return {
             "sockets": sorted(

@@ -55,22 +55,22 @@ if sys.argv[1] == "import":
 """Its import sends everything back; all else that is asked of it succeeds and says nothing."""
 
 
-def fronts(node: Node) -> list[int]:
-    """The process ids of all fronts that work, in order of their numbers."""
-    return [front["pid"] for front in node.ask(cmd="status")["fronts"]]
+def workers(node: Node) -> list[int]:
+    """The process ids of all workers that take connections, in order of their numbers."""
+    return [worker["pid"] for worker in node.ask(cmd="status")["workers"]]
 
 
 def is_quiet(node: Node) -> bool:
-    """No front has a connection but command connections."""
-    return [front["busy"] for front in node.ask(cmd="status")["fronts"]] == [0, 0]
+    """No worker has a connection but command connections."""
+    return [worker["busy"] for worker in node.ask(cmd="status")["workers"]] == [0, 0]
 
 
-def front_of(node: Node, sock: socket.socket) -> int:
-    """The front that has the other end of a connection."""
+def worker_of(node: Node, sock: socket.socket) -> int:
+    """The worker that has the other end of a connection."""
     ends = f":{node.port:04X} 0100007F:{sock.getsockname()[1]:04X} "
     line = next(line for line in Path("/proc/net/tcp").read_text().splitlines() if ends in line)
     inode = f"socket:[{line.split()[9]}]"
-    return next(pid for pid in fronts(node) if inode in descriptors(pid))
+    return next(pid for pid in workers(node) if inode in descriptors(pid))
 
 
 def descriptors(pid: int) -> list[str]:
@@ -127,8 +127,8 @@ class Case(SynchronousTestCase):
 
 class MigrationTests(Case):
     def test_a_whole_one(self) -> None:
-        """And nothing of it stays in the fronts."""
-        pids = fronts(self.node)
+        """And nothing of it stays in the workers."""
+        pids = workers(self.node)
         before = [take_account(pid, self.node.root) for pid in pids]
         image = make_qcow2()
         move = Move(self.node, 100, image)
@@ -161,33 +161,33 @@ class MigrationTests(Case):
         self.node.assert_idle()
         self.assertEqual((self.node.guest(100), self.node.images(100)), (None, []))
 
-    def test_killed_front(self) -> None:
-        """Its streams end, and their import with an error; the others go on; there is another front soon."""
+    def test_killed_worker(self) -> None:
+        """Its streams end, and their import with an error; the others go on; there is another worker soon."""
         tunnel = self.open()
         start_import(tunnel)
         ticket = tunnel.ask(cmd="ticket", path=STORAGE_SOCKET)["ticket"]
         wait_for("quiet", lambda: is_quiet(self.node))
-        commands, before = front_of(self.node, tunnel.commands.sock), fronts(self.node)
+        commands, before = worker_of(self.node, tunnel.commands.sock), workers(self.node)
         # The first of equals gets the next connection.
         blocker = self.node.connect() if commands == before[0] else None
         stream = RawWebsocket(self.node, 100, STORAGE_SOCKET, ticket)
         stream.send(frame(2, struct.pack("<Q", MIB) + bytes(1000)))
-        victim = front_of(self.node, stream.sock)
+        victim = worker_of(self.node, stream.sock)
         self.assertNotEqual(victim, commands)
         os.kill(victim, signal.SIGKILL)
         self.assertIsNone(stream.read_close())
         stream.drop()
         self.assertEqual(import_end(tunnel)["status"], "error")
         self.assertEqual(self.node.images(100), [])
-        wait_for("another front", lambda: len(fronts(self.node)) == 2 and victim not in fronts(self.node))
+        wait_for("another worker", lambda: len(workers(self.node)) == 2 and victim not in workers(self.node))
         if blocker is not None:
             blocker.close()
         self.leave(tunnel)
 
-    def test_a_front_that_stands_still_is_killed(self) -> None:
+    def test_a_worker_that_hangs_is_killed(self) -> None:
         """It cannot keep a stream alive whose tunnel has ended."""
         tunnel = self.open()
-        victim = front_of(self.node, tunnel.commands.sock)
+        victim = worker_of(self.node, tunnel.commands.sock)
         os.kill(victim, signal.SIGSTOP)
         self.node.stop()
         self.assertFalse(is_alive(victim))
@@ -252,11 +252,11 @@ class LimitTests(Case):
             sock.sendall(head(self.node, "GET", "/version", "Connection: close", *lines, token=token))
             return read_all(sock)
 
-    def test_strangers(self) -> None:
-        strangers = [self.node.connect() for _ in range(3)]
+    def test_unauthenticated_connections(self) -> None:
+        early = [self.node.connect() for _ in range(3)]
         with self.node.connect() as one_more:
             self.assertEqual(read_all(one_more), b"")
-        for sock in strangers:
+        for sock in early:
             self.assertEqual(read_all(sock), b"")  # the handshake's time is over
             sock.close()
         with secure(self.node) as silent:
@@ -291,7 +291,7 @@ class LimitTests(Case):
 
 class ProcessTests(Case):
     def check_privileges(self) -> None:
-        for pid in fronts(self.node):
+        for pid in workers(self.node):
             status = status_of(pid)
             self.assertEqual(status["NoNewPrivs"], ["1"])
             if os.geteuid() == 0:
@@ -324,7 +324,7 @@ class ProcessTests(Case):
         return fingerprint(ssl.DER_cert_to_PEM_cert(der).encode())
 
     def test_they_die_with_the_daemon(self) -> None:
-        pids, tunnel = fronts(self.node), self.open()
+        pids, tunnel = workers(self.node), self.open()
         self.node.stop(signal.SIGKILL)
         wait_for("their end", lambda: not any(map(is_alive, pids)))
         tunnel.commands.drop()
@@ -332,14 +332,14 @@ class ProcessTests(Case):
         wait_for("the rollback", lambda: self.node.guest(100) is None)
 
     def test_they_end_with_the_daemon(self) -> None:
-        pids, tunnel = fronts(self.node), self.open()
+        pids, tunnel = workers(self.node), self.open()
         self.node.stop()
         self.assertFalse(any(map(is_alive, pids)))
         self.assertEqual(self.node.guest(100), None)
         tunnel.commands.drop()
 
     def test_drain(self) -> None:
-        pids, tunnel = fronts(self.node), self.open()
+        pids, tunnel = workers(self.node), self.open()
         self.node.ask(cmd="drain")
         self.assertEqual(call(self.node, "POST", f"/nodes/{self.node.name}/qemu/101/mtunnel", {}).status, 409)
         tunnel.ask(cmd="quit", cleanup=1)

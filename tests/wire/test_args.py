@@ -6,8 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import InvalidParameters
 from mtunnel_tx.wire import args
-from mtunnel_tx.wire.lines import parse_request
-from mtunnel_tx.wire.requests import MtunnelCall, WebsocketCall, read_mtunnel_call, read_websocket_call
+from mtunnel_tx.wire.requests import MTUNNEL, WEBSOCKET, MtunnelCall, WebsocketCall
 from mtunnel_tx.wire.schema import MISSING, UNDEFINED
 
 NOT_TEXT = "type check ('string') failed - got JSON::PP::Boolean"
@@ -15,24 +14,24 @@ NOT_TEXT = "type check ('string') failed - got JSON::PP::Boolean"
 
 class ReaderCase(SynchronousTestCase):
     def assert_errors(self, read, sent, **errors):
-        found = self.assertRaises(InvalidParameters, read, {"cmd": "x", **sent}).errors
+        found = self.assertRaises(InvalidParameters, read, sent).errors
         self.assertEqual(found, {name.replace("__", "."): reason for name, reason in errors.items()})
 
 
 class SmallCommandTests(ReaderCase):
     def test_without_a_schema(self):
-        self.assertEqual(args.read_nothing({"cmd": "version", "foo": [1]}), args.NoArgs())
+        self.assertEqual(args.ANYTHING.read({"foo": [1]}), args.NoArgs())
 
     def test_query_is_closed(self):
-        self.assertEqual(args.read_query({"cmd": "query-disk-import"}), args.NoArgs())
-        self.assert_errors(args.read_query, {"foo": None}, foo=UNDEFINED)
+        self.assertEqual(args.NOTHING.read({}), args.NoArgs())
+        self.assert_errors(args.NOTHING.read, {"foo": None}, foo=UNDEFINED)
 
     def test_config(self):
-        self.assertEqual(args.read_config({"cmd": "config", "conf": "a: 1\n"}), args.Config("a: 1\n", None))
-        with_firewall = {"cmd": "config", "conf": 5, "firewall-config": ""}
-        self.assertEqual(args.read_config(with_firewall), args.Config("5", ""))
-        self.assertEqual(args.read_config({"conf": "", "firewall-config": None}), args.Config("", None))
-        found = self.assertRaises(InvalidParameters, args.read_config, {"firewall_config": "x", "firewall-config": []})
+        self.assertEqual(args.CONFIG.read({"conf": "a: 1\n"}), args.ConfigArgs("a: 1\n", None))
+        with_firewall = {"conf": 5, "firewall-config": ""}
+        self.assertEqual(args.CONFIG.read(with_firewall), args.ConfigArgs("5", ""))
+        self.assertEqual(args.CONFIG.read({"conf": "", "firewall-config": None}), args.ConfigArgs("", None))
+        found = self.assertRaises(InvalidParameters, args.CONFIG.read, {"firewall_config": "x", "firewall-config": []})
         self.assertEqual(
             found.errors,
             {
@@ -43,74 +42,72 @@ class SmallCommandTests(ReaderCase):
         )
 
     def test_disk(self):
-        sent = {"cmd": "disk", "storage": "local", "drive": {"size": 5, "x": None}, "format": None}
-        self.assertEqual(args.read_disk(sent), args.Disk(storage="local", drive={"size": 5, "x": None}, format=None))
+        sent = {"storage": "local", "drive": {"size": 5, "x": None}, "format": None}
+        self.assertEqual(args.DISK.read(sent), args.DiskArgs(**sent))
         self.assert_errors(
-            args.read_disk,
+            args.DISK.read,
             {"storage": "storage!", "drive": "x", "format": "RAW"},
             storage="invalid format - storage ID 'storage!' contains illegal characters\n",
             drive="type check ('object') failed",
             format="value 'RAW' does not have a value in the enumeration 'raw, qcow, qed, qcow2, vmdk, cloop'",
         )
-        self.assert_errors(args.read_disk, {}, storage=MISSING, drive=MISSING)
+        self.assert_errors(args.DISK.read, {}, storage=MISSING, drive=MISSING)
 
     def test_ticket(self):
-        self.assertEqual(args.read_ticket({"cmd": "ticket", "path": 5}), args.Ticket("5"))
-        self.assert_errors(args.read_ticket, {"path": False}, path=NOT_TEXT)
+        self.assertEqual(args.TICKET.read({"path": 5}), args.TicketArgs("5"))
+        self.assert_errors(args.TICKET.read, {"path": False}, path=NOT_TEXT)
 
     def test_quit(self):
-        self.assertEqual(args.read_quit({"cmd": "quit"}), args.Quit(False))
-        self.assertEqual(args.read_quit({"cmd": "quit", "cleanup": "1"}), args.Quit(True))
-        self.assertEqual(args.read_quit({"cmd": "quit", "cleanup": True}), args.Quit(True))
-        self.assert_errors(args.read_quit, {"cleanup": ""}, cleanup="type check ('boolean') failed - got ''")
-        self.assert_errors(args.read_quit, {"cleanup": "maybe"}, cleanup="type check ('boolean') failed - got 'maybe'")
+        self.assertEqual(args.QUIT.read({}), args.QuitArgs(False))
+        self.assertEqual(args.QUIT.read({"cleanup": "1"}), args.QuitArgs(True))
+        self.assertEqual(args.QUIT.read({"cleanup": True}), args.QuitArgs(True))
+        self.assert_errors(args.QUIT.read, {"cleanup": ""}, cleanup="type check ('boolean') failed - got ''")
+        self.assert_errors(args.QUIT.read, {"cleanup": "maybe"}, cleanup="type check ('boolean') failed - got 'maybe'")
 
 
 class BandwidthTests(ReaderCase):
     def test_released(self):
-        read = args.read_bandwidth({"cmd": "bwlimit", "storages": ["a", None, 5, True], "bwlimit": "100"})
-        expected = args.Bandwidth(storages=("a", None, "5", "1"), bwlimit="100", operation="migration")
+        read = args.BANDWIDTH.read({"storages": ["a", None, 5, True], "bwlimit": "100"})
+        expected = args.BandwidthArgs(storages=("a", None, "5", "1"), bwlimit="100", operation="migration")
         self.assertEqual(read, expected)
 
     def test_the_limit_keeps_its_type(self):
         for sent in (100, "100", 0, "0", None):
-            read = args.read_bandwidth({"storages": [], "bwlimit": sent})
+            read = args.BANDWIDTH.read({"storages": [], "bwlimit": sent})
             self.assertEqual((read.bwlimit, type(read.bwlimit)), (sent, type(sent)))
-        self.assertEqual(
-            json.dumps(args.read_bandwidth(parse_request(b'{"cmd":1,"storages":[],"bwlimit":5}')).bwlimit), "5"
-        )
+        self.assertEqual(json.dumps(args.BANDWIDTH.read({"storages": [], "bwlimit": 5}).bwlimit), "5")
 
     def test_first_dialect(self):
-        self.assertEqual(args.read_bandwidth({"storage": "local", "operation": "restore"}).storages, ("local",))
-        self.assertEqual(args.read_bandwidth({"storage": "local", "storages": None}).storages, ("local",))
-        self.assert_errors(args.read_bandwidth, {"storage": True}, storage=NOT_TEXT)
+        self.assertEqual(args.BANDWIDTH.read({"storage": "local", "operation": "restore"}).storages, ("local",))
+        self.assertEqual(args.BANDWIDTH.read({"storage": "local", "storages": None}).storages, ("local",))
+        self.assert_errors(args.BANDWIDTH.read, {"storage": True}, storage=NOT_TEXT)
 
     def test_errors(self):
         self.assert_errors(
-            args.read_bandwidth, {"storage": "a", "storages": ["a"]}, storage="cannot be given together with 'storages'"
+            args.BANDWIDTH.read, {"storage": "a", "storages": ["a"]}, storage="cannot be given together with 'storages'"
         )
-        self.assert_errors(args.read_bandwidth, {}, storages=MISSING)
+        self.assert_errors(args.BANDWIDTH.read, {}, storages=MISSING)
         self.assert_errors(
-            args.read_bandwidth,
+            args.BANDWIDTH.read,
             {"storages": "a", "bwlimit": -1, "operation": []},
             storages="type check ('array') failed",
             bwlimit="value must have a minimum value of 0",
             operation="type check ('string') failed - got ARRAY",
         )
         self.assert_errors(
-            args.read_bandwidth, {"storages": [], "bwlimit": 1.5}, bwlimit="type check ('integer') failed - got '1.5'"
+            args.BANDWIDTH.read, {"storages": [], "bwlimit": 1.5}, bwlimit="type check ('integer') failed - got '1.5'"
         )
 
 
 class DiskImportTests(ReaderCase):
-    SENT = {"cmd": "disk-import", "volname": "vm-1-disk-0.raw", "format": "raw", "storage": "local"}
+    SENT = {"volname": "vm-1-disk-0.raw", "format": "raw", "storage": "local"}
 
     def test_released(self):
         sent = {**self.SENT, "export_formats": "raw+size,tar+size", "with_snapshots": 1, "allow_rename": "1"}
         sent |= {"snapshot": "__migration__", "migration_snapshot": True}
         self.assertEqual(
-            args.read_disk_import(sent),
-            args.DiskImport(
+            args.DISK_IMPORT.read(sent),
+            args.ImportArgs(
                 volname="vm-1-disk-0.raw",
                 format="raw",
                 export_formats=("raw+size", "tar+size"),
@@ -124,32 +121,32 @@ class DiskImportTests(ReaderCase):
 
     def test_first_dialect(self):
         sent = {**self.SENT, "export-formats": "raw+size", "with-snapshots": 0, "allow-rename": 1}
-        read = args.read_disk_import(sent)
+        read = args.DISK_IMPORT.read(sent)
         self.assertEqual((read.export_formats, read.with_snapshots, read.allow_rename), (("raw+size",), False, True))
         self.assertEqual((read.snapshot, read.migration_snapshot), (None, False))
 
     def test_empty_is_false(self):
         keys = ["migration_snapshot", "with_snapshots", "allow_rename"]
-        read = args.read_disk_import({**self.SENT, "export_formats": "raw+size", **dict.fromkeys(keys, "")})
+        read = args.DISK_IMPORT.read({**self.SENT, "export_formats": "raw+size", **dict.fromkeys(keys, "")})
         self.assertEqual([getattr(read, key) for key in keys], [False] * 3)
-        read = args.read_disk_import({**self.SENT, "export_formats": "", "with-snapshots": "", "allow-rename": ""})
+        read = args.DISK_IMPORT.read({**self.SENT, "export_formats": "", "with-snapshots": "", "allow-rename": ""})
         self.assertEqual((read.export_formats, read.with_snapshots, read.allow_rename), ((), False, False))
 
     def test_both_dialects_at_once(self):
         for name, value in (("export_formats", "raw+size"), ("with_snapshots", 0), ("allow_rename", 1)):
             sent = {**self.SENT, "export_formats": "raw+size", name: value, name.replace("_", "-"): value}
-            found = self.assertRaises(InvalidParameters, args.read_disk_import, sent).errors
+            found = self.assertRaises(InvalidParameters, args.DISK_IMPORT.read, sent).errors
             self.assertEqual(list(found), [name.replace("_", "-")])
 
     def test_only_three_have_dashes(self):
         sent = {**self.SENT, "export_formats": "raw+size", "migration-snapshot": 1}
         self.assertEqual(
-            self.assertRaises(InvalidParameters, args.read_disk_import, sent).errors, {"migration-snapshot": UNDEFINED}
+            self.assertRaises(InvalidParameters, args.DISK_IMPORT.read, sent).errors, {"migration-snapshot": UNDEFINED}
         )
 
     def test_errors(self):
         self.assert_errors(
-            args.read_disk_import,
+            args.DISK_IMPORT.read,
             {
                 "format": "qcow",
                 "export_formats": ["raw+size"],
@@ -169,9 +166,9 @@ class DiskImportTests(ReaderCase):
         for name, fits in (("A-b_9", True), ("x" * 40, True), ("x" * 41, False), ("", False), ("a.b", False)):
             sent = {**self.SENT, "export_formats": "raw+size", "snapshot": name}
             if fits:
-                self.assertEqual(args.read_disk_import(sent).snapshot, name)
+                self.assertEqual(args.DISK_IMPORT.read(sent).snapshot, name)
             else:
-                self.assertRaises(InvalidParameters, args.read_disk_import, sent)
+                self.assertRaises(InvalidParameters, args.DISK_IMPORT.read, sent)
 
 
 class StartTests(ReaderCase):
@@ -179,9 +176,8 @@ class StartTests(ReaderCase):
     OPTIONS = {"type": "websocket", "migratedfrom": "src", "remote_node": "src"}
 
     def read(self, params=None, options=None):
-        return args.read_start(
+        return args.START.read(
             {
-                "cmd": "start",
                 "start_params": {**self.PARAMS, **(params or {})},
                 "migrate_opts": {**self.OPTIONS, **(options or {})},
             }
@@ -230,9 +226,9 @@ class StartTests(ReaderCase):
         )
 
     def test_nothing_given(self):
-        self.assert_errors(args.read_start, {}, start_params=MISSING, migrate_opts=MISSING)
+        self.assert_errors(args.START.read, {}, start_params=MISSING, migrate_opts=MISSING)
         self.assert_errors(
-            args.read_start,
+            args.START.read,
             {"start_params": {}, "migrate_opts": [], "startparams": 1},
             start_params__statefile=MISSING,
             migrate_opts="type check ('object') failed",
@@ -292,14 +288,14 @@ class StartTests(ReaderCase):
 
 class CallTests(ReaderCase):
     def test_mtunnel(self):
-        read = read_mtunnel_call({"node": "n1", "vmid": "300", "storages": "local,zfs;a1", "bridges": ""})
+        read = MTUNNEL.read({"node": "n1", "vmid": "300", "storages": "local,zfs;a1", "bridges": ""})
         self.assertEqual(read, MtunnelCall(node="n1", vmid=300, storages=("local", "zfs", "a1"), bridges=()))
-        self.assertEqual(read_mtunnel_call({"node": "n1", "vmid": 300}).storages, ())
+        self.assertEqual(MTUNNEL.read({"node": "n1", "vmid": 300}).storages, ())
 
     def test_mtunnel_errors(self):
         sent = {"node": "n!", "vmid": "abc", "storages": "ok,storage!", "bridges": "bridge!", "foo": "1"}
         self.assertEqual(
-            self.assertRaises(InvalidParameters, read_mtunnel_call, sent).errors,
+            self.assertRaises(InvalidParameters, MTUNNEL.read, sent).errors,
             {
                 "node": "invalid format - value does not look like a valid node name\n",
                 "vmid": "type check ('integer') failed - got 'abc'",
@@ -310,16 +306,16 @@ class CallTests(ReaderCase):
         )
         for number in ("99", "1234567890"):
             self.assertEqual(
-                self.assertRaises(InvalidParameters, read_mtunnel_call, {"node": "n", "vmid": number}).errors,
+                self.assertRaises(InvalidParameters, MTUNNEL.read, {"node": "n", "vmid": number}).errors,
                 {"vmid": "invalid format - value does not look like a valid VM ID\n"},
             )
 
     def test_websocket(self):
         sent = {"node": "n1", "vmid": "300", "socket": "/run/qemu-server/300.mtunnel", "ticket": "secret"}
-        read = read_websocket_call(sent)
+        read = WEBSOCKET.read(sent)
         self.assertEqual(read, WebsocketCall(node="n1", vmid=300, socket=sent["socket"], ticket="secret"))
         self.assertNotIn("secret", repr(read))
         self.assertEqual(
-            self.assertRaises(InvalidParameters, read_websocket_call, {"node": "n1", "vmid": "300"}).errors,
+            self.assertRaises(InvalidParameters, WEBSOCKET.read, {"node": "n1", "vmid": "300"}).errors,
             {"socket": MISSING, "ticket": MISSING},
         )

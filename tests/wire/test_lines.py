@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import InvalidParameters, PermissionDenied, TunnelError
-from mtunnel_tx.wire import args
+from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS as COMMANDS
 from mtunnel_tx.wire.lines import (
     MAX_NESTING,
     RequestUnreadable,
@@ -21,17 +21,6 @@ from mtunnel_tx.wire.lines import (
 )
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "worker-replies.jsonl"
-READERS = {
-    "bwlimit": args.read_bandwidth,
-    "config": args.read_config,
-    "disk": args.read_disk,
-    "disk-import": args.read_disk_import,
-    "query-disk-import": args.read_query,
-    "start": args.read_start,
-    "ticket": args.read_ticket,
-    "quit": args.read_quit,
-    **dict.fromkeys(["version", "nbdstop", "resume", "fstrim", "stop", "unlock"], args.read_nothing),
-}
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -44,9 +33,9 @@ def refusal(line):
     try:
         request = parse_request(line)
         name = command_name(request)
-        if name not in READERS:
+        if name not in COMMANDS:
             return encode_failure(f"unknown command '{name}' given")
-        READERS[name](request)
+        COMMANDS[name].read(request)
     except RequestUnreadable as error:
         return encode_failure(error.text)
     except TunnelError as error:

@@ -1,4 +1,4 @@
-"""The daemon's side of its fronts, with children that do nothing by themselves."""
+"""The daemon's side of its workers, with children that do nothing by themselves."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.stream.relay import ReactorRelays
 from mtunnel_tx.tls.certificate import Certificate
-from mtunnel_tx.workers.channel import Channel, make_pair
-from mtunnel_tx.workers.pool import BEAT_S, MOST_MISSED, Crew
+from mtunnel_tx.workers.channel import MessageChannel, make_pair
+from mtunnel_tx.workers.pool import BEAT_S, MOST_MISSED, WorkerPool
 
 FILES = Certificate(b"the certificate", b"the key")
 
@@ -36,7 +36,7 @@ class FakeChild:
         self.killed = False
         self._end: Deferred[None] = Deferred()
         sock = socket.socket(fileno=os.dup(channel))
-        self.channel = Channel(reactor, sock, lambda message, _: self.heard.append(message), lambda: None)
+        self.channel = MessageChannel(reactor, sock, lambda message, _: self.heard.append(message), lambda: None)
 
     async def next_line(self, wait_s: float) -> str | None:
         await self._end
@@ -55,14 +55,14 @@ class FakeChild:
             self._end.callback(None)
 
 
-class CrewTests(SynchronousTestCase):
+class WorkerPoolTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = Reactor()
         self.children: list[FakeChild] = []
         self.refusal: BackendFailed | None = None
         here = ReactorRelays(self.reactor)
-        self.crew = Crew(self.reactor, count=2, spawn=self.spawn, here=here, handshake_s=7)
-        self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(self.crew.stop())))
+        self.pool = WorkerPool(self.reactor, count=2, spawn=self.spawn, here=here, handshake_s=7)
+        self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(self.pool.stop())))
 
     def spawn(self, channel: int) -> FakeChild:
         if self.refusal is not None:
@@ -71,7 +71,7 @@ class CrewTests(SynchronousTestCase):
         return self.children[-1]
 
     def start(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.crew.start(FILES))
+        return Deferred.fromCoroutine(self.pool.start(FILES))
 
     def be_ready(self) -> None:
         for child in self.children:
@@ -85,18 +85,18 @@ class CrewTests(SynchronousTestCase):
         started = self.start()
         self.reactor.spin()
         self.assertNoResult(started)
-        self.assertEqual(self.crew.status(), [])
+        self.assertEqual(self.pool.status(), [])
         self.be_ready()
         self.successResultOf(started)
         told = {"certificate": "the certificate", "key": "the key", "handshake_s": 7}
         self.assertEqual([child.heard for child in self.children], [[told], [told]])
-        self.assertEqual(self.crew.status(), [{"pid": 1, "connections": 0, "busy": 0}] * 2)
+        self.assertEqual(self.pool.status(), [{"pid": 1, "connections": 0, "busy": 0}] * 2)
 
     def test_one_that_ends_at_once(self) -> None:
         started = self.start()
         self.end(self.children[1])
         failure = self.failureResultOf(started, BackendFailed)
-        self.assertEqual(failure.value.text, "front process cannot start: it said nothing")
+        self.assertEqual(failure.value.text, "worker process cannot start: it said nothing")
 
     def test_it_cannot_start(self) -> None:
         self.refusal = BackendFailed("no")
@@ -105,7 +105,7 @@ class CrewTests(SynchronousTestCase):
     def test_another_certificate(self) -> None:
         self.start()
         self.be_ready()
-        self.crew.certify(Certificate(b"new", b"key"))
+        self.pool.certify(Certificate(b"new", b"key"))
         self.reactor.spin()
         self.assertEqual([child.heard[-1]["certificate"] for child in self.children], ["new", "new"])
 
@@ -120,7 +120,7 @@ class CrewTests(SynchronousTestCase):
             self.reactor.advance(delay_s * 0.2)
             self.assertEqual(len(self.children), count + 1)
         self.be_ready()
-        self.assertEqual(len(self.crew.status()), 2)
+        self.assertEqual(len(self.pool.status()), 2)
 
     def test_one_that_cannot_be_started_again_is_tried_again(self) -> None:
         self.start()
@@ -154,8 +154,8 @@ class ChannelTests(SynchronousTestCase):
         self.heard: list[tuple[object, list[socket.socket]]] = []
         self.closed: list[str] = []
         ours, theirs = make_pair()
-        self.here = Channel(self.reactor, ours, self.hear, lambda: self.closed.append("here"))
-        self.there = Channel(self.reactor, theirs, self.hear, lambda: self.closed.append("there"))
+        self.here = MessageChannel(self.reactor, ours, self.hear, lambda: self.closed.append("here"))
+        self.there = MessageChannel(self.reactor, theirs, self.hear, lambda: self.closed.append("there"))
         self.addCleanup(self.here.close)
         self.addCleanup(self.there.close)
 

@@ -19,6 +19,7 @@ from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.orphans import VARIABLE
 from mtunnel_tx.backends.qemuimg import QemuImages
+from mtunnel_tx.checks import FormatError, clean, dns_name
 from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
@@ -26,7 +27,6 @@ from mtunnel_tx.errors import TunnelError, os_reason
 from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.local import make_environ, make_guests, make_machines, make_storage
 from mtunnel_tx.ports.storage import Report
-from mtunnel_tx.pve.values import FormatError, clean, dns_name
 
 
 @dataclass(frozen=True, slots=True)

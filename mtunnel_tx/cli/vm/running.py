@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.cli.vm.program import Actions, Answer, add_action, add_guest_action
 from mtunnel_tx.guests import running
 from mtunnel_tx.guests.plainhost import PlainHost
-from mtunnel_tx.pve.values import clean
 
 
 def configure(actions: Actions) -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from mtunnel_tx.checks import FINGERPRINT
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.source.links import Json
 
-_FINGERPRINT = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}")
+_FINGERPRINT = re.compile(FINGERPRINT)
 _SCHEMES = ("https", "wss")
 _DEFAULT_PORT = 443
 

@@ -21,8 +21,8 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, TunnelError, WrongState
-from mtunnel_tx.pve.values import clean
 from mtunnel_tx.source.channel import LINE_LIMIT_BYTES, read_reply
 from mtunnel_tx.source.helper.channel import LOST, HelperChannel
 from mtunnel_tx.source.helper.orders import (

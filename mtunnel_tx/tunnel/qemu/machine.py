@@ -11,19 +11,19 @@ from mtunnel_tx.pve.drive import is_drive_key
 from mtunnel_tx.tunnel.common import DONE, Result
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.waiting import Task
-from mtunnel_tx.wire.args import NoArgs, Start
+from mtunnel_tx.wire.args import NoArgs, StartArgs
 from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 
 WHOLE_S = 25.0
 """How long `resume` waits for the rest of the state; a source waits 30 s for the reply."""
 
 
-async def start(guest: Guest, args: Start) -> Result:
+async def start(guest: Guest, args: StartArgs) -> Result:
     """Start the VM paused, waiting for its memory, its disks exported for mirroring."""
     tunnel, nbd = guest.tunnel, args.options.nbd
     for name, drive in (nbd or {}).items():
         _check_export(tunnel, name, drive)
-    if tunnel.mark != "migrate":
+    if not tunnel.ledger.owed.configured:
         raise WrongState(f"VM {tunnel.vmid} has no config yet")
     if tunnel.services.hypervisor.running(tunnel.vmid):
         raise WrongState(f"VM {tunnel.vmid} already running")
@@ -35,7 +35,7 @@ async def start(guest: Guest, args: Start) -> Result:
     return _started(tunnel, nbd, spice_port)
 
 
-def _incoming(tunnel: Tunnel, args: Start) -> Incoming:
+def _incoming(tunnel: Tunnel, args: StartArgs) -> Incoming:
     nbd = args.options.nbd
     return Incoming(
         migrate_socket=tunnel.sockets.file(MEMORY),
@@ -71,7 +71,7 @@ async def _watch(tunnel: Tunnel) -> None:
     """Write down that the whole state is here as soon as it is; that moment decides who owns the VM."""
     try:
         await tunnel.services.hypervisor.wait_whole(tunnel.vmid)
-        await tunnel.ledger.write("whole")
+        await tunnel.ledger.note("whole")
     except TunnelError as error:
         tunnel.task.line(f"VM {tunnel.vmid} ended before its state was complete: {error.text}")
 
@@ -107,9 +107,9 @@ async def resume(guest: Guest, _args: NoArgs) -> Result:
         raise WrongState(f"the state of VM {tunnel.vmid} has not arrived in full")
     if machine.status != "running":
         await services.storage.sync(tunnel.own.volumes)
-        await tunnel.ledger.write("ran")
+        await tunnel.ledger.write("resuming")
         await services.hypervisor.resume(tunnel.vmid)
-        await tunnel.ledger.write("runs")
+        await tunnel.ledger.note("resumed")
     return DONE
 
 

@@ -1,1 +1,1 @@
-"""The front process: TLS and streams, without privileges, for a daemon that does all the rest (net/fronts)."""
+"""What runs in a worker process: TLS and streams, without privileges, for a daemon that does everything else."""

@@ -1,6 +1,6 @@
 """python -m mtunnel_tx.workers.process NAME: started by the daemon, whose end of a channel is the standard input.
 
-NAME is for whoever reads `ps`.
+NAME is shown by `ps`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBegi
 
 from mtunnel_tx.net.epoll import close_hole
 from mtunnel_tx.stream.pump import Pump
-from mtunnel_tx.workers.process.service import FrontProcess
+from mtunnel_tx.workers.process.service import WorkerService
 
 reactor: Any = twisted.internet.reactor
 THREADS = 1
-"""The fronts are as many as there are to be threads; one is better than two that wait for each other."""
+"""There is one worker for each core that may be used; a second pump thread would only compete with the first."""
 
 
 def main() -> None:
-    """Work until the daemon has gone, however it went."""
+    """Work until the daemon has ended, however it ended."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     observer: Any = FileLogObserver(sys.stderr, _show)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
     close_hole(reactor)
     channel = socket.socket(fileno=sys.stdin.fileno())
-    FrontProcess(reactor, channel, Pump(reactor, threads=THREADS), _stop)
+    WorkerService(reactor, channel, Pump(reactor, threads=THREADS), _stop)
     reactor.run()
 
 
@@ -41,7 +41,7 @@ def _stop() -> None:
 
 
 def _show(event: LogEvent) -> str | None:
-    """The daemon's log has the time."""
+    """Format without the time, which the daemon's log adds."""
     text = eventAsText(event, includeTimestamp=False, includeSystem=False)
     return f"{text}\n" if text else None
 

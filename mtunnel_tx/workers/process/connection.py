@@ -1,7 +1,7 @@
-"""One connection in a front: plaintext goes through the lane to the daemon's HTTP and back, until a stream is granted.
+"""One connection in a worker: decrypted bytes go to the daemon's HTTP and back, until a stream is granted.
 
-Then the front stops reading, closes its half of the lane, and gets back what HTTP has not used. TLS connection and UNIX
-socket become a stream as in the daemon itself.
+Then the worker stops reading, closes its half of the plaintext socket, and receives what HTTP has not used. From then
+on TLS connection and UNIX socket are a stream, as in the daemon itself.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from twisted.python.failure import Failure
 from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.stream.peer import Peer, flush, take_over
-from mtunnel_tx.workers.lane import GRANT, KNOCK
+from mtunnel_tx.workers.plaintext import GRANT, TLS_DONE
 
 STALL_S = 60.0
 LINGER_S = 15.0
-"""How long a peer may take to see the last of HTTP."""
+"""How long a peer may take to receive the last bytes of HTTP."""
 
 Granted = Callable[[socket.socket, socket.socket, Deferred[Peer]], None]
-"""Takes the UNIX socket, the socket of the stream's own messages, and the peer once it has left HTTP.
+"""Takes the UNIX socket, the socket of the stream's own messages, and the peer when it has left HTTP.
 
 The Deferred fails with ConnectionLost.
 """
 
 
-class Wire(Connection):
-    """A socket that somebody else has accepted, as a transport."""
+class ReceivedTransport(Connection):
+    """A transport on a socket that another process has accepted."""
 
-    logstr = "front"
+    logstr = "worker"
 
     def __init__(self, sock: socket.socket, protocol: Any, reactor: Reactor) -> None:
         super().__init__(sock, protocol, reactor)
         self.connected = 1
 
 
-class LaneEnd(Wire):
-    """The front's end of a lane: what is read may have descriptors.
+class PlaintextSocket(ReceivedTransport):
+    """The worker's end of a plaintext socket: bytes that are read may come with descriptors.
 
-    Args: stalled: called when it may not be read for STALL_S, as the peer takes nothing: an end would not be seen.
+    Args: stalled: called when reading was paused for STALL_S because the peer takes nothing: an end would go unnoticed.
     """
 
     def __init__(self, sock: socket.socket, protocol: Any, reactor: Reactor, stalled: Callable[[], None]) -> None:
@@ -81,35 +81,38 @@ class LaneEnd(Wire):
             return CONNECTION_LOST
         if not data:
             return CONNECTION_DONE
-        lane: Any = self.protocol
-        lane.take(data, [socket.socket(fileno=number) for number in numbers])
+        daemon: Any = self.protocol
+        daemon.take(data, [socket.socket(fileno=number) for number in numbers])
         return None
 
 
-class _Inland(Protocol):
-    """Tells the ferry what comes through the lane."""
+class _FromDaemon(Protocol):
+    """Passes what comes from the daemon to the forwarder."""
 
-    def __init__(self, ferry: Ferry) -> None:
-        self._ferry = ferry
+    def __init__(self, forwarder: PlaintextForwarder) -> None:
+        self._forwarder = forwarder
 
     def take(self, data: bytes, sockets: list[socket.socket]) -> None:
-        self._ferry.take(data, sockets)
+        self._forwarder.take(data, sockets)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._ferry.lane_ended(reason)
+        self._forwarder.daemon_ended(reason)
 
 
-class Ferry(Protocol):
-    """What stands on top of TLS (net.tls.TlsProtocol) in a front. Args: lane: a socket; it belongs to the ferry."""
+class PlaintextForwarder(Protocol):
+    """The protocol on top of TLS (tls.TlsProtocol) in a worker.
+
+    Args: plaintext: the worker's end of a socket pair; the forwarder closes it.
+    """
 
     transport: Any
 
-    def __init__(self, reactor: Reactor, lane: socket.socket, granted: Granted) -> None:
-        self._inland = _Inland(self)
-        self._lane = LaneEnd(lane, self._inland, reactor, self._abandon)
+    def __init__(self, reactor: Reactor, plaintext: socket.socket, granted: Granted) -> None:
+        self._from_daemon = _FromDaemon(self)
+        self._plaintext = PlaintextSocket(plaintext, self._from_daemon, reactor, self._abandon)
         self._clock = reactor
         self._granted = granted
-        self._gone = False
+        self._peer_is_gone = False
         self._timer: Timer | None = None
         self._back: list[bytes] | None = None
         self._peer: Deferred[Peer] | None = None
@@ -117,28 +120,28 @@ class Ferry(Protocol):
     # From the peer
 
     def connectionMade(self) -> None:
-        """TLS is there."""
-        self._inland.makeConnection(self._lane)
-        self._lane.startReading()
-        self._lane.write(KNOCK)
-        self._lane.registerProducer(self.transport, True)
-        self.transport.registerProducer(self._lane, True)
+        """The TLS handshake is over."""
+        self._from_daemon.makeConnection(self._plaintext)
+        self._plaintext.startReading()
+        self._plaintext.write(TLS_DONE)
+        self._plaintext.registerProducer(self.transport, True)
+        self.transport.registerProducer(self._plaintext, True)
 
     def dataReceived(self, data: bytes) -> None:
-        self._lane.write(data)
+        self._plaintext.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The peer has gone, before or after the handshake; what it has sent still counts."""
-        self._gone = True
+        """The peer has gone, before or after the handshake; what it has sent still goes to the daemon."""
+        self._peer_is_gone = True
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        self._lane.unregisterProducer()
-        self._lane.loseConnection()
+        self._plaintext.unregisterProducer()
+        self._plaintext.loseConnection()
 
     # From the daemon
 
     def take(self, data: bytes, sockets: list[socket.socket]) -> None:
-        """HTTP has said something; the one byte that sockets come with is no part of that."""
+        """Bytes of HTTP for the peer; the one byte that sockets come with is not part of them."""
         if self._back is not None:
             self._back.append(data)
             return
@@ -147,29 +150,29 @@ class Ferry(Protocol):
             self._turn_back(*sockets)
 
     def _turn_back(self, local: socket.socket, messages: socket.socket) -> None:
-        """This is a stream now: let the lane bring back what it has."""
+        """A stream was granted: receive what is still in the plaintext socket."""
         self._back = []
         self._peer = Deferred()
         self.transport.pauseProducing()
         self.transport.unregisterProducer()
-        self._lane.unregisterProducer()
-        self._lane.resumeProducing()
-        self._lane.loseWriteConnection()
+        self._plaintext.unregisterProducer()
+        self._plaintext.resumeProducing()
+        self._plaintext.loseWriteConnection()
         self._granted(local, messages, self._peer)
 
-    def lane_ended(self, reason: Failure) -> None:
-        """The daemon has closed its end."""
+    def daemon_ended(self, reason: Failure) -> None:
+        """The daemon has closed its end of the plaintext socket."""
         if self._peer is None:
-            self._say_goodbye()
+            self._end_http()
         elif reason.check(ConnectionDone) is None:
             self._abandon()
-            self._peer.errback(ConnectionLost("the lane broke"))
+            self._peer.errback(ConnectionLost("the plaintext socket broke"))
         else:
             leaving = Deferred.fromCoroutine(self._leave()).addTimeout(STALL_S, self._clock)
             leaving.addErrback(self._fail).chainDeferred(self._peer)
 
-    def _say_goodbye(self) -> None:
-        if not self._gone:
+    def _end_http(self) -> None:
+        if not self._peer_is_gone:
             self.transport.unregisterProducer()
             self.transport.loseConnection()
             self._timer = self._clock.callLater(LINGER_S, self._abandon)

@@ -1,4 +1,4 @@
-"""What a front process does: takes certificate and connections from the daemon, runs streams, says what they do."""
+"""The service of a worker process: takes certificate and connections from the daemon, runs streams, reports on them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.context import TlsContext
 from mtunnel_tx.tls.protocol import TlsProtocol
 from mtunnel_tx.wire.frames import Role
-from mtunnel_tx.workers.channel import Channel, Message
-from mtunnel_tx.workers.process.connection import Ferry, Wire
+from mtunnel_tx.workers.channel import Message, MessageChannel
+from mtunnel_tx.workers.process.connection import PlaintextForwarder, ReceivedTransport
 
 log = Logger()
 
 COUNT_S = 1.0
 
 
-class Carried:
-    """A stream that was granted, and what the daemon is told of it.
+class GrantedStream:
+    """A stream that was granted, and what the daemon was told of it.
 
-    Args: local: the UNIX socket. messages: the socket of this stream's own channel. peer: comes when it has left HTTP.
-    gone: called when all was told.
+    Args: local: the UNIX socket. messages: the socket of this stream's own channel. peer: fires when it has left HTTP.
+    gone: called when everything was told.
     """
 
     def __init__(
         self, reactor: Reactor, relays: Relays, local: socket.socket, messages: socket.socket,
-        peer: Deferred[Peer], gone: Callable[[Carried], None],
+        peer: Deferred[Peer], gone: Callable[[GrantedStream], None],
     ) -> None:  # fmt: skip
         self._relays = relays
         self._local = local
@@ -48,7 +48,7 @@ class Carried:
         self._aborted = False
         self._told = (0, 0)
         self._terms: Deferred[Message] = Deferred()
-        self._channel = Channel(reactor, messages, self._hear, lambda: gone(self))
+        self._channel = MessageChannel(reactor, messages, self._hear, lambda: gone(self))
         Deferred.fromCoroutine(self._run(peer)).addErrback(self._fail)
 
     async def _run(self, peer: Deferred[Peer]) -> None:
@@ -89,7 +89,7 @@ class Carried:
             self._terms.callback(message)
 
     def count(self) -> None:
-        """Say how many bytes there were, where that has changed."""
+        """Tell how many bytes there were, if that has changed."""
         link = self._link
         if link is not None and (link.bytes_in, link.bytes_out) != self._told:
             self._say(link)
@@ -114,21 +114,21 @@ class Carried:
             log.failure("unexpected failure at the start of a stream", failure)
 
     def _drop(self) -> None:
-        """It came to nothing; the daemon sees the channel end."""
+        """The stream never began; the daemon sees the channel end."""
         self._local.close()
         self._channel.close()
 
 
-class FrontProcess:
-    """Args: channel: the daemon's other end. finished: called when the daemon has gone."""
+class WorkerService:
+    """Args: channel: a socket whose other end the daemon has. finished: called when the daemon has ended."""
 
     def __init__(self, reactor: Reactor, channel: socket.socket, relays: Relays, finished: Callable[[], None]) -> None:
         self._reactor = reactor
         self._relays = relays
         self._context: TlsContext | None = None
         self._handshake_s = 0.0
-        self._streams: set[Carried] = set()
-        self._channel = Channel(reactor, channel, self._hear, finished)
+        self._streams: set[GrantedStream] = set()
+        self._channel = MessageChannel(reactor, channel, self._hear, finished)
         self._counting = LoopingCall(self._count)
         self._counting.clock = reactor
         self._counting.start(COUNT_S, now=False)
@@ -147,22 +147,22 @@ class FrontProcess:
         else:
             self._channel.send({"ready": True})
 
-    def _take(self, sock: socket.socket, lane: socket.socket) -> None:
+    def _take(self, sock: socket.socket, plaintext: socket.socket) -> None:
         assert self._context is not None
         connection = SSL.Connection(self._context.context, None)
         connection.set_accept_state()
-        ferry = Ferry(self._reactor, lane, self._granted)
-        tls = TlsProtocol(connection, ferry, self._reactor, self._handshake_s)
-        wire = Wire(sock, tls, self._reactor)
+        forwarder = PlaintextForwarder(self._reactor, plaintext, self._granted)
+        tls = TlsProtocol(connection, forwarder, self._reactor, self._handshake_s)
+        transport = ReceivedTransport(sock, tls, self._reactor)
         try:
-            tls.makeConnection(wire)
+            tls.makeConnection(transport)
         except OSError:
-            wire.abortConnection()  # it has gone already
+            transport.abortConnection()  # the peer has gone already
             return
-        wire.startReading()
+        transport.startReading()
 
     def _granted(self, local: socket.socket, messages: socket.socket, peer: Deferred[Peer]) -> None:
-        self._streams.add(Carried(self._reactor, self._relays, local, messages, peer, self._streams.discard))
+        self._streams.add(GrantedStream(self._reactor, self._relays, local, messages, peer, self._streams.discard))
 
     def _count(self) -> None:
         self._channel.send({"alive": True})
@@ -171,7 +171,7 @@ class FrontProcess:
 
 
 def load(certificate: bytes, key: bytes) -> TlsContext:
-    """Certificate and key, PEM, from files that only this process has. Raises: TunnelError."""
+    """Certificate and key, PEM, by way of files that only this process has. Raises: TunnelError."""
     numbers = [_remember(data) for data in (certificate, key)]
     try:
         return TlsContext(*(Path(f"/proc/self/fd/{number}") for number in numbers))

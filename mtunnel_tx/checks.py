@@ -1,18 +1,41 @@
-"""The types that config values have: each is a check that returns the value as Proxmox keeps it.
+"""The one way to check a value: what ids and names look like, and checks that return a text as it is kept.
 
-Reasons are Proxmox's own words (protocol.md sections 4 and 7).
+A check takes a text and returns it in the form that it is kept in, or raises FormatError with the reason. The reasons
+are Proxmox's own words (protocol.md sections 1, 4 and 7). `wire/schema.py` (JSON values, reasons by name) and
+`config/checks.py` (TOML values, reasons of our own) are thin layers above it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 Check = Callable[[str], str]
 """Takes a value; returns it in the form it is kept in. Raises: FormatError."""
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+CONTROL_CLASS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+"""For a character class: control characters, line separators, and surrogates, which are no text."""
+STORAGE_ID = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
+VMID = r"[1-9][0-9]{2,8}"
+"""100 to 999999999."""
+NODE_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+"""One label of a DNS name."""
+CONFIG_ID = r"[A-Za-z][A-Za-z0-9_-]+"
+"""The name of a snapshot, or of a mapping."""
+CONFIG_KEY = r"[a-z][a-z_-]*[0-9]*"
+"""A key of a guest's config."""
+REALM = r"[A-Za-z][A-Za-z0-9._-]+"
+"""The name of a realm; that of a token has the same form."""
+USER_ID = rf"[^\s:/]+@{REALM}"
+TOKEN_ID = rf"({USER_ID})!({REALM})"
+"""Groups: the user's id, the token's name."""
+VOLUME_ID = rf"({STORAGE_ID}):([^{CONTROL_CLASS}]+)"
+"""Groups: the storage's id, the volume's name."""
+FINGERPRINT = r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){31}"
+"""The SHA-256 of a certificate."""
+
+CONTROL = re.compile(f"[{CONTROL_CLASS}]")
 MOST_WARNINGS = 20
 MOST_ITEMS = 1000
 _TRUE = re.compile(r"1|on|yes|true", re.IGNORECASE)
@@ -22,7 +45,8 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})")
 _DNS_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _DNS_NAME = re.compile(rf"(?:{_DNS_LABEL}\.)*{_DNS_LABEL}")
-_LIST = re.compile(r"[,;\x00\s]+")
+_LIST = re.compile(r"[,;\s\0]+", re.ASCII)
+_PREFIX_LENGTH = re.compile(r"[0-9]{1,3}")
 
 
 class FormatError(ValueError):
@@ -30,13 +54,18 @@ class FormatError(ValueError):
 
 
 def clean(text: str) -> str:
-    """Text of a peer with every control character (and lone surrogate) as `?`."""
+    """Text of a peer with every control character, line separator and lone surrogate as `?`."""
     return CONTROL.sub("?", text)
 
 
-def split_list(value: str) -> list[str]:
-    """The items of a list, split as Proxmox does at blanks, `,`, `;` and NUL."""
-    return [item for item in _LIST.split(value) if item]
+def clean_lines(text: str) -> str:
+    """The same, but line feeds stay."""
+    return "\n".join(map(clean, text.split("\n")))
+
+
+def split_list(value: str) -> tuple[str, ...]:
+    """The items of a list, split as Proxmox does at blanks, `,`, `;` and NUL; none of them is empty."""
+    return tuple(item for item in _LIST.split(value) if item)
 
 
 def boolean(value: str) -> str:
@@ -131,24 +160,26 @@ def raw_text(value: str) -> str:
     return value
 
 
-def each(check_item: Check) -> Check:
-    """A list whose items all pass; kept as it was written."""
+def list_of(check_item: Check) -> Check:
+    """A list whose items all pass, with any separators; kept as it was written."""
 
     def check(value: str) -> str:
-        items = split_list(raw_text(value))
-        if len(items) > MOST_ITEMS:
-            raise FormatError(f"there are {MOST_ITEMS} items at most")
-        for item in items:
+        for item in split_list(value):
             check_item(item)
         return value
 
     return check
 
 
-def shorten(warnings: Sequence[str]) -> list[str]:
-    """The first ones, and how many more there are."""
-    more = len(warnings) - MOST_WARNINGS
-    return [*warnings[:MOST_WARNINGS], *([f"{more} more warnings"] if more > 0 else [])]
+def each(check_item: Check) -> Check:
+    """The same within one line of text, of at most MOST_ITEMS items."""
+
+    def check(value: str) -> str:
+        if len(split_list(raw_text(value))) > MOST_ITEMS:
+            raise FormatError(f"there are {MOST_ITEMS} items at most")
+        return list_of(check_item)(value)
+
+    return check
 
 
 def formatted(check_value: Check) -> Check:
@@ -212,3 +243,42 @@ def network(check_address: Check, bits: int, words: tuple[str, ...], name: str) 
         raise FormatError(f"value does not look like a valid {name} network configuration")
 
     return check
+
+
+def cidr(value: str) -> str:
+    """An address with the length of its network's prefix, IPv4 or IPv6; nothing shorter than /8."""
+    host, _, length = value.partition("/")
+    try:
+        longest = int(ip_address(host).max_prefixlen)
+    except ValueError:
+        longest = 0
+    if "%" in host or not _PREFIX_LENGTH.fullmatch(length) or not 8 <= int(length) <= longest:
+        raise FormatError("value does not look like a valid CIDR network")
+    return value
+
+
+def fingerprint(value: str) -> str:
+    """The SHA-256 of a certificate; kept in upper case."""
+    if not re.fullmatch(FINGERPRINT, value):
+        raise FormatError("value does not look like a SHA-256 fingerprint, 32 pairs of hex digits")
+    return value.upper()
+
+
+def volume_id(value: str) -> str:
+    """`STORAGE:NAME`."""
+    if not re.fullmatch(VOLUME_ID, value):
+        raise FormatError(f"unable to parse volume ID '{clean(value)}'")
+    return value
+
+
+storage_id = pattern(STORAGE_ID, "storage ID '{}' contains illegal characters")
+bridge_id = pattern(r"[A-Za-z0-9_.-]+", "invalid bridge ID '{}'")
+config_id = pattern(CONFIG_ID, "invalid configuration ID '{}'")
+vmid = pattern(VMID, "value does not look like a valid VM ID")
+node_name = pattern(NODE_NAME, "value does not look like a valid node name")
+
+
+def shorten(warnings: Sequence[str]) -> list[str]:
+    """The first ones, and how many more there are."""
+    more = len(warnings) - MOST_WARNINGS
+    return [*warnings[:MOST_WARNINGS], *([f"{more} more warnings"] if more > 0 else [])]

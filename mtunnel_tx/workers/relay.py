@@ -1,10 +1,11 @@
-"""Streams that a front carries: how they are given to it, and what it tells of them.
+"""Streams that a worker carries: how the daemon gives them away, and how it hears of them.
 
-The daemon keeps the UNIX socket open beside the front's copy, until the end was told in order: whatever becomes of the
-front, an importer's input does not end before its importer was killed.
+The daemon keeps its own descriptor of the UNIX socket until the end of the stream was told in order. So whatever
+happens to the worker, the input of an importer does not end before the importer was killed.
 
-The bytes that HTTP has read, and those still on their way through the lane, go back through it: the front stops, closes
-its half, and has its own bytes again, in order, up to the end of file.
+HTTP may have read bytes that belong to the stream, and more may be under way in the plaintext socket. The daemon sends
+all of them back: the worker stops sending, closes its half of the plaintext socket, and receives its own bytes in
+order, up to the end of file.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from mtunnel_tx.net.kinds import Reactor, Result
 from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.stream.link import Link, Relays
 from mtunnel_tx.stream.peer import Peer
-from mtunnel_tx.workers.channel import Channel, Message, make_pair
-from mtunnel_tx.workers.lane import GRANT
+from mtunnel_tx.workers.channel import Message, MessageChannel, make_pair
+from mtunnel_tx.workers.plaintext import GRANT
 
 log = Logger()
 
 OBEY_S = 5.0
-"""A front that was told to end a stream and has not done so by then is killed."""
+"""A worker that was told to end a stream and has not done so by then is killed."""
 GRANT_AGAIN_S = 0.05
-FRONT_ENDED = "the process that carried it has ended"
+WORKER_ENDED = "the process that carried it has ended"
 
 
 @implementer(IHalfCloseableProtocol)
-class _Bounce(Protocol):
-    """Sends back what comes, then the end."""
+class _SendBack(Protocol):
+    """Sends back what comes, then the end of file."""
 
     transport: Any
 
@@ -59,16 +60,16 @@ class _Bounce(Protocol):
         self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """Only the whole is ever closed."""
+        """Never called: this side closes both halves at once."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The front has everything, or is gone."""
+        """The worker has everything, or has ended."""
 
 
-class Carriage:
-    """One stream in the hands of a front: what it has told, and what the link has heard of that.
+class RemoteStream:
+    """One stream that a worker carries: what the worker has told of it, and what of that the link was told.
 
-    Args: disobeyed: called when the front does not do what it was told.
+    Args: disobeyed: called when the worker does not end the stream although it was told to.
     """
 
     def __init__(self, reactor: Reactor, link: Link, peer: Peer, disobeyed: Callable[[], None]) -> None:
@@ -79,7 +80,7 @@ class Carriage:
         self._disobeyed = disobeyed
         self._timer: Timer | None = None
         self._granted = False
-        self._reason = FRONT_ENDED
+        self._reason = WORKER_ENDED
         self._untold: dict[str, Callable[[], None]] = {
             "local": lambda: link.local_over(self._reason),
             "peer": link.peer_over,
@@ -92,10 +93,10 @@ class Carriage:
             ours.close()
             self._theirs.close()
             raise
-        self._channel = Channel(reactor, ours, self._hear, self._complete)
+        self._channel = MessageChannel(reactor, ours, self._hear, self._complete)
 
     def grant(self) -> None:
-        """Let the front have the stream; that comes behind everything that HTTP has said."""
+        """Give the stream to the worker, behind everything that HTTP has sent."""
         try:
             socket.send_fds(self._peer.sock, [GRANT], [self._link.local.fileno(), self._theirs.fileno()])
         except BlockingIOError:
@@ -118,10 +119,10 @@ class Carriage:
                 "limits": asdict(terms.limits),
             }
         )
-        _Bounce(self._back, self._reactor, self._peer.leftover)
+        _SendBack(self._back, self._reactor, self._peer.leftover)
 
     def abort(self) -> None:
-        """Let the front end it."""
+        """Tell the worker to end the stream."""
         self._stop_timer()
         if self._granted:
             self._channel.send({"abort": True})
@@ -146,7 +147,7 @@ class Carriage:
             tell()
 
     def _complete(self) -> None:
-        """No more will be told."""
+        """The worker will tell nothing more: report the ends that it has not told."""
         self._stop_timer()
         self._theirs.close()
         if not self._granted:
@@ -159,11 +160,11 @@ class Carriage:
             self._timer.cancel()
 
 
-class FrontRelays:
-    """Runs streams in fronts (link.Relays); those whose TLS is our own go to `here`.
+class WorkerRelay:
+    """Runs streams in workers (link.Relays); streams whose TLS is in this process go to `here`.
 
-    Args: disobeyed: called with the inode of a lane whose front does not do what it was told. carried: called with the
-    inode and the link for each stream.
+    Args: disobeyed: called with the inode of a plaintext socket whose worker does not end a stream. carried: called
+    with the inode and the link of each stream.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class FrontRelays:
         self._here = here
         self._disobeyed = disobeyed
         self._carried = carried
-        self._running: dict[Link, Carriage] = {}
+        self._running: dict[Link, RemoteStream] = {}
 
     def start(self, link: Link, peer: Peer) -> None:
         if peer.connection is not None:
@@ -181,15 +182,15 @@ class FrontRelays:
             return
         inode = inode_of(peer.sock)
         self._carried(inode, link)
-        carriage = Carriage(self._reactor, link, peer, lambda: self._disobeyed(inode))
-        link.stream = carriage
-        self._running[link] = carriage
+        remote = RemoteStream(self._reactor, link, peer, lambda: self._disobeyed(inode))
+        link.stream = remote
+        self._running[link] = remote
         for end in (link.done, link.released):
             end.addBoth(self._forget, link)
         if link.aborted:
-            carriage.abort()
+            remote.abort()
         else:
-            carriage.grant()
+            remote.grant()
 
     def cancel(self, link: Link) -> None:
         if link in self._running:
@@ -212,5 +213,5 @@ class FrontRelays:
 
 
 def inode_of(sock: socket.socket) -> int:
-    """What a socket and its duplicates have in common."""
+    """The number that a socket has in common with its duplicates."""
     return os.fstat(sock.fileno()).st_ino

@@ -1,0 +1,39 @@
+"""The calls of a tunnel: open it, reach its sockets, compare what has arrived."""
+
+from __future__ import annotations
+
+from mtunnel_tx.http.operation import Call, takes
+from mtunnel_tx.http.replies import Reply, data_reply
+from mtunnel_tx.http.websocket import open_websocket
+from mtunnel_tx.net.admission import address_of
+from mtunnel_tx.pve.needs import Need
+from mtunnel_tx.wire.requests import VM, MtunnelCall, WebsocketCall
+from mtunnel_tx.wire.schema import Property, String
+
+OPEN_NEEDS = (
+    Need("/vms/{vmid}", ("VM.Allocate",)),
+    Need("/", ("Sys.Incoming",)),
+    Need("/storage/{storage}", ("Datastore.AllocateSpace",), "for each of `storages`"),
+)
+DIGEST = takes({**VM, "volume": Property(String(), "a volume that a live tunnel of this token made", True)})
+
+
+async def open_tunnel(call: Call) -> Reply:
+    """Claim the VMID, and wait for the source's command connection."""
+    sent: MtunnelCall = call.values
+    address = address_of(call.request.getClientAddress())
+    opened = await call.parts.tunnels.open(sent.vmid, call.rights.token, sent.storages, sent.bridges, address)
+    return data_reply({"upid": opened.upid, "ticket": opened.ticket, "socket": opened.socket})
+
+
+async def join_socket(call: Call) -> Reply | None:
+    """Become a websocket that leads to a socket of the tunnel; the ticket says who may."""
+    sent: WebsocketCall = call.values
+    route = call.parts.tunnels.route(sent.vmid, sent.socket, call.rights.token, sent.ticket)
+    return await open_websocket(call.request, route, sent.socket, call.parts.upgrader)
+
+
+async def digest(call: Call) -> Reply:
+    """Tell a volume's SHA-256."""
+    values = call.values
+    return data_reply({"sha256": await call.parts.tunnels.digest(values["vmid"], call.rights.token, values["volume"])})
