@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mtunnel_tx.errors import BackendFailed, BadRequest
-from mtunnel_tx.ports.images import ImageFile
+from mtunnel_tx.ports.images import SourceImage
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageRefused, inspect_image
 
 _HEAD_BYTES = 64 << 10
@@ -39,7 +39,7 @@ _EXTENT_NAME = re.compile(r"[^/:\x00-\x1f]+")
 _MOST_EXTENTS = 4096
 
 
-def look_at_image(path: Path, format: str | None, offset_bytes: int, length_bytes: int | None) -> ImageFile:
+def look_at_image(path: Path, format: str | None, offset_bytes: int, length_bytes: int | None) -> SourceImage:
     """See ports.Images.look. Blocks.
 
     Returns: the image; its size is 0 where only qemu-img can tell.
@@ -59,7 +59,7 @@ def look_at_image(path: Path, format: str | None, offset_bytes: int, length_byte
             size_bytes = _read_descriptor(path, head.decode("utf-8", "replace"))
         else:
             size_bytes = _size_of(path, found, read, length)
-    return ImageFile(
+    return SourceImage(
         path=path, format=found, size_bytes=size_bytes, offset_bytes=offset_bytes, length_bytes=length_bytes
     )
 

@@ -12,7 +12,7 @@ from mtunnel_tx.backends.child import run
 from mtunnel_tx.backends.files import ReactorThreads, make_folder
 from mtunnel_tx.backends.foreignimages import look_at_image
 from mtunnel_tx.errors import BackendFailed, BadRequest
-from mtunnel_tx.ports.images import ImageFile
+from mtunnel_tx.ports.images import SourceImage
 
 INFO_S = 60.0
 WORK_S = 7 * 24 * 3600.0
@@ -31,7 +31,7 @@ class QemuImages:
 
     async def look(
         self, path: Path, format: str | None, *, offset_bytes: int = 0, length_bytes: int | None = None
-    ) -> ImageFile:
+    ) -> SourceImage:
         """See ports.Images."""
         seen = await self._threads.run(look_at_image, path, format, offset_bytes, length_bytes)
         if seen.size_bytes:
@@ -39,7 +39,7 @@ class QemuImages:
         info = json.loads(await self._run(INFO_S, "info", "--output=json", _node(seen), limits=_INFO_LIMITS))
         if info.get("encrypted") or "backing-filename" in info:
             raise BadRequest(f"{path}: it is encrypted, or needs another image")
-        return ImageFile(
+        return SourceImage(
             path=path,
             format=seen.format,
             size_bytes=int(info["virtual-size"]),
@@ -47,7 +47,7 @@ class QemuImages:
             length_bytes=length_bytes,
         )
 
-    async def convert(self, source: ImageFile, target: Path, format: str) -> None:
+    async def convert(self, source: SourceImage, target: Path, format: str) -> None:
         """See ports.Images."""
         await self._run(WORK_S, "convert", "-n", "--target-is-zero", "-O", format, _node(source), str(target))
 
@@ -103,7 +103,7 @@ class QemuImages:
             raise BackendFailed(" ".join(error.text.split())) from error
 
 
-def _node(image: ImageFile) -> str:
+def _node(image: SourceImage) -> str:
     """An image as qemu-img opens it, whatever its path looks like; a base image only where it stands on one."""
     is_device = image.path.is_block_device()
     file: dict[str, Any] = {"driver": "host_device" if is_device else "file", "filename": os.fspath(image.path)}

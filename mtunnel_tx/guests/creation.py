@@ -16,7 +16,7 @@ from mtunnel_tx.guests.isos import place_iso
 from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
 from mtunnel_tx.guests.recovery import CREATE_MARK, is_claimed
 from mtunnel_tx.guests.volumes import choose_format, choose_storage
-from mtunnel_tx.ports.images import ImageFile
+from mtunnel_tx.ports.images import SourceImage
 from mtunnel_tx.pve.drive import Drive, drive_interface, format_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestrules import check_consistency, fill_macs, iter_nics
@@ -45,7 +45,7 @@ class CreatedGuest:
 
 
 async def create_guest(
-    host: PlainHost, action: str, blueprint: Blueprint, images: Mapping[str, ImageFile], placement: Placement
+    host: PlainHost, action: str, blueprint: Blueprint, images: Mapping[str, SourceImage], placement: Placement
 ) -> CreatedGuest:
     """Make a VM.
 
@@ -95,7 +95,7 @@ def _note_missing_bridges(host: PlainHost, conf: GuestConfig) -> None:
 
 
 async def make_disk(
-    work: Work, disk: BlueprintDisk, image: ImageFile | None, entry: StorageEntry, format: str
+    work: Work, disk: BlueprintDisk, image: SourceImage | None, entry: StorageEntry, format: str
 ) -> Drive:
     """Make a volume, with an image's content where there is one. Returns: the drive."""
     size_bytes = max(disk.size_bytes or 0, image.size_bytes if image else 0)

@@ -13,7 +13,7 @@ from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestrules import iter_volumes
 from mtunnel_tx.pve.sizes import parse_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.volume import next_disk_name, parse_volume_id
+from mtunnel_tx.pve.volume import find_owner, next_disk_name, parse_volume_id
 
 _IMAGE_FORMATS = ("qcow2", "raw", "vmdk")
 _PREFERRED = "qcow2"
@@ -69,7 +69,7 @@ async def free_name(host: PlainHost, entry: StorageEntry, vmid: int, format: str
 
 def full_name(entry: StorageEntry, vmid: int, name: str) -> str:
     """The volume id of an image: where there are files each VM has a folder, elsewhere a name has no ending."""
-    return f"{entry.id}:{vmid}/{name}" if entry.path is not None else f"{entry.id}:{name.rpartition('.')[0]}"
+    return f"{entry.id}:{vmid}/{name}" if entry.has_files else f"{entry.id}:{name.rpartition('.')[0]}"
 
 
 def read_size(text: str) -> int:
@@ -92,22 +92,21 @@ def free_key(conf: GuestConfig, bus: str) -> str:
     raise BadRequest(f"there are {DRIVES_PER_INTERFACE[bus]} {bus} drives at most")
 
 
-def own_volumes(conf: GuestConfig, vmid: int) -> list[str]:
+def own_volumes(host: PlainHost, conf: GuestConfig, vmid: int) -> list[str]:
     """The volumes that a config and its snapshots name and that belong to the VM itself, each once."""
     sections = [conf, *(GuestConfig(options=section.options) for section in conf.sections.values())]
     named = (volume for section in sections for _, volume in iter_volumes(section))
-    return list(dict.fromkeys(volid for volid in named if owner_of(volid) == vmid))
+    return list(dict.fromkeys(volid for volid in named if is_own(host, volid, vmid)))
 
 
-def owner_of(volid: str) -> int | None:
-    """The VM that a volume belongs to, by its name: `local:100/vm-100-disk-0.raw`, `pool:vm-100-disk-0`; else None."""
+def is_own(host: PlainHost, volid: str, vmid: int) -> bool:
+    """Whether a volume is a disk that belongs to a VM by its name; a path, and a CD image, belong to none."""
     try:
-        name = parse_volume_id(volid).name.rpartition("/")[2]
-    except TunnelError:
-        return None
-    kind, _, rest = name.partition("-")
-    number = rest.partition("-")[0]
-    return int(number) if kind in ("vm", "base") and number.isdecimal() else None
+        volume = parse_volume_id(volid)
+        owner = find_owner(host.storage.config()[volume.storage], volume.name)
+    except (TunnelError, KeyError):
+        return False
+    return owner.content == "images" and owner.vmid == vmid
 
 
 async def free_unnamed(host: PlainHost, volids: Iterable[str]) -> list[str]:

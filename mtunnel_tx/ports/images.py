@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFile:
+class SourceImage:
     """An image, or the part of a file that is one (an OVA is an archive).
 
     `format`: as QEMU names it: `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, `vpc`. `size_bytes`: of the disk in it.
@@ -29,14 +29,14 @@ class Images(Protocol):
 
     async def look(
         self, path: Path, format: str | None, *, offset_bytes: int = 0, length_bytes: int | None = None
-    ) -> ImageFile:
+    ) -> SourceImage:
         """Read what an image says about itself.
 
         Args: format: what it must be; None: what its first bytes say.
         Raises: BadRequest: it is no such image, encrypted, or needs other files; BackendFailed: it cannot be read.
         """
 
-    async def convert(self, source: ImageFile, target: Path, format: str) -> None:
+    async def convert(self, source: SourceImage, target: Path, format: str) -> None:
         """Write the disk in an image into a new, empty image of at least its size; holes stay holes."""
 
     async def resize(self, path: Path, format: str, size_bytes: int) -> None:
