@@ -55,7 +55,7 @@ CREATE INDEX moves_by_vmid ON moves (vmid, since_s);
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class FinishedMove:
     """One move that is over.
 
     direction: `in` (received here) or `out` (sent from here). peer: the other host's address or name. since_s: its
@@ -79,7 +79,7 @@ class Move:
     phases: Mapping[str, float] = field(default_factory=dict)
 
 
-_COLUMNS = tuple(one.name for one in fields(Move))
+_COLUMNS = tuple(one.name for one in fields(FinishedMove))
 _INSERT = f"INSERT INTO moves ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - names
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM moves"  # noqa: S608 - names
 
@@ -99,7 +99,7 @@ class HistoryFile:
         self._most_s = most_days * _DAY_S
         self._now = now
 
-    def add(self, move: Move) -> None:
+    def add(self, move: FinishedMove) -> None:
         """Write a row, and remove those that are too many or too old. Raises: OSError, sqlite3.Error."""
         try:
             self._add(move)
@@ -109,7 +109,7 @@ class HistoryFile:
             self._put_aside(error)
             self._add(move)
 
-    def find(self, *, since_s: float | None = None, vmid: int | None = None, limit: int = 100) -> list[Move]:
+    def find(self, *, since_s: float | None = None, vmid: int | None = None, limit: int = 100) -> list[FinishedMove]:
         """Returns: the latest moves that fit, the newest first. Raises: sqlite3.Error: the file cannot be read."""
         if not self._path.exists():
             return []
@@ -120,7 +120,7 @@ class HistoryFile:
         with self._opened() as database:
             return [_read_row(row) for row in database.execute(query, (*chosen.values(), limit))]
 
-    def _add(self, move: Move) -> None:
+    def _add(self, move: FinishedMove) -> None:
         values = {**asdict(move), "phases": json.dumps(dict(move.phases))}
         with self._opened() as database, database:
             database.execute(_INSERT, [values[name] for name in _COLUMNS])
@@ -153,9 +153,9 @@ def _is_damaged(error: sqlite3.DatabaseError) -> bool:
     return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
-def _read_row(row: tuple[Any, ...]) -> Move:
+def _read_row(row: tuple[Any, ...]) -> FinishedMove:
     values = dict(zip(_COLUMNS, row, strict=True))
-    return Move(**{**values, "phases": json.loads(values["phases"])})
+    return FinishedMove(**{**values, "phases": json.loads(values["phases"])})
 
 
 class HistoryObserver:
@@ -169,7 +169,7 @@ class HistoryObserver:
         self._threads = threads
         self._seconds = seconds
         self._begun: dict[str, tuple[float, dict[str, float]]] = {}
-        self._waiting: list[Move] = []
+        self._waiting: list[FinishedMove] = []
         self._writing = False
 
     def __call__(self, event: TunnelEvent) -> None:
@@ -183,7 +183,7 @@ class HistoryObserver:
             _, phases = self._begun.pop(upid, (0.0, {}))
             self._write(_move(event, phases))
 
-    def _write(self, move: Move) -> None:
+    def _write(self, move: FinishedMove) -> None:
         if len(self._waiting) >= MOST_WAITING:
             log.error("the history lacks the move of VM {vmid}: its disk cannot keep up", vmid=move.vmid)
             return
@@ -206,9 +206,9 @@ class HistoryObserver:
             self._writing = False
 
 
-def _move(event: TunnelEnded, phases: Mapping[str, float]) -> Move:
+def _move(event: TunnelEnded, phases: Mapping[str, float]) -> FinishedMove:
     tunnel = event.tunnel
-    return Move(
+    return FinishedMove(
         vmid=tunnel.vmid,
         kind=tunnel.kind,
         direction="in",

@@ -6,7 +6,7 @@ series does not grow with what moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -58,47 +58,39 @@ class Metrics:
         self._flows: dict[tuple[str, int], tuple[str, Callable[[], ByteCount]]] = {}
         self._phases: dict[str, tuple[TunnelPhase, float]] = {}
         self._totals: dict[tuple[str, str], int] = {}
-        self._opened = Counter("mtunnel_tunnels_opened", "Tunnels that were opened.", registry=self.registry)
-        self._ended = Counter(
-            "mtunnel_tunnels_ended",
-            "Tunnels that are over, by what became of the VM.",
-            ["outcome"],
-            registry=self.registry,
-        )
-        self._duration = Histogram(
-            "mtunnel_tunnel_duration_seconds", "How long tunnels lived.", buckets=LONG_S, registry=self.registry
-        )
-        self._phase = Histogram(
-            "mtunnel_phase_duration_seconds",
-            "How long tunnels stayed in a phase.",
-            ["phase"],
-            buckets=LONG_S,
-            registry=self.registry,
-        )
-        self._commands = Histogram(
-            "mtunnel_command_duration_seconds",
-            "How long commands took.",
-            ["command", "result"],
-            buckets=COMMAND_S,
-            registry=self.registry,
-        )
-        self._flow_ends = Counter(
-            "mtunnel_flows_ended", "Flows that are over.", ["socket", "end"], registry=self.registry
-        )
-        self._refusals = Counter("mtunnel_refusals", "Requests that were refused.", ["reason"], registry=self.registry)
-        self._logins = Counter("mtunnel_logins_failed", "Requests without a valid token.", registry=self.registry)
-        self._delay = Histogram(
-            "mtunnel_event_loop_delay_seconds", "How late the reactor was.", buckets=DELAY_S, registry=self.registry
-        )
-        self._fsync = Histogram(
-            "mtunnel_journal_append_seconds",
-            "How long a journal record took to the disk.",
-            buckets=DELAY_S,
-            registry=self.registry,
-        )
+        self._count_tunnels()
+        self._count_work()
         info = Gauge("mtunnel_build_info", "The version, as a label.", ["version"], registry=self.registry)
         info.labels(__version__).set(1)
         self.registry.register(_Looked(facts, self._bytes, self._open_flows))
+
+    def _count_tunnels(self) -> None:
+        self._opened = self._counter("mtunnel_tunnels_opened", "Tunnels that were opened.")
+        self._ended = self._counter(
+            "mtunnel_tunnels_ended", "Tunnels that are over, by what became of the VM.", "outcome"
+        )
+        self._duration = self._histogram("mtunnel_tunnel_duration_seconds", "How long tunnels lived.", LONG_S)
+        self._phase = self._histogram(
+            "mtunnel_phase_duration_seconds", "How long tunnels stayed in a phase.", LONG_S, "phase"
+        )
+        self._commands = self._histogram(
+            "mtunnel_command_duration_seconds", "How long commands took.", COMMAND_S, "command", "result"
+        )
+        self._flow_ends = self._counter("mtunnel_flows_ended", "Flows that are over.", "socket", "end")
+
+    def _count_work(self) -> None:
+        self._refusals = self._counter("mtunnel_refusals", "Requests that were refused.", "reason")
+        self._logins = self._counter("mtunnel_logins_failed", "Requests without a valid token.")
+        self._delay = self._histogram("mtunnel_event_loop_delay_seconds", "How late the reactor was.", DELAY_S)
+        self._fsync = self._histogram(
+            "mtunnel_journal_append_seconds", "How long a journal record took to the disk.", DELAY_S
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def page(self) -> bytes:
         """The answer to a scrape."""

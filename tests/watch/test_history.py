@@ -19,10 +19,10 @@ from mtunnel_tx.ports.events import (
     TunnelPhase,
 )
 from mtunnel_tx.watch import history
-from mtunnel_tx.watch.history import HistoryFile, HistoryObserver, Move
+from mtunnel_tx.watch.history import FinishedMove, HistoryFile, HistoryObserver
 
 DAY_S = 86400.0
-MOVE = Move(
+MOVE = FinishedMove(
     vmid=100, kind="qemu", direction="in", token="mig@pve!t1", peer="192.0.2.1", upid="UPID:x", since_s=1000.0,
     duration_s=2.5, outcome="kept", reason="", problem=None, bytes_in=1 << 40, bytes_out=3, phases={"serving": 0.5},
 )  # fmt: skip
