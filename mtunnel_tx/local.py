@@ -1,4 +1,4 @@
-"""This host's guests, storages and virtual machines, as its configuration describes them."""
+"""This host's guests, storages, virtual machines and history, as its configuration describes them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mtunnel_tx.backends.localmachines import LocalMachines
 from mtunnel_tx.backends.proxmox import ProxmoxMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.config import Settings
+from mtunnel_tx.watch.history import FILE, HistoryFile
 
 KEPT_VARIABLES = (
     "HOME",
@@ -74,3 +75,9 @@ def make_proxmox_machines(reactor: Any, settings: Settings, guests: GuestFiles) 
         guests=guests,
         folder=settings.machine_dir,
     )
+
+
+def make_history(settings: Settings) -> HistoryFile:
+    """The moves that are over."""
+    limits = settings.limits
+    return HistoryFile(settings.state_dir / FILE, most_rows=limits.history_rows, most_days=limits.history_days)
