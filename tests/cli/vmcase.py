@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 from twisted.trial.unittest import SkipTest
@@ -14,6 +13,7 @@ from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import read_record
 from tests.cli.test_main import Case
 from tests.guest.ticker import ticker
+from tests.processes import run_program
 
 CONF = """\
 name: ticker
@@ -57,7 +57,7 @@ class VmCase(Case):
 
     def vm(self, *words, **more):
         """Run `mtunnel vm WORDS`. Returns: status, output, errors."""
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=60, **more)
+        done = run_program(self.command(*words), capture_output=True, text=True, check=False, **more)
         return done.returncode, done.stdout, done.stderr
 
     def command(self, *words):
