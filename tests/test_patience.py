@@ -1,6 +1,5 @@
 """Tests end, and nothing that they start outlives them."""
 
-import ast
 import os
 import signal
 import time
@@ -16,8 +15,6 @@ from tests import limits
 from tests.patience import VARIABLE, factor, patience_s, tries, wait_for
 from tests.processes import run_program, started_process
 
-TESTS = Path(__file__).parent
-OWNERS = {TESTS / "processes.py", TESTS / "bounded.py"}
 CHILD = "sleep 600 & echo $!; sleep 600"
 """A shell with a child that does not end with it."""
 
@@ -126,45 +123,3 @@ class Limits(SynchronousTestCase):
                 return Deferred()
 
         self.assertEqual(len(self.run_case(Waits)), 1)
-
-
-class Habits(SynchronousTestCase):
-    """What the tests themselves must not do."""
-
-    def test_programs_have_an_owner(self):
-        self.assertEqual(list(found(TESTS, starts_a_program)), [])
-
-    def test_waits_are_stretched(self):
-        self.assertEqual(list(found(TESTS, waits_fixed)), [])
-
-
-def found(folder, is_wrong):
-    for file in sorted(folder.rglob("*.py")):
-        if file not in OWNERS:
-            for node in ast.walk(ast.parse(file.read_text())):
-                if is_wrong(node):
-                    yield f"{file.relative_to(folder)}:{node.lineno}"
-
-
-def starts_a_program(node):
-    """A call of subprocess's, or of os.system's kind."""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-        return False
-    where = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
-    return where == "subprocess" or (where == "os" and node.func.attr in ("system", "popen", "fork", "posix_spawn"))
-
-
-def waits_fixed(node):
-    """A limit of a class, or a wait for an end or an event, in fixed seconds, or a wait for an end without any."""
-    if isinstance(node, ast.ClassDef):
-        return any(isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "timeout" for line in node.body)
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-        return False
-    limits = [word.value for word in node.keywords if word.arg == "timeout"]
-    if node.func.attr == "communicate":
-        return not limits or isinstance(limits[0], ast.Constant)
-    if node.func.attr in ("settimeout", "join", "wait"):
-        limits += [limit for limit in node.args if isinstance(limit, ast.Constant)]
-        numbers = [limit.value for limit in limits if isinstance(limit, ast.Constant)]
-        return any(isinstance(number, int | float) and number > 1 for number in numbers)
-    return False

@@ -131,8 +131,6 @@ class VmCase(PlainHostFolder, SynchronousTestCase):
 
 
 class ActCase(PlainHostFolder, TestCase):
-    timeout = 90
-
     def setUp(self):
         super().setUp()
         self.notes = []
