@@ -67,16 +67,17 @@ def compose(
     threads = ReactorThreads(reactor, pool)
     guests = make_guests(threads, settings)
     storage = make_storage(reactor, settings)
-    tasks = FileTasks(settings.state_dir, settings.node, reactor)
+    tasks = FileTasks(settings.state_dir, settings.node, time.time)
     machines = _make_machines(threads, settings, guests, storage)
     services = Services(
-        access=FileAccess(settings.pve_dir, reactor),
+        access=FileAccess(settings.pve_dir, time.time),
         guests=guests,
         storage=storage,
         hypervisor=machines,
         journal=make_journal(threads, settings.state_dir),
         tasks=tasks,
         clock=reactor,
+        wall=time.time,
         threads=threads,
         listen=partial(listen_commands, reactor, limits=settings.limits),
         bridge_exists=lambda name: (NETWORK / name).exists(),
