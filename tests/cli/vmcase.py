@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +26,7 @@ from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from tests.guest.ticker import ticker
+from tests.processes import run_program
 
 CONF = """\
 name: ticker
@@ -108,7 +108,7 @@ class PlainHostFolder:
 class VmCase(PlainHostFolder, SynchronousTestCase):
     def vm(self, *words, **more):
         """Run `mtunnel vm WORDS`. Returns: status, output, errors."""
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=60, **more)
+        done = run_program(self.command(*words), capture_output=True, text=True, check=False, **more)
         return done.returncode, done.stdout, done.stderr
 
     def command(self, *words):
@@ -131,8 +131,6 @@ class VmCase(PlainHostFolder, SynchronousTestCase):
 
 
 class ActCase(PlainHostFolder, TestCase):
-    timeout = 90
-
     def setUp(self):
         super().setUp()
         self.notes = []
