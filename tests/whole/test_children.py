@@ -12,7 +12,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.whole.node import Node, wait_for
+from tests.patience import patience_s, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call, tls_context
 
 PER_TUNNEL, PER_TOKEN = 2, 3
@@ -43,7 +44,9 @@ class Asker:
     """One GET on a connection of its own, answered some time."""
 
     def __init__(self, node: Node, path: str) -> None:
-        self.connection = http.client.HTTPSConnection("127.0.0.1", node.port, context=tls_context(), timeout=60)
+        self.connection = http.client.HTTPSConnection(
+            "127.0.0.1", node.port, context=tls_context(), timeout=patience_s()
+        )
         self.connection.request("GET", f"/api2/json{path}", headers={"Authorization": node.authorization})
         self.status = 0
         self.data: Any = None
@@ -64,7 +67,7 @@ class Asker:
         self.connection.sock.shutdown(2)
 
     def answer(self) -> int:
-        self.thread.join(60)
+        self.thread.join(patience_s())
         return self.status
 
 
