@@ -34,11 +34,13 @@ class MachineState:
     """What QEMU says: `status` as in query-status (`inmigrate`, `paused`, `running`, …), `off` where there is none.
 
     `whole`: query-migrate says completed here. `dirty_end`: where it is off, why it ended (tail of its stderr).
+    `accelerator`: `kvm`, `tcg` (emulated), or an empty text where it is off or not known.
     """
 
     status: str
     whole: bool = False
     dirty_end: str = ""
+    accelerator: str = ""
 
 
 class Hypervisor(Protocol):
