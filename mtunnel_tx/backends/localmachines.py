@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from mtunnel_tx.backends.host import find_firmware
 from mtunnel_tx.backends.machine import Machine
 from mtunnel_tx.backends.qemu import QemuMachines
+from mtunnel_tx.backends.taps import list_bridges
 from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
 
 RESIZE_S = 30.0
@@ -15,6 +17,15 @@ _FREE_SOCKET = "disconnected:"
 
 class LocalMachines(QemuMachines):
     """What the commands need besides what a migration needs."""
+
+    def bridges(self) -> list[str]:
+        """See ports.LocalHypervisor."""
+        return list_bridges()
+
+    def efi_template(self) -> Path:
+        """See ports.LocalHypervisor."""
+        code = find_firmware("4m", secure=False)
+        return code.with_name(code.name.replace("CODE", "VARS"))
 
     def recorded(self) -> list[int]:
         """See ports.LocalHypervisor."""

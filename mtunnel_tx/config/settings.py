@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.wire.socketkinds import NBD
@@ -16,10 +16,13 @@ DEFAULT_PORT = 8016
 PROFILES = ("standalone", "proxmox")
 
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+class LimitSet(Protocol):
+    """A dataclass of some limits, each with a default."""
 
-Chosen = TypeVar("Chosen", bound="DataclassInstance")
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Chosen = TypeVar("Chosen", bound=LimitSet)
 
 
 class ConfigError(TunnelError):
@@ -80,6 +83,9 @@ class Limits:
     tunnels: int = 64
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64
+    children: int = 16
+    children_per_token: int = 4
+    children_per_tunnel: int = 2
     line_bytes: int = 4 << 20
     config_bytes: int = 1 << 20
     queued_lines: int = 64
@@ -90,6 +96,8 @@ class Limits:
     dead_peer_s: float = 60
     half_close_s: float = 60
     connect_s: float = 300
+    history_rows: int = 10_000
+    history_days: float = 400
 
     def of(self, kind: type[Chosen]) -> Chosen:
         """The limits that one room wants: a dataclass of theirs, filled by the names of its fields."""

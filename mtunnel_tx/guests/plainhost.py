@@ -6,7 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import BadRequest, NotFound, WrongState
+from mtunnel_tx.ports.changes import Changes
 from mtunnel_tx.ports.guests import Guests
+from mtunnel_tx.ports.images import Images, LibvirtDomains
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.ports.machines import LocalHypervisor
 from mtunnel_tx.ports.storage import Report, Storage
@@ -20,15 +22,19 @@ LOCK_S = 10.0
 class PlainHost:
     """Everything that a command works with.
 
-    `journal`: of VMs that came to this host; `departures`: of those on their way out. `note` takes a line for whoever
-    runs the command, while the work goes on.
+    `journal`: of VMs that came to this host. `departures`: of those on their way out. `owner`: what the programs that
+    this command starts are known by. `note`: takes a line for whoever runs the command, while the work goes on.
     """
 
     guests: Guests
     machines: LocalHypervisor
     storage: Storage
+    images: Images
+    libvirt: LibvirtDomains
     journal: Journal
     departures: Journal
+    changes: Changes
+    owner: str
     note: Report
 
     def vmids(self) -> dict[int, str]:

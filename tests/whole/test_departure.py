@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from tests.patience import patience_s
 from tests.whole.node import wait_for
 from tests.whole.test_online import OnlineCase
 
@@ -15,7 +16,7 @@ class KilledTests(OnlineCase):
         wait_for("its journal", lambda: '"starting"' in self.journal.read_text())
         self.refuse_a_second_program()
         migration.kill()
-        migration.communicate()
+        migration.communicate(timeout=patience_s())
         wait_for("the end of the tunnel", lambda: not self.there.ask(cmd="status")["tunnels"])
 
     def refuse_a_second_program(self) -> None:
