@@ -13,11 +13,11 @@ from twisted.scripts import twistd
 
 from mtunnel_tx.daemon import service as daemon
 from mtunnel_tx.stream.pump import Pump
-from mtunnel_tx.stream.relay import ReactorRelays
+from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tunnel import sockets
 from mtunnel_tx.tunnel.sockets import Socket
 
-RELAYS = {"pump": Pump, "reactor": ReactorRelays}
+RELAYS = {"pump": Pump, "reactor": ReactorRelay}
 
 
 def exchange(*, plain: bool, relays: str | None, shared: bool) -> None:
@@ -29,7 +29,7 @@ def exchange(*, plain: bool, relays: str | None, shared: bool) -> None:
         names: Any = sockets
         names.Socket = lambda **fields: Socket(**{**fields, "single": False})
     if relays is not None:
-        for name in ("Pump", "ReactorRelays"):
+        for name in ("Pump", "ReactorRelay"):
             if hasattr(parts, name):
                 setattr(parts, name, RELAYS[relays])
 

@@ -4,7 +4,7 @@ from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.stream.mask import unmask_slowly
-from mtunnel_tx.stream.relay import ReactorRelays
+from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from tests.stream.relaying import RelayTests
 
 
@@ -12,7 +12,7 @@ class TlsRelay(RelayTests, TestCase):
     timeout = 60
 
     def setUp(self):
-        self.relays = ReactorRelays(reactor)
+        self.relay = ReactorRelay(reactor)
 
 
 class PlainRelay(RelayTests, TestCase):
@@ -20,4 +20,4 @@ class PlainRelay(RelayTests, TestCase):
     tls = False
 
     def setUp(self):
-        self.relays = ReactorRelays(reactor, unmask_slowly)
+        self.relay = ReactorRelay(reactor, unmask_slowly)
