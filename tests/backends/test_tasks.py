@@ -19,7 +19,7 @@ class TasksTest(SynchronousTestCase):
         self.state = Path(self.mktemp())
         self.clock = Clock()
         self.clock.advance(START + 0.5)
-        self.tasks = FileTasks(self.state, "n1", self.clock)
+        self.tasks = FileTasks(self.state, "n1", self.clock.seconds)
 
     def text(self, upid):
         return (self.state / "tasks" / parse_upid(upid).log_path).read_bytes().decode()
@@ -81,7 +81,7 @@ class LogTest(TasksTest):
         self.assertEqual(self.text(live.upid), "")
 
     def test_is_bounded(self):
-        tasks = FileTasks(self.state, "n1", self.clock, most_bytes=100)
+        tasks = FileTasks(self.state, "n1", self.clock.seconds, most_bytes=100)
         task = tasks.start("qmtunnel", 100, "a@pve!t1")
         for _ in range(30):
             task.line("x" * 9)
@@ -199,7 +199,7 @@ class RetentionTest(TasksTest):
         return sorted(path.name for path in (self.state / "tasks").glob("*/*"))
 
     def test_oldest_go_first_and_running_ones_never(self):
-        tasks = FileTasks(self.state, "n1", self.clock, most_logs=3)
+        tasks = FileTasks(self.state, "n1", self.clock.seconds, most_logs=3)
         oldest = tasks.start("qmtunnel", 100, "a@pve!t1")
         upids = [oldest.upid]
         for _ in range(6):
@@ -214,7 +214,7 @@ class RetentionTest(TasksTest):
         (self.state / "tasks" / "0").mkdir(parents=True)
         (self.state / "tasks" / "0" / "UPID:rubbish").write_text("")
         (self.state / "tasks" / "0" / "other").write_text("")
-        FileTasks(self.state, "n1", self.clock, most_logs=1).start("qmtunnel", 100, "a@pve!t1").finish("OK")
+        FileTasks(self.state, "n1", self.clock.seconds, most_logs=1).start("qmtunnel", 100, "a@pve!t1").finish("OK")
         self.assertEqual([name[:5] for name in self.kept()], ["UPID:", "other"])
 
 

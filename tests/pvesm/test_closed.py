@@ -5,7 +5,9 @@ import subprocess
 from pathlib import Path
 
 from mtunnel_tx.config import load_settings
-from mtunnel_tx.pvesm import allocation
+from mtunnel_tx.pvesm import commands
+from mtunnel_tx.pvesm.driver import NewImage
+from mtunnel_tx.pvesm.images import allocation
 from tests.pvesm.importing import ImportCase
 from tests.pvesm.programs import MIB, WAIT_S
 
@@ -86,8 +88,10 @@ class UnreadTests(ImportCase):
             if len(said) == 2:
                 raise BrokenPipeError
 
-        self.patch(allocation, "say", say)
+        for module in (allocation, commands):
+            self.patch(module, "say", say)
+        wanted = NewImage(vmid=100, name="", size_bytes=MIB, format=None)
         settings = load_settings(None, self.env)
-        self.assertRaises(BrokenPipeError, allocation.allocate, settings, "local", 100, "", MIB, None)
+        self.assertRaises(BrokenPipeError, commands.allocate, settings, "local", wanted)
         self.assertEqual(said[1:], ["successfully created 'local:100/vm-100-disk-0.raw'"])
         self.assertEqual(self.tree(), [])
