@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 from twisted.scripts import twistd
@@ -16,7 +17,9 @@ from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tunnel import sockets
 from mtunnel_tx.tunnel.sockets import Socket
+from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
+SHARED = {DISK_IMPORT: replace(DISK_IMPORT, single=False)}
 RELAYS = {"pump": Pump, "reactor": ReactorRelay}
 
 
@@ -27,7 +30,7 @@ def exchange(*, plain: bool, relays: str | None, shared: bool) -> None:
         parts.TlsFactory = lambda _context, site, *_, **__: site
     if shared:
         names: Any = sockets
-        names.Socket = lambda **fields: Socket(**{**fields, "single": False})
+        names.Socket = lambda *, kind, **fields: Socket(kind=SHARED.get(kind, kind), **fields)
     if relays is not None:
         for name in ("Pump", "ReactorRelay"):
             if hasattr(parts, name):

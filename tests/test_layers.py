@@ -55,7 +55,7 @@ LONGEST_FUNCTION = 40
 MEDIAN_FUNCTION = 6
 DOUBLE_NAMES = {
     "Command", "Host",
-    "Limits", "Node", "Section", "Stream", "Threads",
+    "Limits", "Node", "Section", "Threads",
 }  # fmt: skip
 """Public classes whose name stands twice. Take out a name once it is renamed; none may be added without its reason."""
 

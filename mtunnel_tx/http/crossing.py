@@ -14,7 +14,7 @@ from mtunnel_tx.http.client import open_stream
 from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.net.kinds import Reactor, Request
-from mtunnel_tx.ports.streams import Stream
+from mtunnel_tx.ports.streams import TunnelFlow
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.stream.flow import Flow, Relay
 from mtunnel_tx.stream.limits import FlowLimits
@@ -59,12 +59,12 @@ class NearRoute:
     def check_room(self) -> None:
         """Whether there is any is for the other node to say."""
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, flow: TunnelFlow) -> None:
         """The client's stream is about to run. Raises: Unreachable: there is nothing left that it could lead to."""
         if self._crossing.is_broken:
             raise Unreachable("the other side ended the connection")
-        assert isinstance(stream, Flow)
-        self._crossing.near = stream
+        assert isinstance(flow, Flow)
+        self._crossing.near = flow
 
     async def closed(self, *, orderly: bool) -> None:
         """The client's stream has ended."""

@@ -60,7 +60,7 @@ class Target(Resource):
                 raise case.refusal
             handshake = check_handshake(request)
             local = await dial(reactor, case.route.file)
-            relaying = {"relays": case.relay, "limits": FlowLimits(), "reactor": reactor}
+            relaying = {"relay": case.relay, "limits": FlowLimits(), "reactor": reactor}
             await upgrade(request, handshake, local, case.route, **relaying)
         except TunnelError as error:
             request.setResponseCode(error.status, error.text.encode("latin-1"))

@@ -75,7 +75,7 @@ class Door(Resource):
             handshake = check_handshake(request)
             await case.before_dial()
             local = await dial(reactor, case.route.file)
-            relaying = {"relays": case.relay, "limits": case.limits, "reactor": reactor}
+            relaying = {"relay": case.relay, "limits": case.limits, "reactor": reactor}
             await upgrade(request, handshake, local, case.route, **relaying)
         except ConnectionLost:
             case.gone.callback(None)
