@@ -32,6 +32,8 @@ TOKEN_ID = rf"({USER_ID})!({REALM})"
 """Groups: the user's id, the token's name."""
 VOLUME_ID = rf"({STORAGE_ID}):([^{CONTROL_CLASS}]+)"
 """Groups: the storage's id, the volume's name."""
+BRIDGE_ID = r"(?!\.{1,2}$)[A-Za-z0-9_.-]+"
+"""The name of a network bridge, but not `.` and `..`, which lead to other folders."""
 FINGERPRINT = r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){31}"
 """The SHA-256 of a certificate."""
 
@@ -272,7 +274,7 @@ def volume_id(value: str) -> str:
 
 
 storage_id = pattern(STORAGE_ID, "storage ID '{}' contains illegal characters")
-bridge_id = pattern(r"[A-Za-z0-9_.-]+", "invalid bridge ID '{}'")
+bridge_id = pattern(BRIDGE_ID, "invalid bridge ID '{}'")
 config_id = pattern(CONFIG_ID, "invalid configuration ID '{}'")
 vmid = pattern(VMID, "value does not look like a valid VM ID")
 node_name = pattern(NODE_NAME, "value does not look like a valid node name")

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from mtunnel_tx.errors import NotFound, TunnelError, WrongState
+from mtunnel_tx.errors import NotFound, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.ports.lines import Answerer
 from mtunnel_tx.ports.machines import Incoming, MachineState
@@ -41,7 +41,11 @@ class FakeAccess:
         return TOKEN
 
     def rights(self, token: str) -> Rights:
-        return Rights(parse_user_config(self.users), token)
+        users = parse_user_config(self.users)
+        found = users.find_token(token)
+        if found is None or not found[1].enabled:
+            raise Unauthenticated("Authentication failed!")
+        return Rights(users, token)
 
 
 class FakeGuests:
@@ -211,6 +215,11 @@ class FakeMachines(StoppedMachines):
     async def stop(self, vmid: int) -> None:
         self.events.append("stop QEMU")
         self.now = MachineState(status="off")
+
+    async def stop_nbd(self, vmid: int) -> None:
+        if self.now.status == "off":
+            raise WrongState(f"VM {vmid} not running")
+        self.events.append("stop NBD")
 
 
 class FakeListening:

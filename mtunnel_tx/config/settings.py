@@ -90,6 +90,7 @@ class Limits:
     dead_peer_s: float = 60
     half_close_s: float = 60
     connect_s: float = 300
+    unlocked_s: float = 86400
 
     def of(self, kind: type[Chosen]) -> Chosen:
         """The limits that one room wants: a dataclass of theirs, filled by the names of its fields."""

@@ -75,7 +75,7 @@ def compose(
         clock=reactor,
         threads=threads,
         listen=partial(listen_commands, reactor, limits=settings.limits),
-        bridge_exists=lambda name: (NETWORK / name).exists(),
+        bridge_exists=lambda name: NETWORK / name in NETWORK.iterdir(),
         random_bytes=os.urandom,
         ticket_key=read_ticket_key(settings.state_dir / "ticket.key"),
         runtime_dir=settings.runtime_dir,

@@ -21,6 +21,7 @@ log = Logger()
 LAST_REPLIES_S = 5.0
 """How long the last replies may take on their way from our own socket into the websocket."""
 UNEXPECTED = "mtunnel exited unexpectedly"
+TOO_LONG = "no 'quit' came in time after 'unlock'"
 Gone = Callable[["CommandSession", Ending], None]
 
 
@@ -34,6 +35,7 @@ class CommandSession:
         self._timer: Timer | None = None
         self._end: Task | None = None
         self._busy = DeferredLock()
+        self._is_leaving = False
 
     async def listen(self) -> None:
         """Wait for the command connection, for as long as the limit says."""
@@ -54,10 +56,20 @@ class CommandSession:
         """One command; after `quit` the source has a while to leave."""
         async with self._busy:
             reply = await dispatch.answer(self.tunnel, line)
-        if self.tunnel.leaving and self._timer is None and self._end is None:
-            clock, limits = self.tunnel.services.clock, self.tunnel.services.limits
-            self._timer = clock.callLater(limits.exit_s, self.disconnected)
+        self._limit_time()
         return reply
+
+    def _limit_time(self) -> None:
+        """After `quit` the source has a while to leave; after `unlock`, to send it."""
+        clock, limits = self.tunnel.services.clock, self.tunnel.services.limits
+        if self._end is not None:
+            return
+        if self.tunnel.leaving and not self._is_leaving:
+            self._is_leaving = True
+            self._stop_timer()
+            self._timer = clock.callLater(limits.exit_s, self.disconnected)
+        elif self.tunnel.ledger.owed.handed_over and self._timer is None:
+            self._timer = clock.callLater(limits.unlocked_s, self._finish, TOO_LONG)
 
     def disconnected(self) -> None:
         """The connection is over: an end without `quit` is an error of the task."""
@@ -83,7 +95,7 @@ class CommandSession:
             tunnel.state = State.LEAVING if tunnel.leaving else State.ENDING
             ending = await self._end_tunnel()
             self._end_task(reason, ending)
-        tunnel.sockets.abort_streams(but=COMMANDS)
+        tunnel.sockets.abort_streams()
         if self._door is not None:
             await self._door.close()
         await tunnel.sockets.wait_for_end(COMMANDS, tunnel.services.clock, LAST_REPLIES_S)
