@@ -263,6 +263,7 @@ class FakeHost:
             journal=self.journal,
             tasks=self.tasks,
             clock=self.clock,
+            wall=self.clock.seconds,
             threads=FakeThreads(),
             listen=self._listen,
             bridge_exists=lambda name: name == "vmbr0",

@@ -230,6 +230,8 @@ KEYS: tuple[Key, ...] = (
         number(1, 604800),
         "how long a tunnel may live on after `unlock`; a source may compare checksums of its disks by then",
     ),
+    _limit("history_rows", whole(1, 10_000_000), "moves that `mtunnel history` remembers; the oldest go first"),
+    _limit("history_days", number(0.1, 36500), "how long it remembers them"),
 )
 
 

@@ -64,7 +64,7 @@ class Tunnel:
             token=token,
             address=address,
             upid=task.upid,
-            since_s=services.clock.seconds(),
+            since_s=services.wall(),
             traffic=self.sockets.traffic,
         )
         self._state = State.WAITING

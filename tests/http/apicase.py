@@ -186,14 +186,14 @@ class ApiCase(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(NOW)
         self.tunnels = FakeTunnels()
-        self.tasks = FileTasks(self.root, NODE, self.clock)
+        self.tasks = FileTasks(self.root, NODE, self.clock.seconds)
         self.upgraded = []
         self.upgrade_failure = None
         self.site = make_site(self.parts(), self.clock, self.limits)
 
     def parts(self):
         return Parts(
-            access=FileAccess(self.root, self.clock),
+            access=FileAccess(self.root, self.clock.seconds),
             tunnels=self.tunnels,
             guests=FakeGuests(),
             storage=FakeStorage(),

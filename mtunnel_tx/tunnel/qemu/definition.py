@@ -19,8 +19,8 @@ from mtunnel_tx.pve.guestrules import (
     update_line,
 )
 from mtunnel_tx.pve.needs import Need
-from mtunnel_tx.pve.volume import parse_volume_id
-from mtunnel_tx.tunnel.checks import check_volume_access, known_storage, volume_owner
+from mtunnel_tx.pve.volume import find_owner, parse_volume_id
+from mtunnel_tx.tunnel.checks import check_volume_access, known_storage
 from mtunnel_tx.tunnel.claim import marked
 from mtunnel_tx.tunnel.common import DONE, Result
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
@@ -149,7 +149,7 @@ async def _check_volume(tunnel: Tunnel, text: str) -> int:
     volume = parse_volume_id(text)
     entry = known_storage(tunnel.services, volume.storage)
     check_volume_access(entry, tunnel.rights, volume, tunnel.vmid)
-    content, _ = volume_owner(entry, volume)
+    content = find_owner(entry, volume.name).content
     if content not in _DISK_CONTENT:
         raise TunnelError(f"volume '{volume}' is no disk image, but of content '{content}'")
     size_bytes = await tunnel.services.storage.size_bytes(str(volume))
