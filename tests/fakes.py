@@ -140,8 +140,8 @@ class FakeTasks:
         self.started.append(FakeTask())
         return self.started[-1]
 
-    def close_orphans(self, status: str) -> None:
-        self.closed_orphans = status
+    def finish_orphans(self, status: str) -> None:
+        self.finished_orphans = status
 
 
 class FakeJournal:
@@ -254,7 +254,7 @@ class FakeHost:
         self.journal = FakeJournal(self.events)
         self.tasks = FakeTasks()
         self.machines = FakeMachines(self.events)
-        self.doors: dict[Path, tuple[Answerer, FakeListening]] = {}
+        self.listening: dict[Path, tuple[Answerer, FakeListening]] = {}
         self.services = Services(
             access=self.access,
             guests=self.guests,
@@ -276,5 +276,5 @@ class FakeHost:
         self.registry = Registry(self.services)
 
     async def _listen(self, path: Path, answerer: Answerer) -> FakeListening:
-        self.doors[path] = (answerer, FakeListening())
-        return self.doors[path][1]
+        self.listening[path] = (answerer, FakeListening())
+        return self.listening[path][1]

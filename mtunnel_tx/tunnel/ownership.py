@@ -17,10 +17,10 @@ log = Logger()
 
 
 class Ownership:
-    """Nothing that this tunnel did not make is ever freed.
+    """Frees only volumes that this tunnel made.
 
-    A child chooses a volume's name itself, so before each storage's first use the VMID's volumes there are written
-    down; what is there later and was not then is ours.
+    A child chooses a volume's name itself. So the VMID's volumes on a storage are recorded before its first use; what
+    is there later and was not there then was made by this tunnel.
     """
 
     def __init__(self, services: Services, ledger: Ledger, task: TaskLog) -> None:

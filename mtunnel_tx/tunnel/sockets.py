@@ -24,7 +24,7 @@ _OWN_SUFFIXES = [re.escape(kind.suffix) for kind in SOCKET_KINDS if kind.folder 
 _OURS = re.compile(rf"[1-9][0-9]*({'|'.join(_OWN_SUFFIXES)})")
 
 WORKING_KINDS = tuple(kind for kind in SOCKET_KINDS if kind is not COMMANDS)
-"""What is not the command connection; that ends by itself, with the last replies."""
+"""All but the command connection, which ends after the last replies."""
 
 
 def remove_stale(runtime_dir: Path) -> None:
@@ -35,11 +35,11 @@ def remove_stale(runtime_dir: Path) -> None:
 
 
 async def _ignore(_orderly: bool) -> None:
-    """Most sockets have nobody to tell."""
+    """For sockets where nothing depends on the end of a relay."""
 
 
 def _nobody(*_: object) -> None:
-    """Nobody watches yet."""
+    """Nobody is told yet."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -74,7 +74,7 @@ class SocketTable:
         self._sockets: dict[str, Socket] = {}
 
     def watch(self, began: Callable[[SocketRoute], object], ended: Callable[[SocketRoute, bool], object]) -> None:
-        """Tell the begin of each flow, and its end: whether that was orderly."""
+        """Have `began` called for each flow, and `ended` with whether its end was orderly."""
         self._began, self._ended = began, ended
 
     def name(self, kind: SocketKind) -> str:
@@ -172,7 +172,7 @@ class SocketRoute:
         return ByteCount(self.stream.bytes_in, self.stream.bytes_out) if self.stream else ByteCount(0, 0)
 
     async def closed(self, *, orderly: bool) -> None:
-        """The relay has ended; whoever waits for that is told before the UNIX side goes."""
+        """The relay has ended; an importer hears of it before the UNIX socket is closed."""
         self._table.count_out(self, orderly)
         await self._socket.ended(orderly)
 

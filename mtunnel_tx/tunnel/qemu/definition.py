@@ -90,7 +90,7 @@ async def _firewall_written(tunnel: Tunnel, text: str | None) -> AsyncIterator[N
 
 
 async def _write_firewall(tunnel: Tunnel, text: str) -> None:
-    """As in Proxmox, a text of which nothing is left makes no file, and removes one that is there."""
+    """Write the file; an empty text removes it, as in Proxmox."""
     if text:
         await tunnel.services.guests.write_firewall(tunnel.vmid, text)
     else:
@@ -115,7 +115,7 @@ async def _complete(tunnel: Tunnel, conf: GuestConfig) -> GuestConfig:
         known_storage(tunnel.services, conf.options["vmstatestorage"])
     check_consistency(conf)
     if tunnel.drives:
-        # Disks were made for mirroring: it will have to run here. A stopped VM may wait for another host.
+        # `disk` made volumes for mirroring, so the VM will be started here. A stopped VM need not be able to run here.
         tunnel.services.hypervisor.check(conf)
     refuse_allocation(conf)
     sizes_bytes = {key: await _check_volume(tunnel, volume) for key, volume in iter_volumes(conf)}
@@ -162,7 +162,7 @@ async def _check_volume(tunnel: Tunnel, text: str) -> int:
 
 
 async def _write(guest: Guest, conf: GuestConfig) -> None:
-    """Where the disk is full, the former config is put back; if not even that goes, the fold knows both."""
+    """Write the config. If that or its record fails, put the former one back; the fold allows both states."""
     tunnel = guest.tunnel
     await tunnel.ledger.write("config")
     try:
