@@ -211,21 +211,30 @@ class JournalTests(Case):
 
     def test_spoilt(self) -> None:
         claim, rest = self.whole.split(b"\n", 1)
-        for data, reason in (
-            (b"", "has no whole record"),
-            (claim, "has no whole record"),
-            (claim[:-9], "has no whole record"),
-            (bytes(len(self.whole)), "has no whole record"),
-            (bytes(len(claim)) + b"\n" + rest, "is damaged"),
-            (rest, "has an unknown version"),
-            (self.whole.replace(b'"version":2', b'"version":"2"'), "has an unknown version"),
-            (self.whole.replace(b'"version":2', b'"version":2.0'), "has an unknown version"),
-            (self.whole + claim + b"\n", "must begin with its claim, and have one only"),
-        ):
-            self.file.write_bytes(data)
-            self.assertIn(reason, self.held())
-            self.assertEqual(self.file.read_bytes(), data)
-        self.file.write_bytes(self.whole)
+        spoilt = {
+            301: (b"", "has no whole record"),
+            302: (claim, "has no whole record"),
+            303: (claim[:-9], "has no whole record"),
+            304: (bytes(len(self.whole)), "has no whole record"),
+            305: (bytes(len(claim)) + b"\n" + rest, "is damaged"),
+            306: (rest, "has an unknown version"),
+            307: (self.whole.replace(b'"version":2', b'"version":"2"'), "has an unknown version"),
+            308: (self.whole.replace(b'"version":2', b'"version":2.0'), "has an unknown version"),
+            309: (self.whole + claim + b"\n", "must begin with its claim, and have one only"),
+            310: (self.whole, "it is that of VM 100"),
+        }
+        for vmid, (data, _) in spoilt.items():
+            own = data if vmid == 310 else data.replace(b'"vmid":100', b'"vmid":%d' % vmid)
+            self.file.with_name(f"{vmid}.jsonl").write_bytes(own)
+            self.node.guest_file(vmid).write_text("lock: create\n")
+        written = {path.name: path.read_bytes() for path in self.file.parent.glob("3*")}
+        self.node.start()
+        held = self.node.ask(cmd="status")["held"]
+        self.assertEqual(set(held), {str(vmid) for vmid in spoilt})
+        for vmid, (_, reason) in spoilt.items():
+            self.assertIn(reason, held[str(vmid)])
+            self.assertEqual(self.node.guest(vmid), "lock: create\n")
+        self.assertEqual({path.name: path.read_bytes() for path in self.file.parent.iterdir()}, written)
 
     def test_a_link(self) -> None:
         other = self.node.root / "journal-of-somebody"
