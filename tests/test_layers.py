@@ -54,8 +54,7 @@ LONGEST_MODULE = 400
 LONGEST_FUNCTION = 40
 MEDIAN_FUNCTION = 6
 DOUBLE_NAMES = {
-    "Command", "Host",
-    "Limits", "Node", "Section", "Stream", "Threads",
+    "Stream",
 }  # fmt: skip
 """Public classes whose name stands twice. Take out a name once it is renamed; none may be added without its reason."""
 
