@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,7 @@ class FakeHost:
             hypervisor=self.machines,
             journal=self.journal,
             tasks=self.tasks,
+            child_turn=lambda token, vmid: nullcontext(),
             clock=self.clock,
             wall=self.clock.seconds,
             threads=FakeThreads(),

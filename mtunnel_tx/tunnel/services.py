@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtunnel_tx.ports.access import Access
+from mtunnel_tx.ports.children import ChildTurn
 from mtunnel_tx.ports.clock import Clock, Threads, WallClock
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.journal import Journal, Tasks
@@ -48,6 +49,7 @@ class Services:
     hypervisor: Hypervisor
     journal: Journal
     tasks: Tasks
+    child_turn: ChildTurn
     clock: Clock
     wall: WallClock
     threads: Threads
