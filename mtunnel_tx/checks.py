@@ -232,6 +232,12 @@ def address(value: str) -> str:
     raise FormatError(f"value does not look like a valid address: {clean(value)}")
 
 
+def bracketed_address(value: str) -> str:
+    """An address; one of IPv6 may stand in brackets, as in a URL, and is kept without them."""
+    inside = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else None
+    return address(value) if inside is None else ipv6_address(inside)
+
+
 def network(check_address: Check, bits: int, words: tuple[str, ...], name: str) -> Check:
     """An address with a prefix length of 8 to `bits`, or one of some words."""
 
@@ -260,10 +266,10 @@ def cidr(value: str) -> str:
 
 
 def fingerprint(value: str) -> str:
-    """The SHA-256 of a certificate; kept in upper case."""
-    if not re.fullmatch(FINGERPRINT, value):
+    """The SHA-256 of a certificate, with or without colons; kept in upper case, with them."""
+    if not re.fullmatch(rf"{FINGERPRINT}|[0-9A-Fa-f]{{64}}", value):
         raise FormatError("value does not look like a SHA-256 fingerprint, 32 pairs of hex digits")
-    return value.upper()
+    return ":".join(re.findall("..", value.replace(":", ""))).upper()
 
 
 def volume_id(value: str) -> str:

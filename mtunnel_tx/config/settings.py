@@ -50,7 +50,7 @@ class Commands:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class ClusterNode:
     """Another node of the cluster; `fingerprint` is the SHA-256 of its certificate, `AA:BB:…`."""
 
     host: str
@@ -66,7 +66,7 @@ class Forward:
     """
 
     api: str | None
-    nodes: Mapping[str, Node]
+    nodes: Mapping[str, ClusterNode]
     fingerprint: str | None = None
 
 
