@@ -68,7 +68,10 @@ class Launcher:
             pid = spawn_qemu(self._reactor, argv, marks, files.stderr, fds)
             record = record.with_process(pid)
             write_record(files.record, record)
-        log.info("QEMU of VM {vmid} started, pid {pid}", vmid=plan.vmid, pid=pid)
+        accelerator = "KVM" if plan.kvm else "emulated"
+        log.info(
+            "QEMU of VM {vmid} started, pid {pid}, {accelerator}", vmid=plan.vmid, pid=pid, accelerator=accelerator
+        )
         return Machine(self._reactor, plan.vmid, files, record, ProcessExit(self._reactor, pid, os.pidfd_open(pid)))
 
     async def _open_taps(self, plan: StartPlan, ours: ExitStack) -> list[tuple[str, list[int]]]:

@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 from pathlib import Path
 
 from twisted.internet.task import Clock
@@ -9,6 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.backends.tasks import FileTasks, process_start
 from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters
 from mtunnel_tx.pve.upid import Upid, parse_upid
+from tests.patience import patience_s
+from tests.processes import started_process
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "worker-replies.jsonl"
 START = 0x6376520F
@@ -75,7 +76,7 @@ class LogTest(TasksTest):
         for before, after in (("started\n", "started\n"), ("started\ntor", "started\ntor\n")):
             path.write_text(before)
             for _ in range(2):
-                self.tasks.close_orphans("it\ndied")
+                self.tasks.finish_orphans("it\ndied")
             self.assertEqual(path.read_text(), f"{after}TASK ERROR: it?died\n")
         self.assertEqual(self.tasks.status(str(dead))["exitstatus"], "it?died")
         self.assertEqual(self.text(live.upid), "")
@@ -155,13 +156,13 @@ class ReadTest(TasksTest):
         self.assertNotIn("tokenid", status)
 
     def test_other_processes(self):
-        child = subprocess.Popen(["sleep", "60"])
+        child = started_process(self.addCleanup, ["sleep", "600"])
         try:
             upid = self.put("started\n", pid=child.pid, pstart=process_start(child.pid))
             self.assertEqual(self.tasks.status(upid)["status"], "running")
         finally:
             child.kill()
-            child.wait()
+            child.wait(patience_s())
         self.assertEqual(self.tasks.status(upid)["exitstatus"], "unexpected status")
 
     def test_unexpected(self):
@@ -220,10 +221,10 @@ class RetentionTest(TasksTest):
 
 class ProcessStartTest(SynchronousTestCase):
     def test_ours_is_before_a_childs(self):
-        child = subprocess.Popen(["sleep", "60"])
+        child = started_process(self.addCleanup, ["sleep", "600"])
         try:
             self.assertGreaterEqual(process_start(child.pid), process_start(os.getpid()))
         finally:
             child.kill()
-            child.wait()
+            child.wait(patience_s())
         self.assertIsNone(process_start(child.pid))

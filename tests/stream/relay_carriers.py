@@ -8,8 +8,8 @@ from twisted.internet.threads import blockingCallFromThread
 
 from mtunnel_tx.stream import ends
 from mtunnel_tx.stream.ends import FlowEvent
-from tests.stream.scene import MIB, PATIENCE_S, Scenes, codes, in_thread, read_all, read_exactly, waiting_bytes
-from tests.whole.node import wait_for
+from tests.patience import patience_s, wait_for
+from tests.stream.scene import MIB, Scenes, codes, in_thread, read_all, read_exactly, waiting_bytes
 
 
 class Carriers(Scenes):
@@ -18,7 +18,7 @@ class Carriers(Scenes):
     def detach(self, scene):
         """Take the carrier away, and wait until that is done."""
         blockingCallFromThread(reactor, self.relay.detach, scene.flow, "taken away")
-        self.assertEqual(scene.parked.get(timeout=PATIENCE_S), "taken away")
+        self.assertEqual(scene.parked.get(timeout=patience_s()), "taken away")
 
     def exchange(self, scene, payload):
         """The same bytes both ways; afterwards nothing is under way."""
@@ -114,7 +114,7 @@ class Carriers(Scenes):
         for how in ("reset", "end of file"):
             self.exchange(scene, b"x")
             scene.peer.reset() if how == "reset" else scene.peer.sock.close()
-            self.assertTrue(scene.parked.get(timeout=PATIENCE_S))
+            self.assertTrue(scene.parked.get(timeout=patience_s()))
             scene.reconnect()
         self.exchange(scene, b"y")
         scene.local.shutdown(socket.SHUT_WR)

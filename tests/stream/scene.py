@@ -27,8 +27,8 @@ from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.tls.certificate import make_certificate
 from mtunnel_tx.tls.protocol import new_context
 from mtunnel_tx.wire.frames import Role, unmask_bytes
+from tests.patience import patience_s
 
-PATIENCE_S = 10
 MIB = 1 << 20
 CERTIFICATE = make_certificate("testnode")
 
@@ -58,7 +58,7 @@ def tcp_pair():
         near = socket.create_connection(listener.getsockname())
         far, _ = listener.accept()
     for sock in (near, far):
-        sock.settimeout(PATIENCE_S)
+        sock.settimeout(patience_s())
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return near, far
 
@@ -266,7 +266,7 @@ class Scene:
     def __init__(self, case, *, tls, role=Role.SERVER, early=b"", small=False, hold=None, client=TlsSocket, **terms):
         peer, near = connect(tls=tls, early=early, small=small, client=client)
         local, self.local = socket.socketpair(socket.AF_UNIX)
-        self.local.settimeout(PATIENCE_S)
+        self.local.settimeout(patience_s())
         self.peer = Party(near, client=role is Role.SERVER)
         self.tls = tls
         self.parked = queue.Queue()
@@ -300,7 +300,7 @@ class Scene:
         return outcome
 
     def outcome(self):
-        assert self._ended.wait(PATIENCE_S), "the flow does not end"
+        assert self._ended.wait(patience_s()), "the flow does not end"
         return self._outcome
 
     def finish(self):

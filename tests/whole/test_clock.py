@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.whole.node import wait_for
+from tests.patience import wait_for
 from tests.whole.peer import Tunnel, call
 from tests.whole.test_systemd import ManagedNode, NotifySocket
 
