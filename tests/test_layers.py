@@ -56,7 +56,7 @@ MEDIAN_FUNCTION = 6
 PROCESS_OWNERS = {"processes.py", "bounded.py"}
 DOUBLE_NAMES = {
     "Command", "Host",
-    "Limits", "Node", "Section", "Stream", "Threads",
+    "Limits", "Section", "Stream", "Threads",
 }  # fmt: skip
 """Public classes whose name stands twice. Take out a name once it is renamed; none may be added without its reason."""
 
