@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from mtunnel_tx.backends.host import find_firmware
 from mtunnel_tx.backends.machine import Machine
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.taps import list_bridges
@@ -20,6 +21,11 @@ class LocalMachines(QemuMachines):
     def bridges(self) -> list[str]:
         """See ports.LocalHypervisor."""
         return list_bridges()
+
+    def efi_template(self) -> Path:
+        """See ports.LocalHypervisor."""
+        code = find_firmware("4m", secure=False)
+        return code.with_name(code.name.replace("CODE", "VARS"))
 
     def recorded(self) -> list[int]:
         """See ports.LocalHypervisor."""

@@ -156,11 +156,15 @@ class Registry:
         return SocketRoute(session.tunnel.sockets, socket)
 
     async def digest(self, vmid: int, token: str, volid: str) -> str:
-        """SHA-256 of a volume that this token's live tunnel made."""
+        """SHA-256 of a volume that this token's live tunnel made. Raises: WrongState: the tunnel ended meanwhile."""
         session = self._sessions.get(vmid)
         if session is None or session.tunnel.token != token or volid not in session.tunnel.own.volumes:
             raise NotFound(f"volume '{volid}' is not of a live tunnel of yours")
-        return await self._services.storage.digest(volid)
+        return await session.tunnel.requests.run(self._digest(vmid, token, volid))
+
+    async def _digest(self, vmid: int, token: str, volid: str) -> str:
+        async with self._services.child_turn(token, vmid):
+            return await self._services.storage.digest(volid)
 
     def live(self) -> list[TunnelStatus]:
         """Every tunnel, by VMID."""
@@ -169,7 +173,7 @@ class Registry:
     async def settle(self, vmid: int, *, discard: bool) -> list[str]:
         """Decide about a tunnel that was held. Returns: the volumes that stay. Raises: WrongState: it is live."""
         async with self._settling:
-            # Asked when it is our turn: while others were settled, somebody may have opened one.
+            # Asked only now: a tunnel may have been opened while another one was being settled.
             if vmid in self._sessions or vmid in self._opening:
                 raise WrongState(f"VM {vmid} has a live tunnel")
             left = await settle(find_claim(self._services, vmid), discard=discard)
@@ -197,7 +201,7 @@ class Registry:
             self._opened = Deferred()
             await self._opened
         await gatherResults([Deferred.fromCoroutine(session.stop()) for session in list(self._sessions.values())])
-        # As with a command in work: what somebody decided is done before the daemon ends.
+        # A settling that has begun is finished before the daemon ends.
         async with self._settling:
             pass
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtunnel_tx.ports.access import Access
+from mtunnel_tx.ports.children import ChildTurn
 from mtunnel_tx.ports.clock import Clock, Threads, WallClock
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.journal import Journal, Tasks
@@ -27,6 +28,7 @@ class TunnelLimits:
     ready_s: float = 5.0
     query_s: float = 5.0
     exit_s: float = 60.0
+    unlocked_s: float = 86400.0
     tunnels: int = 64
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64
@@ -48,6 +50,7 @@ class Services:
     hypervisor: Hypervisor
     journal: Journal
     tasks: Tasks
+    child_turn: ChildTurn
     clock: Clock
     wall: WallClock
     threads: Threads

@@ -1,6 +1,7 @@
 """The API over real files for users and tasks, a stand-in for the tunnels, and a socket that is a buffer."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -194,6 +195,7 @@ class ApiCase(SynchronousTestCase):
     def parts(self):
         return Parts(
             access=FileAccess(self.root, self.clock.seconds),
+            child_turn=lambda token, vmid: nullcontext(),
             tunnels=self.tunnels,
             guests=FakeGuests(),
             storage=FakeStorage(),
