@@ -27,12 +27,12 @@ from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
-from mtunnel_tx.stream.limits import StreamLimits
-from mtunnel_tx.stream.link import Link
+from mtunnel_tx.stream.flow import Flow
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
 
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
-LIMITS = StreamLimits(half_close_s=3600.0)
+LIMITS = FlowLimits(half_close_s=3600.0)
 """A target that has a disk to flush may end its stream late; what counts is what its import says."""
 
 _DESCRIPTION = """\
@@ -148,18 +148,18 @@ async def opened_world(
 ) -> AsyncIterator[SourceWorld]:
     """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed."""
     endpoint = await complete(reactor, endpoint)
-    relays = Pump(reactor)
+    relay = Pump(reactor)
 
-    async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Link:
+    async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
         return await open_stream(
-            reactor, endpoint, path_query, sock, relays=relays, limits=LIMITS, ends_with_peer=ends_with_peer
+            reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
         )
 
     try:
         parts = await source_parts(reactor, settings, display)
         yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial)
     finally:
-        await relays.stop()
+        await relay.stop()
 
 
 def make_target(reactor: Any, endpoint: Endpoint) -> TargetApi:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mtunnel_tx.checks import CONTROL, FormatError, clean
-from mtunnel_tx.errors import refuse
+from mtunnel_tx.errors import TunnelError, refuse
 from mtunnel_tx.pve.booting import boot_indexes
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import AGENT, CPU, MACHINE, MEMORY, RNG, SMBIOS, SPICE, VGA, WATCHDOG, check_value
-from mtunnel_tx.pve.guestrules import is_template, iter_drives, iter_nics
+from mtunnel_tx.pve.guestrules import find_strays, is_template, iter_drives, iter_nics
 from mtunnel_tx.pve.machinetype import MachineType, parse_machine_type
 from mtunnel_tx.pve.numa import NumaNode, read_numa
 from mtunnel_tx.pve.property import PropertyFormat
@@ -166,6 +166,8 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str]) -> Hardware:
 
 def _checked(conf: GuestConfig, *, local: bool) -> dict[str, str]:
     """Every value in the form it is kept in; a file on disk may hold anything."""
+    for reason in find_strays(conf):
+        raise TunnelError(reason)
     if is_template(conf):
         raise refuse("template", "a template cannot be started")
     if not local and "args" in conf.options:

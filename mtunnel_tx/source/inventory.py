@@ -10,6 +10,7 @@ from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import Drive, is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestrules import find_strays
 from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.storagetypes import Offer
@@ -75,6 +76,7 @@ class Obstacle(TunnelError):
 
 def find_obstacles(vmid: int, conf: GuestConfig) -> Iterator[str]:
     """What in a config keeps the VM here, its disks aside; one sentence each."""
+    yield from (f"VM {vmid}: {reason}" for reason in find_strays(conf))
     if conf.lock is not None:
         yield f"VM {vmid} is locked ({clean(conf.lock)})"
     if (move := find_move(conf)) is not None:

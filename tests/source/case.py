@@ -81,11 +81,11 @@ class SourceCase(TestCase):
         )
 
     def dial(self, endpoint):
-        relays = Pump(reactor)
-        self.addCleanup(lambda: Deferred.fromCoroutine(relays.stop()))
+        relay = Pump(reactor)
+        self.addCleanup(lambda: Deferred.fromCoroutine(relay.stop()))
 
         async def dial(path_query, sock, *, ends_with_peer=False):
-            return await open_stream(reactor, endpoint, path_query, sock, relays=relays, ends_with_peer=ends_with_peer)
+            return await open_stream(reactor, endpoint, path_query, sock, relay=relay, ends_with_peer=ends_with_peer)
 
         return dial
 
