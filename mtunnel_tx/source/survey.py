@@ -14,6 +14,7 @@ from typing import TypeVar
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.imagefile import SECTOR_BYTES
 from mtunnel_tx.pve.sizes import format_size
 from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, describe_mismatch, match_offers
 from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
@@ -94,6 +95,10 @@ class Survey:
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
                 raise NotFound(f"volume '{disk.volid}' does not exist")
+            if size_bytes % SECTOR_BYTES:
+                raise BadRequest(
+                    f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first"
+                )
             elsewhere = await self._world.storage.refers_elsewhere(str(disk.volid))
             if elsewhere is not None:
                 raise BadRequest(f"'{disk.volid}' is not complete in itself: {elsewhere}")

@@ -28,7 +28,7 @@ vmgenid: 11111111-1111-1111-1111-111111111111
 """
 FIREWALL = "[OPTIONS]\n\nenable: 1\n"
 RAW = bytes(range(256)) * 4096
-QCOW2 = b"QFI\xfb" + b"\x01\x02\x03" * 70001
+QCOW2 = b"QFI\xfb" + b"\x01\x02\x03" * 69972
 
 
 class SourceCase(TestCase):
