@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mtunnel_tx.backends.cmdline import StartPlan, command_line
 from mtunnel_tx.backends.drives import VolumeFile, look_at_file, volumes
-from mtunnel_tx.backends.host import Host
+from mtunnel_tx.backends.host import QemuHost
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.hardware import read_hardware
 
@@ -47,7 +47,7 @@ def main(folder: Path, locks: Path, pve: Path, argv: list[str]) -> int:
     return status
 
 
-PLAIN = Host(
+PLAIN = QemuHost(
     machines=frozenset(),
     cpus=frozenset(),
     cpu_flags=frozenset(),
