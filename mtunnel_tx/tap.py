@@ -16,7 +16,8 @@ from twisted.python import usage
 
 from mtunnel_tx.backends.systemd import JournalObserver, Notifier
 from mtunnel_tx.config import Settings, load_settings
-from mtunnel_tx.daemon.service import Daemon, make_tls
+from mtunnel_tx.daemon.compose import make_tls
+from mtunnel_tx.daemon.service import Daemon
 from mtunnel_tx.errors import TunnelError, os_reason
 from mtunnel_tx.net.epoll import close_hole
 from mtunnel_tx.tunnel import audit

@@ -114,9 +114,14 @@ class FakeTask:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.status: str | None = None
+        self.warnings = 0
 
     def line(self, text: str) -> None:
         self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings += 1
+        self.line(f"WARN: {text}")
 
     def finish(self, status: str) -> None:
         assert self.status is None, "a task ends once"
@@ -150,8 +155,8 @@ class FakeJournal:
         self.events.append(f"journal {record['do']}")
         self.records[vmid].append(dict(record))
 
-    async def close(self, vmid: int) -> None:
-        self.events.append("journal closed")
+    async def remove(self, vmid: int) -> None:
+        self.events.append("journal removed")
         del self.records[vmid]
 
     def read(self, vmid: int) -> list[dict[str, Any]] | None:

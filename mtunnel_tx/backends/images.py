@@ -4,54 +4,105 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.threads import deferToThreadPool
 
 from mtunnel_tx.backends.child import run
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.pve.imagefile import ImageFacts, inspect_image
+from mtunnel_tx.pve.imagefile import ImageFacts, inspect_image, read_image_info
 
 _INFO_S = 60.0
 _LIMITS = ("prlimit", "--as=2147483648", "--cpu=60", "--")
+_WITH_HEADER = ("qcow2", "vmdk")
 
 
-def read_image(path: str, format: str) -> ImageFacts:
-    """Read an image's header. Blocks; opens no other file. Raises: BackendFailed, ImageRefused."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFile:
+    """A volume that is a file.
+
+    `base`: the path of the base volume that its name says it stands on, the only backing file it may have.
+    `in_guest_folder`: its folder holds the images of one guest, and may be no symbolic link.
+    """
+
+    path: str
+    format: str
+    base: str | None = None
+    in_guest_folder: bool = False
+
+
+async def find_reference(reactor: Any, file: ImageFile, env: Mapping[str, str]) -> str | None:
+    """Why QEMU would open another file with this one, or in its place; None: it would not.
+
+    Links and the header are read first, because `qemu-img info`, which decides, opens the files that an image names.
+    Raises: BackendFailed, TimedOut.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        reason = await deferToThreadPool(reactor, reactor.getThreadPool(), _look, file)
+    except TunnelError as error:
+        return error.text
+    if reason is not None or file.format not in _WITH_HEADER:
+        return reason
+    argv = [*_LIMITS, "qemu-img", "info", "-U", "-f", file.format, "--output=json", "--", file.path]
+    output = await run(reactor, argv, env, _INFO_S, name="qemu-img info")
+    return _reference(file, read_image_info(json.loads(output[output.find("{") :])))
+
+
+def _look(file: ImageFile) -> str | None:
+    """Blocks, and opens that file alone. Raises: BackendFailed, ImageRefused."""
+    with _held(file) as held:
+        status = os.fstat(held)
+        reason = _wrong_kind(status)
+        if reason is not None or file.format not in _WITH_HEADER:
+            return reason
+        with open(f"/proc/self/fd/{held}", "rb", buffering=0) as image:  # noqa: PTH123 - what is held, no other
+            facts = inspect_image(file.format, partial(_read, image.fileno()), status.st_size)
+    return _reference(file, facts)
+
+
+@contextmanager
+def _held(file: ImageFile) -> Iterator[int]:
+    """Open the file for `fstat` only (O_PATH): a link is seen as a link, and a FIFO or a device is not touched."""
+    path = Path(file.path)
+    flags = os.O_PATH | os.O_NOFOLLOW
+    try:
+        with ExitStack() as opened:
+            folder = os.open(path.parent, os.O_DIRECTORY | (flags if file.in_guest_folder else os.O_PATH))
+            opened.callback(os.close, folder)
+            held = os.open(path.name, flags, dir_fd=folder)
+    except NotADirectoryError as error:
+        raise BackendFailed(f"folder '{path.parent}' is a symbolic link, or no folder") from error
     except OSError as error:
         raise BackendFailed(f"unable to open '{path}': {error.strerror}") from error
     try:
-        length = os.lseek(fd, 0, os.SEEK_END)
-        return inspect_image(format, lambda offset, count: os.pread(fd, count, offset), length)
+        yield held
     finally:
-        os.close(fd)
+        os.close(held)
 
 
-async def find_reference(reactor: Any, path: str, format: str, env: Mapping[str, str]) -> str | None:
-    """Why an image needs another file; None: it needs none.
+def _wrong_kind(status: os.stat_result) -> str | None:
+    if stat.S_ISLNK(status.st_mode):
+        return "volume is a symbolic link"
+    if not stat.S_ISREG(status.st_mode):
+        return "volume is no regular file"
+    return "volume is a file with another name beside (a hard link)" if status.st_nlink > 1 else None
 
-    The header is read first, because `qemu-img info`, which decides, opens the files that an image refers to.
-    Raises: BackendFailed, TimedOut.
-    """
-    if format not in ("qcow2", "vmdk"):
+
+def _read(fd: int, offset: int, count: int) -> bytes:
+    return os.pread(fd, count, offset)
+
+
+def _reference(file: ImageFile, facts: ImageFacts) -> str | None:
+    if file.base and facts.backing and _backing_path(file, facts.backing) == os.path.normpath(file.base):
         return None
-    try:
-        facts = await deferToThreadPool(reactor, reactor.getThreadPool(), read_image, path, format)
-    except TunnelError as error:
-        return error.text
-    if facts.elsewhere:
-        return facts.elsewhere
-    argv = [*_LIMITS, "qemu-img", "info", "-U", "-f", format, "--output=json", "--", path]
-    output = await run(reactor, argv, env, _INFO_S, name="qemu-img info")
-    return _reference(json.loads(output[output.find("{") :]))
+    return facts.elsewhere
 
 
-def _reference(info: Mapping[str, Any]) -> str | None:
-    for key in ("full-backing-filename", "backing-filename"):
-        if key in info:
-            return "image has a backing file"
-    details = info.get("format-specific", {}).get("data", {})
-    return "image has an external data file" if "data-file" in details else None
+def _backing_path(file: ImageFile, backing: str) -> str:
+    return os.path.normpath(Path(file.path).parent / backing)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,9 @@ from mtunnel_tx.backends.files import (
     remove_leftovers,
 )
 from mtunnel_tx.errors import WrongState
+from mtunnel_tx.ports.journal import READABLE_VERSIONS, VERSION
 from mtunnel_tx.waiting import Turns
 
-VERSION = 1
 _FILE = re.compile(r"([1-9][0-9]*)\.jsonl")
 
 
@@ -51,24 +54,30 @@ class FileJournal:
         async with self._turns.of(vmid):
             await self._threads.run(_append, self._file(vmid), line)
 
-    async def close(self, vmid: int) -> None:
+    async def remove(self, vmid: int) -> None:
         """Delete the journal; success where there is none."""
         async with self._turns.of(vmid):
             await self._threads.run(remove_file, self._file(vmid))
 
     def read(self, vmid: int) -> list[dict[str, Any]] | None:
-        """All whole records; None where there is no journal.
+        """All whole records, one at least; None where there is no journal.
 
-        Raises: WrongState: another version wrote it, or it is damaged: hold, never delete.
+        Raises: WrongState: it is not ours, another version wrote it, or it is damaged: hold, never delete.
         """
+        path = self._file(vmid)
         try:
-            data = self._file(vmid).read_bytes()
+            with _opened(path, os.O_RDONLY) as fd:
+                data = _read_all(fd)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise refusal(error) from error
         records = [_record(vmid, line) for line in data.split(b"\n")[:-1]]
-        if records and records[0].get("version") != VERSION:
+        if not records:
+            raise WrongState(f"the journal of VM {vmid} has no whole record: a crash emptied or cut '{path}'")
+        version = records[0].get("version")
+        # True is 1 and 1.0 is 1 in Python; neither was ever written.
+        if type(version) is not int or version not in READABLE_VERSIONS:
             raise WrongState(f"the journal of VM {vmid} has an unknown version")
         return records
 
@@ -111,11 +120,50 @@ def _create(path: Path, text: str) -> None:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append after the last complete line; an incomplete one, left by a crash or a full disk, is cut off first."""
-    with naming(path), path.open("r+b") as file:
-        end = file.read().rfind(b"\n") + 1
-        file.truncate(end)
-        file.seek(end)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    """Behind the last whole line: what a crash or a full disk tore off is cut away first.
+
+    A record that cannot be made safe is cut away again: its deed never happens.
+    """
+    with naming(path), _opened(path, os.O_RDWR) as fd:
+        end = _read_all(fd).rfind(b"\n") + 1
+        os.ftruncate(fd, end)
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(fd, line[written:], end + written)
+            os.fsync(fd)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(fd, end)
+            raise
+
+
+def _read_all(fd: int) -> bytes:
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A journal that is ours: a regular file, no link, of the owner of its folder. Yields: its descriptor.
+
+    Raises: WrongState: it is not. OSError.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise WrongState(f"the journal '{path}' is a symbolic link") from error
+    try:
+        _check_ours(path, os.fstat(fd))
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _check_ours(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise WrongState(f"the journal '{path}' is no file")
+    if status.st_uid != path.parent.stat().st_uid:
+        raise WrongState(f"the journal '{path}' belongs to user {status.st_uid}")

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
 from mtunnel_tx.backends.files import CachedFile
-from mtunnel_tx.backends.images import find_reference
+from mtunnel_tx.backends.images import ImageFile, find_reference
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.ports.storage import ImportRequest, Report, Volume
@@ -119,11 +119,23 @@ class PvesmStorage:
         return next((found.size_bytes for found in listed if found.volid == volid), None)
 
     async def refers_elsewhere(self, volid: str) -> str | None:
-        """See ports.Storage. Raises: BackendFailed, TimedOut."""
-        ending = volid.rpartition(".")[2]
-        if ending not in ("qcow2", "vmdk"):
+        """See ports.Storage. Raises: BackendFailed, TimedOut, TunnelError: no such storage, or no volume id."""
+        path = await self._file(volid)
+        if path is None:
             return None
-        return await find_reference(self._reactor, await self.path(volid), ending, self._environ)
+        volume = parse_volume_id(volid)
+        parsed = parse_dir_volume(volume.name)
+        if parsed.format == "subvol":
+            return None
+        base = None
+        if parsed.base is not None:
+            base_volid = f"{volume.storage}:{parsed.base}"
+            if reason := await self.refers_elsewhere(base_volid):
+                return f"base volume '{base_volid}': {reason}"
+            base = await self._file(base_volid)
+        in_guest_folder = parsed.content == "images"
+        file = ImageFile(path=path, format=parsed.format, base=base, in_guest_folder=in_guest_folder)
+        return await find_reference(self._reactor, file, self._environ)
 
     async def digest(self, volid: str) -> str:
         """See ports.Storage. Raises: BackendFailed, TimedOut."""

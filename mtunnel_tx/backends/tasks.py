@@ -46,6 +46,7 @@ class FileTaskLog:
 
     def __init__(self, upid: str, path: Path, most_bytes: int, ended: Callable[[str], object]) -> None:
         self.upid = upid
+        self.warnings = 0
         self._file = path.open("xb", buffering=0)
         self._free_bytes = most_bytes
         self._ended = ended
@@ -57,6 +58,11 @@ class FileTaskLog:
         data = encode(clean(text.removesuffix("\n")) + ("\n\n" if text.endswith("\n") else "\n"))
         self._free_bytes -= len(data)
         self._write(data if self._free_bytes > 0 else b"no more lines: this log is full\n")
+
+    def warn(self, text: str) -> None:
+        """Add a line that also counts in the task's end status."""
+        self.warnings += 1
+        self.line(f"WARN: {text}")
 
     def finish(self, status: str) -> None:
         """`OK`, `WARNINGS: N` or the error; writes the last line `TASK …` and closes."""

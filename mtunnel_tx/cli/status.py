@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def ask_daemon(settings: Settings, request: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
-    """Send one command through the daemon's door; blocks, once in a process.
+    """Send one command through the control socket; blocks, once in a process.
 
     Returns: its reply. Raises: BackendFailed: no daemon answers. TunnelError: it refused.
     """
@@ -143,6 +143,6 @@ def describe_journal(journal: Journal, vmid: int) -> str:
         owed = fold(vmid, journal.read(vmid) or [])
     except TunnelError as error:
         return f" ({error.text})"
-    come = "given up by its source" if owed.ours else "may have run here" if owed.ran else "not handed over"
+    come = "given up by its source" if owed.handed_over else "may have run here" if owed.resuming else "not handed over"
     made = f", made {' '.join(owed.volumes)}" if owed.volumes else ""
     return f" ({owed.token or 'nobody'}, {come}{made})"

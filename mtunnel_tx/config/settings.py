@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.wire.socketkinds import NBD
@@ -13,6 +14,12 @@ LONGEST_SOCKET_PATH = 107
 LONGEST_RUNTIME_DIR = LONGEST_SOCKET_PATH - len(f"/999999999{NBD.suffix}")
 DEFAULT_PORT = 8016
 PROFILES = ("standalone", "proxmox")
+
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Chosen = TypeVar("Chosen", bound="DataclassInstance")
 
 
 class ConfigError(TunnelError):
@@ -83,6 +90,11 @@ class Limits:
     dead_peer_s: float = 60
     half_close_s: float = 60
     connect_s: float = 300
+
+    def of(self, kind: type[Chosen]) -> Chosen:
+        """The limits that one room wants: a dataclass of theirs, filled by the names of its fields."""
+        known = {field.name for field in fields(self)}
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind) if field.name in known})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

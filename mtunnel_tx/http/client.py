@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
-from mtunnel_tx.http.upgrade import SUBPROTOCOL, CapturedTransport
+from mtunnel_tx.http.handshake import SUBPROTOCOL, CapturedTransport
 from mtunnel_tx.net.kinds import Reactor, Transport
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.stream.link import Link, Relays, Terms, nobody
@@ -35,7 +35,7 @@ HEAD_BYTES = 64 * 1024
 _KINDS: dict[int, type[TunnelError]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound}
 
 
-class _Handshake(WebSocketClientProtocol):
+class _ClientHandshake(WebSocketClientProtocol):
     """Autobahn's client up to the 101."""
 
     refusal: str | None = None
@@ -71,7 +71,7 @@ class _Opening(Protocol):
         make_factory: Any = WebSocketClientFactory
         factory = make_factory(protocols=[SUBPROTOCOL], reactor=reactor)
         factory.setProtocolOptions(openHandshakeTimeout=0)
-        self._handshake = _Handshake(endpoint, path_query, headers or {})
+        self._handshake = _ClientHandshake(endpoint, path_query, headers or {})
         self._handshake.factory = factory
         self._received = b""
 

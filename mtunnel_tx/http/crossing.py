@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mtunnel_tx.errors import Unreachable
 from mtunnel_tx.http.client import open_stream
-from mtunnel_tx.http.upgrade import check_handshake, upgrade
+from mtunnel_tx.http.handshake import check_handshake
+from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.ports.streams import Stream
 from mtunnel_tx.pve.maps import Endpoint
@@ -78,7 +79,7 @@ async def cross_over(
 
     Raises: TunnelError: `STATUS REASON` where the other side refused; ConnectionLost: the client has gone.
     """
-    check_handshake(request, reactor)
+    handshake = check_handshake(request)
     crossing = Crossing()
     here, there = socket.socketpair()
     try:
@@ -90,7 +91,7 @@ async def cross_over(
         here.close()
         raise
     try:
-        await upgrade(request, here, NearRoute(crossing), relays=relays, limits=limits, reactor=reactor)
+        await upgrade(request, handshake, here, NearRoute(crossing), relays=relays, limits=limits, reactor=reactor)
     except BaseException:
         far.abort()
         raise

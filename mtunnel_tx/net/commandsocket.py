@@ -11,7 +11,7 @@ from mtunnel_tx.net.linesocket import listen_lines
 from mtunnel_tx.ports.lines import Answerer, Listening
 
 
-async def listen_control(
+async def listen_commands(
     reactor: IReactorUNIX, path: Path, answerer: Answerer, limits: Limits | None = None
 ) -> Listening:
     """Listen for one tunnel's command connection (ports.Listen); a stale file at `path` is replaced.

@@ -1,4 +1,4 @@
-"""The daemon's own door: `runtime_dir/control.sock`, where `mtunnel status`, `settle` and `drain` knock.
+"""The control socket, `runtime_dir/control.sock`: `mtunnel status`, `settle` and `drain` ask the daemon through it.
 
 The same JSON lines as on a tunnel's command connection: `{"cmd":NAME,…}` in, `{"success":true,…}` out. Who may open
 the socket file (mode 0600) may do everything.
@@ -32,14 +32,14 @@ log = Logger()
 LONGEST_REPLY_BYTES = 64 * 1024 * 1024
 PATIENCE_S = 600.0
 
-DoorCommand = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any] | None]]
+ControlCommand = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any] | None]]
 """Takes the whole request; returns the fields of the reply. Raises: TunnelError: the caller sees its text."""
 
 
-class DoorAnswerer:
-    """One caller at the door (ports.Answerer)."""
+class ControlAnswerer:
+    """Answers one caller (ports.Answerer)."""
 
-    def __init__(self, commands: Mapping[str, DoorCommand]) -> None:
+    def __init__(self, commands: Mapping[str, ControlCommand]) -> None:
         self._commands = commands
 
     async def answer(self, line: bytes) -> bytes:
@@ -48,7 +48,7 @@ class DoorAnswerer:
         except TunnelError as error:
             return encode_failure(error.line)
         except Exception:
-            log.failure("unexpected failure in a command at the door")
+            log.failure("unexpected failure in a command of the control socket")
             return encode_failure("internal error")
 
     async def _do(self, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -64,16 +64,16 @@ class DoorAnswerer:
         """Nothing is bound to a caller."""
 
 
-async def listen_door(
-    reactor: IReactorUNIX, path: Path, commands: Mapping[str, DoorCommand], limits: Limits | None = None
+async def listen_control(
+    reactor: IReactorUNIX, path: Path, commands: Mapping[str, ControlCommand], limits: Limits | None = None
 ) -> Listening:
-    """Open the door.
+    """Listen for callers.
 
     Raises: WrongState: another daemon answers there. BackendFailed: `can't listen on 'PATH' - REASON`.
     """
     if _somebody_listens(path):
         raise WrongState(f"another daemon listens on '{path}'")
-    return await listen_lines(reactor, path, lambda: DoorAnswerer(commands), limits or Limits())
+    return await listen_lines(reactor, path, lambda: ControlAnswerer(commands), limits or Limits())
 
 
 async def ask(

@@ -10,8 +10,12 @@ class TaskLog(Protocol):
     """The task log of one tunnel, in the words of Proxmox's own worker."""
 
     upid: str
+    warnings: int
 
     def line(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        """A line that counts in `warnings`."""
 
     def finish(self, status: str) -> None:
         """`OK`, `WARNINGS: N` or the error; writes the last line `TASK …` and closes."""
@@ -26,6 +30,11 @@ class Tasks(Protocol):
         """Finish the logs whose daemon died before it did."""
 
 
+VERSION = 2
+"""Of the records' words (tunnel/ledger.py)."""
+READABLE_VERSIONS = (1, 2)
+
+
 class Journal(Protocol):
     """One append-only file of JSON lines for a VMID; written before each effect."""
 
@@ -33,13 +42,16 @@ class Journal(Protocol):
         """Create the file with its first record (O_EXCL). Raises: WrongState: one stands already."""
 
     async def append(self, vmid: int, record: Mapping[str, Any]) -> None:
-        """Add a record and fsync it, off the reactor."""
+        """Add a record and fsync it, off the reactor. Raises: BackendFailed: it is not there then."""
 
-    async def close(self, vmid: int) -> None:
+    async def remove(self, vmid: int) -> None:
         """Delete the file: nothing is owed any more."""
 
     def read(self, vmid: int) -> list[dict[str, Any]] | None:
-        """All whole records; None where there is no journal."""
+        """All whole records; None where there is no journal.
+
+        Raises: WrongState: it is not ours, of another version, or damaged: hold, never follow. BackendFailed.
+        """
 
     def standing(self) -> list[int]:
         """The VMIDs that have a journal."""

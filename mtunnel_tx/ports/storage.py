@@ -79,7 +79,12 @@ class Storage(Protocol):
         """Returns: its virtual size; None where there is no such volume."""
 
     async def refers_elsewhere(self, volid: str) -> str | None:
-        """A reason where the image names another file (backing file, data file), else None. Never follows it."""
+        """Why QEMU would open another file with this volume, or in its place; None: it would not.
+
+        A symbolic or hard link, something that is no file, an image whose header names a backing file (but the base
+        that the volume's name has), a data file or extents elsewhere. Never follows what it finds. None on a storage
+        without files.
+        """
 
     async def digest(self, volid: str) -> str:
         """Returns: SHA-256 of the volume's file, hex."""

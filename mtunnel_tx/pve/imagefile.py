@@ -1,7 +1,8 @@
 """What an image file says about itself: its size, and the other files it would make QEMU open.
 
-Read from the bytes alone, before any program of QEMU's sees the file: those follow what they find.
-Sources: QEMU's docs/interop/qcow2.txt; the VMDK specification's sparse extents.
+`inspect_image` reads the bytes alone, before any program of QEMU's sees the file: those follow what they find.
+`read_image_info` reads what `qemu-img info` tells of it afterwards, which has the last word.
+Sources: QEMU's docs/interop/qcow2.txt and qapi/block-core.json (ImageInfo); the VMDK specification's sparse extents.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest
@@ -27,6 +29,7 @@ _EXTENSION_END = 0
 _EXTENSION_DATA_FILE = 0x44415441
 _EXTENSION_ENCRYPTION = 0x0537BE77
 _LONGEST_BACKING_NAME = 1023
+_DATA_FILE = "image has an external data file"
 
 _VMDK = struct.Struct("<4sIIQQQQ")
 _VMDK_FOOTER_BYTES = 3 * SECTOR_BYTES
@@ -45,10 +48,11 @@ class ImageRefused(BadRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
-    """What the header says.
+    """What an image says.
 
-    `elsewhere`: why the image cannot stand alone, None if it can. `backing`: the backing file's name as written.
-    `options`: `cluster_size` of qcow2, as `qemu-img create` has it; `compressed` in vmdk: data has to be inflated.
+    `elsewhere`: why the image cannot stand alone, None if it can. `backing`: the backing file's name as written; then
+    `elsewhere` says so. `options`: `cluster_size` of qcow2, as `qemu-img create` has it; `compressed` in vmdk: data has
+    to be inflated.
     """
 
     format: str
@@ -56,6 +60,7 @@ class ImageFacts:
     elsewhere: str | None = None
     backing: str | None = None
     encrypted: bool = False
+    corrupt: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,6 +77,35 @@ def inspect_image(format: str, read: Read, length_bytes: int) -> ImageFacts:
     if format == "raw":
         return ImageFacts(format="raw", size_bytes=length_bytes)
     raise ImageRefused(f"image format '{format}' is not supported")
+
+
+def read_image_info(info: Mapping[str, Any]) -> ImageFacts:
+    """Args: info: the JSON object of `qemu-img info`. Raises: ImageRefused: it tells no size."""
+    details = info.get("format-specific", {}).get("data", {})
+    backing = info.get("backing-filename", info.get("full-backing-filename"))
+    if not isinstance(info.get("virtual-size"), int):
+        raise ImageRefused("qemu-img tells nothing about the image")
+    return ImageFacts(
+        format=str(info.get("format")),
+        size_bytes=info["virtual-size"],
+        elsewhere=_told_elsewhere(info.get("filename"), details, backing),
+        backing=backing,
+        encrypted=bool(info.get("encrypted")) or "encrypt" in details,
+        corrupt=bool(details.get("corrupt")),
+    )
+
+
+def _told_elsewhere(name: object, details: Mapping[str, Any], backing: str | None) -> str | None:
+    if backing is not None:
+        return _backed_by(backing)
+    if "data-file" in details:
+        return _DATA_FILE
+    files = {extent.get("filename") for extent in details.get("extents", [])}
+    return "vmdk image has its data in other files" if files - {name} else None
+
+
+def _backed_by(name: str) -> str:
+    return f"image has a backing file '{clean(name)}'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,9 +180,9 @@ def _read_qcow2_extensions(header: _Qcow2Header, read: Read) -> frozenset[int]:
 
 def _qcow2_elsewhere(header: _Qcow2Header, extensions: frozenset[int], backing: str | None) -> str | None:
     if backing is not None:
-        return f"image has a backing file '{clean(backing)}'"
+        return _backed_by(backing)
     if header.incompatible & _EXTERNAL_DATA or _EXTENSION_DATA_FILE in extensions:
-        return "image has an external data file"
+        return _DATA_FILE
     return None
 
 

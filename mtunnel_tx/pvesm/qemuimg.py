@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.errors import BackendFailed, TimedOut
-from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused
+from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused, read_image_info
 from mtunnel_tx.pvesm.imagemap import refuse_missing_data
 
 _GIB = 1 << 30
@@ -57,26 +57,20 @@ def _read_all(path: Path) -> None:
         raise ImageRefused(f"compressed data cannot be read, image may be cut short: {error.text}") from error
 
 
-def _info(path: Path, format: str) -> Mapping[str, Any]:
+def _info(path: Path, format: str) -> ImageFacts:
     output = _run(["info", "-f", format, "--output=json", "--", str(path)], limits=_INFO_LIMITS, timeout_s=_INFO_S)
-    found = json.loads(output)
-    if not isinstance(found, dict):
-        raise ImageRefused("qemu-img tells nothing about the image")
-    return found
+    return read_image_info(json.loads(output))
 
 
-def _compare(info: Mapping[str, Any], facts: ImageFacts) -> None:
-    details = info.get("format-specific", {}).get("data", {})
-    if "backing-filename" in info or "full-backing-filename" in info:
-        raise ImageRefused("image has a backing file")
-    if "data-file" in details:
-        raise ImageRefused("image has an external data file")
-    if info.get("encrypted") or "encrypt" in details:
+def _compare(told: ImageFacts, facts: ImageFacts) -> None:
+    if told.elsewhere:
+        raise ImageRefused(told.elsewhere)
+    if told.encrypted:
         raise ImageRefused("image is encrypted")
-    if details.get("corrupt"):
+    if told.corrupt:
         raise ImageRefused("image is marked as corrupt")
-    if info.get("virtual-size") != facts.size_bytes:
-        raise ImageRefused(f"image has {info.get('virtual-size')} bytes, its header says {facts.size_bytes}")
+    if told.size_bytes != facts.size_bytes:
+        raise ImageRefused(f"image has {told.size_bytes} bytes, its header says {facts.size_bytes}")
 
 
 def _check(path: Path, facts: ImageFacts) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,8 +110,9 @@ def _list_kind(storage: DirectoryStorage, kind: str, vmid: int | None) -> Iterat
         return
     for path in _entries(storage.folder(kind)):
         volume = _parse(f"{kind}/{path.name}")
-        if volume and path.is_file() and vmid in (None, volume.vmid):
-            yield _listed(storage, f"{kind}/{path.name}", volume, path.stat().st_size)
+        size_bytes = _file_size(path)
+        if volume and size_bytes is not None and vmid in (None, volume.vmid):
+            yield _listed(storage, f"{kind}/{path.name}", volume, size_bytes)
 
 
 def _list_images(storage: DirectoryStorage, kind: str, vmid: int | None) -> Iterator[Listed]:
@@ -119,13 +121,14 @@ def _list_images(storage: DirectoryStorage, kind: str, vmid: int | None) -> Iter
     folders = (
         [root / str(vmid)] if vmid is not None else [path for path in _entries(root) if _VMID.fullmatch(path.name)]
     )
-    for path in (path for folder in folders for path in _entries(folder)):
+    for path in (path for folder in folders if not folder.is_symlink() for path in _entries(folder)):
         name = f"{path.parent.name}/{path.name}"
         volume = _parse(name)
         if volume is None or (volume.format == "subvol") != (kind == "rootdir"):
             continue
         if volume.format == "subvol":
-            yield _listed(storage, name, volume, 0, kind)
+            if not path.is_symlink():
+                yield _listed(storage, name, volume, 0, kind)
         elif (facts := _read_facts(path, volume.format)) is not None:
             yield _listed(storage, _with_base(name, facts), volume, facts.size_bytes)
 
@@ -170,6 +173,15 @@ def _entries(folder: Path) -> Sequence[Path]:
         return []
 
 
+def _file_size(path: Path) -> int | None:
+    """None: it is no file. A symbolic link is none: what it leads to is no volume of this storage."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def _parse(name: str) -> DirVolume | None:
     try:
         return parse_dir_volume(name)
@@ -179,9 +191,9 @@ def _parse(name: str) -> DirVolume | None:
 
 def _read_facts(path: Path, format: str) -> ImageFacts | None:
     """An unreadable image has the size of its file; None: there is no such file."""
+    if _file_size(path) is None:
+        return None
     try:
-        if not path.is_file():
-            return None
         with path.open("rb") as file:
             return _inspect(file.fileno(), format)
     except OSError:

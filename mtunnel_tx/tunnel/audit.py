@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from mtunnel_tx.tunnel.ledger import Owed
+from mtunnel_tx.tunnel.ending import Ending
 from mtunnel_tx.tunnel.tunnel import Tunnel
 
 log = Logger()
@@ -13,10 +13,10 @@ FIELDS = ("vmid", "token", "address", "end", "verdict", "bytes_in", "bytes_out",
 """What a record has; never a secret."""
 
 
-def record(tunnel: Tunnel, end: str, problem: str | None) -> None:
+def record(tunnel: Tunnel, end: str, ending: Ending) -> None:
     """Say who moved what, and what became of it.
 
-    Args: end: why it ended, as its task log says; empty after `quit`. problem: why it is held, or None.
+    Args: end: why it ended, as its task log says; empty after `quit`. ending: what was done about it.
     """
     bytes_in, bytes_out = tunnel.sockets.traffic()
     log.info(
@@ -26,18 +26,9 @@ def record(tunnel: Tunnel, end: str, problem: str | None) -> None:
         token=tunnel.token,
         address=tunnel.address,
         end=end or "quit",
-        verdict=verdict(tunnel.ledger.owed, problem),
+        verdict=ending.outcome,
         bytes_in=bytes_in,
         bytes_out=bytes_out,
         duration_s=round(tunnel.services.clock.seconds() - tunnel.since, 1),
         upid=tunnel.task.upid,
     )
-
-
-def verdict(owed: Owed, problem: str | None) -> str:
-    """What became of the VM, in a word or two."""
-    if problem is not None:
-        return "held"
-    if owed.undo:
-        return "rolled back"
-    return "kept" if owed.given_up else "left as it is"

@@ -10,8 +10,9 @@ from twisted.logger import Logger
 from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.ports.lines import Listening
 from mtunnel_tx.tunnel import audit, dispatch
-from mtunnel_tx.tunnel.lifecycle import finish
+from mtunnel_tx.tunnel.ending import Ending, end
 from mtunnel_tx.tunnel.tunnel import State, Tunnel
+from mtunnel_tx.tunnel.verdict import Verdict
 from mtunnel_tx.waiting import Task
 from mtunnel_tx.wire.socketkinds import COMMANDS
 
@@ -19,7 +20,7 @@ log = Logger()
 LAST_REPLIES_S = 5.0
 """How long the last replies may take on their way from our own socket into the websocket."""
 UNEXPECTED = "mtunnel exited unexpectedly"
-Gone = Callable[["CommandSession", str | None], None]
+Gone = Callable[["CommandSession", Ending], None]
 
 
 class CommandSession:
@@ -68,30 +69,43 @@ class CommandSession:
         while not await self._end.wait(self.tunnel.services.clock, 1.0):
             pass
 
-    def _finish(self, verdict: str) -> None:
+    def _finish(self, reason: str) -> None:
+        """Args: reason: why the task is a failure; empty after `quit`."""
         if self._end is None:
             self._stop_timer()
-            self._end = Task(self._run_end(verdict))
+            self._end = Task(self._run_end(reason))
 
-    async def _run_end(self, verdict: str) -> None:
+    async def _run_end(self, reason: str) -> None:
         """The command in work finishes first; then no other can come."""
         tunnel = self.tunnel
         async with self._busy:
             tunnel.state = State.LEAVING if tunnel.leaving else State.ENDING
-            problem = await self._finish_tunnel(verdict)
+            ending = await self._end_tunnel()
+            self._end_task(reason, ending)
         tunnel.sockets.abort_streams(but=COMMANDS)
         if self._door is not None:
             await self._door.close()
         await tunnel.sockets.wait_for_end(COMMANDS, tunnel.services.clock, LAST_REPLIES_S)
-        audit.record(tunnel, verdict, problem)
-        self._gone(self, problem)
+        audit.record(tunnel, reason, ending)
+        self._gone(self, ending)
 
-    async def _finish_tunnel(self, verdict: str) -> str | None:
+    async def _end_tunnel(self) -> Ending:
         try:
-            return await finish(self.tunnel.services, self.tunnel, verdict)
+            await self.tunnel.end_children()
         except Exception:
             log.failure("unexpected failure at the end of the tunnel of VM {vmid}", vmid=self.tunnel.vmid)
-            return "internal error, see the daemon's log"
+            return Ending(Verdict.HOLD, "internal error, see the daemon's log")
+        return await end(self.tunnel.claim)
+
+    def _end_task(self, reason: str, ending: Ending) -> None:
+        tunnel = self.tunnel
+        if ending.problem is not None:
+            tunnel.task.warn(ending.problem)
+            log.error("VM {vmid} is held: {reason}", vmid=tunnel.vmid, reason=ending.problem)
+        if tunnel.leaving:
+            tunnel.task.line("mtunnel exited")
+        warnings = tunnel.task.warnings
+        tunnel.task.finish(reason or (f"WARNINGS: {warnings}" if warnings else "OK"))
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

@@ -9,8 +9,9 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.pve.bandwidth import effective_limit
-from mtunnel_tx.tunnel.lifecycle import Keeper
-from mtunnel_tx.tunnel.tunnel import Guest, State, marked
+from mtunnel_tx.tunnel.claim import marked
+from mtunnel_tx.tunnel.ending import announce_rollback, roll_back
+from mtunnel_tx.tunnel.tunnel import Guest, State
 from mtunnel_tx.wire.args import BandwidthArgs, NoArgs, QuitArgs, TicketArgs
 from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import make_ticket, normalise
@@ -51,10 +52,9 @@ async def unlock(guest: Guest, _args: NoArgs) -> Result:
     if conf.lock is None:
         raise TunnelError("no lock found trying to remove any lock")
     await tunnel.services.storage.sync(tunnel.own.volumes)
-    await tunnel.ledger.write("ours")
+    await tunnel.ledger.write("handed_over")
     await tunnel.services.guests.write(tunnel.vmid, marked(conf, None))
-    tunnel.mark = None
-    await tunnel.ledger.write("unlocked")
+    await tunnel.ledger.note("unlocked")
     return DONE
 
 
@@ -71,16 +71,18 @@ async def leave(guest: Guest, args: QuitArgs) -> Result:
 
 async def _clean_up(guest: Guest) -> None:
     owed = guest.tunnel.ledger.owed
-    if owed.given_up:
-        why = "already unlocked" if owed.ours else "running here"
+    if owed.is_given_up:
+        why = "already unlocked" if owed.handed_over else "running here"
         raise WrongState(f"refusing cleanup: VM {owed.vmid} is {why}")
-    await Keeper(guest.tunnel.services).roll_back(guest.tunnel)
+    await announce_rollback(guest.tunnel.claim)
+    await guest.tunnel.end_children()
+    await roll_back(guest.tunnel.claim)
 
 
 async def _keep(guest: Guest) -> None:
     tunnel = guest.tunnel
     if tunnel.disk_import is not None and not tunnel.disk_import.over:
         await tunnel.disk_import.cancel()
-    if not tunnel.ledger.owed.ours:
+    if not tunnel.ledger.owed.handed_over:
         log.warn("VM {vmid} is left locked and as it is: its source quit without cleanup", vmid=tunnel.vmid)
-    await tunnel.ledger.close()
+    await tunnel.ledger.discharge()

@@ -11,11 +11,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import DeferredLock
+from twisted.logger import Logger
 
-from mtunnel_tx.errors import WrongState
+from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.ports.journal import Journal
 
-VERSION = 1
+log = Logger()
+
+OLD_WORDS = {
+    "ran": "resuming",
+    "runs": "resumed",
+    "ours": "handed_over",
+    "undo": "rolling_back",
+    "settled": "made_nothing",
+}
+"""What the records of journals of version 1 are called now; an older daemon may have left one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,36 +33,47 @@ class Owed:
     """What stands because of one tunnel.
 
     `marks` are the states of the config that are our doing: its lock, or `absent`; `before` maps a used storage to
-    the volumes that the VMID had there first; `unsettled` are storages where a child may have made a volume that was
-    not named yet; `started`: there may be a QEMU; `whole`: it has the whole state; `ran`: it was told to run, `runs`:
-    and does; `ours`: the source gave the VM up; `undo`: a rollback was begun.
+    the volumes that the VMID had there first; `making` are storages where a child may have made a volume that was not
+    named yet; `sizes_bytes` tells how large a volume was when it was made; `configured`: the VM's config is written;
+    `started`: there may be a QEMU; `whole`: it has the whole state; `resuming`: it is about to run, `resumed`: and
+    does; `handed_over`: the source gave the VM up; `rolling_back`: a rollback was begun.
     """
 
     vmid: int
+    kind: str = ""
     token: str = ""
     marks: frozenset[str] = frozenset()
     before: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    unsettled: tuple[str, ...] = ()
+    making: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    sizes_bytes: Mapping[str, int] = field(default_factory=dict)
     firewall: bool = False
+    configured: bool = False
     started: bool = False
     whole: bool = False
-    ran: bool = False
-    runs: bool = False
-    ours: bool = False
-    undo: bool = False
+    resuming: bool = False
+    resumed: bool = False
+    handed_over: bool = False
+    rolling_back: bool = False
 
     @property
-    def given_up(self) -> bool:
+    def is_given_up(self) -> bool:
         """The VM may have run here, or the source has given it up: nothing may be deleted any more."""
-        return self.ran or self.ours
+        return self.resuming or self.handed_over
 
 
 def apply(owed: Owed, record: Mapping[str, Any]) -> Owed:
-    """One step of the fold. Raises: WrongState: a record that this version does not know."""
-    change = _CHANGES.get(str(record.get("do")))
+    """One step of the fold.
+
+    Raises: WrongState: a record that this version does not know, or that cannot stand in this place.
+    """
+    word = str(record.get("do"))
+    word = OLD_WORDS.get(word, word)
+    change = _CHANGES.get(word)
     if change is None:
         raise WrongState(f"journal of VM {owed.vmid}: unknown record {record.get('do')!r}")
+    if (word == "claim") != (not owed.kind):
+        raise WrongState(f"journal of VM {owed.vmid}: it must begin with its claim, and have one only")
     try:
         return change(replace(owed, marks=owed.marks - {"absent"}), record)
     except (LookupError, TypeError, ValueError) as error:
@@ -60,50 +81,69 @@ def apply(owed: Owed, record: Mapping[str, Any]) -> Owed:
 
 
 def fold(vmid: int, records: Iterable[Mapping[str, Any]]) -> Owed:
-    """What is owed after all these records."""
+    """What is owed after all these records. Raises: WrongState: there are none, or as `apply`."""
     owed = Owed(vmid=vmid)
     for record in records:
         owed = apply(owed, record)
+    if not owed.kind:
+        raise WrongState(f"journal of VM {vmid}: it must begin with its claim, and have one only")
     return owed
 
 
 class Ledger:
-    """A live tunnel's journal. Every method writes first; the caller does the effect afterwards."""
+    """A tunnel's journal. `stands`: the file is there, and something may be owed."""
 
-    def __init__(self, journal: Journal, owed: Owed, *, standing: bool) -> None:
+    def __init__(self, journal: Journal, owed: Owed, *, stands: bool) -> None:
         self._journal = journal
         self.owed = owed
-        self.closed = not standing
+        self.stands = stands
         # The watch for the whole state writes beside the command in work: neither may lose the other's record.
         self._writing = DeferredLock()
 
-    async def open(self, token: str, at: float) -> None:
-        """The claim. Raises: WrongState: a journal stands already."""
-        record = {"version": VERSION, "do": "claim", "token": token, "at": int(at)}
-        await self._journal.open(self.owed.vmid, record)
+    async def open(self, kind: str, token: str, at: float) -> None:
+        """The claim: a guest of this kind. Raises: WrongState: a journal stands already."""
+        vmid = self.owed.vmid
+        record = {"do": "claim", "vmid": vmid, "kind": kind, "token": token, "at": int(at)}
+        await self._journal.open(vmid, record)
         self.owed = apply(self.owed, record)
-        self.closed = False
+        self.stands = True
 
     async def write(self, do: str, **values: object) -> None:
-        """Add one record; `do` is a key of the table at the end of this module. Nothing where no journal is open."""
+        """Add one record, before the deed; `do` is a key of the table at the end of this module.
+
+        Nothing is written where no journal stands. Raises: TunnelError: it cannot be written; the fold is as before.
+        """
         async with self._writing:
-            if self.closed:
+            if not self.stands:
                 return
             record = {"do": do, **values}
             owed = apply(self.owed, record)
             await self._journal.append(owed.vmid, record)
             self.owed = owed
 
-    async def close(self) -> None:
-        """Nothing is owed any more."""
+    async def note(self, do: str) -> None:
+        """Add one record, after a deed that is no failure even if the record cannot be written."""
+        try:
+            await self.write(do)
+        except TunnelError as error:
+            log.error(
+                "VM {vmid}: '{do}' is not in its journal: {reason}", vmid=self.owed.vmid, do=do, reason=error.text
+            )
+
+    async def discharge(self) -> None:
+        """Nothing is owed any more: the journal goes."""
         async with self._writing:
-            if not self.closed:
-                self.closed = True
-                await self._journal.close(self.owed.vmid)
+            if self.stands:
+                self.stands = False
+                await self._journal.remove(self.owed.vmid)
 
 
 def _claim(owed: Owed, record: Mapping[str, Any]) -> Owed:
-    return replace(owed, token=record["token"], marks=frozenset({"absent", "create"}))
+    if record.get("vmid", owed.vmid) != owed.vmid:
+        raise WrongState(f"journal of VM {owed.vmid}: it is that of VM {record['vmid']}")
+    # Version 1 knew QEMU guests only.
+    kind = str(record.get("kind", "qemu"))
+    return replace(owed, kind=kind, token=record["token"], marks=frozenset({"absent", "create"}))
 
 
 def _storage(owed: Owed, record: Mapping[str, Any]) -> Owed:
@@ -111,17 +151,19 @@ def _storage(owed: Owed, record: Mapping[str, Any]) -> Owed:
 
 
 def _making(owed: Owed, record: Mapping[str, Any]) -> Owed:
-    return replace(owed, unsettled=(*owed.unsettled, record["storage"]))
+    return replace(owed, making=(*owed.making, record["storage"]))
 
 
 def _made(owed: Owed, record: Mapping[str, Any]) -> Owed:
-    return replace(_settled(owed, record), volumes=(*owed.volumes, record["volid"]))
+    volid, size_bytes = record["volid"], record.get("size_bytes")
+    sizes = owed.sizes_bytes if size_bytes is None else {**owed.sizes_bytes, volid: int(size_bytes)}
+    return replace(_made_nothing(owed, record), volumes=(*owed.volumes, volid), sizes_bytes=sizes)
 
 
-def _settled(owed: Owed, record: Mapping[str, Any]) -> Owed:
-    rest = list(owed.unsettled)
+def _made_nothing(owed: Owed, record: Mapping[str, Any]) -> Owed:
+    rest = list(owed.making)
     rest.remove(record["storage"])
-    return replace(owed, unsettled=tuple(rest))
+    return replace(owed, making=tuple(rest))
 
 
 def _freed(owed: Owed, record: Mapping[str, Any]) -> Owed:
@@ -132,17 +174,17 @@ _CHANGES: Mapping[str, Callable[[Owed, Mapping[str, Any]], Owed]] = {
     "claim": _claim,
     "storage": _storage,  # before the first use of a storage: the volumes that were there
     "making": _making,  # before a child that makes a volume
-    "made": _made,  # it made this one
-    "settled": _settled,  # it made none
+    "made": _made,  # it made this one, of this size
+    "made_nothing": _made_nothing,  # it made none
     "freed": _freed,  # after a volume was freed: the next one of its name is not ours
     "firewall": lambda owed, _: replace(owed, firewall=True),
     "config": lambda owed, _: replace(owed, marks=frozenset({"create", "migrate"})),
-    "configured": lambda owed, _: replace(owed, marks=frozenset({"migrate"})),
+    "configured": lambda owed, _: replace(owed, configured=True, marks=frozenset({"migrate"})),
     "starting": lambda owed, _: replace(owed, started=True),
     "whole": lambda owed, _: replace(owed, whole=True),
-    "ran": lambda owed, _: replace(owed, ran=True),
-    "runs": lambda owed, _: replace(owed, runs=True),
-    "ours": lambda owed, _: replace(owed, ours=True),
+    "resuming": lambda owed, _: replace(owed, resuming=True),
+    "resumed": lambda owed, _: replace(owed, resumed=True),
+    "handed_over": lambda owed, _: replace(owed, handed_over=True),
     "unlocked": lambda owed, _: replace(owed, marks=frozenset()),  # after it: the next lock is not ours
-    "undo": lambda owed, _: replace(owed, undo=True, marks=owed.marks | {"absent"}),  # it removes the config itself
+    "rolling_back": lambda owed, _: replace(owed, rolling_back=True, marks=owed.marks | {"absent"}),  # it goes by us
 }

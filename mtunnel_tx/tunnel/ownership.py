@@ -8,8 +8,8 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.ports.journal import TaskLog
-from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.tunnel.ledger import Ledger
+from mtunnel_tx.tunnel.services import Services
 
 log = Logger()
 
@@ -21,8 +21,9 @@ class Ownership:
     down; what is there later and was not then is ours.
     """
 
-    def __init__(self, storage: Storage, ledger: Ledger, task: TaskLog) -> None:
-        self._storage = storage
+    def __init__(self, services: Services, ledger: Ledger, task: TaskLog) -> None:
+        self._storage = services.storage
+        self._guests = services.guests
         self._ledger = ledger
         self._task = task
 
@@ -43,10 +44,10 @@ class Ownership:
 
     async def made_nothing(self, storage: str) -> None:
         """A child failed: free what it left, if anything."""
-        if storage in self._ledger.owed.unsettled:
+        if storage in self._ledger.owed.making:
             for volid in await self._strays(storage):
                 await self._free(volid)
-            await self._ledger.write("settled", storage=storage)
+            await self._ledger.write("made_nothing", storage=storage)
 
     async def give_back(self, volid: str) -> None:
         """Free one volume while the tunnel goes on."""
@@ -54,12 +55,12 @@ class Ownership:
         await self._ledger.write("freed", volid=volid)
 
     async def free_all(self, but: Sequence[str] = ()) -> None:
-        """Free everything but some, newest first, as far as it goes.
+        """Free everything but some, newest first, as far as it goes; what another guest's config names stays.
 
         Raises: TunnelError: the first reason why not all went.
         """
         problems: list[TunnelError] = []
-        strays = [volid for storage in set(self._ledger.owed.unsettled) for volid in await self._strays(storage)]
+        strays = [volid for storage in set(self._ledger.owed.making) for volid in await self._strays(storage)]
         for volid in [*strays, *reversed(self._ledger.owed.volumes)]:
             if volid not in but:
                 await self._attempt(volid, problems)
@@ -68,7 +69,7 @@ class Ownership:
 
     async def left(self) -> list[str]:
         """What this tunnel made, and what a child of it may have made; nothing is freed."""
-        strays = [volid for storage in self._ledger.owed.unsettled for volid in await self._strays(storage)]
+        strays = [volid for storage in self._ledger.owed.making for volid in await self._strays(storage)]
         return sorted({*self._ledger.owed.volumes, *strays})
 
     async def _strays(self, storage: str) -> list[str]:
@@ -83,17 +84,25 @@ class Ownership:
     async def _attempt(self, volid: str, problems: list[TunnelError]) -> None:
         self._task.line(f"freeing volume '{volid}' as part of cleanup")
         try:
-            await self._free(volid)
-            if volid in self._ledger.owed.volumes:
+            if await self._free(volid) and volid in self._ledger.owed.volumes:
                 await self._ledger.write("freed", volid=volid)
         except TunnelError as error:
             log.warn("volume could not be freed: {reason}", reason=error.text)
             problems.append(error)
 
-    async def _free(self, volid: str) -> None:
-        """A volume that is gone already is as good as freed."""
+    async def _free(self, volid: str) -> bool:
+        """A volume that is gone already is as good as freed. Returns: it is gone; else others use it, and it stays."""
+        if self.is_named(volid):
+            self._task.warn(f"volume '{volid}' stays: the config of another guest names it")
+            return False
         try:
             await self._storage.free(volid)
         except TunnelError:
             if await self._storage.size_bytes(volid) is not None:
                 raise
+        return True
+
+    def is_named(self, volid: str, *, also_by_own: bool = False) -> bool:
+        """Whether the config of another guest names a volume; or of this VMID, whose config may be another's by now."""
+        own = None if also_by_own else (self._ledger.owed.vmid, self._guests.node)
+        return any((entry.vmid, entry.node) != own for entry in self._guests.naming(volid))

@@ -13,14 +13,17 @@ from mtunnel_tx.ports.tunnels import Opened, TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
 from mtunnel_tx.tunnel.checks import usable_storage
+from mtunnel_tx.tunnel.claim import Claim, marked
 from mtunnel_tx.tunnel.commandsession import CommandSession
+from mtunnel_tx.tunnel.ending import Ending, end
 from mtunnel_tx.tunnel.guestkind import GuestKind
 from mtunnel_tx.tunnel.kinds import KINDS
 from mtunnel_tx.tunnel.ledger import Ledger, Owed
-from mtunnel_tx.tunnel.recovery import Recovery
+from mtunnel_tx.tunnel.recovery import QuietTask, find_claim, recover
 from mtunnel_tx.tunnel.services import Services
+from mtunnel_tx.tunnel.settling import settle
 from mtunnel_tx.tunnel.sockets import SocketRoute
-from mtunnel_tx.tunnel.tunnel import Tunnel, marked
+from mtunnel_tx.tunnel.tunnel import Tunnel
 from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import check_ticket, make_ticket, normalise
 
@@ -43,7 +46,7 @@ class Registry:
     async def recover(self) -> None:
         """Finish what a crash left, before any tunnel may be opened."""
         async with self._settling:
-            self.held.update(await Recovery(self._services).run())
+            self.held.update(await recover(self._services))
 
     async def open(
         self,
@@ -77,9 +80,9 @@ class Registry:
             self._tell_if_drained()
 
     async def _open(self, kind: GuestKind, vmid: int, token: str, address: str) -> Opened:
-        services, ledger = self._services, Ledger(self._services.journal, Owed(vmid=vmid), standing=False)
+        services, ledger = self._services, Ledger(self._services.journal, Owed(vmid=vmid), stands=False)
         try:
-            await self._claim(ledger, token)
+            await self._claim(kind, ledger, token)
             session = await self._begin(kind, ledger)
         except Exception:
             await self._give_up(ledger)
@@ -103,11 +106,10 @@ class Registry:
 
     async def _give_up(self, ledger: Ledger) -> None:
         """The claim goes as well; where it cannot, the VMID is held."""
-        try:
-            await Recovery(self._services).end(ledger)
-        except TunnelError as error:
-            self.held[ledger.owed.vmid] = error.text
-            log.error("VM {vmid} is held: {reason}", vmid=ledger.owed.vmid, reason=error.text)
+        problem = (await end(Claim(self._services, ledger, QuietTask()))).problem
+        if problem is not None:
+            self.held[ledger.owed.vmid] = problem
+            log.error("VM {vmid} is held: {reason}", vmid=ledger.owed.vmid, reason=problem)
 
     def _check_room(self, token: str) -> None:
         limits = self._services.limits
@@ -121,13 +123,13 @@ class Registry:
         if tokens.count(token) >= limits.tunnels_per_token:
             raise WrongState(f"no more than {limits.tunnels_per_token} tunnels at once for one token")
 
-    async def _claim(self, ledger: Ledger, token: str) -> None:
+    async def _claim(self, kind: GuestKind, ledger: Ledger, token: str) -> None:
         """Make the VMID this tunnel's: a journal, then a locked empty config, under the config lock."""
         guests, vmid = self._services.guests, ledger.owed.vmid
         try:
             async with guests.locked(vmid, self._services.limits.claim_lock_s):
                 self._check_free(vmid)
-                await ledger.open(token, self._services.clock.seconds())
+                await ledger.open(kind.layout.word, token, self._services.clock.seconds())
                 await guests.create(vmid, marked(GuestConfig(), "create"))
         except InvalidParameters:
             raise
@@ -169,7 +171,7 @@ class Registry:
             # Asked when it is our turn: while others were settled, somebody may have opened one.
             if vmid in self._sessions or vmid in self._opening:
                 raise WrongState(f"VM {vmid} has a live tunnel")
-            left = await Recovery(self._services).settle(vmid, discard=discard)
+            left = await settle(find_claim(self._services, vmid), discard=discard)
         self.held.pop(vmid, None)
         return left
 
@@ -202,10 +204,10 @@ class Registry:
         if self._opened is not None and not self._opening:
             self._opened.callback(None)
 
-    def _gone(self, session: CommandSession, problem: str | None) -> None:
+    def _gone(self, session: CommandSession, ending: Ending) -> None:
         self._sessions.pop(session.tunnel.vmid, None)
-        if problem is not None:
-            self.held[session.tunnel.vmid] = problem
+        if ending.problem is not None:
+            self.held[session.tunnel.vmid] = ending.problem
         self._tell_if_drained()
 
 

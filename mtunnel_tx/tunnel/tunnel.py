@@ -10,13 +10,14 @@ from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.tunnels import TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.rights import Rights
+from mtunnel_tx.tunnel.claim import Claim
 from mtunnel_tx.tunnel.guestkind import GuestKind
 from mtunnel_tx.tunnel.imports import ImportJob
 from mtunnel_tx.tunnel.ledger import Ledger
-from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import SocketTable
 from mtunnel_tx.waiting import Task
+from mtunnel_tx.wire.socketkinds import COMMANDS, DISK_IMPORT
 
 WRONG_LOCK = "Encountered wrong lock - aborting mtunnel command handling."
 
@@ -31,12 +32,10 @@ class State(Enum):
 
 
 class Tunnel:
-    """What the handlers of one tunnel share. `mark` is the config lock that is ours; None after `unlock`.
-
-    `address` is where the call that opened it came from.
-    """
+    """What the handlers of one tunnel share; `address` is where the call that opened it came from."""
 
     def __init__(self, services: Services, kind: GuestKind, ledger: Ledger, task: TaskLog) -> None:
+        self.claim = Claim(services, ledger, task)
         self.services = services
         self.kind = kind
         self.vmid = vmid = ledger.owed.vmid
@@ -44,11 +43,9 @@ class Tunnel:
         self.task = task
         self.address = ""
         self.state = State.WAITING
-        self.mark: str | None = "create"
         self.since = services.clock.seconds()
-        self.warnings = 0
         self.ledger = ledger
-        self.own = Ownership(services.storage, ledger, task)
+        self.own = self.claim.own
         folders = (services.runtime_dir, services.machine_dir)
         self.sockets = SocketTable(kind.layout, vmid, token, folders, services.limits.streams_per_tunnel)
         self.disk_import: ImportJob | None = None
@@ -65,15 +62,17 @@ class Tunnel:
         """`quit` was answered: exit mode."""
         return self.state is State.LEAVING
 
-    def warn(self, text: str) -> None:
-        """A line in the task log that also shows in the task's end status."""
-        self.warnings += 1
-        self.task.line(f"WARN: {text}")
-
     def check_mark(self, conf: GuestConfig) -> None:
-        """Raises: TunnelError: somebody else changed the config's lock."""
-        if self.mark is not None and conf.lock != self.mark:
+        """Raises: TunnelError: somebody else changed the config's lock. After `unlock` no lock is ours."""
+        if not self.ledger.owed.handed_over and conf.lock not in self.ledger.owed.marks:
             raise TunnelError(WRONG_LOCK)
+
+    async def end_children(self) -> None:
+        """End everything that works for this tunnel but its command connection."""
+        if self.disk_import is not None and not self.disk_import.over:
+            await self.disk_import.kill()
+        self.sockets.abort_streams(but=COMMANDS)
+        self.sockets.drop(DISK_IMPORT)
 
     def status(self) -> TunnelStatus:
         """One line for `mtunnel status`."""
@@ -96,12 +95,3 @@ class Guest:
 
     tunnel: Tunnel
     conf: GuestConfig
-
-
-def marked(conf: GuestConfig, lock: str | None) -> GuestConfig:
-    """The same config under another lock, or none."""
-    copy = conf.copy()
-    copy.options.pop("lock", None)
-    if lock is not None:
-        copy.options["lock"] = lock
-    return copy

@@ -13,11 +13,16 @@ from mtunnel_tx.tunnel.ledger import Owed
 
 
 class Verdict(Enum):
-    """What becomes of what a tunnel made."""
+    """What becomes of what a tunnel made; the value is the word for people.
 
-    ROLL_BACK = "the source owns the VM"
-    KEEP = "the VM is ours"
-    HOLD = "nobody knows who owns the VM"
+    ROLL_BACK: the source owns the VM. KEEP: it is ours. HOLD: nobody knows. LEAVE: nothing is done about it, as its
+    source left without cleanup, or somebody else took the VMID over.
+    """
+
+    ROLL_BACK = "rolled back"
+    KEEP = "kept"
+    HOLD = "held"
+    LEAVE = "left as it is"
 
 
 def judge(owed: Owed, machine: MachineState) -> Verdict:
@@ -25,11 +30,11 @@ def judge(owed: Owed, machine: MachineState) -> Verdict:
 
     Args: owed: the fold of the journal. machine: what QEMU says now; `off` where none was started.
     """
-    if owed.ours or owed.runs:
+    if owed.handed_over or owed.resumed:
         return Verdict.KEEP
-    if owed.undo:
+    if owed.rolling_back:
         return Verdict.ROLL_BACK
-    if owed.ran:
+    if owed.resuming:
         return Verdict.KEEP if machine.status == "running" else Verdict.HOLD
     if owed.whole or machine.whole:
         return Verdict.HOLD
@@ -39,5 +44,5 @@ def judge(owed: Owed, machine: MachineState) -> Verdict:
 
 def explain(owed: Owed, machine: MachineState) -> str:
     """Why it is held, for logs and `mtunnel status`."""
-    mark = "was told to run" if owed.ran else "has its whole state"
+    mark = "was told to run" if owed.resuming else "has its whole state"
     return f"VM {owed.vmid} {mark} here and is {machine.status}; the source may run it too"

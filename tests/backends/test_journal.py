@@ -1,6 +1,7 @@
 import errno
 import os
 from pathlib import Path
+from unittest import SkipTest
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
@@ -23,11 +24,11 @@ class JournalTest(TestCase):
         self.assertEqual(self.journal.standing(), [])
         await self.journal.open(100, {"do": "claim"})
         await self.journal.append(100, {"do": "ä\ud800\n", "n": [1, None]})
-        self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 1}, {"do": "ä\ud800\n", "n": [1, None]}])
+        self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 2}, {"do": "ä\ud800\n", "n": [1, None]}])
         await self.journal.open(99, {})
         self.assertEqual(self.journal.standing(), [99, 100])
-        await self.journal.close(100)
-        await self.journal.close(100)
+        await self.journal.remove(100)
+        await self.journal.remove(100)
         self.assertIsNone(self.journal.read(100))
         self.assertEqual(self.journal.standing(), [99])
 
@@ -36,7 +37,7 @@ class JournalTest(TestCase):
         with self.assertRaises(WrongState) as caught:
             await self.journal.open(100, {"do": "other"})
         self.assertEqual(caught.exception.text, "VM 100 waits for 'mtunnel settle 100'")
-        self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 1}])
+        self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 2}])
         self.assertEqual([path.name for path in self.file.parent.iterdir()], ["100.jsonl"])
         self.assertEqual(self.file.stat().st_mode & 0o777, 0o600)
 
@@ -46,6 +47,7 @@ class JournalTest(TestCase):
         with self.assertRaises(BackendFailed) as caught:
             await self.journal.append(100, {"do": "making"})
         self.assertEqual(caught.exception.text, f"{self.file}: No space left on device")
+        self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 2}])
 
     async def test_what_a_crash_left_of_opening_one_goes(self):
         await self.journal.tidy()
@@ -71,7 +73,7 @@ class JournalTest(TestCase):
         first = whole.index(b"\n") + 1
         for cut in range(first, len(whole)):
             self.file.write_bytes(whole[:cut])
-            self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 1}])
+            self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 2}])
         await self.journal.append(100, {"do": "third"})
         self.assertEqual([record["do"] for record in self.journal.read(100)], ["claim", "third"])
 
@@ -84,7 +86,14 @@ class JournalTest(TestCase):
     def test_what_cannot_be_understood_is_held(self):
         self.file.parent.mkdir(parents=True)
         for text in (
-            '{"version":2}\n',
+            "",
+            '{"version":2,"do":"claim"',
+            "\0" * 4096,
+            "\0" * 100 + '{"do":"making"}\n',
+            '{"version":3}\n',
+            '{"version":"2"}\n',
+            '{"version":2.0}\n',
+            '{"version":true}\n',
             '{"do":"x"}\n',
             '{"version":1}\nrubbish\n',
             "[]\n",
@@ -94,10 +103,44 @@ class JournalTest(TestCase):
             self.file.write_bytes(text.encode("utf-8", "surrogateescape"))
             self.assertRaises(WrongState, self.journal.read, 100)
 
-    def test_empty(self):
+    def test_version_1(self):
         self.file.parent.mkdir(parents=True)
-        self.file.write_text("")
-        self.assertEqual(self.journal.read(100), [])
+        self.file.write_text('{"version":1,"do":"claim"}\n')
+        self.assertEqual(self.journal.read(100), [{"version": 1, "do": "claim"}])
+
+    async def refused(self):
+        """Returns: why the journal is neither read nor written."""
+        with self.assertRaises(WrongState) as caught:
+            self.journal.read(100)
+        with self.assertRaises(WrongState) as again:
+            await self.journal.append(100, {"do": "x"})
+        self.assertEqual(again.exception.text, caught.exception.text)
+        self.assertEqual(self.journal.standing(), [100])
+        return caught.exception.text
+
+    async def test_a_link_is_not_followed(self):
+        other = self.state / "other"
+        await self.journal.open(100, {"do": "claim"})
+        self.file.rename(other)
+        before = other.read_bytes()
+        self.file.symlink_to(other.resolve())
+        self.assertEqual(await self.refused(), f"the journal '{self.file}' is a symbolic link")
+        self.assertEqual(other.read_bytes(), before)
+        self.file.unlink()
+        self.file.symlink_to("nowhere")
+        self.assertIn("is a symbolic link", await self.refused())
+
+    async def test_what_is_no_file(self):
+        self.file.parent.mkdir(parents=True)
+        os.mkfifo(self.file)
+        self.assertEqual(await self.refused(), f"the journal '{self.file}' is no file")
+
+    async def test_of_another_owner(self):
+        if os.geteuid():
+            raise SkipTest("only root gives files away")
+        await self.journal.open(100, {"do": "claim"})
+        os.chown(self.file, 65534, -1)
+        self.assertEqual(await self.refused(), f"the journal '{self.file}' belongs to user 65534")
 
     def test_standing_knows_its_own_files(self):
         self.file.parent.mkdir(parents=True)

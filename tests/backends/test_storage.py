@@ -107,18 +107,6 @@ class OwnProgramTests(StorageCase):
         await self.failure(self.storage.size_bytes("local:100/../x.raw"), TunnelError)
         await self.failure(self.storage.digest("local:100/vm-100-disk-0.raw"), BackendFailed)
 
-    async def test_images_that_refer_elsewhere(self):
-        backed = self.qcow2("vm-100-disk-0.qcow2", "-b", "/etc/passwd", "-F", "raw")
-        data = self.qcow2("vm-100-disk-1.qcow2", "-o", f"data_file={self.root}/data")
-        flat = self.qcow2("vm-100-disk-2.vmdk", "-o", "subformat=monolithicFlat")
-        alone = self.qcow2("vm-100-disk-3.vmdk")
-        raw = self.qcow2("vm-100-disk-4.raw")
-        find = self.storage.refers_elsewhere
-        self.assertEqual(await find(backed), "image has a backing file '/etc/passwd'")
-        self.assertEqual(await find(data), "image has an external data file")
-        self.assertIn("vmdk", await find(flat))
-        self.assertEqual([await find(volid) for volid in (alone, raw)], [None, None])
-
     async def test_import(self):
         path = self.root / "x.sock"
         child = self.storage.start_import(

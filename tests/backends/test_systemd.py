@@ -10,7 +10,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.backends.systemd import JournalObserver, Notifier, encode_entry
 from mtunnel_tx.tunnel import audit
-from mtunnel_tx.tunnel.ledger import Owed
 
 RECORD = {
     "vmid": 100,
@@ -115,11 +114,3 @@ class JournalTests(Case):
         self.assertFalse(observer.is_heard({}))
         self.assertTrue(observer.is_heard({"JOURNAL_STREAM": "8:9"}))
         observer({"log_namespace": audit.__name__, "log_format": "x"})
-
-    def test_verdicts(self):
-        owed = Owed(vmid=100)
-        self.assertEqual(audit.verdict(owed, "why"), "held")
-        self.assertEqual(audit.verdict(owed, None), "left as it is")
-        self.assertEqual(audit.verdict(Owed(vmid=100, ours=True), None), "kept")
-        self.assertEqual(audit.verdict(Owed(vmid=100, ran=True), None), "kept")
-        self.assertEqual(audit.verdict(Owed(vmid=100, undo=True), None), "rolled back")

@@ -205,10 +205,10 @@ class ApiCase(SynchronousTestCase):
             cpu_model=lambda name: {"reported-model": "kvm64"} if name == "known" else None,
         )
 
-    async def upgrade(self, request, route):
+    async def upgrade(self, request, handshake, route):
         if self.upgrade_failure:
             raise self.upgrade_failure
-        self.upgraded.append((request, route))
+        self.upgraded.append((request, handshake, route))
 
     def wire(self):
         return Wire(self.site)

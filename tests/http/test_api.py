@@ -20,7 +20,8 @@ from tests.http.apicase import NODE, ApiCase
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
 MISSING = "property is missing and it is not optional"
 CONFLICT = "duplicate parameter (already defined in URI) with conflicting values!"
-WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: abc=")
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}")
 
 
 class WebsocketTests(ApiCase):
@@ -38,9 +39,11 @@ class WebsocketTests(ApiCase):
         path = "/api2/json/nodes/localhost/qemu/300/mtunnelwebsocket?socket=x&ticket=good&"
         wire.write(self.raw("GET", path, headers=WEBSOCKET))
         self.assertTrue(wire.silent())
-        ((request, route),) = self.upgraded
+        ((request, handshake, route),) = self.upgraded
         self.assertEqual((route.vmid, route.token), (300, "mig@pve!t1"))
         self.assertIs(request.channel, wire.channel)
+        self.assertEqual((handshake.key, handshake.protocol), (KEY, None))
+        self.assertTrue(handshake.answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n"))
 
     def test_missing_parameters(self):
         self.assert_parameters(self.get("socket=x"), ticket=MISSING)

@@ -19,6 +19,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, Unauthenticated, Unreachable
 from mtunnel_tx.http.client import open_stream, pinned_agent
+from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.stream.peer import dial
@@ -57,8 +58,10 @@ class Target(Resource):
         try:
             if case.refusal:
                 raise case.refusal
+            handshake = check_handshake(request)
             local = await dial(reactor, case.route.file)
-            await upgrade(request, local, case.route, relays=case.relays, limits=StreamLimits(), reactor=reactor)
+            relaying = {"relays": case.relays, "limits": StreamLimits(), "reactor": reactor}
+            await upgrade(request, handshake, local, case.route, **relaying)
         except TunnelError as error:
             request.setResponseCode(error.status, error.text.encode("latin-1"))
             request.write(b"and a body")

@@ -8,7 +8,8 @@ from mtunnel_tx.http.table import find_operation, split_path
 from tests.http.apicase import NODE, ApiCase
 
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
-WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: abc=")
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+WEBSOCKET = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}")
 
 
 class ReadTests(ApiCase):
@@ -185,7 +186,7 @@ class RouteTests(ApiCase):
                 "GET", "/api2/json/nodes/localhost/qemu/300/mtunnelwebsocket?ticket=good&socket=x", headers=WEBSOCKET
             )
         )
-        request, _ = self.upgraded[0]
+        request, *_ = self.upgraded[0]
         self.assertNotIn("good", repr(request))
 
     @settings(deadline=None, max_examples=100)

@@ -17,6 +17,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from wsproto import frame_protocol as theirs
 
 from mtunnel_tx.errors import TunnelError, Unreachable, WrongState
+from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.stream.peer import dial
 from mtunnel_tx.stream.pump import Pump
@@ -71,9 +72,11 @@ class Door(Resource):
     async def answer(self, request):
         case = self.case
         try:
+            handshake = check_handshake(request)
             await case.before_dial()
             local = await dial(reactor, case.route.file)
-            await upgrade(request, local, case.route, relays=case.relays, limits=case.limits, reactor=reactor)
+            relaying = {"relays": case.relays, "limits": case.limits, "reactor": reactor}
+            await upgrade(request, handshake, local, case.route, **relaying)
         except ConnectionLost:
             case.gone.callback(None)
         except TunnelError as error:
@@ -192,7 +195,7 @@ class UpgradeTests:
             sock.sendall(good.replace(old, new))
             head, _ = self.head(sock)
             self.assertTrue(head.startswith(b"HTTP/1.1 " + text), head)
-            self.assertEqual(self.accept().recv(1), b"")
+        self.assert_nobody_dialled()
         self.route.refuse = True
         sock.sendall(good)
         self.assertTrue(self.head(sock)[0].startswith(b"HTTP/1.1 409 there already"))
@@ -201,6 +204,11 @@ class UpgradeTests:
         sock.sendall(good)
         self.assertTrue(self.head(sock)[0].startswith(b"HTTP/1.1 101"))
         self.assertEqual(self.route.said, ["opened"])
+
+    def assert_nobody_dialled(self):
+        self.listener.setblocking(False)
+        self.assertRaises(BlockingIOError, self.listener.accept)
+        self.listener.settimeout(PATIENCE_S)
 
     @in_thread
     def test_nobody_behind_the_socket(self):

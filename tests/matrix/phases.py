@@ -89,8 +89,8 @@ PHASES = (
     ),
     Phase(
         name="resumed",
-        signal="journal `runs`; `unlock` is kept back",
-        seen=lambda cell: cell.there.reached("runs"),
+        signal="journal `resumed`; `unlock` is kept back",
+        seen=lambda cell: cell.there.reached("resumed"),
         held=True,
         stream=COMMANDS,
     ),

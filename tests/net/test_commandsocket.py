@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.net.commandsocket import listen_control
+from mtunnel_tx.net.commandsocket import listen_commands
 from tests.net.test_linesocket import Echo
 
 
@@ -53,7 +53,7 @@ class ListenControlTests(TestCase):
         self.echo = Echo()
 
     async def listen(self, answerer=None, limits=None):
-        listening = await listen_control(reactor, self.path, answerer or self.echo, limits)
+        listening = await listen_commands(reactor, self.path, answerer or self.echo, limits)
         self.addCleanup(lambda: Deferred.fromCoroutine(listening.close()))
         return listening
 

@@ -1,4 +1,4 @@
-"""The daemon's own door, with a caller at a real socket."""
+"""The daemon's own listening, with a caller at a real socket."""
 
 import json
 import socket
@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut, WrongState
-from mtunnel_tx.net.controlsocket import ask, listen_door
+from mtunnel_tx.net.controlsocket import ask, listen_control
 
 
 async def status(request):
@@ -44,9 +44,9 @@ class DoorTests(TestCase):
         self.path = Path(directory.name) / "control.sock"
 
     async def open(self):
-        door = await listen_door(reactor, self.path, COMMANDS)
-        self.addCleanup(lambda: Deferred.fromCoroutine(door.close()))
-        return door
+        listening = await listen_control(reactor, self.path, COMMANDS)
+        self.addCleanup(lambda: Deferred.fromCoroutine(listening.close()))
+        return listening
 
     async def ask(self, **request):
         return await ask(reactor, self.path, request)
@@ -57,7 +57,7 @@ class DoorTests(TestCase):
         self.assertEqual(await self.ask(**request), {"success": True, "tunnels": [], "asked": request})
         self.assertEqual(await self.ask(cmd="drain"), {"success": True})
 
-    async def test_only_the_owner_may_knock(self):
+    async def test_only_the_owner_may_ask(self):
         await self.open()
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
 
@@ -80,19 +80,19 @@ class DoorTests(TestCase):
     async def test_a_second_daemon_stays_out(self):
         await self.open()
         with self.assertRaises(WrongState):
-            await listen_door(reactor, self.path, COMMANDS)
+            await listen_control(reactor, self.path, COMMANDS)
         self.assertTrue((await self.ask(cmd="status"))["success"])
 
-    async def test_a_door_left_over_is_taken(self):
+    async def test_a_socket_left_over_is_replaced(self):
         with socket.socket(socket.AF_UNIX) as left_over:
             left_over.bind(str(self.path))
         await self.open()
         self.assertTrue((await self.ask(cmd="status"))["success"])
 
     async def test_closing_removes_the_socket(self):
-        door = await self.open()
+        listening = await self.open()
         caller = await connectProtocol(UNIXClientEndpoint(reactor, str(self.path)), Protocol())
-        await door.close()
+        await listening.close()
         self.assertFalse(self.path.exists())
         caller.transport.abortConnection()
 
@@ -102,7 +102,7 @@ class DoorTests(TestCase):
         self.assertIn(str(self.path), caught.exception.text)
 
     async def answer_with(self, reply):
-        """A door that says something else."""
+        """A listening that says something else."""
 
         class Other(Protocol):
             def dataReceived(self, data):

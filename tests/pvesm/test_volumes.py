@@ -192,6 +192,17 @@ class ListTests(VolumeCase):
             ],
         )
 
+    def test_links_are_no_volumes(self):
+        """What they lead to is no volume of this storage."""
+        before = self.lines()
+        secret = self.root / "secret.raw"
+        secret.write_bytes(b"1")
+        for link in ("vm-101-disk-5.raw", "vm-101-disk-6.qcow2", "subvol-101-disk-7.subvol"):
+            (self.images / "101" / link).symlink_to(self.root if link.endswith("subvol") else secret)
+        (self.images / "102").symlink_to(self.images / "101")
+        (self.iso / "other.iso").symlink_to(secret)
+        self.assertEqual(self.lines(), before)
+
     def test_the_very_table(self):
         """As wide as it has to be; what belongs to a guest comes first, the rest by format."""
         for name in ("snippets/a.yaml", "dump/vzdump-qemu-101-x.vma.zst", "dump/any.tar"):

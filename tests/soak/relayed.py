@@ -22,6 +22,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.stream.link import Link, Outcome, Relays
 from mtunnel_tx.stream.peer import dial
@@ -71,9 +72,10 @@ class Door(Resource):
     async def answer(self, request: Any) -> None:
         name, abort_s = request.path.decode().strip("/"), float(request.args[b"abort_s"][0])
         try:
+            handshake = check_handshake(request)
             local = await dial(reactor, self.folder / name)
             link = await upgrade(
-                request, local, Route(self.folder / name), relays=self.relays, limits=LIMITS, reactor=reactor
+                request, handshake, local, Route(self.folder / name), relays=self.relays, limits=LIMITS, reactor=reactor
             )
         except (ConnectionLost, TunnelError) as error:
             say(name=name, refused=str(error))

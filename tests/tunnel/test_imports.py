@@ -204,4 +204,4 @@ class DiskTests(TunnelCase):
 
         self.fake.storage.alloc_error = BackendFailed("disk full")
         self.assertEqual(self.msg(**DISK), "failed to handle 'disk' command - disk full\n")
-        self.assertEqual(self.fake.journal.records[100][-1], {"do": "settled", "storage": "local"})
+        self.assertEqual(self.fake.journal.records[100][-1], {"do": "made_nothing", "storage": "local"})

@@ -27,12 +27,12 @@ class JudgeTests(TunnelCase):
             ("", ((OFF, back),)),
             ("started", ((OFF, back), (INCOMING, back), (PAUSED, hold), (RUNNING, hold), (BROKEN, hold))),
             ("started whole", ((OFF, hold), (PAUSED, hold), (RUNNING, hold), (BROKEN, hold))),
-            ("started whole ran", ((OFF, hold), (PAUSED, hold), (RUNNING, keep), (BROKEN, hold))),
-            ("started whole ran runs", ((OFF, keep), (PAUSED, keep), (RUNNING, keep), (BROKEN, keep))),
-            ("started whole ours", ((OFF, keep), (PAUSED, keep))),
-            ("started whole ran runs ours", ((OFF, keep), (RUNNING, keep))),
-            ("started undo", ((OFF, back), (INCOMING, back), (PAUSED, back))),
-            ("ours", ((OFF, keep),)),
+            ("started whole resuming", ((OFF, hold), (PAUSED, hold), (RUNNING, keep), (BROKEN, hold))),
+            ("started whole resuming resumed", ((OFF, keep), (PAUSED, keep), (RUNNING, keep), (BROKEN, keep))),
+            ("started whole handed_over", ((OFF, keep), (PAUSED, keep))),
+            ("started whole resuming resumed handed_over", ((OFF, keep), (RUNNING, keep))),
+            ("started rolling_back", ((OFF, back), (INCOMING, back), (PAUSED, back))),
+            ("handed_over", ((OFF, keep),)),
         ):
             owed = Owed(vmid=100, **dict.fromkeys(marks.split(), True))  # type: ignore[arg-type]
             for machine, verdict in rows:
@@ -110,7 +110,7 @@ class ResumeTests(RunningCase):
         self.fake.machines.arrive()
         del self.events[:]
         self.assertEqual(self.ask(cmd="resume"), {"success": True})
-        self.assertEqual(self.events, [f"sync {self.disk['volid']}", "journal ran", "cont", "journal runs"])
+        self.assertEqual(self.events, [f"sync {self.disk['volid']}", "journal resuming", "cont", "journal resumed"])
         self.assertEqual(self.ask(cmd="resume"), {"success": True})
 
     def test_waits_for_the_whole_state(self) -> None:
@@ -127,14 +127,14 @@ class ResumeTests(RunningCase):
         waiting = self.begin(cmd="resume")
         self.fake.clock.advance(26)
         self.assertIn("still waits for its state", self.successResultOf(waiting)["msg"])
-        self.assertNotIn("journal ran", self.events)
+        self.assertNotIn("journal resuming", self.events)
 
     def test_nor_where_nobody_watches_any_more(self) -> None:
         """A mark that it ran would keep it for ever, though it never did."""
         self.start_with_disk()
         self.fake.machines.arriving.errback(BackendFailed("the monitor is gone"))
         self.assertIn("has not arrived in full", self.msg(cmd="resume"))
-        self.assertNotIn("journal ran", self.events)
+        self.assertNotIn("journal resuming", self.events)
 
     def test_two_records_at_once(self) -> None:
         self.start_with_disk()
@@ -159,7 +159,7 @@ class ResumeTests(RunningCase):
         self.fake.machines.arriving.errback(BackendFailed("load of migration failed"))
         self.assertEqual(self.msg(cmd="resume"), "failed to handle 'resume' command - VM 100 not running\n")
         self.assertIn("VM 100 ended before its state was complete: load of migration failed", self.task.lines)
-        self.assertNotIn("journal ran", self.events)
+        self.assertNotIn("journal resuming", self.events)
 
 
 class EndTests(RunningCase):
@@ -218,7 +218,7 @@ class EndTests(RunningCase):
         self.test_whole_but_not_told_to_run_is_held()
         del self.events[:]
         self.now(self.registry.settle(100, discard=False))
-        self.assertEqual(self.events[:4], [f"sync {self.disk['volid']}", "journal ran", "cont", "journal runs"])
+        self.assertEqual(self.events[:4], [f"sync {self.disk['volid']}", "journal resuming", "cont", "journal resumed"])
         self.assertEqual(self.fake.machines.now.status, "running")
         self.assertEqual(self.left(), (True, True, False))
         self.assertIsNone(self.fake.guests.configs[100].lock)
@@ -252,7 +252,7 @@ class CrashTests(RunningCase):
 
     def test_told_to_run(self) -> None:
         self.start_with_disk()
-        self.fake.journal.records[100] += [{"do": "whole"}, {"do": "ran"}]
+        self.fake.journal.records[100] += [{"do": "whole"}, {"do": "resuming"}]
         self.assertIn(100, self.after(OFF).registry.held)
         self.assertIn(100, self.after(PAUSED).registry.held)
         after = self.after(RUNNING)

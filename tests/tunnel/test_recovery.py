@@ -53,7 +53,7 @@ class RecoveryTests(TunnelCase):
         self.connect()
         volid = self.ask(**DISK)["volid"]
         self.ask(**CONFIG)
-        self.fake.journal.records[100].append({"do": "ours"})
+        self.fake.journal.records[100].append({"do": "handed_over"})
         after = self._crash()
         self.assertIn(volid, after.storage.sizes)
         self.assertEqual(after.guests.configs[100].options, {"memory": "512", "name": "test"})
@@ -62,7 +62,7 @@ class RecoveryTests(TunnelCase):
     def test_undo_whose_config_is_gone(self) -> None:
         self.connect()
         self.ask(**DISK)
-        self.fake.journal.records[100].append({"do": "undo"})
+        self.fake.journal.records[100].append({"do": "rolling_back"})
         self.fake.guests.configs.clear()
         after = self._crash()
         self.assertEqual((after.storage.sizes, after.journal.records), ({}, {}))
@@ -71,7 +71,7 @@ class RecoveryTests(TunnelCase):
         self.connect()
         self.ask(**DISK)
         after = self._crash()
-        self.assertEqual(after.events[:4], ["end orphans", "tidy journals", "tidy 100", "journal undo"])
+        self.assertEqual(after.events[:4], ["end orphans", "tidy journals", "tidy 100", "journal rolling_back"])
         self.assertEqual(after.tasks.closed_orphans, "the daemon ended before the tunnel did")
 
     def test_sockets_of_tunnels_go_and_those_of_qemu_stay(self) -> None:
@@ -102,11 +102,13 @@ class RecoveryTests(TunnelCase):
         self.line.disconnected()
         self.assertEqual(self.fake.guests.configs[100].lock, "migrate")
 
-    def test_an_empty_journal_announced_nothing(self) -> None:
+    def test_an_empty_journal_is_held(self) -> None:
+        """A crash emptied it: nobody knows what was made."""
         self.fake.journal.records[100] = []
         self.fake.guests.set(100, "lock: create\n")
         after = self._crash()
-        self.assertEqual((set(after.guests.configs), after.journal.records), ({100}, {}))
+        self.assertIn("must begin with its claim", after.registry.held[100])
+        self.assertEqual((set(after.guests.configs), after.journal.records), ({100}, {100: []}))
 
     def test_a_damaged_record_holds_this_vm_only(self) -> None:
         self.fake.journal.records[100] = [{"do": "claim"}]

@@ -51,9 +51,9 @@ class DyingJournal(FileJournal):
         await super().append(vmid, record)
         self._end(vmid)
 
-    async def close(self, vmid: int) -> None:
-        self._begin(vmid, "close")
-        await super().close(vmid)
+    async def remove(self, vmid: int) -> None:
+        self._begin(vmid, "remove")
+        await super().remove(vmid)
         self._end(vmid)
 
     def _begin(self, vmid: int, name: str) -> None:

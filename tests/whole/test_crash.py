@@ -108,14 +108,14 @@ class JournalTests(SynchronousTestCase):
 
     def test_every_step(self) -> None:
         steps = self.steps()
-        self.assertEqual((steps[0], steps[-1]), ("claim", "close"))
+        self.assertEqual((steps[0], steps[-1]), ("claim", "remove"))
         self.assertEqual(steps.count("making"), 3)
         numbers = range(1, len(steps) + 1)
         before, after = ([(moment, number) for number in numbers] for moment in ("before", "after"))
         crashes = [[(point, restart) for point in points] for points in (before, after)]
         for number, point in enumerate(before):
             crashes[number % 2].append((point, reboot))
-        lanes = [Lane(node, self.image, steps.index("ours") + 1) for node in self.nodes]
+        lanes = [Lane(node, self.image, steps.index("handed_over") + 1) for node in self.nodes]
         with ThreadPoolExecutor(2) as pool:
             self.assertEqual(list(pool.map(Lane.run, lanes, crashes)), [[], []])
 

@@ -94,7 +94,7 @@ class SettleTests(Case):
         self.node.stop()
         journal = self.node.state / "journal" / f"{VMID}.jsonl"
         journal.parent.mkdir(exist_ok=True)
-        journal.write_text('{"version":2,"do":"claim"}\n')
+        journal.write_text('{"version":3,"do":"claim"}\n')
         self.node.start()
         error = self.mtunnel("settle", str(VMID), "--discard", fails=True)
         self.assertEqual(error, f"mtunnel: the journal of VM {VMID} has an unknown version\n")

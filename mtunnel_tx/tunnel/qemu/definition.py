@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from mtunnel_tx.errors import InvalidParameters, TunnelError
 from mtunnel_tx.pve.firewall import format_firewall
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -17,8 +19,9 @@ from mtunnel_tx.pve.guestrules import (
 )
 from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.tunnel.checks import check_volume_access, known_storage
+from mtunnel_tx.tunnel.claim import marked
 from mtunnel_tx.tunnel.common import DONE, Result
-from mtunnel_tx.tunnel.tunnel import Guest, Tunnel, marked
+from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.wire.args import ConfigArgs
 
 
@@ -33,12 +36,12 @@ async def set_config(guest: Guest, args: ConfigArgs) -> Result:
     if args.firewall is not None:
         await _write_firewall(tunnel, args.firewall)
     conf, warnings = await tunnel.services.threads.run(tunnel.kind.read_config, args.conf, tunnel.vmid)
-    _check_first(guest.conf)
+    _check_first(guest)
     complete = await _complete(tunnel, conf)
     for text in warnings:
-        tunnel.warn(text)
+        tunnel.task.warn(text)
     tunnel.task.line(update_line(tunnel.vmid, conf))
-    await _write(tunnel, marked(complete, "migrate"))
+    await _write(guest, marked(complete, "migrate"))
     return DONE
 
 
@@ -52,7 +55,7 @@ async def _write_firewall(tunnel: Tunnel, text: str) -> None:
     """As in Proxmox, a text of which nothing is left makes no file, and removes one that is there."""
     canonical, warnings = await tunnel.services.threads.run(format_firewall, text)
     for warning in warnings:
-        tunnel.warn(warning)
+        tunnel.task.warn(warning)
     await tunnel.ledger.write("firewall")
     if canonical:
         await tunnel.services.guests.write_firewall(tunnel.vmid, canonical)
@@ -60,12 +63,13 @@ async def _write_firewall(tunnel: Tunnel, text: str) -> None:
         await tunnel.services.guests.remove_firewall(tunnel.vmid)
 
 
-def _check_first(present: GuestConfig) -> None:
-    """Only the empty config of the claim may be replaced."""
-    if present.lock is None:
+def _check_first(guest: Guest) -> None:
+    """Only the empty config of the claim may be replaced, or one of ours that was not written to its end."""
+    lock = guest.conf.lock
+    if lock is None:
         raise TunnelError("no lock found trying to remove 'create' lock")
-    if present.lock != "create":
-        raise TunnelError(f"found lock '{present.lock}' trying to remove 'create' lock")
+    if lock != "create" and (guest.tunnel.ledger.owed.configured or lock not in guest.tunnel.ledger.owed.marks):
+        raise TunnelError(f"found lock '{lock}' trying to remove 'create' lock")
 
 
 async def _complete(tunnel: Tunnel, conf: GuestConfig) -> GuestConfig:
@@ -116,8 +120,14 @@ async def _check_volume(tunnel: Tunnel, text: str) -> int:
     return size_bytes
 
 
-async def _write(tunnel: Tunnel, conf: GuestConfig) -> None:
+async def _write(guest: Guest, conf: GuestConfig) -> None:
+    """Where the disk is full, the former config is put back; if not even that goes, the fold knows both."""
+    tunnel = guest.tunnel
     await tunnel.ledger.write("config")
-    await tunnel.services.guests.write(tunnel.vmid, conf)
-    await tunnel.ledger.write("configured")
-    tunnel.mark = "migrate"
+    try:
+        await tunnel.services.guests.write(tunnel.vmid, conf)
+        await tunnel.ledger.write("configured")
+    except TunnelError:
+        with suppress(TunnelError):
+            await tunnel.services.guests.write(tunnel.vmid, marked(guest.conf, "create"))
+        raise

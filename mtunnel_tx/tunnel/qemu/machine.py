@@ -23,7 +23,7 @@ async def start(guest: Guest, args: StartArgs) -> Result:
     tunnel, nbd = guest.tunnel, args.options.nbd
     for name, drive in (nbd or {}).items():
         _check_export(tunnel, name, drive)
-    if tunnel.mark != "migrate":
+    if not tunnel.ledger.owed.configured:
         raise WrongState(f"VM {tunnel.vmid} has no config yet")
     if tunnel.services.hypervisor.running(tunnel.vmid):
         raise WrongState(f"VM {tunnel.vmid} already running")
@@ -71,7 +71,7 @@ async def _watch(tunnel: Tunnel) -> None:
     """Write down that the whole state is here as soon as it is; that moment decides who owns the VM."""
     try:
         await tunnel.services.hypervisor.wait_whole(tunnel.vmid)
-        await tunnel.ledger.write("whole")
+        await tunnel.ledger.note("whole")
     except TunnelError as error:
         tunnel.task.line(f"VM {tunnel.vmid} ended before its state was complete: {error.text}")
 
@@ -107,9 +107,9 @@ async def resume(guest: Guest, _args: NoArgs) -> Result:
         raise WrongState(f"the state of VM {tunnel.vmid} has not arrived in full")
     if machine.status != "running":
         await services.storage.sync(tunnel.own.volumes)
-        await tunnel.ledger.write("ran")
+        await tunnel.ledger.write("resuming")
         await services.hypervisor.resume(tunnel.vmid)
-        await tunnel.ledger.write("runs")
+        await tunnel.ledger.note("resumed")
     return DONE
 
 

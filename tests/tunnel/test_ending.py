@@ -22,14 +22,14 @@ class EndWithoutQuitTests(TunnelCase):
         self.assertEqual(
             self.events,
             [
-                "journal undo",
+                "journal rolling_back",
                 "free local:100/vm-100-disk-1.raw",
                 "journal freed",
                 "free local:100/vm-100-disk-0.raw",
                 "journal freed",
                 "remove firewall",
                 "remove config",
-                "journal closed",
+                "journal removed",
             ],
         )
         self.assertEqual(self.task.status, "mtunnel exited unexpectedly")
@@ -50,7 +50,9 @@ class EndWithoutQuitTests(TunnelCase):
         self.ask(**CONFIG)
         del self.events[:]
         self.ask(cmd="unlock")
-        self.assertEqual(self.events, [f"sync {VOLID}", "journal ours", "write config, lock None", "journal unlocked"])
+        self.assertEqual(
+            self.events, [f"sync {VOLID}", "journal handed_over", "write config, lock None", "journal unlocked"]
+        )
 
     def test_every_effect_is_written_down_first(self) -> None:
         self.connect()
@@ -96,7 +98,49 @@ class EndWithoutQuitTests(TunnelCase):
         self.assertNotIn(other, self.fake.storage.sizes)
         self.assertEqual(self.fake.guests.configs[100].lock, "create")
         self.assertIn("cannot free", self.registry.held[100])
-        self.assertEqual(self.fake.journal.records[100][-2:], [{"do": "undo"}, {"do": "freed", "volid": other}])
+        self.assertEqual(self.fake.journal.records[100][-2:], [{"do": "rolling_back"}, {"do": "freed", "volid": other}])
+
+
+class NamedTests(TunnelCase):
+    """A volume that the config of another guest names, as a shared disk does, is freed by nobody."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.connect()
+        self.named, self.other = self.ask(**DISK)["volid"], self.ask(**DISK)["volid"]
+        self.fake.guests.set(101, f"scsi1: {self.named},shared=1\n")
+
+    def _check_left(self) -> None:
+        self.assertEqual((set(self.fake.storage.sizes), set(self.fake.guests.configs)), ({self.named}, {101}))
+        self.assertEqual((self.fake.journal.records, self.registry.held), ({}, {}))
+        text = f"WARN: volume '{self.named}' stays: the config of another guest names it"
+        self.assertIn(text, self.task.lines)
+
+    def test_rollback(self) -> None:
+        self.line.disconnected()
+        self._check_left()
+
+    def test_cleanup(self) -> None:
+        self.assertEqual(self.ask(cmd="quit", cleanup=1), {"success": True})
+        self.line.disconnected()
+        self._check_left()
+        self.assertEqual(self.task.status, "WARNINGS: 1")
+
+    def test_a_failed_import(self) -> None:
+        volid = "local:100/vm-100-disk-7.raw"
+        self.ask(**IMPORT)
+        self.fake.storage.sizes[volid] = 1
+        self.fake.guests.set(101, f"scsi1: {self.named},shared=1\nscsi2: {volid}\n")
+        assert self.fake.storage.child is not None
+        self.fake.storage.child.exit(1)
+        self.assertEqual(self.ask(cmd="query-disk-import")["status"], "error")
+        self.assertIn(volid, self.fake.storage.sizes)
+
+    def test_its_own_config_is_none_of_another(self) -> None:
+        self.fake.guests.set(101, "")
+        self.ask(cmd="config", conf=f"scsi0: {self.named}\n")
+        self.line.disconnected()
+        self.assertEqual((self.fake.storage.sizes, set(self.fake.guests.configs)), ({}, {101}))
 
 
 class SomebodyElseTests(TunnelCase):
@@ -227,7 +271,7 @@ class SettleTests(TunnelCase):
         self.assertEqual((self.fake.storage.sizes, self.fake.guests.configs), ({}, {}))
 
     def test_after_ours_nothing_is_freed(self) -> None:
-        self.fake.journal.records[100].append({"do": "ours"})
+        self.fake.journal.records[100].append({"do": "handed_over"})
         self.registry._sessions.clear()
         self.assertEqual(self.settle(discard=True), [self.volid])
         self.assertIn(self.volid, self.fake.storage.sizes)

@@ -1,0 +1,162 @@
+"""Joins the parts of a daemon: this host behind the ports, the tunnels, and what the HTTP API talks to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twisted.python.threadpool import ThreadPool
+
+from mtunnel_tx.backends.access import FileAccess
+from mtunnel_tx.backends.files import ReactorThreads
+from mtunnel_tx.backends.guests import GuestFiles
+from mtunnel_tx.backends.localmachines import LocalMachines
+from mtunnel_tx.backends.proxmox import ProxmoxMachines
+from mtunnel_tx.backends.storage import PvesmStorage
+from mtunnel_tx.backends.tasks import FileTasks
+from mtunnel_tx.config import Settings
+from mtunnel_tx.daemon.state import read_ticket_key
+from mtunnel_tx.http.crossing import cross_over
+from mtunnel_tx.http.forward import Elsewhere
+from mtunnel_tx.http.handshake import Handshake
+from mtunnel_tx.http.operation import Parts
+from mtunnel_tx.http.upgrade import upgrade
+from mtunnel_tx.http.websocket import Upgrader
+from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
+from mtunnel_tx.net.commandsocket import listen_commands
+from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.ports.streams import Route
+from mtunnel_tx.stream.limits import StreamLimits
+from mtunnel_tx.stream.link import Relays
+from mtunnel_tx.stream.peer import dial
+from mtunnel_tx.tls.certificate import fingerprint
+from mtunnel_tx.tls.protocol import TlsContext
+from mtunnel_tx.tunnel.registry import Registry
+from mtunnel_tx.tunnel.services import Services, TunnelLimits
+from mtunnel_tx.workers.pool import WorkerPool
+from mtunnel_tx.workers.program import WorkerProgram
+
+NETWORK = Path("/sys/class/net")
+MakeJournal = Callable[[ReactorThreads, Path], Journal]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """A daemon's parts: its tunnels, what the HTTP API talks to, and the virtual machines of this host."""
+
+    registry: Registry
+    parts: Parts
+    machines: LocalMachines | ProxmoxMachines
+
+
+def compose(
+    reactor: Any, settings: Settings, *, pool: ThreadPool, tls: TlsContext, relays: Relays, make_journal: MakeJournal
+) -> Composition:
+    """Join everything; nothing is started. Args: pool: for work with files. Raises: WrongState: no key for tickets."""
+    threads = ReactorThreads(reactor, pool)
+    guests = make_guests(threads, settings)
+    storage = make_storage(reactor, settings)
+    tasks = FileTasks(settings.state_dir, settings.node, reactor)
+    machines = _make_machines(threads, settings, guests, storage)
+    services = Services(
+        access=FileAccess(settings.pve_dir, reactor),
+        guests=guests,
+        storage=storage,
+        hypervisor=machines,
+        journal=make_journal(threads, settings.state_dir),
+        tasks=tasks,
+        clock=reactor,
+        threads=threads,
+        listen=partial(listen_commands, reactor, limits=settings.limits),
+        bridge_exists=lambda name: (NETWORK / name).exists(),
+        random_bytes=os.urandom,
+        ticket_key=read_ticket_key(settings.state_dir / "ticket.key"),
+        runtime_dir=settings.runtime_dir,
+        machine_dir=settings.machine_dir,
+        limits=settings.limits.of(TunnelLimits),
+    )
+    registry = Registry(services)
+    parts = _make_parts(reactor, settings, services, registry, tasks, tls, relays)
+    return Composition(registry=registry, parts=parts, machines=machines)
+
+
+def _make_parts(
+    reactor: Any,
+    settings: Settings,
+    services: Services,
+    registry: Registry,
+    tasks: FileTasks,
+    tls: TlsContext,
+    relays: Relays,
+) -> Parts:
+    streams = settings.limits.of(StreamLimits)
+    return Parts(
+        access=services.access,
+        tunnels=registry,
+        guests=services.guests,
+        storage=services.storage,
+        hypervisor=services.hypervisor,
+        tasks=tasks,
+        nodes=lambda: _nodes(settings),
+        bridges=lambda: sorted(path.name for path in NETWORK.iterdir()),
+        fingerprint=lambda: _fingerprint(tls),
+        upgrader=_make_upgrader(reactor, relays, streams),
+        elsewhere=_make_elsewhere(reactor, settings, tls, relays, streams),
+    )
+
+
+def make_tls(settings: Settings) -> TlsContext:
+    """Certificate and key, tried. Raises: TunnelError: they cannot be used."""
+    group_reads = settings.profile == "proxmox"
+    return TlsContext(settings.tls.certificate, settings.tls.key, group_reads=group_reads)
+
+
+def make_workers(settings: Settings, reactor: Any, here: Relays) -> WorkerPool:
+    """The processes that do TLS and carry streams; `here` runs those of our own."""
+    program = WorkerProgram(reactor, os.environ, user=settings.user, label=str(settings.state_dir))
+    handshake_s = settings.limits.handshake_s
+    return WorkerPool(reactor, count=settings.workers, spawn=program.spawn, here=here, handshake_s=handshake_s)
+
+
+def _make_machines(
+    threads: ReactorThreads, settings: Settings, guests: GuestFiles, storage: PvesmStorage
+) -> LocalMachines | ProxmoxMachines:
+    if settings.profile == "proxmox":
+        return make_proxmox_machines(threads.reactor, settings, guests)
+    return make_machines(threads, settings, storage)
+
+
+def _make_upgrader(reactor: Any, relays: Relays, limits: StreamLimits) -> Upgrader:
+    async def join(request: Any, handshake: Handshake, route: Route) -> None:
+        """Join a websocket with the socket that its route names."""
+        route.check_room()
+        local = await dial(reactor, route.file)
+        await upgrade(request, handshake, local, route, relays=relays, limits=limits, reactor=reactor)
+
+    return join
+
+
+def _make_elsewhere(
+    reactor: Any, settings: Settings, tls: TlsContext, relays: Relays, limits: StreamLimits
+) -> Elsewhere:
+    return Elsewhere(
+        settings.forward,
+        reactor,
+        node=settings.node,
+        own_fingerprint=lambda: _fingerprint(tls),
+        cross_over=partial(cross_over, relays=relays, limits=limits, reactor=reactor),
+    )
+
+
+def _fingerprint(tls: TlsContext) -> str:
+    return fingerprint(tls.files.certificate)
+
+
+def _nodes(settings: Settings) -> list[str]:
+    folder = settings.pve_dir / "nodes"
+    found = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    return sorted(found | {settings.node})

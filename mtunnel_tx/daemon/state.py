@@ -1,0 +1,50 @@
+"""What a daemon has of its own on disk: its directories, the lock on them, the key of its tickets."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from mtunnel_tx.backends.files import create_file
+from mtunnel_tx.config import Settings, make_private_directory
+from mtunnel_tx.errors import WrongState
+
+TICKET_KEY_BYTES = 32
+
+
+def make_directories(settings: Settings) -> None:
+    """Make what is missing; on a Proxmox node the directory of the machines is Proxmox's. Raises: ConfigError."""
+    own = () if settings.profile == "proxmox" else (settings.machine_dir,)
+    for folder in (settings.state_dir, settings.runtime_dir, *own):
+        make_private_directory(folder)
+    settings.lock_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def lock_state(state_dir: Path) -> IO[bytes]:
+    """Two daemons on one state would undo each other's tunnels.
+
+    Returns: the lock, held until it is closed. Raises: WrongState.
+    """
+    file = (state_dir / "daemon.lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise WrongState(f"another daemon works on '{state_dir}'") from error
+    return file
+
+
+def read_ticket_key(path: Path) -> bytes:
+    """The key that signs tickets, made on first use, mode 0600. Raises: WrongState: what is there is none."""
+    with suppress(FileExistsError):
+        create_file(path, os.urandom(TICKET_KEY_BYTES).hex(), 0o600)
+    try:
+        key = bytes.fromhex(path.read_text("ascii"))
+    except ValueError:
+        key = b""
+    if len(key) != TICKET_KEY_BYTES:
+        raise WrongState(f"'{path}' holds no key; remove it, and the next start makes one")
+    return key
