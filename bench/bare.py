@@ -17,6 +17,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import deferLater, react
 
 from bench.guest import CONFIG, DISK_BYTES, counting, counts, write_disk
+from mtunnel_tx.backends.cpumodelsfile import cpu_models_file
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.qemu import QemuMachines
@@ -88,6 +89,7 @@ def _machines(reactor: Any, folder: Path, name: str) -> QemuMachines:
         facts=HostFacts(reactor, {"PATH": os.environ.get("PATH", os.defpath)}),
         storage=cast(Storage, Volumes(folder)),
         runtime_dir=folder / name,
+        cpu_models=cpu_models_file(folder),
     )
 
 

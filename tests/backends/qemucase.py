@@ -16,6 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.unix import Client
 from twisted.trial.unittest import SkipTest, TestCase
 
+from mtunnel_tx.backends.cpumodelsfile import cpu_models_file
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import PROGRAM, HostFacts
 from mtunnel_tx.backends.process import has_ended, read_record
@@ -78,6 +79,7 @@ class QemuCase(TestCase):
         volumes = Volumes(folder / "images")
         threads = ReactorThreads(reactor, reactor.getThreadPool())
         parts = {"threads": threads, "facts": FACTS, "storage": volumes, "runtime_dir": runtime_dir}
+        parts["cpu_models"] = cpu_models_file(folder / "pve")
         machines = QemuMachines(reactor, **{**parts, **more})
         self.addCleanup(machines.close)
         return Host(machines, volumes, runtime_dir)

@@ -1,0 +1,28 @@
+"""All rows, and their table in docs/machines.md."""
+
+from tests.machines import rows_disks, rows_display, rows_firmware, rows_memory, rows_plain, rows_refused
+from tests.machines.row import Row
+
+_ROOMS = (rows_plain, rows_disks, rows_firmware, rows_display, rows_memory, rows_refused)
+ROWS = tuple(sorted((row for room in _ROOMS for row in room.ROWS), key=lambda row: row.name))
+BEGIN, END = "<!-- made by tests.machines -->", "<!-- end -->"
+
+
+def outcome(row: Row) -> str:
+    if row.refused:
+        return "both refuse" if row.there.startswith("refuses") else "refused"
+    return "same" if row.there == "builds it" else "built"
+
+
+def rendered() -> str:
+    """The table, with the marks around it."""
+    named = [row for row in ROWS if not row.name.startswith("(none")]
+    counts = {kind: sum(outcome(row) == kind for row in named) for kind in ("same", "both refuse", "refused", "built")}
+    said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    lines = [BEGIN, f"{len(named)} configs: {said}.", "", "| config | here | remark |", "|---|---|---|"]
+    for row in named:
+        remark = "; ".join(
+            filter(None, (row.refused, row.note, "" if row.there == "builds it" else f"Proxmox {row.there}"))
+        )
+        lines.append(f"| {row.name} | {outcome(row)} | {remark} |")
+    return "\n".join([*lines, END])
