@@ -11,12 +11,13 @@ from typing import Any
 import twisted.internet.reactor
 from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService, Service
-from twisted.logger import globalLogPublisher
+from twisted.logger import globalLogBeginner, globalLogPublisher
 from twisted.python import usage
 
 from mtunnel_tx.backends.systemd import JournalObserver, Notifier
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.daemon.compose import make_tls
+from mtunnel_tx.daemon.log import quieten
 from mtunnel_tx.daemon.service import Daemon
 from mtunnel_tx.errors import TunnelError, os_reason
 from mtunnel_tx.net.epoll import close_hole
@@ -43,6 +44,7 @@ class Options(usage.Options):
             " (not root: $XDG_CONFIG_HOME/mtunnel/mtunnel.toml)",
         ]
     ]
+    optFlags = [["debug", None, "also log each request and each child program"]]
     settings: Settings
 
     def postOptions(self) -> None:
@@ -98,6 +100,8 @@ class HangUp(Service):
 def makeService(options: Options) -> IService:
     """Build the daemon; it acts in startService only."""
     close_hole(reactor)
+    if not options["debug"]:
+        quieten(globalLogBeginner)
     services: Any = MultiService()
     notifier = Notifier(os.environ, os.getpid())
     daemon = Daemon(options.settings, reactor, _end_in_failure, notifier=notifier)

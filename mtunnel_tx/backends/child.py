@@ -66,7 +66,7 @@ class PipedChild:
             output.finish()
             raise BackendFailed(f"unable to start '{self._name}': {error}") from error
         self.pid = process.pid or self.pid
-        log.info("child {name} started, pid {pid}", name=self._name, pid=self.pid)
+        log.debug("child {name} started, pid {pid}", name=self._name, pid=self.pid)
 
     async def next_line(self, wait_s: float) -> str | None:
         """See ports.Child."""
@@ -101,7 +101,7 @@ class PipedChild:
 
     def _end(self, code: int) -> None:
         self._code = code
-        log.info("child {name} ended, pid {pid}, code {code}", name=self._name, pid=self.pid, code=code)
+        log.debug("child {name} ended, pid {pid}, code {code}", name=self._name, pid=self.pid, code=code)
         if self._output is not None:
             self._output.finish()
         self.changed()

@@ -19,7 +19,8 @@ from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.ports.storage import ImportRequest, Report, Volume
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
-from mtunnel_tx.pve.volume import parse_dir_volume, parse_volume_id
+from mtunnel_tx.pve.storagetypes import Layout
+from mtunnel_tx.pve.volume import find_owner, parse_dir_volume, parse_volume_id
 
 log = Logger()
 ALLOC_S = 600.0
@@ -32,9 +33,6 @@ _LISTED = re.compile(
 )
 _STATUS_FIELDS = 7
 _DIGEST = re.compile(r"^\\?([0-9a-f]{64}) ", re.MULTILINE)
-_OWNER = re.compile(r"(?:vm|base|subvol|basevol)-(\d+)-")
-# Where the path of a volume follows from its name; btrfs, for one, has folders of its own making.
-_PLAIN_TYPES = frozenset(("dir", "nfs", "cifs", "glusterfs"))
 
 
 class PvesmStorage:
@@ -106,16 +104,11 @@ class PvesmStorage:
     async def size_bytes(self, volid: str) -> int | None:
         """See ports.Storage. Raises: BackendFailed, TunnelError: no such storage, or no volume id."""
         volume = parse_volume_id(volid)
-        if self._entry(volume.storage).path is None:
-            match = _OWNER.match(volume.name.rpartition("/")[2])
-            owner = int(match[1]) if match else None
-        else:
-            parsed = parse_dir_volume(volume.name)
-            owner = parsed.vmid
-            if parsed.content not in ("images", "rootdir"):
-                size: int | None = await self._in_thread(_file_size, await self.path(volid))
-                return size
-        listed = await self.volumes(volume.storage, owner)
+        owner = find_owner(self._entry(volume.storage), volume.name)
+        if owner.content not in ("images", "rootdir"):
+            size: int | None = await self._in_thread(_file_size, await self.path(volid))
+            return size
+        listed = await self.volumes(volume.storage, owner.vmid)
         return next((found.size_bytes for found in listed if found.volid == volid), None)
 
     async def refers_elsewhere(self, volid: str) -> str | None:
@@ -159,9 +152,9 @@ class PvesmStorage:
         """
         volume = parse_volume_id(volid)
         entry = self._entry(volume.storage)
-        if entry.path is None:
+        if not entry.has_files:
             return None
-        if entry.type in _PLAIN_TYPES:
+        if entry.kind.layout is Layout.FILES:
             return parse_dir_volume(volume.name).file(entry)
         return await self.path(volid)
 

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "show the tunnels of the running daemon",
     "settle": "decide about a tunnel that was held",
     "drain": "let the daemon end when its last tunnel has ended",
+    "api": "describe the HTTP API",
     "websocket-tunnel": "carry a Proxmox source's commands and streams, over its standard input and output",
     "demo": "send a virtual machine from one node to another, both made for it",
 }

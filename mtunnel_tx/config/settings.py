@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.wire.socketkinds import NBD
@@ -16,10 +16,13 @@ DEFAULT_PORT = 8016
 PROFILES = ("standalone", "proxmox")
 
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+class LimitSet(Protocol):
+    """A dataclass of some limits, each with a default."""
 
-Chosen = TypeVar("Chosen", bound="DataclassInstance")
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Chosen = TypeVar("Chosen", bound=LimitSet)
 
 
 class ConfigError(TunnelError):

@@ -23,7 +23,9 @@ from mtunnel_tx.daemon.state import read_ticket_key
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
 from mtunnel_tx.http.handshake import Handshake
+from mtunnel_tx.http.openapi import describe_api
 from mtunnel_tx.http.operation import Parts
+from mtunnel_tx.http.table import BASE, OPERATIONS
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
@@ -35,6 +37,7 @@ from mtunnel_tx.stream.link import Relays
 from mtunnel_tx.stream.peer import dial
 from mtunnel_tx.tls.certificate import fingerprint
 from mtunnel_tx.tls.protocol import TlsContext
+from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from mtunnel_tx.workers.pool import WorkerPool
@@ -106,6 +109,7 @@ def _make_parts(
         fingerprint=lambda: _fingerprint(tls),
         upgrader=_make_upgrader(reactor, relays, streams),
         elsewhere=_make_elsewhere(reactor, settings, tls, relays, streams),
+        description=lambda: describe_api(OPERATIONS, QEMU_COMMANDS.values(), BASE),
     )
 
 

@@ -139,6 +139,7 @@ class LimitedRequest(Request):
 class LimitedSite(Site):
     """Builds limited channels for one resource; HTTP/1.1 only; its log has no query strings, which hold tickets."""
 
+    noisy = False
     requestFactory = LimitedRequest
     protocol: Any
 

@@ -10,6 +10,7 @@ from twisted.web.http import Request
 
 from mtunnel_tx.http.forward import Elsewhere
 from mtunnel_tx.http.replies import Reply
+from mtunnel_tx.http.results import JsonSchema
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.ports.access import Access
 from mtunnel_tx.ports.guests import Guests
@@ -34,6 +35,10 @@ class TaskReader(Protocol):
         """How many lines there are. Raises: TunnelError: no such task."""
 
 
+def _no_description() -> Mapping[str, Any]:
+    return {}
+
+
 def _no_cpu_model(_name: str) -> Mapping[str, Any] | None:
     return None
 
@@ -44,7 +49,7 @@ class Parts:
 
     nodes: the names of all nodes below `pve_dir`. bridges: where network cards can be put. fingerprint: of the
     certificate in use, `AA:BB:…`. cpu_model: a custom CPU model's settings by its name without `custom-`, or None.
-    upgrader: takes a checked request over.
+    description: the API as an OpenAPI document. upgrader: takes a checked request over.
     elsewhere: answers what is not for us.
     """
 
@@ -59,6 +64,7 @@ class Parts:
     fingerprint: Callable[[], str]
     upgrader: Upgrader
     cpu_model: Callable[[str], Mapping[str, Any] | None] = _no_cpu_model
+    description: Callable[[], Mapping[str, Any]] = _no_description
     elsewhere: Elsewhere | None = None
 
 
@@ -90,16 +96,19 @@ class Operation:
     """One call of the API; `{NAME}` in the path is a parameter.
 
     Args: needs: the privileges of the token that calls; those with a `when` are checked by the handler, the others
-    before the schema. owner_of: the parameter with a task's id whose own token needs nothing.
+    before the schema. owner_of: the parameter with a task's id whose own token needs nothing. gives: what `data` of the
+    answer looks like. upgrades: it may become a websocket.
     """
 
     method: str
     path: str
     summary: str
     handler: Handler
+    gives: JsonSchema
     takes: ParameterSet[Any] = NOTHING
     needs: tuple[Need, ...] = ()
     owner_of: str | None = None
+    upgrades: bool = False
 
     @property
     def schema(self) -> Object:

@@ -149,3 +149,8 @@ async def version(_call: Call) -> Reply:
     """Which API this is."""
     repoid = PRODUCT.replace("/", "-")
     return data_reply({"version": f"{RELEASE}.0", "release": RELEASE, "repoid": repoid})
+
+
+async def description(call: Call) -> Reply:
+    """The API as an OpenAPI document."""
+    return data_reply(call.parts.description())

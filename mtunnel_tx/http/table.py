@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import unquote
 
-from mtunnel_tx.http import opening, resources, tasks
+from mtunnel_tx.http import opening, resources, results, tasks
 from mtunnel_tx.http.operation import Operation
 from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 from mtunnel_tx.wire import requests
@@ -20,6 +20,7 @@ OPERATIONS = (
         path=f"{_VM}/mtunnel",
         summary="open a tunnel for a VM that comes",
         handler=opening.open_tunnel,
+        gives=results.OPENED,
         takes=requests.MTUNNEL,
         needs=opening.OPEN_NEEDS,
     ),
@@ -28,13 +29,16 @@ OPERATIONS = (
         path=f"{_VM}/mtunnelwebsocket",
         summary="a websocket to a socket of a tunnel; its ticket says who may",
         handler=opening.join_socket,
+        gives=results.SOCKET,
         takes=requests.WEBSOCKET,
+        upgrades=True,
     ),
     Operation(
         method="GET",
         path=f"{_VM}/mtunneldigest",
         summary="the SHA-256 of a volume that a live tunnel of this token made",
         handler=opening.digest,
+        gives=results.DIGEST,
         takes=opening.DIGEST,
     ),
     Operation(
@@ -42,6 +46,7 @@ OPERATIONS = (
         path="/cluster/resources",
         summary="guests of all nodes",
         handler=resources.guests,
+        gives=results.GUESTS,
         takes=resources.GUESTS,
         needs=(resources.SEE_GUEST,),
     ),
@@ -50,6 +55,7 @@ OPERATIONS = (
         path="/nodes/{node}/storage",
         summary="storages of this node, and the room that is left",
         handler=resources.storages,
+        gives=results.STORAGES,
         takes=resources.STORAGES,
         needs=(resources.SEE_STORAGE,),
     ),
@@ -58,6 +64,7 @@ OPERATIONS = (
         path="/nodes/{node}/certificates/info",
         summary="the fingerprint of the certificate in use",
         handler=resources.certificates,
+        gives=results.CERTIFICATES,
         takes=resources.CERTIFICATES,
     ),
     Operation(
@@ -65,6 +72,7 @@ OPERATIONS = (
         path="/cluster/qemu/custom-cpu-models/{cputype}",
         summary="a custom CPU model",
         handler=resources.cpu_model,
+        gives=results.MODEL,
         takes=resources.MODEL,
         needs=(resources.SEE_MODEL,),
     ),
@@ -73,14 +81,29 @@ OPERATIONS = (
         path="/cluster/status",
         summary="the nodes, and which of them this is",
         handler=resources.nodes,
+        gives=results.NODES,
         needs=(resources.SEE_CLUSTER,),
     ),
-    Operation(method="GET", path="/version", summary="which API this is", handler=resources.version),
+    Operation(
+        method="GET",
+        path="/version",
+        summary="which API this is",
+        handler=resources.version,
+        gives=results.VERSION,
+    ),
+    Operation(
+        method="GET",
+        path="/mtunnel/openapi",
+        summary="this description",
+        handler=resources.description,
+        gives=results.DESCRIPTION,
+    ),
     Operation(
         method="GET",
         path="/access/permissions",
         summary="what this token may do on a path",
         handler=resources.own_permissions,
+        gives=results.PERMISSIONS,
         takes=resources.PERMISSIONS,
     ),
     Operation(
@@ -88,6 +111,7 @@ OPERATIONS = (
         path="/nodes/{node}/network",
         summary="bridges of this node",
         handler=resources.bridges,
+        gives=results.BRIDGES,
         takes=resources.BRIDGES,
     ),
     Operation(
@@ -95,6 +119,7 @@ OPERATIONS = (
         path=f"{_TASK}/status",
         summary="whether a task runs, and how it ended",
         handler=tasks.task_status,
+        gives=results.TASK_STATUS,
         takes=tasks.STATUS,
         needs=(tasks.SEE_TASKS,),
         owner_of="upid",
@@ -104,6 +129,7 @@ OPERATIONS = (
         path=f"{_TASK}/log",
         summary="lines of a task's log",
         handler=tasks.task_log,
+        gives=results.TASK_LOG,
         takes=tasks.LOG,
         needs=(tasks.SEE_TASKS,),
         owner_of="upid",

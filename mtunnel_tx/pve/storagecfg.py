@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from mtunnel_tx.checks import STORAGE_ID, split_list
 from mtunnel_tx.pve.sections import Section, Warn, parse_sections
+from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, Layout, StorageType
 
 _ID = re.compile(STORAGE_ID)
 _DATACENTER_LINE = re.compile(r"([a-z][a-z0-9_-]*):\s*(.*\S)\s*")
@@ -37,37 +38,6 @@ _FOLDERS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
-    """What a storage type brings along; `formats` starts with the default one."""
-
-    content: str = "images"
-    formats: tuple[str, ...] = ("raw",)
-    mounted: bool = False
-    shared: bool = False
-
-
-_FILES = ("raw", "qcow2", "vmdk")
-# Only `dir` is ours to drive; the others belong to Proxmox's own pvesm, which checks them itself.
-_KINDS: Mapping[str, _Kind] = {
-    "dir": _Kind(content="images,rootdir", formats=(*_FILES, "subvol")),
-    "btrfs": _Kind(content="images,rootdir", formats=("raw", "subvol")),
-    "nfs": _Kind(formats=_FILES, mounted=True, shared=True),
-    "cifs": _Kind(formats=_FILES, mounted=True, shared=True),
-    "glusterfs": _Kind(formats=_FILES, mounted=True, shared=True),
-    "cephfs": _Kind(content="backup", mounted=True, shared=True),
-    "lvm": _Kind(),
-    "lvmthin": _Kind(content="images,rootdir"),
-    "zfspool": _Kind(content="images,rootdir", formats=("raw", "subvol")),
-    "zfs": _Kind(shared=True),
-    "rbd": _Kind(shared=True),
-    "iscsi": _Kind(shared=True),
-    "iscsidirect": _Kind(shared=True),
-    "pbs": _Kind(content="backup", shared=True),
-    "esxi": _Kind(content="import", shared=True),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class StorageEntry:
     """One storage; `options` as written, values checked."""
@@ -77,13 +47,14 @@ class StorageEntry:
     options: Mapping[str, str]
 
     @property
-    def _kind(self) -> _Kind:
-        return _KINDS.get(self.type, _Kind())
+    def kind(self) -> StorageType:
+        """What its type brings along."""
+        return STORAGE_TYPES.get(self.type, StorageType())
 
     @property
     def content(self) -> frozenset[str]:
         """What it may hold: `images`, `iso`, …; `none` is nothing."""
-        return _CONTENTS.intersection(split_list(self.options.get("content", self._kind.content)))
+        return _CONTENTS.intersection(split_list(self.options.get("content", self.kind.content)))
 
     @property
     def enabled(self) -> bool:
@@ -96,9 +67,14 @@ class StorageEntry:
         return frozenset(names) or None
 
     @property
+    def has_files(self) -> bool:
+        """Whether its volumes are below a folder; a name then has the form of `parse_dir_volume`."""
+        return self.kind.layout is not Layout.BLOCKS
+
+    @property
     def path(self) -> str | None:
         """Its folder, without a slash at the end; None for a storage that has no files."""
-        default = f"/mnt/pve/{self.id}" if self._kind.mounted else None
+        default = f"/mnt/pve/{self.id}" if self.kind.mounted else None
         path = self.options.get("path", default)
         return path.rstrip("/") or "/" if path else None
 
@@ -106,7 +82,7 @@ class StorageEntry:
     def valid_formats(self) -> tuple[str, ...]:
         if self.type == "lvm" and self.options.get("snapshot-as-volume-chain") == "1":
             return ("raw", "qcow2")
-        return self._kind.formats
+        return self.kind.formats
 
     @property
     def default_format(self) -> str:
@@ -120,7 +96,7 @@ class StorageEntry:
 
     @property
     def shared(self) -> bool:
-        return self._kind.shared or self.options.get("shared") == "1"
+        return self.kind.shared or self.options.get("shared") == "1"
 
     def on_node(self, node: str) -> bool:
         """Whether this node has it."""
@@ -159,7 +135,7 @@ def parse_storage_config(text: str, warn: Warn = _ignore) -> dict[str, StorageEn
 def _reject(section: Section) -> str | None:
     if not _ID.fullmatch(section.id):
         return "not a storage ID"
-    if section.type not in _KINDS:
+    if section.type not in STORAGE_TYPES:
         return f"unknown type '{section.type}'"
     if section.type == "dir" and not section.options.get("path", "").startswith("/"):
         return "no absolute path"
@@ -183,7 +159,7 @@ def _object(type: str, key: str, value: str) -> str | None:
         return "unknown"
     if key in _BOOLEANS and value not in ("0", "1"):
         return "neither 0 nor 1"
-    if key == "format" and value not in _KINDS["dir"].formats:
+    if key == "format" and value not in STORAGE_TYPES["dir"].formats:
         return "unknown format"
     return None
 

@@ -31,6 +31,9 @@ _ENDINGS = {
 }
 
 
+_OWNER = re.compile(rf"(?:vm|base|subvol|basevol)-({_VMID})-")
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeId:
     """`storage:name`."""
@@ -93,6 +96,41 @@ def parse_dir_volume(name: str) -> DirVolume:
     if match is None or not _ENDINGS[match[1]].fullmatch(match[2]):
         raise TunnelError(f"unable to parse directory volume name '{name}'")
     return _other_volume(match[1], match[2])
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOwner:
+    """Whose a volume is, by its name.
+
+    `content`: what it is (`images`, `iso`, …). `vmid`: the guest that it belongs to; None: none. `named`: every guest
+    that the name has, that of a base included.
+    """
+
+    content: str
+    vmid: int | None
+    named: frozenset[int]
+
+    @property
+    def guests(self) -> frozenset[int]:
+        """Every guest that it belongs to or names."""
+        return self.named | ({self.vmid} if self.vmid is not None else set())
+
+    def is_foreign(self, vmid: int) -> bool:
+        """Whether it is an image that belongs to another guest than this one, or stands on another's."""
+        return self.content in ("images", "rootdir") and (self.vmid != vmid or bool(self.named - {vmid}))
+
+
+def find_owner(entry: StorageEntry, name: str) -> VolumeOwner:
+    """Read the part behind the colon as its storage does. Raises: TunnelError: no volume of it is called so."""
+    named = [int(found[1]) for part in name.split("/") if (found := _OWNER.match(part))]
+    if not entry.has_files:
+        last = _OWNER.match(name.rpartition("/")[2])
+        return VolumeOwner("images", int(last[1]) if last else None, frozenset(named))
+    volume = parse_dir_volume(name)
+    if volume.content != "images":
+        return VolumeOwner(volume.content, volume.vmid, frozenset())
+    named += [int(volume.base.partition("/")[0])] if volume.base else []
+    return VolumeOwner(volume.content, volume.vmid, frozenset(named))
 
 
 def _file_format(name: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import Drive, is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume, parse_volume_id
+from mtunnel_tx.pve.storagetypes import Offer
+from mtunnel_tx.pve.volume import VolumeId, find_owner, parse_dir_volume, parse_volume_id
 
 _DEVICE = re.compile(r"(hostpci|usb|serial|parallel|virtiofs)[0-9]+|ivshmem")
 _DEVICE_NAMES = {
@@ -22,18 +23,15 @@ _DEVICE_NAMES = {
     "virtiofs": "a folder",
     "ivshmem": "shared memory",
 }
-_OWNER = re.compile(r"(?:vm|base|subvol|basevol)-([0-9]+)-")
 _CUSTOM_CPU = re.compile(r"(?:cputype=)?custom-([^,]+)")
-# Proxmox's own order: the first that the target's storage takes is used.
-_BLOCK_STREAMS = {"zfspool": "zfs", "btrfs": "btrfs,raw+size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceDisk:
     """A volume that has to be sent.
 
-    `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `streams`
-    the formats it can be exported in, comma-separated as the target takes them. `size_bytes` is its virtual size,
+    `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `offers`
+    what it can be sent as, the preferred pair first. `size_bytes` is its virtual size,
     `stream_bytes` the length of its stream, both 0 until it was measured.
     """
 
@@ -41,7 +39,7 @@ class SourceDisk:
     volid: VolumeId
     name: str
     format: str
-    streams: str
+    offers: tuple[Offer, ...]
     size_bytes: int = 0
     stream_bytes: int = 0
 
@@ -49,6 +47,11 @@ class SourceDisk:
     def label(self) -> str:
         """The first key: what its owner calls it."""
         return self.keys[0]
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The stream formats that it is offered in."""
+        return tuple(offer.stream for offer in self.offers)
 
     @property
     def with_snapshots(self) -> bool:
@@ -120,7 +123,7 @@ def find_disks(vmid: int, conf: GuestConfig, entries: Mapping[str, StorageEntry]
 
 
 def _named(disk: SourceDisk, keys: tuple[str, ...]) -> SourceDisk:
-    return SourceDisk(keys=keys, volid=disk.volid, name=disk.name, format=disk.format, streams=disk.streams)
+    return replace(disk, keys=keys)
 
 
 def _find_disk(vmid: int, key: str, value: str, entries: Mapping[str, StorageEntry]) -> SourceDisk | None:
@@ -131,11 +134,7 @@ def _find_disk(vmid: int, key: str, value: str, entries: Mapping[str, StorageEnt
     if not drive.has_volume:
         return None
     _check_drive(key, drive)
-    disk = _describe(key, parse_volume_id(drive.volume), entries)
-    owner = _OWNER.match(disk.name)
-    if owner is not None and int(owner[1]) != vmid:
-        raise Obstacle(f"'{drive.volume}' belongs to VM {owner[1]}")
-    return disk
+    return _describe(vmid, key, parse_volume_id(drive.volume), entries)
 
 
 def _check_drive(key: str, drive: Drive) -> None:
@@ -151,16 +150,26 @@ def _check_drive(key: str, drive: Drive) -> None:
         raise Obstacle(f"'{drive.volume}' is a linked clone")
 
 
-def _describe(key: str, volid: VolumeId, entries: Mapping[str, StorageEntry]) -> SourceDisk:
+def _describe(vmid: int, key: str, volid: VolumeId, entries: Mapping[str, StorageEntry]) -> SourceDisk:
     entry = entries.get(volid.storage)
     if entry is None:
         raise Obstacle(f"storage '{volid.storage}' does not exist")
-    if entry.path is None or entry.type == "btrfs":
-        streams = _BLOCK_STREAMS.get(entry.type, "raw+size")
-        return SourceDisk(keys=(key,), volid=volid, name=volid.name.rpartition("/")[2], format="raw", streams=streams)
+    name, format = _read_name(entry, volid)
+    for other in find_owner(entry, volid.name).guests - {vmid}:
+        raise Obstacle(f"'{volid}' belongs to VM {other}")
+    offers = entry.kind.offers(format)
+    if not offers:
+        raise Obstacle(f"'{volid}' cannot be sent: storage type {entry.type} has no stream for {format}")
+    return SourceDisk(keys=(key,), volid=volid, name=name, format=format, offers=offers)
+
+
+def _read_name(entry: StorageEntry, volid: VolumeId) -> tuple[str, str]:
+    """A volume's bare name, and the format of its image."""
+    if not entry.has_files:
+        return volid.name.rpartition("/")[2], "raw"
     volume = parse_dir_volume(volid.name)
     if volume.content != "images" or volume.format == "subvol":
         raise Obstacle(f"'{volid}' is no disk image")
     if volume.is_base:
         raise Obstacle(f"'{volid}' is a base image")
-    return SourceDisk(keys=(key,), volid=volid, name=volume.name, format=volume.format, streams=f"{volume.format}+size")
+    return volume.name, volume.format

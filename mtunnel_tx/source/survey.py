@@ -15,6 +15,7 @@ from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.sizes import format_size
+from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, describe_mismatch, match_offers
 from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
@@ -155,6 +156,18 @@ class Survey:
                 self._add(f"target: storage '{name}' does not support vm images")
             else:
                 self._check_space(name, storages[name].get("avail"), disks)
+                self._check_streams(name, str(storages[name].get("type")), disks)
+
+    def _check_streams(self, name: str, type: str, disks: Sequence[SourceDisk]) -> None:
+        """Disks of a running VM are written by QEMU, into whatever image there is; others must fit as a stream."""
+        target = STORAGE_TYPES.get(type)
+        if target is None or self._order.online:
+            return
+        for disk in (disk for disk in disks if _target_or_none(self._order, disk) == name):
+            if match_offers(disk.offers, target, with_snapshots=disk.with_snapshots) is None:
+                own = self._world.storage.config()[disk.volid.storage].type
+                reason = describe_mismatch(disk.offers, own, type)
+                self._add(f"target: {disk.label} cannot go to storage '{name}': {reason}")
 
     def _check_space(self, name: str, avail: Json, disks: Sequence[SourceDisk]) -> None:
         mapped = (disk for disk in disks if _target_or_none(self._order, disk) == name)

@@ -88,7 +88,7 @@ class TargetTunnel:
         fields = {
             "volname": name,
             "format": disk.format,
-            "export_formats": disk.streams,
+            "export_formats": ",".join(disk.streams),
             "storage": storage,
             "migration_snapshot": 0,
             "with_snapshots": int(disk.with_snapshots),
@@ -96,7 +96,7 @@ class TargetTunnel:
         }
         reply = await self._commands.call("disk-import", LONG_S, fields)
         path, stream = read_text(reply, "socket"), read_text(reply, "format")
-        if stream not in disk.streams.split(","):
+        if stream not in disk.streams:
             raise BackendFailed("the target wants a stream format that was not offered")
         if not path.startswith(self._socket_start):
             raise BackendFailed("the target names a socket that is not this tunnel's")

@@ -12,7 +12,7 @@ import socket
 from enum import Enum, auto
 from typing import NamedTuple
 
-from mtunnel_tx.stream.ends import Deed, Ends, Source
+from mtunnel_tx.stream.ends import Deed, Ends, Sender
 from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
 from mtunnel_tx.stream.limits import StreamLimits, Watch
 from mtunnel_tx.stream.sides import Side, is_peer_dead, receive, reset_on_close
@@ -101,7 +101,7 @@ class Stream:
     @property
     def is_ending(self) -> bool:
         """One way at least has seen its end; before that there is nothing to tell anybody."""
-        return self.ends.inward.source is not Source.OPEN or self.ends.outward.source is not Source.OPEN
+        return self.ends.inward.sender is not Sender.OPEN or self.ends.outward.sender is not Sender.OPEN
 
     def interest(self) -> Interest:
         """What to wait for."""
@@ -142,7 +142,7 @@ class Stream:
         self._expire(now_s)
         if local_event or outward.waits:
             outward.carry(now_s)
-        if peer_event or inward.waits or self.ends.inward.source is Source.LAST:
+        if peer_event or inward.waits or self.ends.inward.sender is Sender.LAST:
             inward.carry(now_s)
             outward.flush()
         if inward.pings:
@@ -236,7 +236,7 @@ class Stream:
         if now_s >= self._sweep_due_s:
             self._sweep_due_s = now_s + self._sweep_s
             if self.phase is Phase.TALKING and is_peer_dead(self.peer, self._limits.dead_peer_s):
-                self.ends.peer_failed("peer is gone: it acknowledges nothing")
+                self.ends.carrier_failed("peer is gone: it acknowledges nothing")
 
     def _watch(self, now_s: float) -> None:
         inward, outward = self._inward, self._outward

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mtunnel_tx.stream.ends import Ends, Source
+from mtunnel_tx.stream.ends import Ends, Sender
 from mtunnel_tx.stream.engine import MakeEngine, StreamEnded, StreamFailed
 from mtunnel_tx.stream.limits import Bucket, StreamLimits
 from mtunnel_tx.stream.mask import Unmask
@@ -111,16 +111,16 @@ class Inward:
         try:
             size_bytes = self._side.read(block)
         except StreamEnded as end:
-            self._ends.peer_ended(f"peer ended without a Close frame: {end}")
+            self._ends.carrier_ended(f"peer ended without a Close frame: {end}")
             return False
         except StreamFailed as failure:
-            self._ends.peer_failed(str(failure))
+            self._ends.carrier_failed(str(failure))
             return False
         if size_bytes == 0:
             self._ends.drained(self._ends.inward)
             return False
         self._decode(block, size_bytes)
-        return self._side.more or self._ends.inward.source is Source.LAST
+        return self._side.more or self._ends.inward.sender is Sender.LAST
 
     def _decode(self, block: memoryview, end: int) -> None:
         decoder, position, before = self._decoder, 0, self.carried_bytes
@@ -140,7 +140,7 @@ class Inward:
         if self._decoder.event is Event.PING:
             self.pings.append(self._decoder.control)
         elif self._decoder.event is Event.CLOSE:
-            self._ends.peer_closed(self._decoder.close_code)
+            self._ends.close_came(self._decoder.close_code)
         return self._ends.inward.takes
 
     def _add(self, block: memoryview, begin: int, end: int, mask: bytes | None) -> None:
@@ -264,7 +264,7 @@ class Outward:
             self._ends.drained(self._ends.outward)
             return False
         self._send(block, size_bytes)
-        return size_bytes == SENT_PAYLOAD_BYTES or self._ends.outward.source is Source.LAST
+        return size_bytes == SENT_PAYLOAD_BYTES or self._ends.outward.sender is Sender.LAST
 
     def _send(self, block: memoryview, size_bytes: int) -> None:
         header = frame_header(self._role, Opcode.BINARY, size_bytes)
@@ -284,4 +284,4 @@ class Outward:
             else:
                 self._side.flush()
         except StreamFailed as failure:
-            self._ends.peer_deaf(str(failure))
+            self._ends.carrier_deaf(str(failure))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from mtunnel_tx.tunnel.ending import Ending
-from mtunnel_tx.tunnel.tunnel import Tunnel
+from mtunnel_tx.ports.events import TunnelEnded, TunnelEvent
 
 log = Logger()
 
@@ -13,22 +12,19 @@ FIELDS = ("vmid", "token", "address", "end", "verdict", "bytes_in", "bytes_out",
 """What a record has; never a secret."""
 
 
-def record(tunnel: Tunnel, end: str, ending: Ending) -> None:
-    """Say who moved what, and what became of it.
-
-    Args: end: why it ended, as its task log says; empty after `quit`. ending: what was done about it.
-    """
-    bytes_in, bytes_out = tunnel.sockets.traffic()
-    log.info(
-        "tunnel of VM {vmid} is over: {verdict}, {end}; {token} from {address};"
-        " {bytes_in} bytes in, {bytes_out} out, {duration_s} s; {upid}",
-        vmid=tunnel.vmid,
-        token=tunnel.token,
-        address=tunnel.address,
-        end=end or "quit",
-        verdict=ending.outcome,
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        duration_s=round(tunnel.services.clock.seconds() - tunnel.since, 1),
-        upid=tunnel.task.upid,
-    )
+def observe(event: TunnelEvent) -> None:
+    """Say who moved what, and what became of it, when a tunnel ends (ports.events.Observer)."""
+    if isinstance(event, TunnelEnded):
+        log.info(
+            "tunnel of VM {vmid} is over: {verdict}, {end}; {token} from {address};"
+            " {bytes_in} bytes in, {bytes_out} out, {duration_s} s; {upid}",
+            vmid=event.tunnel.vmid,
+            token=event.tunnel.token,
+            address=event.tunnel.address,
+            end=event.reason or "quit",
+            verdict=event.outcome,
+            bytes_in=event.traffic.bytes_in,
+            bytes_out=event.traffic.bytes_out,
+            duration_s=round(event.duration_s, 1),
+            upid=event.tunnel.upid,
+        )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
+from mtunnel_tx.pve.volume import VolumeId, find_owner
 from mtunnel_tx.tunnel.services import Services
 
 ALLOCATE = Need("/storage/{storage}", ("Datastore.AllocateSpace",), "for each storage that it uses")
@@ -18,7 +16,6 @@ READ_ONLY_VOLUME = Need(
     ("Datastore.AllocateSpace", "Datastore.Audit"),
     "or, where the volume is an ISO or import image",
 )
-_OWNER = re.compile(r"(?:vm|base|subvol|basevol)-(\d+)-")
 
 
 def known_storage(services: Services, storage: str) -> StorageEntry:
@@ -42,28 +39,10 @@ def usable_storage(services: Services, rights: Rights, storage: str) -> StorageE
     return entry
 
 
-def volume_owner(entry: StorageEntry, volume: VolumeId) -> tuple[str, int | None]:
-    """What a volume is (`images`, `iso`, …) and whose; None: nobody's. Raises: TunnelError: no such name can be."""
-    if entry.path is None:
-        found = _OWNER.match(volume.name.rsplit("/", 1)[-1])
-        return "images", int(found[1]) if found else None
-    parsed = parse_dir_volume(volume.name)
-    return parsed.content, parsed.vmid
-
-
 def refuse_foreign(entry: StorageEntry, volume: VolumeId, vmid: int) -> None:
-    """An image of another guest, by its folder, its name or its base, is nobody's to give away."""
-    content, owner = volume_owner(entry, volume)
-    names = [found[1] for part in volume.name.split("/") if (found := _OWNER.match(part))]
-    names += [folder for folder in (_base_folder(entry, volume),) if folder]
-    if content in ("images", "rootdir") and (owner != vmid or any(int(name) != vmid for name in names)):
+    """Raises: TunnelError: an image of another guest, by its folder, its name or its base, is nobody's to give away."""
+    if find_owner(entry, volume.name).is_foreign(vmid):
         raise TunnelError(f"volume '{volume}' does not belong to VM {vmid}")
-
-
-def _base_folder(entry: StorageEntry, volume: VolumeId) -> str:
-    """The VMID in whose folder the base of a linked clone is; empty where there is none."""
-    base = parse_dir_volume(volume.name).base if entry.path is not None else None
-    return base.partition("/")[0] if base else ""
 
 
 def check_volume_access(entry: StorageEntry, rights: Rights, volume: VolumeId, vmid: int) -> None:
@@ -72,9 +51,9 @@ def check_volume_access(entry: StorageEntry, rights: Rights, volume: VolumeId, v
     values = {"storage": volume.storage}
     if ANY_VOLUME.is_met(rights, values):
         return
-    content, owner = volume_owner(entry, volume)
-    if content in ("images", "rootdir") and owner == vmid:
+    owner = find_owner(entry, volume.name)
+    if owner.content in ("images", "rootdir") and owner.vmid == vmid:
         return
-    if content in ("iso", "import") and READ_ONLY_VOLUME.is_met(rights, values):
+    if owner.content in ("iso", "import") and READ_ONLY_VOLUME.is_met(rights, values):
         return
     raise TunnelError(f"missing privileges to access {volume}")

@@ -8,8 +8,9 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from mtunnel_tx.ports.clock import Timer
+from mtunnel_tx.ports.events import TunnelEnded
 from mtunnel_tx.ports.lines import Listening
-from mtunnel_tx.tunnel import audit, dispatch
+from mtunnel_tx.tunnel import dispatch
 from mtunnel_tx.tunnel.ending import Ending, end
 from mtunnel_tx.tunnel.tunnel import State, Tunnel
 from mtunnel_tx.tunnel.verdict import Verdict
@@ -86,7 +87,7 @@ class CommandSession:
         if self._door is not None:
             await self._door.close()
         await tunnel.sockets.wait_for_end(COMMANDS, tunnel.services.clock, LAST_REPLIES_S)
-        audit.record(tunnel, reason, ending)
+        self._tell_end(reason, ending)
         self._gone(self, ending)
 
     async def _end_tunnel(self) -> Ending:
@@ -106,6 +107,20 @@ class CommandSession:
             tunnel.task.line("mtunnel exited")
         warnings = tunnel.task.warnings
         tunnel.task.finish(reason or (f"WARNINGS: {warnings}" if warnings else "OK"))
+
+    def _tell_end(self, reason: str, ending: Ending) -> None:
+        facts = self.tunnel.facts
+        duration_s = self.tunnel.services.clock.seconds() - facts.since_s
+        self.tunnel.tell(
+            TunnelEnded(
+                tunnel=facts,
+                reason=reason,
+                outcome=ending.outcome,
+                problem=ending.problem,
+                traffic=facts.traffic(),
+                duration_s=duration_s,
+            )
+        )
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

@@ -8,6 +8,7 @@ from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.ports.storage import ImportRequest
 from mtunnel_tx.pve.drive import Drive, format_drive, format_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
+from mtunnel_tx.pve.storagetypes import Offer, match_offers
 from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
 from mtunnel_tx.tunnel.common import Result
@@ -16,9 +17,6 @@ from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.wire.args import DiskArgs, ImportArgs, NoArgs
 from mtunnel_tx.wire.lines import as_text
 from mtunnel_tx.wire.socketkinds import DISK_IMPORT
-
-_BLOCK_STREAMS = {"zfspool": ("zfs", "raw+size"), "btrfs": ("btrfs", "raw+size")}
-_IMAGE_STREAMS = {"qcow2": "qcow2+size", "vmdk": "vmdk+size"}
 
 
 async def allocate(guest: Guest, args: DiskArgs) -> Result:
@@ -62,7 +60,7 @@ async def _allocate(tunnel: Tunnel, storage: str, size_bytes: int, format: str) 
 
 def _actual_format(entry: StorageEntry, volid: str, wanted: str) -> str:
     name = volid.split(":", 1)[1]
-    return parse_dir_volume(name).format if entry.path is not None else wanted
+    return parse_dir_volume(name).format if entry.has_files else wanted
 
 
 async def start_import(guest: Guest, args: ImportArgs) -> Result:
@@ -104,7 +102,7 @@ def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Vol
     name = args.volname.removesuffix(f".{args.format}")
     if not name or "/" in name:
         raise TunnelError(f"unable to parse volume filename '{args.volname}'")
-    if entry.path is not None:
+    if entry.has_files:
         name = f"{tunnel.vmid}/{name}.{args.format}"
         parse_dir_volume(name)
     volume = VolumeId(entry.id, name)
@@ -113,26 +111,16 @@ def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Vol
 
 
 def choose_stream(entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool) -> str:
-    """The first stream format of the exporter's that this storage can take.
+    """The first stream format of the exporter's that can become an image of this format on this storage.
 
     Raises: TunnelError: there is none.
     Source: protocol.md section 8.3.
     """
-    possible = _possible_streams(entry, format, with_snapshots=with_snapshots)
-    for stream_format in offered:
-        if stream_format in possible:
-            return stream_format
-    raise TunnelError(f"no matching import/export format found for storage '{entry.id}'")
-
-
-def _possible_streams(entry: StorageEntry, format: str, *, with_snapshots: bool) -> tuple[str, ...]:
-    if entry.path is not None:
-        if format == "subvol":
-            return ("tar+size",)
-        image = _IMAGE_STREAMS.get(format)
-        return ((image,) if image else ()) if with_snapshots else ("raw+size",)
-    block = _BLOCK_STREAMS.get(entry.type, ("raw+size",))
-    return tuple(name for name in block if not (with_snapshots and name == "raw+size"))
+    offers = [Offer(stream, format) for stream in offered]
+    chosen = match_offers(offers, entry.kind, with_snapshots=with_snapshots)
+    if chosen is None:
+        raise TunnelError(f"no matching import/export format found for storage '{entry.id}'")
+    return chosen.stream
 
 
 async def query_import(guest: Guest, _args: NoArgs) -> Result:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports.events import CommandAnswered
 from mtunnel_tx.tunnel.command import Command, Lock
 from mtunnel_tx.tunnel.tunnel import Guest, State, Tunnel
 from mtunnel_tx.wire.lines import command_name, encode_failure, encode_ok, handler_failure, parse_request
@@ -27,15 +29,29 @@ async def answer(tunnel: Tunnel, line: bytes) -> bytes:
         command = admit(tunnel, command_name(request))
     except TunnelError as error:
         return encode_failure(error.text)
+    began_s = tunnel.services.clock.seconds()
+    failure = ""
+    try:
+        reply = encode_ok(await _do(tunnel, command, request))
+    except TunnelError as error:
+        failure = handler_failure(command.name, error)
+        reply = encode_failure(failure)
+    duration_s = tunnel.services.clock.seconds() - began_s
+    tunnel.tell(CommandAnswered(tunnel=tunnel.facts, name=command.name, failure=failure, duration_s=duration_s))
+    return reply
+
+
+async def _do(tunnel: Tunnel, command: Command, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raises: TunnelError: why it failed; a bug is logged here, and the peer learns nothing of it."""
     try:
         arguments = command.read(request)
         async with opened(tunnel, command.lock) as guest:
-            return encode_ok(await command.handler(guest, arguments))
-    except TunnelError as error:
-        return encode_failure(handler_failure(command.name, error))
-    except Exception:
+            return await command.handler(guest, arguments)
+    except TunnelError:
+        raise
+    except Exception as error:
         log.failure("unexpected failure in command {name} of VM {vmid}", name=command.name, vmid=tunnel.vmid)
-        return encode_failure(handler_failure(command.name, TunnelError("internal error")))
+        raise TunnelError("internal error") from error
 
 
 def admit(tunnel: Tunnel, name: str) -> Command:

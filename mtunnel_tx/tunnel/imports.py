@@ -98,8 +98,6 @@ class ImportJob:
         refuse_foreign(known_storage(self._services, volume.storage), volume, self._vmid)
 
     async def _refuse_references(self, volid: str) -> None:
-        if known_storage(self._services, self._storage).path is None:
-            return
         reason = await self._services.storage.refers_elsewhere(volid)
         if reason is not None:
             await self._own.give_back(volid)

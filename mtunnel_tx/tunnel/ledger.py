@@ -91,12 +91,16 @@ def fold(vmid: int, records: Iterable[Mapping[str, Any]]) -> Owed:
 
 
 class Ledger:
-    """A tunnel's journal. `stands`: the file is there, and something may be owed."""
+    """A tunnel's journal.
+
+    `stands`: the file is there, and something may be owed. `written` is called with the word of each record.
+    """
 
     def __init__(self, journal: Journal, owed: Owed, *, stands: bool) -> None:
         self._journal = journal
         self.owed = owed
         self.stands = stands
+        self.written: Callable[[str], object] = str
         # The watch for the whole state writes beside the command in work: neither may lose the other's record.
         self._writing = DeferredLock()
 
@@ -120,6 +124,7 @@ class Ledger:
             owed = apply(self.owed, record)
             await self._journal.append(owed.vmid, record)
             self.owed = owed
+        self.written(do)
 
     async def note(self, do: str) -> None:
         """Add one record, after a deed that is no failure even if the record cannot be written."""

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, DeferredLock, gatherResults
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.ports.events import TunnelOpened
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.ports.tunnels import Opened, TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -83,20 +84,20 @@ class Registry:
         services, ledger = self._services, Ledger(self._services.journal, Owed(vmid=vmid), stands=False)
         try:
             await self._claim(kind, ledger, token)
-            session = await self._begin(kind, ledger)
+            session = await self._begin(kind, ledger, address)
         except Exception:
             await self._give_up(ledger)
             raise
-        session.tunnel.address = address
         self._sessions[vmid] = session
+        session.tunnel.tell(TunnelOpened(tunnel=session.tunnel.facts))
         name = session.tunnel.sockets.name(COMMANDS)
         ticket = make_ticket(services.ticket_key, token, name, services.clock.seconds())
         return Opened(upid=session.tunnel.task.upid, ticket=ticket, socket=name)
 
-    async def _begin(self, kind: GuestKind, ledger: Ledger) -> CommandSession:
+    async def _begin(self, kind: GuestKind, ledger: Ledger, address: str) -> CommandSession:
         task = self._services.tasks.start(kind.layout.task_type, ledger.owed.vmid, ledger.owed.token)
         task.line("mtunnel started")
-        session = CommandSession(Tunnel(self._services, kind, ledger, task), self._gone)
+        session = CommandSession(Tunnel(self._services, kind, ledger, task, address), self._gone)
         try:
             await session.listen()
         except TunnelError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtunnel_tx.ports.access import Access
@@ -13,6 +13,8 @@ from mtunnel_tx.ports.journal import Journal, Tasks
 from mtunnel_tx.ports.lines import Listen
 from mtunnel_tx.ports.machines import Hypervisor
 from mtunnel_tx.ports.storage import Storage
+from mtunnel_tx.tunnel import audit
+from mtunnel_tx.tunnel.observers import Observers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,8 @@ class Services:
     """The ports, joined by the composition root.
 
     `runtime_dir` holds the socket files of tunnels, `machine_dir` those of QEMU; `ticket_key` is 32 bytes;
-    `random_bytes(n)` fills MAC addresses; `bridge_exists(name)` looks at this host's network.
+    `random_bytes(n)` fills MAC addresses; `bridge_exists(name)` looks at this host's network; `observers` are told what
+    happens.
     """
 
     access: Access
@@ -54,3 +57,4 @@ class Services:
     runtime_dir: Path
     machine_dir: Path
     limits: TunnelLimits
+    observers: Observers = field(default_factory=lambda: Observers(audit.observe))

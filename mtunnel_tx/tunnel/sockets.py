@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.events import ByteCount
 from mtunnel_tx.ports.streams import Stream
 from mtunnel_tx.pve.guestlayout import GuestLayout
 from mtunnel_tx.wire.socketkinds import SOCKET_KINDS, SocketFolder, SocketKind
@@ -32,6 +33,10 @@ def remove_stale(runtime_dir: Path) -> None:
 
 async def _ignore(_orderly: bool) -> None:
     """Most sockets have nobody to tell."""
+
+
+def _nobody(*_: object) -> None:
+    """Nobody watches yet."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -58,9 +63,16 @@ class SocketTable:
         self.token = token
         self.most_streams = most_streams
         self.routes: list[SocketRoute] = []
-        self.bytes_before = (0, 0)
+        self.flows = 0
+        self._count_before = ByteCount(0, 0)
+        self._began: Callable[[SocketRoute], object] = _nobody
+        self._ended: Callable[[SocketRoute, bool], object] = _nobody
         self._own_dir, self._machine_dir = folders
         self._sockets: dict[str, Socket] = {}
+
+    def watch(self, began: Callable[[SocketRoute], object], ended: Callable[[SocketRoute, bool], object]) -> None:
+        """Tell the begin of each flow, and its end: whether that was orderly."""
+        self._began, self._ended = began, ended
 
     def name(self, kind: SocketKind) -> str:
         """The wire name, e.g. `/run/qemu-server/100.storage`."""
@@ -99,15 +111,33 @@ class SocketTable:
             if timer.active():
                 timer.cancel()
 
-    def traffic(self) -> tuple[int, int]:
-        """Payload bytes from and to the peer, all relays of this tunnel together."""
-        live = [route.stream for route in self.routes if route.stream]
-        done_in, done_out = self.bytes_before
-        return done_in + sum(s.bytes_in for s in live), done_out + sum(s.bytes_out for s in live)
+    def traffic(self) -> ByteCount:
+        """Payload bytes from and to the peer, all flows of this tunnel together."""
+        counts = [self._count_before, *(route.traffic() for route in self.routes)]
+        return ByteCount(sum(count.bytes_in for count in counts), sum(count.bytes_out for count in counts))
+
+    def count_in(self, route: SocketRoute) -> None:
+        """A flow has begun."""
+        self.flows += 1
+        route.number = self.flows
+        self.routes.append(route)
+        self._began(route)
+
+    def count_out(self, route: SocketRoute, orderly: bool) -> None:
+        """A flow has ended; nothing happens where it was none."""
+        if route in self.routes:
+            before, last = self._count_before, route.traffic()
+            self._count_before = ByteCount(before.bytes_in + last.bytes_in, before.bytes_out + last.bytes_out)
+            self.routes.remove(route)
+            self._ended(route, orderly)
+            route.over.callback(None)
 
 
 class SocketRoute:
-    """One websocket's way to a socket (ports.Route); `over` fires when its relay has ended."""
+    """One websocket's way to a socket (ports.Route); `over` fires when its relay has ended.
+
+    `number` counts the tunnel's flows, from 1 on; 0 before it is one.
+    """
 
     def __init__(self, table: SocketTable, socket: Socket) -> None:
         self.kind = socket.kind
@@ -116,6 +146,7 @@ class SocketRoute:
         self.token = table.token
         self.stream: Stream | None = None
         self.over: Deferred[None] = Deferred()
+        self.number = 0
         self._table = table
         self._socket = socket
 
@@ -131,23 +162,18 @@ class SocketRoute:
         """Count the relay in. Raises: WrongState: others were faster."""
         self.check_room()
         self.stream = stream
-        self._table.routes.append(self)
+        self._table.count_in(self)
+
+    def traffic(self) -> ByteCount:
+        """What it has carried up to now."""
+        return ByteCount(self.stream.bytes_in, self.stream.bytes_out) if self.stream else ByteCount(0, 0)
 
     async def closed(self, *, orderly: bool) -> None:
         """The relay has ended; whoever waits for that is told before the UNIX side goes."""
-        if self in self._table.routes:
-            self._count_out()
+        self._table.count_out(self, orderly)
         await self._socket.ended(orderly)
 
     def abort(self) -> None:
         """End the relay now."""
         if self.stream:
             self.stream.abort()
-
-    def _count_out(self) -> None:
-        before_in, before_out = self._table.bytes_before
-        stream = self.stream
-        if stream:
-            self._table.bytes_before = before_in + stream.bytes_in, before_out + stream.bytes_out
-        self._table.routes.remove(self)
-        self.over.callback(None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports.events import FlowBegan, FlowEnded, PhaseReached, TunnelEvent, TunnelFacts, TunnelPhase
 from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.tunnels import TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -15,39 +16,61 @@ from mtunnel_tx.tunnel.guestkind import GuestKind
 from mtunnel_tx.tunnel.imports import ImportJob
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.services import Services
-from mtunnel_tx.tunnel.sockets import SocketTable
+from mtunnel_tx.tunnel.sockets import SocketRoute, SocketTable
 from mtunnel_tx.waiting import Task
 from mtunnel_tx.wire.socketkinds import COMMANDS, DISK_IMPORT
 
 WRONG_LOCK = "Encountered wrong lock - aborting mtunnel command handling."
 
 
-class State(Enum):
-    """How far a tunnel has come (docs/states.md)."""
+_PHASES = {
+    "making": TunnelPhase.DISKS,
+    "configured": TunnelPhase.CONFIGURED,
+    "starting": TunnelPhase.STARTING,
+    "whole": TunnelPhase.WHOLE,
+    "resumed": TunnelPhase.RESUMED,
+    "handed_over": TunnelPhase.HANDED_OVER,
+    "rolling_back": TunnelPhase.ROLLING_BACK,
+}
+"""The phases that begin with a record of the journal."""
 
-    WAITING = "waiting for its source"
-    SERVING = "serving"
-    LEAVING = "done, waiting for the source to leave"
-    ENDING = "being ended"
+
+class State(Enum):
+    """What a tunnel takes: no command yet, commands, none any more (docs/states.md); the value is the phase."""
+
+    WAITING = TunnelPhase.WAITING
+    SERVING = TunnelPhase.SERVING
+    LEAVING = TunnelPhase.LEAVING
+    ENDING = TunnelPhase.ENDING
 
 
 class Tunnel:
-    """What the handlers of one tunnel share; `address` is where the call that opened it came from."""
+    """What the handlers of one tunnel share. Args: address: where the call that opened it came from."""
 
-    def __init__(self, services: Services, kind: GuestKind, ledger: Ledger, task: TaskLog) -> None:
+    def __init__(self, services: Services, kind: GuestKind, ledger: Ledger, task: TaskLog, address: str) -> None:
         self.claim = Claim(services, ledger, task)
         self.services = services
         self.kind = kind
         self.vmid = vmid = ledger.owed.vmid
         self.token = token = ledger.owed.token
         self.task = task
-        self.address = ""
-        self.state = State.WAITING
-        self.since = services.clock.seconds()
         self.ledger = ledger
         self.own = self.claim.own
         folders = (services.runtime_dir, services.machine_dir)
         self.sockets = SocketTable(kind.layout, vmid, token, folders, services.limits.streams_per_tunnel)
+        self.facts = TunnelFacts(
+            vmid=vmid,
+            kind=kind.layout.word,
+            token=token,
+            address=address,
+            upid=task.upid,
+            since_s=services.clock.seconds(),
+            traffic=self.sockets.traffic,
+        )
+        self._state = State.WAITING
+        self._phase = TunnelPhase.WAITING
+        ledger.written = self._record_written
+        self.sockets.watch(self._flow_began, self._flow_ended)
         self.disk_import: ImportJob | None = None
         self.drives: dict[str, str] = {}
         self.watch: Task | None = None
@@ -56,6 +79,38 @@ class Tunnel:
     def rights(self) -> Rights:
         """What the token may do now; asked anew each time."""
         return self.services.access.rights(self.token)
+
+    @property
+    def state(self) -> State:
+        """What it takes; every change is told."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self._reach(state.value)
+
+    def _reach(self, phase: TunnelPhase) -> None:
+        if phase is not self._phase:
+            self._phase = phase
+            self.tell(PhaseReached(tunnel=self.facts, phase=phase))
+
+    def _record_written(self, word: str) -> None:
+        if word in _PHASES:
+            self._reach(_PHASES[word])
+
+    def _flow_began(self, route: SocketRoute) -> None:
+        self.tell(FlowBegan(tunnel=self.facts, number=route.number, socket=route.kind, traffic=route.traffic))
+
+    def _flow_ended(self, route: SocketRoute, orderly: bool) -> None:
+        traffic = route.traffic()
+        self.tell(
+            FlowEnded(tunnel=self.facts, number=route.number, socket=route.kind, traffic=traffic, orderly=orderly)
+        )
+
+    def tell(self, event: TunnelEvent) -> None:
+        """Tell the observers."""
+        self.services.observers.tell(event)
 
     @property
     def leaving(self) -> bool:
@@ -81,8 +136,8 @@ class Tunnel:
             vmid=self.vmid,
             token=self.token,
             upid=self.task.upid,
-            state=self.state.value,
-            since=self.since,
+            state=self.state.value.value,
+            since=self.facts.since_s,
             streams=len(self.sockets.routes),
             bytes_in=bytes_in,
             bytes_out=bytes_out,

@@ -22,6 +22,7 @@ from mtunnel_tx.ports.tunnels import Opened
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 
 NOW = 1_800_000_000.0
+FINGERPRINT = ":".join(["AB"] * 32)
 NODE = "pvetest"
 SECRET = "11111111-2222-3333-4444-555555555555"
 USERS = """\
@@ -200,7 +201,7 @@ class ApiCase(SynchronousTestCase):
             tasks=self.tasks,
             bridges=lambda: ["vmbr0"],
             nodes=lambda: ["other", NODE],
-            fingerprint=lambda: "AA:BB",
+            fingerprint=lambda: FINGERPRINT,
             upgrader=self.upgrade,
             cpu_model=lambda name: {"reported-model": "kvm64"} if name == "known" else None,
         )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mtunnel_tx import __version__
 from mtunnel_tx.http.table import find_operation, split_path
-from tests.http.apicase import NODE, ApiCase
+from tests.http.apicase import FINGERPRINT, NODE, ApiCase
 
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -45,7 +45,7 @@ class ReadTests(ApiCase):
         self.assertEqual(self.names("enabled=1", token="poor"), ["iso"])
 
     def test_certificates(self):
-        expected = [{"filename": "pveproxy-ssl.pem", "fingerprint": "AA:BB"}]
+        expected = [{"filename": "pveproxy-ssl.pem", "fingerprint": FINGERPRINT}]
         self.assertEqual(self.ask("GET", "/nodes/localhost/certificates/info", token="poor").data, expected)
 
     def test_cpu_models(self):

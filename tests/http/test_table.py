@@ -36,6 +36,7 @@ NEEDS = {
     ],
     "GET /cluster/status": ["Sys.Audit on /"],
     "GET /version": [],
+    "GET /mtunnel/openapi": [],
     "GET /access/permissions": [],
     "GET /nodes/{node}/network": [],
     "GET /nodes/{node}/tasks/{upid}/status": ["Sys.Audit on /nodes/{node}"],

@@ -30,7 +30,7 @@ class DisksTest(SynchronousTestCase):
         )
         self.assertEqual(reasons, [])
         self.assertEqual(
-            [(d.label, d.name, d.format, d.streams, d.with_snapshots, d.is_cloudinit) for d in found],
+            [(d.label, d.name, d.format, ",".join(d.streams), d.with_snapshots, d.is_cloudinit) for d in found],
             [
                 ("efidisk0", "vm-100-disk-2", "raw", "raw+size", False, False),
                 ("ide2", "vm-100-cloudinit.qcow2", "qcow2", "qcow2+size", True, True),

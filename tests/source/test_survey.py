@@ -112,6 +112,15 @@ class SurveyTest(SourceCase):
         (reason,) = await self.obstacles()
         self.assertRegex(reason, r"target: storage 'tank' has no space: \d+K? needed, 1M available")
 
+    async def test_a_storage_type_that_takes_no_such_stream(self):
+        storages = [{"storage": "tank", "content": "images", "type": "zfspool"}]
+        self.target.http["GET", "/nodes/localhost/storage"] = storages
+        first, second = await self.obstacles()
+        reason = "storage type zfspool does not take {}, which is all that storage type dir can send"
+        start = "target: {} cannot go to storage 'tank': "
+        self.assertEqual(first, (start + reason).format("scsi0", "raw as raw+size"))
+        self.assertEqual(second, (start + reason).format("virtio1", "qcow2 as qcow2+size"))
+
     async def test_no_such_vm(self):
         self.conf_file.unlink()
         with self.assertRaises(NotFound):

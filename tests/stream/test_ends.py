@@ -1,8 +1,10 @@
 """The rules of ends, without sockets; limits of time and rate."""
 
+import itertools
+
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.stream.ends import FAILING_CODES, Deed, Ends, Source
+from mtunnel_tx.stream.ends import FAILING_CODES, TABLE, Deed, Ends, FlowEvent, Sender
 from mtunnel_tx.stream.limits import Bucket, Watch
 
 
@@ -19,7 +21,7 @@ class EndsTests(SynchronousTestCase):
 
     def test_close_frame_then_end_of_file(self):
         ends = Ends(half_close_s=60)
-        ends.peer_closed(1000)
+        ends.close_came(1000)
         self.assertEqual(self.settle(ends, inward=True), [])
         self.assertEqual(self.settle(ends, now_s=5), [Deed.SHUT_LOCAL])
         self.assertEqual(ends.due_s, 65)
@@ -34,7 +36,7 @@ class EndsTests(SynchronousTestCase):
         ends.local_ended()
         self.assertEqual(self.settle(ends), [Deed.SAY_CLOSE])
         self.assertEqual(ends.due_s, 60)
-        ends.peer_closed(1000)
+        ends.close_came(1000)
         self.assertEqual(self.settle(ends, inward=True), [])
         # The bytes that are left have the stall limit, no other.
         self.assertIsNone(ends.due_s)
@@ -46,12 +48,12 @@ class EndsTests(SynchronousTestCase):
             ends = Ends(half_close_s=60)
             ends.local_ended()
             self.settle(ends, outward=waits)
-            ends.peer_ended("gone")
+            ends.carrier_ended("gone")
             self.settle(ends)
             self.assert_over(ends, reason)
 
     def test_aborts_say_no_close_frame(self):
-        for event in ("peer_ended", "peer_failed", "local_failed", "local_deaf", "give_up"):
+        for event in ("carrier_ended", "carrier_failed", "local_failed", "local_deaf", "give_up"):
             ends = Ends(half_close_s=60)
             getattr(ends, event)("why")
             ends.drained(ends.outward)
@@ -70,7 +72,7 @@ class EndsTests(SynchronousTestCase):
     def test_failing_statuses_are_no_order(self):
         for code in FAILING_CODES:
             ends = Ends(half_close_s=60)
-            ends.peer_closed(code)
+            ends.close_came(code)
             self.assertEqual(self.settle(ends), [Deed.SAY_CLOSE])
             self.assertEqual(ends.close_code, code)
             self.assert_over(ends, f"peer closed with status {code}")
@@ -78,10 +80,10 @@ class EndsTests(SynchronousTestCase):
     def test_a_deaf_peer_may_have_left_its_close_frame(self):
         for frame in (True, False):
             ends = Ends(half_close_s=60)
-            ends.peer_deaf("deaf")
-            self.assertIs(ends.inward.source, Source.LAST)
+            ends.carrier_deaf("deaf")
+            self.assertIs(ends.inward.sender, Sender.LAST)
             if frame:
-                ends.peer_closed(1000)
+                ends.close_came(1000)
             else:
                 ends.drained(ends.inward)
             ends.local_ended()
@@ -105,7 +107,7 @@ class EndsTests(SynchronousTestCase):
     def test_end_of_the_peer_of_a_qemu(self):
         """What it would still send, nobody takes; it is not to be swallowed."""
         ends = Ends(half_close_s=60, ends_with_peer=True)
-        ends.peer_closed(1000)
+        ends.close_came(1000)
         self.assertFalse(ends.outward.takes)
         self.assertEqual(self.settle(ends, inward=True), [Deed.SAY_CLOSE])
         self.assertFalse(ends.local_over)
@@ -114,7 +116,7 @@ class EndsTests(SynchronousTestCase):
 
     def test_limits(self):
         ends = Ends(half_close_s=60)
-        ends.peer_closed(1000)
+        ends.close_came(1000)
         self.settle(ends)
         ends.expire()
         self.assertEqual(self.settle(ends), [Deed.SAY_CLOSE])
@@ -128,7 +130,7 @@ class EndsTests(SynchronousTestCase):
         self.assert_over(ends, "no Close frame came from the peer")
 
         ends = Ends(half_close_s=60)
-        ends.peer_ended("gone")
+        ends.carrier_ended("gone")
         self.settle(ends, inward=True, now_s=1)
         self.assertEqual(ends.due_s, 61)
         ends.expire()
@@ -140,6 +142,78 @@ class EndsTests(SynchronousTestCase):
         ends.violated(1002, "first")
         ends.local_failed("second")
         self.assertEqual((ends.reason, ends.close_code), ("first", 1002))
+
+
+OPEN, LAST, ENDED, CUT = Sender.OPEN, Sender.LAST, Sender.ENDED, Sender.CUT
+DEAF_LOCAL, DEAF_CARRIER = (True, False), (False, True)
+HEAR = (False, False)
+
+EXPECTED = {
+    # inward from OPEN, LAST; outward from OPEN, LAST; deaf (UNIX socket, carrier); failed; parked
+    FlowEvent.CLOSE_CAME: (ENDED, ENDED, OPEN, LAST, HEAR, False, False),
+    FlowEvent.CLOSE_CAME_FOR_BOTH: (ENDED, ENDED, CUT, CUT, HEAR, False, False),
+    FlowEvent.FAILING_CLOSE_CAME: (CUT, CUT, CUT, CUT, HEAR, True, False),
+    FlowEvent.PROTOCOL_VIOLATED: (CUT, CUT, CUT, CUT, HEAR, True, False),
+    FlowEvent.CLOSE_ANSWERED: (ENDED, ENDED, OPEN, LAST, HEAR, False, False),
+    FlowEvent.CARRIER_DEAF: (LAST, LAST, OPEN, LAST, DEAF_CARRIER, False, False),
+    FlowEvent.CARRIER_BROKEN: (OPEN, LAST, OPEN, LAST, DEAF_CARRIER, False, False),
+    FlowEvent.CARRIER_LOST: (CUT, CUT, CUT, CUT, HEAR, True, False),
+    FlowEvent.CARRIER_DETACHED: (OPEN, OPEN, OPEN, LAST, HEAR, False, True),
+    FlowEvent.LOCAL_ENDED: (OPEN, LAST, ENDED, CUT, HEAR, False, False),
+    FlowEvent.LOCAL_ENDED_FOR_BOTH: (CUT, CUT, ENDED, CUT, DEAF_LOCAL, False, False),
+    FlowEvent.LOCAL_FAILED: (CUT, CUT, CUT, CUT, DEAF_LOCAL, True, False),
+    FlowEvent.LOCAL_DEAF: (CUT, CUT, LAST, LAST, DEAF_LOCAL, True, False),
+    FlowEvent.LOCAL_DRAINED: (OPEN, LAST, OPEN, CUT, HEAR, False, False),
+    FlowEvent.HALF_CLOSE_EXPIRED: (OPEN, LAST, ENDED, ENDED, HEAR, False, False),
+    FlowEvent.GIVEN_UP: (CUT, CUT, CUT, CUT, (True, True), True, False),
+}
+
+
+class TableTests(SynchronousTestCase):
+    """Each event in each pair of states."""
+
+    def after(self, event, inward, outward):
+        ends = Ends(half_close_s=60)
+        ends.inward.sender, ends.outward.sender = inward, outward
+        ends._apply(event, "why", 1002)
+        return ends
+
+    def test_each_row(self):
+        self.assertEqual(set(EXPECTED), set(FlowEvent))
+        self.assertEqual(set(TABLE), set(FlowEvent))
+        for event, (in_open, in_last, out_open, out_last, deaf, fails, parks) in EXPECTED.items():
+            for inward, outward in itertools.product(Sender, Sender):
+                ends = self.after(event, inward, outward)
+                expected = {OPEN: in_open, LAST: in_last}.get(inward, inward)
+                self.assertIs(ends.inward.sender, expected, (event, inward, outward))
+                expected = {OPEN: out_open, LAST: out_last}.get(outward, outward)
+                self.assertIs(ends.outward.sender, expected, (event, inward, outward))
+                self.assertEqual((ends.inward.deaf, ends.outward.deaf), deaf, event)
+                self.assertEqual((ends.reason, ends.close_code), ("why", 1002) if fails else (None, 1000), event)
+                self.assertEqual(ends.parked, "why" if parks else None, event)
+
+    def test_a_flow_that_has_failed_comes_to_its_end(self):
+        """Whatever happened before: once nothing waits and nothing comes, both sides are over."""
+        for event, inward, outward in itertools.product(FlowEvent, Sender, Sender):
+            ends = self.after(event, inward, outward)
+            if ends.reason is None:
+                continue
+            ends.drained(ends.inward)
+            ends.drained(ends.outward)
+            while ends.settle(inward_waits=False, outward_waits=False, now_s=0.0):
+                pass
+            self.assertEqual((ends.peer_over, ends.local_over), (True, True), (event, inward, outward))
+
+    def test_a_flow_without_a_carrier_is_open(self):
+        """It hears its next carrier, whatever was wrong with the last one."""
+        ends = Ends(half_close_s=60)
+        ends.carrier_deaf("no answer")
+        ends.carrier_detached("taken away")
+        self.assertEqual((ends.parked, ends.reason), ("taken away", None))
+        ends.carrier_attached()
+        self.assertEqual((ends.parked, ends.inward.sender, ends.outward.deaf), (None, OPEN, False))
+        self.assertEqual(ends.settle(inward_waits=False, outward_waits=False, now_s=0.0), [])
+        self.assertEqual((ends.peer_over, ends.local_over, ends.due_s), (False, False, None))
 
 
 class Limits(SynchronousTestCase):

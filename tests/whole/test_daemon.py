@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -25,6 +28,33 @@ class DaemonTests(SynchronousTestCase):
     def test_http(self) -> None:
         answer = call(self.node, "GET", "/version")
         self.assertEqual((answer.status, answer.json["data"]["release"]), (200, "9.2"))
+
+
+class LogTests(SynchronousTestCase):
+    def run_one(self, *options: str) -> str:
+        """What the daemon logs of a tunnel with a disk, from its start to its end, without dates."""
+        node = Node()
+        self.addCleanup(node.close)
+        twistd = str(Path(sys.executable).parent / "twistd")
+        node.start(twistd, "-n", "--pidfile=", "mtunnel", "--config", str(node.config), *options)
+        tunnel = Tunnel(node, 100, storages="local", bridges="")
+        self.assertTrue(tunnel.ask(cmd="disk", storage="local", drive={"size": 1 << 20}, format="raw")["success"])
+        self.assertTrue(tunnel.ask(cmd="quit", cleanup=1)["success"])
+        tunnel.leave()
+        node.stop()
+        return re.sub(r"^\S+ ", "", node.log.read_text(), flags=re.MULTILINE)
+
+    def test_an_operator_reads_what_happened_and_nothing_else(self) -> None:
+        text = self.run_one()
+        for noise in (" object at 0x", "child ", "#debug]", "starting on", "Closed)", "factory"):
+            self.assertNotIn(noise, text)
+        self.assertIn("listening on 127.0.0.1:", text)
+        self.assertIn("tunnel of VM 100 is over: ", text)
+
+    def test_debug_shows_children_and_requests(self) -> None:
+        text = self.run_one("--debug")
+        self.assertIn("child ", text)
+        self.assertIn("<Request POST /api2/json/nodes/pvetest/qemu/100/mtunnel> answered with 200", text)
 
 
 class StartTests(SynchronousTestCase):

@@ -1,0 +1,51 @@
+"""What each operation's `data` looks like, as JSON Schemas (2020-12), for descriptions of the API and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+JsonSchema = Mapping[str, Any]
+
+TEXT: JsonSchema = {"type": "string"}
+NUMBER: JsonSchema = {"type": "integer", "minimum": 0}
+FLAG: JsonSchema = {"type": "integer", "enum": [0, 1]}
+HEX: JsonSchema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+FINGERPRINT: JsonSchema = {"type": "string", "pattern": "^([0-9A-F]{2}:){31}[0-9A-F]{2}$"}
+
+
+def record(required: Mapping[str, JsonSchema], optional: Mapping[str, JsonSchema] | None = None) -> JsonSchema:
+    """An object; clients have to expect more keys than these."""
+    return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
+
+
+def rows(row: JsonSchema) -> JsonSchema:
+    """A list of such objects."""
+    return {"type": "array", "items": row}
+
+
+OPENED = record({"upid": TEXT, "ticket": TEXT, "socket": TEXT})
+SOCKET = record({"socket": TEXT})
+DIGEST = record({"sha256": HEX})
+GUESTS = rows(
+    record({"id": TEXT, "vmid": NUMBER, "type": {"enum": ["qemu", "lxc"]}, "node": TEXT, "name": TEXT, "status": TEXT})
+)
+STORAGES = rows(
+    record(
+        {"storage": TEXT, "type": TEXT, "content": TEXT, "enabled": FLAG, "active": FLAG, "shared": FLAG},
+        {"avail": {**NUMBER, "description": "bytes that are free"}},
+    )
+)
+CERTIFICATES = rows(record({"filename": TEXT, "fingerprint": FINGERPRINT}))
+MODEL = record({"cputype": TEXT})
+NODES = rows(record({"type": {"const": "node"}, "id": TEXT, "name": TEXT, "nodeid": NUMBER, "local": FLAG}))
+VERSION = record({"version": TEXT, "release": TEXT, "repoid": TEXT})
+PERMISSIONS: JsonSchema = {
+    "type": "object",
+    "description": "paths to privileges, each with 1",
+    "additionalProperties": {"type": "object", "additionalProperties": {"const": 1}},
+}
+BRIDGES = rows(record({"iface": TEXT, "type": {"const": "bridge"}, "active": FLAG}))
+TASK_STATUS = record({"upid": TEXT, "status": {"enum": ["running", "stopped"]}}, {"exitstatus": TEXT})
+TASK_LOG = rows(record({"n": {**NUMBER, "description": "the line's number, from 1"}, "t": TEXT}))
+DESCRIPTION: JsonSchema = {"type": "object", "description": "an OpenAPI 3.1 document"}
