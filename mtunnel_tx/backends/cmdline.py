@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtunnel_tx.backends.cpu import cpu_argument
-from mtunnel_tx.backends.devices import as_json, bus_devices, escaped, nic_device, serial_devices, small_devices
+from mtunnel_tx.backends.devices import as_json, bus_devices, device, escaped, nic_device, serial_devices, small_devices
 from mtunnel_tx.backends.displays import agent_port_devices, graphics_devices, spice_server
 from mtunnel_tx.backends.drives import VolumeFile, controller_names, disk_devices
 from mtunnel_tx.backends.firmware import firmware_devices, firmware_of
 from mtunnel_tx.backends.host import PROGRAM, QemuHost
 from mtunnel_tx.backends.memorydevices import dimm_devices, memory_arguments
+from mtunnel_tx.backends.tpm import tpm_arguments
 from mtunnel_tx.backends.usbdevices import tablet_device, usb_controllers, usb_ports
 from mtunnel_tx.pve.hardware import Hardware
 
@@ -28,7 +29,7 @@ class StartPlan:
 
     `files`: drive key to its volume's file; `taps`: network card to the descriptors of its tap device in QEMU;
     `host_mtus`: network card to the MTU that it announces to the guest; `listen_on`: wait there for another host's
-    state; `cpu`: the `-cpu` argument, if the source of a migration gives it.
+    state; `cpu`: the `-cpu` argument, if the source of a migration gives it; `tpm_fd`: QEMU's descriptor to the TPM.
     """
 
     vmid: int
@@ -40,6 +41,7 @@ class StartPlan:
     host_mtus: Mapping[str, int] = field(default_factory=dict)
     listen_on: Path | None = None
     cpu: str | None = None
+    tpm_fd: int | None = None
 
     @property
     def kvm(self) -> bool:
@@ -70,6 +72,8 @@ def command_line(plan: StartPlan) -> list[str]:
         *usb_controllers(hardware),
         *tablet_device(hardware),
         *usb_ports(hardware),
+        *tpm_arguments(plan.tpm_fd),
+        *(device("tpm-tis", tpmdev="tpmdev") if hardware.tpm else []),
         *graphics_devices(hardware),
         *serial_devices(hardware, plan.socket),
         *agent_port_devices(hardware.display, spice=plan.host.has_spice),

@@ -252,3 +252,5 @@ def volumes(hardware: Hardware) -> Iterable[tuple[str, Drive]]:
             yield disk.key, disk.drive
     if hardware.ovmf and hardware.efidisk is not None:
         yield "efidisk0", hardware.efidisk
+    if hardware.tpm is not None:
+        yield "tpmstate0", hardware.tpm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ OVERHEAD_BYTES = 128 << 20
 """The least that QEMU needs beside the guest's memory."""
 ADDRESS_SPACE_BYTES = 2 << 30
 _MIB = 1 << 20
+_PROGRAMS = ("swtpm", "swtpm_setup", "xorriso", "genisoimage")
 _SPICE_PACKAGE = "qemu-system-gui"
 _MACHINE = re.compile(r"(pc-(?:i440fx|q35)-[0-9.]+)\s")
 _CPU = re.compile(r"^(?:x86)? +(\S+)", re.MULTILINE)
@@ -48,7 +50,7 @@ class QemuHost:
 
     `cpus`: CPU models; `cpu_flags`: written with dashes; `roms`: boot ROM files; `nesting`: the CPU flag for nested
     virtualisation, `svm` or `vmx`. `devices`: the devices that this QEMU has; `chardevs`: its character devices.
-    `phys_bits`: of an address of this host's memory.
+    `phys_bits`: of an address of this host's memory. `programs`: which of _PROGRAMS there are.
     """
 
     machines: frozenset[str]
@@ -61,6 +63,7 @@ class QemuHost:
     devices: frozenset[str] = frozenset()
     chardevs: frozenset[str] = frozenset()
     phys_bits: int = 40
+    programs: frozenset[str] = frozenset()
 
     @property
     def has_spice(self) -> bool:
@@ -104,6 +107,7 @@ class HostFacts:
             nesting="svm" if "AuthenticAMD" in cpuinfo else "vmx",
             devices=frozenset(_DEVICE.findall(await self._run("-device", "help"))),
             chardevs=frozenset((await self._run("-chardev", "help")).split()),
+            programs=frozenset(name for name in _PROGRAMS if shutil.which(name, path=self._environ.get("PATH"))),
             phys_bits=int(found[1]) if (found := _PHYS_BITS.search(cpuinfo)) else 40,
         )
         log.info("QEMU has {count} machine types, KVM: {kvm}", count=len(host.machines), kvm=host.has_kvm)
@@ -171,6 +175,8 @@ def _compare(what: str, needed: int, there_is: int) -> None:
 def check_devices(hardware: Hardware, host: QemuHost) -> None:
     """Raises: TunnelError: `KEY: …`: a device that is in a module of QEMU which this host does not have."""
     needed = {f"usb{port.index}": ("usb-redir", "spicevmc") for port in hardware.usb_ports}
+    if hardware.tpm is not None and "swtpm" not in host.programs:
+        raise refuse("tpmstate0", "this host has no swtpm; on Debian install swtpm and swtpm-tools")
     if hardware.display.qxl_count:
         needed["vga"] = ("qxl-vga", "spicevmc")
     for key, names in needed.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
@@ -19,8 +19,19 @@ from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.firmware import EFIDISK, find_variables, firmware_of
 from mtunnel_tx.backends.host import QemuHost, check_huge_pages, check_room
 from mtunnel_tx.backends.machine import Machine, MachineFiles
-from mtunnel_tx.backends.process import ProcessExit, listen_unix, marks_of, new_record, spawn_qemu, write_record
+from mtunnel_tx.backends.process import (
+    ProcessExit,
+    ProcessRecord,
+    listen_unix,
+    marks_of,
+    new_record,
+    plain_environ,
+    spawn_qemu,
+    write_record,
+)
 from mtunnel_tx.backends.taps import bridge_mtu, close_all, open_tap
+from mtunnel_tx.backends.tpm import KEY as TPM
+from mtunnel_tx.backends.tpm import control_sockets, is_blank, prepare_state, spawn_swtpm
 from mtunnel_tx.errors import refuse
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.hardware import Hardware, Nic
@@ -68,20 +79,38 @@ class Launcher:
     async def launch(self, plan: StartPlan) -> Machine:
         """Start QEMU. If this fails, files may be left; `MachineFiles.clear` removes them. Raises: BackendFailed."""
         files = self.files(plan.vmid)
+        plan = await self._with_variables(plan)
+        await self._prepare_tpm(plan)
         with ExitStack() as ours:
             listener = ours.enter_context(listen_unix(files.monitor))
-            plan = await self._with_variables(plan)
             taps = await self._open_taps(plan, ours)
-            fds = dict(enumerate([listener.fileno(), *(fd for _, own in taps for fd in own)], QMP_FD))
-            argv = command_line(replace(plan, taps=_numbers(taps)))
-            record = new_record(incoming=plan.listen_on is not None, sockets=_sockets(plan))
-            write_record(files.record, record)
-            marks = marks_of(record, files.record)
-            pid = spawn_qemu(self._reactor, argv, marks, files.stderr, fds)
-            record = record.with_process(pid)
-            write_record(files.record, record)
+            given = [listener.fileno(), *(fd for _, own in taps for fd in own)]
+            plan = replace(plan, taps=_numbers(taps))
+            if plan.hardware.tpm is not None:
+                to_tpm, of_tpm = ours.enter_context(control_sockets())
+                plan = replace(plan, tpm_fd=QMP_FD + len(given))
+                given.append(to_tpm)
+            record = self._spawn(plan, files, dict(enumerate(given, QMP_FD)))
+            if plan.hardware.tpm is not None:
+                spawn_swtpm(self._reactor, plan.files[TPM].path, plan.hardware.tpm, of_tpm, files.stderr)
+        pid = record.pid
         log.info("QEMU of VM {vmid} started, pid {pid}", vmid=plan.vmid, pid=pid)
         return Machine(self._reactor, plan.vmid, files, record, ProcessExit(self._reactor, pid, os.pidfd_open(pid)))
+
+    def _spawn(self, plan: StartPlan, files: MachineFiles, fds: Mapping[int, int]) -> ProcessRecord:
+        """Start QEMU, with its record written before and after. Args: fds: number in QEMU to our descriptor."""
+        record = new_record(incoming=plan.listen_on is not None, sockets=_sockets(plan))
+        write_record(files.record, record)
+        pid = spawn_qemu(self._reactor, command_line(plan), marks_of(record, files.record), files.stderr, fds)
+        record = record.with_process(pid)
+        write_record(files.record, record)
+        return record
+
+    async def _prepare_tpm(self, plan: StartPlan) -> None:
+        """Make a TPM of a state volume that was never used; that of a migration comes with the VM's memory."""
+        drive = plan.hardware.tpm
+        if drive is not None and plan.listen_on is None and await self._threads.run(is_blank, plan.files[TPM].path):
+            await prepare_state(self._reactor, plan.files[TPM].path, drive, plain_environ())
 
     async def _with_variables(self, plan: StartPlan) -> StartPlan:
         """Give firmware without an EFI disk a copy of its template for this run."""

@@ -168,7 +168,7 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         acpi=options.get("acpi", "1") == "1",
         disks=_disks(conf),
         efidisk=dict(iter_drives(conf)).get("efidisk0"),
-        tpm=dict(iter_drives(conf)).get("tpmstate0"),
+        tpm=_tpm(conf),
         scsihw=options.get("scsihw", "lsi"),
         nics=_nics(conf),
         agent=_agent(options),
@@ -299,6 +299,13 @@ def _check_peaks(key: str, options: Mapping[str, str]) -> None:
         peak = float(options.get(f"{name}_max", "0"))
         if 0 < peak < float(options.get(name, "0")):
             raise refuse(key, f"{name}_max is below {name}")
+
+
+def _tpm(conf: GuestConfig) -> Drive | None:
+    drive = dict(iter_drives(conf)).get("tpmstate0")
+    if drive is not None and (drive.allocates or not drive.has_volume or drive.volume.endswith((".qcow2", ".vmdk"))):
+        raise refuse("tpmstate0", f"'{clean(drive.volume)}' is no raw volume")
+    return drive
 
 
 def _nics(conf: GuestConfig) -> tuple[Nic, ...]:
