@@ -1,4 +1,4 @@
-"""This host's guests, storages and virtual machines, as its configuration describes them."""
+"""This host's guests, storages, virtual machines and history, as its configuration describes them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mtunnel_tx.backends.localmachines import LocalMachines
 from mtunnel_tx.backends.proxmox import ProxmoxMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.config import Settings
+from mtunnel_tx.watch.history import FILE, HistoryFile
 
 KEPT_VARIABLES = (
     "HOME",
@@ -43,14 +44,17 @@ def make_guests(threads: ReactorThreads, settings: Settings) -> GuestFiles:
     return GuestFiles(threads, threads.reactor, **places, node=settings.node)
 
 
-def make_storage(reactor: Any, settings: Settings) -> PvesmStorage:
-    """The storages of a node, driven through its `pvesm`, which finds the same configuration."""
+def make_storage(reactor: Any, settings: Settings, *, owner: str | None = None) -> PvesmStorage:
+    """The storages of a node, driven through its `pvesm`, which finds the same configuration.
+
+    Args: owner: what the children are known by; None: the daemon's, which ends them when it starts again.
+    """
     return PvesmStorage(
         reactor,
         command=settings.commands.pvesm,
         environ=make_environ(settings, os.environ),
         pve_dir=settings.pve_dir,
-        owner=str(settings.state_dir),
+        owner=owner or str(settings.state_dir),
         output_bytes=settings.limits.child_output_bytes,
     )
 
@@ -76,3 +80,9 @@ def make_proxmox_machines(reactor: Any, settings: Settings, guests: GuestFiles) 
         guests=guests,
         folder=settings.machine_dir,
     )
+
+
+def make_history(settings: Settings) -> HistoryFile:
+    """The moves that are over."""
+    limits = settings.limits
+    return HistoryFile(settings.state_dir / FILE, most_rows=limits.history_rows, most_days=limits.history_days)

@@ -97,7 +97,7 @@ class FakeStorage:
     def datacenter_bwlimit(self) -> str | None:
         return None
 
-    async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Any) -> str:
+    async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Any, *, name: str = "") -> str:
         volid = f"{storage}:{vmid}/vm-{vmid}-disk-{len(self.sizes)}.{format}"
         self.events.append(f"alloc {volid}")
         if self.alloc_error is not None:

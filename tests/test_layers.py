@@ -17,11 +17,11 @@ ROOTS = {"tap", "cli", "demo", "daemon", "workers.process.__main__"}
 LEAVES = {"checks", "errors"}
 SEND = LEAVES | {"waiting", "wire", "pve", "ports"}
 SOCKETS = SEND | {"config", "net", "tls", "stream"}
-EVERYTHING = SOCKETS | {"http", "workers", "tunnel", "backends", "source", "guests", "pvesm"}
+EVERYTHING = SOCKETS | {"http", "workers", "tunnel", "backends", "source", "guests", "pvesm", "watch"}
 ALLOWED = {
     "tap": EVERYTHING | {"daemon"},
     "daemon": EVERYTHING | {"local"},
-    "local": {"backends", "config"},
+    "local": {"backends", "config", "watch"},
     "cli": EVERYTHING | {"local", "demo"},
     "demo": EVERYTHING | {"cli"},
     "http": SOCKETS,
@@ -34,6 +34,7 @@ ALLOWED = {
     "tunnel": SEND,
     "guests": SEND,
     "backends": SEND,
+    "watch": LEAVES | {"wire", "ports"},
     "pvesm": LEAVES | {"pve", "config"},
     "ports": LEAVES | {"wire", "pve"},
     "wire": LEAVES,

@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text())
 
 MODULES = {
     "OpenSSL": "pyOpenSSL",
+    "prometheus_client": "prometheus-client",
     "openapi_spec_validator": "openapi-spec-validator",
     "service_identity": "service-identity",
     "zope": "zope.interface",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mtunnel_tx.backends.machine import Machine
 from mtunnel_tx.backends.qemu import QemuMachines
+from mtunnel_tx.backends.taps import list_bridges
 from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
 
 RESIZE_S = 30.0
@@ -15,6 +16,10 @@ _FREE_SOCKET = "disconnected:"
 
 class LocalMachines(QemuMachines):
     """What the commands need besides what a migration needs."""
+
+    def bridges(self) -> list[str]:
+        """See ports.LocalHypervisor."""
+        return list_bridges()
 
     def recorded(self) -> list[int]:
         """See ports.LocalHypervisor."""

@@ -69,10 +69,12 @@ class PvesmStorage:
         """See ports.Storage. Raises: BackendFailed: datacenter.cfg cannot be read."""
         return self._datacenter.value().get("bwlimit")
 
-    async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Report) -> str:
+    async def alloc(
+        self, storage: str, vmid: int, size_bytes: int, format: str, report: Report, *, name: str = ""
+    ) -> str:
         """See ports.Storage."""
         size_kib = str(-(-size_bytes // 1024))
-        output = await self._run(ALLOC_S, "alloc", storage, str(vmid), "", size_kib, "-format", format)
+        output = await self._run(ALLOC_S, "alloc", storage, str(vmid), name, size_kib, "-format", format)
         volid = None
         for line in output.splitlines():
             if match := _CREATED.fullmatch(line):

@@ -52,6 +52,11 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
+def list_bridges() -> list[str]:
+    """The bridges of this host, sorted."""
+    return sorted(folder.parent.name for folder in _NETWORK.glob("*/bridge"))
+
+
 def bridge_mtu(bridge: str) -> int:
     """Raises: BackendFailed: there is no such bridge."""
     try:

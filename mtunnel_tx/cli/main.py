@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "migrate": "send a virtual machine to another host",
     "vm": "list, start, stop and mend the VMs of a host without Proxmox",
     "status": "show the tunnels of the running daemon",
+    "history": "show the moves that are over",
     "settle": "decide about a tunnel that was held",
     "drain": "let the daemon end when its last tunnel has ended",
     "api": "describe the HTTP API",

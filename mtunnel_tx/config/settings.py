@@ -93,6 +93,8 @@ class Limits:
     dead_peer_s: float = 60
     half_close_s: float = 60
     connect_s: float = 300
+    history_rows: int = 10_000
+    history_days: float = 400
 
     def of(self, kind: type[Chosen]) -> Chosen:
         """The limits that one room wants: a dataclass of theirs, filled by the names of its fields."""

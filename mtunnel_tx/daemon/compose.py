@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.http.table import BASE, OPERATIONS
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.http.websocket import Upgrader
-from mtunnel_tx.local import make_guests, make_machines, make_proxmox_machines, make_storage
+from mtunnel_tx.local import make_guests, make_history, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.commandsocket import listen_commands
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.ports.streams import Route
@@ -37,9 +38,12 @@ from mtunnel_tx.stream.link import Relays
 from mtunnel_tx.stream.peer import dial
 from mtunnel_tx.tls.certificate import fingerprint
 from mtunnel_tx.tls.protocol import TlsContext
+from mtunnel_tx.tunnel import audit
+from mtunnel_tx.tunnel.observers import Observers
 from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.services import Services, TunnelLimits
+from mtunnel_tx.watch.history import HistoryObserver
 from mtunnel_tx.workers.pool import WorkerPool
 from mtunnel_tx.workers.program import WorkerProgram
 
@@ -81,6 +85,7 @@ def compose(
         runtime_dir=settings.runtime_dir,
         machine_dir=settings.machine_dir,
         limits=settings.limits.of(TunnelLimits),
+        observers=Observers(audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic)),
     )
     registry = Registry(services)
     parts = _make_parts(reactor, settings, services, registry, tasks, tls, relays)

@@ -6,7 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import BadRequest, NotFound, WrongState
+from mtunnel_tx.ports.changes import Changes
 from mtunnel_tx.ports.guests import Guests
+from mtunnel_tx.ports.images import Images
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.ports.machines import LocalHypervisor
 from mtunnel_tx.ports.storage import Report, Storage
@@ -18,12 +20,19 @@ LOCK_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainHost:
-    """Everything that a command works with. `note` takes a line for whoever runs it, while the work goes on."""
+    """Everything that a command works with.
+
+    `owner`: what the programs that this command starts are known by. `note`: takes a line for whoever runs the command,
+    while the work goes on.
+    """
 
     guests: Guests
     machines: LocalHypervisor
     storage: Storage
+    images: Images
     journal: Journal
+    changes: Changes
+    owner: str
     note: Report
 
     def vmids(self) -> dict[int, str]:

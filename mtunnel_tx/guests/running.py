@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut, WrongState
+from mtunnel_tx.guests.changing import settle_earlier
 from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
-from mtunnel_tx.pve.guestconf import GuestConfig
 
 SHUTDOWN_S = 180.0
 """How long a guest may take to shut down where its config does not say."""
@@ -40,11 +40,11 @@ class GuestStatus:
 
 
 def list_guests(host: PlainHost) -> list[GuestRow]:
-    """Every VM that has a config, and every QEMU that runs without one, by VMID."""
+    """Every VM that has a config, every QEMU that runs without one, and what interrupted commands left, by VMID."""
     named = host.vmids()
-    lost = [_orphan_row(vmid) for vmid in host.machines.recorded() if vmid not in named]
+    lost = {*host.machines.recorded(), *host.changes.standing()} - named.keys()
     rows = [row for vmid, name in named.items() if (row := _row(host, vmid, name)) is not None]
-    return sorted([*rows, *lost], key=lambda row: row.vmid)
+    return sorted([*rows, *(_lost_row(host, vmid) for vmid in lost)], key=lambda row: row.vmid)
 
 
 def _row(host: PlainHost, vmid: int, name: str) -> GuestRow | None:
@@ -53,21 +53,33 @@ def _row(host: PlainHost, vmid: int, name: str) -> GuestRow | None:
         conf = host.guests.read(vmid)
         status = "running" if host.machines.running(vmid) else "stopped"
         onboot = conf.options.get("onboot") == "1"
-        return GuestRow(vmid=vmid, name=name, status=status, lock=conf.lock or "", onboot=onboot, note=_lock_note(conf))
+        note = _change_note(host, vmid) or (f"locked ({conf.lock})" if conf.lock else "")
+        return GuestRow(vmid=vmid, name=name, status=status, lock=conf.lock or "", onboot=onboot, note=note)
     return None
 
 
-def _lock_note(conf: GuestConfig) -> str:
-    return f"locked ({conf.lock})" if conf.lock else ""
+def _change_note(host: PlainHost, vmid: int) -> str:
+    try:
+        change = host.changes.read(vmid)
+    except WrongState as error:
+        return error.text
+    if change is None:
+        return ""
+    if host.changes.is_live(vmid):
+        return f"'vm {change.action}' works on it, pid {change.pid}"
+    return f"'vm {change.action}' was interrupted; clean up after it: mtunnel vm unlock {vmid}"
 
 
-def _orphan_row(vmid: int) -> GuestRow:
-    note = f"it runs, but its config was removed; end it: mtunnel vm stop {vmid}"
-    return GuestRow(vmid=vmid, name="", status="orphan", note=note)
+def _lost_row(host: PlainHost, vmid: int) -> GuestRow:
+    if vmid in host.machines.recorded():
+        note = f"it runs, but its config was removed; end it: mtunnel vm stop {vmid}"
+        return GuestRow(vmid=vmid, name="", status="orphan", note=note)
+    return GuestRow(vmid=vmid, name="", status="stopped", note=_change_note(host, vmid))
 
 
 async def start(host: PlainHost, vmid: int) -> None:
     """Start a VM. Raises: TunnelError: why it cannot be."""
+    await settle_earlier(host, vmid)
     async with host.guests.locked(vmid, LOCK_S):
         conf = host.unlocked(vmid)
         if host.machines.running(vmid):
@@ -99,7 +111,14 @@ async def resume(host: PlainHost, vmid: int) -> None:
 
 
 async def unlock(host: PlainHost, vmid: int) -> None:
-    """Remove the mark of a program that has ended. Raises: WrongState: only `mtunnel settle` knows what else to do."""
+    """Clean up after an interrupted command, and remove the mark of a program that has ended.
+
+    Raises: WrongState: the program works on, or only `mtunnel settle` knows what else there is to do.
+    """
+    had_change = host.changes.read(vmid) is not None
+    await settle_earlier(host, vmid)
+    if had_change and not host.has_config(vmid):
+        return
     async with host.guests.locked(vmid, LOCK_S):
         if vmid in host.journal.standing():
             raise WrongState(f"VM {vmid} came from another host: mtunnel status, mtunnel settle")

@@ -81,8 +81,14 @@ class Hypervisor(Protocol):
 class LocalHypervisor(Hypervisor, Protocol):
     """The virtual machines of a host without Proxmox, in the hands of whoever runs it."""
 
+    def close(self) -> None:
+        """Let go of all machines; they run on."""
+
     async def find_all(self) -> None:
         """See that every QEMU which runs can be found, also where the runtime directory was emptied."""
+
+    def bridges(self) -> list[str]:
+        """The bridges of this host that network cards can be plugged into."""
 
     def recorded(self) -> list[int]:
         """The VMs that run by their record, with a config or without one."""

@@ -64,8 +64,10 @@ class Storage(Protocol):
     def datacenter_bwlimit(self) -> str | None:
         """The `bwlimit` value of datacenter.cfg."""
 
-    async def alloc(self, storage: str, vmid: int, size_bytes: int, format: str, report: Report) -> str:
-        """Returns: the new volume's id. Raises: BackendFailed."""
+    async def alloc(
+        self, storage: str, vmid: int, size_bytes: int, format: str, report: Report, *, name: str = ""
+    ) -> str:
+        """Make an empty volume. Args: name: empty: the next free one. Returns: its id. Raises: BackendFailed."""
 
     async def free(self, volid: str) -> None:
         """Remove a volume. Raises: BackendFailed."""

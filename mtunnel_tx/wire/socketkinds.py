@@ -21,12 +21,14 @@ class SocketFolder(Enum):
 class SocketKind:
     """One kind of socket.
 
+    name: in a word, for people and metrics.
     urgent: carries few bytes, and somebody waits for each of them; they must not queue behind payload.
     single: takes one flow at a time.
     ends_both: the end of file of this socket ends both ways of its flow, not only its own.
     ends_both_at_source: the same for a Close frame that comes to the source; QEMU would go on sending there.
     """
 
+    name: str
     suffix: str
     folder: SocketFolder = SocketFolder.TUNNEL
     urgent: bool = False
@@ -35,11 +37,15 @@ class SocketKind:
     ends_both_at_source: bool = False
 
 
-COMMANDS = SocketKind(suffix=".mtunnel", urgent=True, single=True, ends_both=True)
-DISK_IMPORT = SocketKind(suffix=".storage", single=True)
-MEMORY = SocketKind(suffix=".migrate", folder=SocketFolder.MACHINE, ends_both=True, ends_both_at_source=True)
-NBD = SocketKind(suffix="_nbd.migrate", folder=SocketFolder.MACHINE, ends_both=True, ends_both_at_source=True)
-FORWARDED = SocketKind(suffix="")
+COMMANDS = SocketKind(name="commands", suffix=".mtunnel", urgent=True, single=True, ends_both=True)
+DISK_IMPORT = SocketKind(name="disk-import", suffix=".storage", single=True)
+MEMORY = SocketKind(
+    name="memory", suffix=".migrate", folder=SocketFolder.MACHINE, ends_both=True, ends_both_at_source=True
+)
+NBD = SocketKind(
+    name="nbd", suffix="_nbd.migrate", folder=SocketFolder.MACHINE, ends_both=True, ends_both_at_source=True
+)
+FORWARDED = SocketKind(name="forwarded", suffix="")
 """A socket of another node, which alone knows its kind."""
 
 SOCKET_KINDS = (COMMANDS, DISK_IMPORT, MEMORY, NBD)

@@ -1,4 +1,8 @@
-"""What the tests of `mtunnel vm` share: a host below a folder, a guest that boots, and the command as a process."""
+"""What the tests of `mtunnel vm` share: a host below a folder, a guest that boots, and the actions.
+
+`ActCase` calls an action in this process, which is quick; `VmCase` runs the command as a process of its own, as people
+do.
+"""
 
 import contextlib
 import json
@@ -7,12 +11,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from twisted.trial.unittest import SkipTest
+from twisted.internet import reactor
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
+from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import read_record
-from tests.cli.test_main import Case
+from mtunnel_tx.cli.main import make_parser
+from mtunnel_tx.cli.vm.program import make_host
+from mtunnel_tx.config import load_settings
+from mtunnel_tx.config.host import make_private_directory
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.pve.guestconf import parse_guest_config
 from tests.guest.ticker import ticker
 
 CONF = """\
@@ -25,13 +38,21 @@ vga: serial0
 """
 
 
-class VmCase(Case):
+class PlainHostFolder:
+    """A mixin: a host without Proxmox below a folder of its own."""
+
     def setUp(self):
         super().setUp()
         if shutil.which(PROGRAM) is None:
             raise SkipTest(f"{PROGRAM} is not installed: 'mtunnel vm' IS NOT TESTED")
+        folder = tempfile.TemporaryDirectory(prefix="mtv-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.config = self.folder / "mtunnel.toml"
+        self.write()
         self.run_dir = self.folder / "run"
         self.pve = self.folder / "state" / "pve"
+        self.changes = self.folder / "state" / "changes"
         self.guests = self.pve / "nodes" / "here" / "qemu-server"
         self.guests.mkdir(parents=True)
         self.images = self.folder / "images" / "images"
@@ -39,6 +60,11 @@ class VmCase(Case):
         storages = f"dir: disks\n\tpath {self.folder}/images\n\tcontent images,iso\n"
         (self.pve / "storage.cfg").write_text(storages)
         self.addCleanup(self.kill)
+
+    def write(self, more=""):
+        self.config.write_text(
+            f'node = "here"\nstate_dir = "{self.folder}/state"\nruntime_dir = "{self.folder}/run"\n{more}'
+        )
 
     def add_ticker(self, vmid=100, conf=CONF):
         """A guest that boots in 0.2 s, and prints lines on its serial port."""
@@ -55,6 +81,31 @@ class VmCase(Case):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(record.pid, signal.SIGKILL)
 
+    def conf(self, vmid=100):
+        """A VM's config."""
+        return parse_guest_config((self.guests / f"{vmid}.conf").read_text())
+
+    def pid(self, vmid=100):
+        return read_record(self.run_dir / f"{vmid}.pid").pid
+
+    def left(self, vmid=100):
+        """What there is of a VM in the runtime directory."""
+        return sorted(file.name for file in self.run_dir.glob(f"{vmid}.*"))
+
+    def files(self):
+        """Every file on the storage."""
+        root = self.folder / "images"
+        return sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file())
+
+    def assert_nothing_stands(self):
+        self.assertEqual(list(self.changes.glob("*")), [])
+
+    def assert_nothing_is_left(self):
+        self.assert_nothing_stands()
+        self.assertEqual((list(self.guests.iterdir()), self.files()), ([], []))
+
+
+class VmCase(PlainHostFolder, SynchronousTestCase):
     def vm(self, *words, **more):
         """Run `mtunnel vm WORDS`. Returns: status, output, errors."""
         done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=60, **more)
@@ -72,15 +123,40 @@ class VmCase(Case):
         return answer
 
     def refused(self, *words):
-        """Why an action fails; with --json and without it is the same line."""
+        """Why an action fails, in one line."""
         status, out, err = self.vm(*words)
         self.assertEqual((status, out), (1, ""))
         self.assertTrue(err.startswith("mtunnel vm: ") and err.endswith("\n") and err.count("\n") == 1, err)
         return err.removeprefix("mtunnel vm: ").removesuffix("\n")
 
-    def pid(self, vmid=100):
-        return read_record(self.run_dir / f"{vmid}.pid").pid
 
-    def left(self, vmid=100):
-        """What there is of a VM in the runtime directory."""
-        return sorted(file.name for file in self.run_dir.glob(f"{vmid}.*"))
+class ActCase(PlainHostFolder, TestCase):
+    timeout = 90
+
+    def setUp(self):
+        super().setUp()
+        self.notes = []
+        self.renew()
+
+    def renew(self):
+        """Read the configuration again, as another command would."""
+        settings = load_settings(self.config, {})
+        make_private_directory(settings.machine_dir)
+        threads = ReactorThreads(reactor, reactor.getThreadPool())
+        self.host = make_host(threads, settings, self.notes.append)
+        self.addCleanup(self.host.machines.close)
+
+    async def act(self, *words):
+        """Let an action work. Returns: what it answers with --json."""
+        self.notes.clear()
+        args = make_parser("vm").parse_args(["vm", *map(str, words)])
+        return (await args.act(args, self.host)).data
+
+    async def refusal(self, *words):
+        """Why an action fails, in one line."""
+        try:
+            answer = await self.act(*words)
+        except TunnelError as error:
+            self.assertNotIn("\n", error.text)
+            return error.text
+        return self.fail(f"not refused: {answer}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtunnel_tx.cli.vm import running
+from mtunnel_tx.cli.vm import making, running
 
 
 def configure(subparsers: Any) -> None:
@@ -12,5 +12,5 @@ def configure(subparsers: Any) -> None:
     text = "list, start, stop and mend the VMs of a host without Proxmox"
     parser = subparsers.add_parser("vm", help=text, description=f"{text[0].upper()}{text[1:]}.")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    for module in (running,):
+    for module in (making, running):
         module.configure(actions)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from uuid import uuid4
 
 from twisted.internet.defer import CancelledError
 
+from mtunnel_tx.backends.changes import FileChanges
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.backends.orphans import VARIABLE
+from mtunnel_tx.backends.qemuimg import QemuImages
 from mtunnel_tx.checks import FormatError, clean, dns_name
 from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.errors import TunnelError, os_reason
 from mtunnel_tx.guests.plainhost import PlainHost
-from mtunnel_tx.local import make_guests, make_machines, make_storage
+from mtunnel_tx.local import make_environ, make_guests, make_machines, make_storage
+from mtunnel_tx.ports.storage import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +89,9 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
     try:
         make_private_directory(settings.machine_dir)
         threads = ReactorThreads(reactor, reactor.getThreadPool())
-        storage = make_storage(reactor, settings)
-        machines = make_machines(threads, settings, storage)
+        host = make_host(threads, settings, note=notes.append if args.json else _say_note)
+        machines = host.machines
         await machines.find_all()
-        host = PlainHost(
-            guests=make_guests(threads, settings),
-            machines=machines,
-            storage=storage,
-            journal=FileJournal(threads, settings.state_dir),
-            note=notes.append if args.json else _say_note,
-        )
         _show(args, await args.act(args, host), notes)
     except (TunnelError, OSError) as error:
         return _fail(args, error.text if isinstance(error, TunnelError) else os_reason(error))
@@ -103,6 +102,22 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
         if machines is not None:
             machines.close()
     return 0
+
+
+def make_host(threads: ReactorThreads, settings: Settings, note: Report) -> PlainHost:
+    """This host, as its configuration describes it."""
+    owner = f"{settings.state_dir}/changes:{os.getpid()}:{uuid4()}"
+    storage = make_storage(threads.reactor, settings, owner=owner)
+    return PlainHost(
+        guests=make_guests(threads, settings),
+        machines=make_machines(threads, settings, storage),
+        storage=storage,
+        images=QemuImages(threads, {**make_environ(settings, os.environ), VARIABLE: owner}),
+        journal=FileJournal(threads, settings.state_dir),
+        changes=FileChanges(threads, state_dir=settings.state_dir, lock_dir=settings.lock_dir),
+        owner=owner,
+        note=note,
+    )
 
 
 def _say_note(text: str) -> None:

@@ -1,0 +1,164 @@
+"""The history: rows come back, are pruned, survive a crash and a damaged file, and hold nothing up."""
+
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.ports.events import (
+    ByteCount,
+    PhaseReached,
+    TunnelEnded,
+    TunnelFacts,
+    TunnelOpened,
+    TunnelPhase,
+)
+from mtunnel_tx.watch import history
+from mtunnel_tx.watch.history import FinishedMove, HistoryFile, HistoryObserver
+
+DAY_S = 86400.0
+MOVE = FinishedMove(
+    vmid=100, kind="qemu", direction="in", token="mig@pve!t1", peer="192.0.2.1", upid="UPID:x", since_s=1000.0,
+    duration_s=2.5, outcome="kept", reason="", problem=None, bytes_in=1 << 40, bytes_out=3, phases={"serving": 0.5},
+)  # fmt: skip
+FACTS = TunnelFacts(
+    vmid=100, kind="qemu", token="mig@pve!t1", address="192.0.2.1", upid="UPID:x", since_s=1000.0,
+    traffic=lambda: ByteCount(0, 0),
+)  # fmt: skip
+ENDED = TunnelEnded(
+    tunnel=FACTS, reason="", outcome="kept", problem=None, traffic=ByteCount(1 << 40, 3), duration_s=2.5
+)
+
+
+class Case(SynchronousTestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name, "history.sqlite3")
+        self.now_s = 1000.0
+        self.file = self.open()
+
+    def open(self, **bounds):
+        return HistoryFile(self.path, **{"most_rows": 100, "most_days": 10, **bounds}, now=lambda: self.now_s)
+
+
+class FileTests(Case):
+    def test_rows_come_back_as_they_went(self):
+        self.file.add(MOVE)
+        self.assertEqual(self.file.find(), [MOVE])
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
+
+    def test_nothing_is_made_by_a_look(self):
+        self.assertEqual(self.file.find(), [])
+        self.assertFalse(self.path.exists())
+
+    def test_choices(self):
+        for number in range(5):
+            self.file.add(replace(MOVE, vmid=100 + number % 2, since_s=1000.0 + number))
+        times = lambda **chosen: [move.since_s for move in self.file.find(**chosen)]  # noqa: E731
+        self.assertEqual(times(), [1004, 1003, 1002, 1001, 1000])
+        self.assertEqual(times(vmid=101), [1003, 1001])
+        self.assertEqual(times(since_s=1002), [1004, 1003, 1002])
+        self.assertEqual(times(since_s=1001, vmid=100, limit=1), [1004])
+
+    def test_old_and_surplus_rows_go(self):
+        file = self.open(most_rows=3)
+        for number in range(5):
+            file.add(replace(MOVE, since_s=1000.0 + number))
+        self.assertEqual([move.since_s for move in file.find()], [1004, 1003, 1002])
+        self.now_s = 1003.5 + 10 * DAY_S
+        file.add(replace(MOVE, since_s=self.now_s))
+        self.assertEqual([move.since_s for move in file.find()], [self.now_s, 1004])
+
+    def test_a_damaged_file_is_put_aside(self):
+        self.path.write_bytes(b"this is no database at all" * 100)
+        self.file.add(MOVE)
+        self.assertEqual(self.file.find(), [MOVE])
+        aside = self.path.with_name("history.sqlite3.damaged-1000")
+        self.assertTrue(aside.read_bytes().startswith(b"this is no"))
+
+    def test_a_newer_file_is_left_alone(self):
+        with sqlite3.connect(self.path) as database:
+            database.execute("PRAGMA user_version = 99")
+        self.assertRaisesRegex(sqlite3.OperationalError, "newer version", self.file.add, MOVE)
+        self.assertRaisesRegex(sqlite3.OperationalError, "newer version", self.file.find)
+
+    def test_a_writer_that_is_killed_leaves_whole_rows(self):
+        code = (
+            "import sys, itertools; from pathlib import Path; from dataclasses import replace\n"
+            "from tests.watch.test_history import MOVE; from mtunnel_tx.watch.history import HistoryFile\n"
+            "file = HistoryFile(Path(sys.argv[1]), most_rows=1000, most_days=1, now=lambda: 1000.0)\n"
+            "for number in itertools.count():\n"
+            "    file.add(replace(MOVE, since_s=1000.0 + number)); print(number, flush=True)\n"
+        )
+        argv = [sys.executable, "-c", code, str(self.path)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as writer:
+            try:
+                told = [int(writer.stdout.readline()) for _ in range(5)]
+            finally:
+                writer.kill()
+        moves = self.file.find()
+        self.assertGreaterEqual(len(moves), len(told))
+        self.file.add(replace(MOVE, since_s=5000.0))
+        self.assertEqual(self.file.find()[0].since_s, 5000.0)
+
+
+class LateThreads:
+    """Work begins when the test says so."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def run(self, call, *args):
+        done = Deferred()
+        self.waiting.append((done, call, args))
+        return done
+
+    def go_on(self):
+        done, call, args = self.waiting.pop(0)
+        try:
+            done.callback(call(*args))
+        except Exception as error:
+            done.errback(error)
+
+
+class ObserverTests(Case):
+    def setUp(self):
+        super().setUp()
+        self.threads = LateThreads()
+        self.seconds = 50.0
+        self.observer = HistoryObserver(self.file, self.threads, lambda: self.seconds)
+
+    def test_a_row_has_the_phases(self):
+        self.observer(TunnelOpened(tunnel=FACTS))
+        self.seconds = 50.5
+        self.observer(PhaseReached(tunnel=FACTS, phase=TunnelPhase.SERVING))
+        self.seconds = 52.0
+        self.observer(PhaseReached(tunnel=FACTS, phase=TunnelPhase.SERVING))
+        self.observer(ENDED)
+        self.threads.go_on()
+        self.assertEqual(self.file.find(), [MOVE])
+
+    def test_rows_are_written_one_after_the_other_and_not_without_bound(self):
+        for _ in range(history.MOST_WAITING + 5):
+            self.observer(ENDED)
+        self.assertEqual(len(self.threads.waiting), 1)
+        written = 0
+        while self.threads.waiting:
+            self.threads.go_on()
+            written += 1
+        self.assertEqual(written, history.MOST_WAITING + 1)
+
+    def test_a_failure_costs_a_row_only(self):
+        self.path.mkdir()
+        self.observer(ENDED)
+        self.threads.go_on()
+        self.path.rmdir()
+        self.observer(ENDED)
+        self.threads.go_on()
+        self.assertEqual(len(self.file.find()), 1)
