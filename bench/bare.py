@@ -24,6 +24,7 @@ from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.guestconf import parse_guest_config
+from mtunnel_tx.pve.storagecfg import StorageEntry
 
 HERE, THERE = 100, 200
 
@@ -36,6 +37,12 @@ class Volumes:
 
     async def path(self, volid: str) -> str:
         return str(self._folder / volid.rpartition("/")[2])
+
+    async def refers_elsewhere(self, _volid: str) -> None:
+        return None
+
+    def config(self) -> dict[str, StorageEntry]:
+        return {}
 
 
 async def move(reactor: Any, folder: Path) -> dict[str, float]:

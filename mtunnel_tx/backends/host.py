@@ -33,7 +33,9 @@ OVERHEAD_BYTES = 128 << 20
 ADDRESS_SPACE_BYTES = 2 << 30
 _MIB = 1 << 20
 _PROGRAMS = ("swtpm", "swtpm_setup", "xorriso", "genisoimage")
-_SPICE_PACKAGE = "qemu-system-gui"
+QXL = "qxl-vga"
+"""A device that each QEMU with a SPICE server has, in a module beside it."""
+_SPICE_PACKAGE = "qemu-system-modules-spice"
 _MACHINE = re.compile(r"(pc-(?:i440fx|q35)-[0-9.]+)\s")
 _CPU = re.compile(r"^(?:x86)? +(\S+)", re.MULTILINE)
 _DEVICE = re.compile(r'^name "([^"]+)"', re.MULTILINE)
@@ -49,8 +51,8 @@ class QemuHost:
     """A host's QEMU. `machines`: versioned machine types; `has_kvm`: a guest was run with KVM.
 
     `cpus`: CPU models; `cpu_flags`: written with dashes; `roms`: boot ROM files; `nesting`: the CPU flag for nested
-    virtualisation, `svm` or `vmx`. `devices`: the devices that this QEMU has; `chardevs`: its character devices.
-    `phys_bits`: of an address of this host's memory. `programs`: which of _PROGRAMS there are.
+    virtualisation, `svm` or `vmx`. `devices`: the devices that this QEMU has. `phys_bits`: of an address of
+    this host's memory. `programs`: which of _PROGRAMS there are.
     """
 
     machines: frozenset[str]
@@ -61,14 +63,13 @@ class QemuHost:
     roms: frozenset[str]
     nesting: str
     devices: frozenset[str] = frozenset()
-    chardevs: frozenset[str] = frozenset()
     phys_bits: int = 40
     programs: frozenset[str] = frozenset()
 
     @property
     def has_spice(self) -> bool:
         """Whether it has a SPICE server."""
-        return "spicevmc" in self.chardevs
+        return QXL in self.devices
 
     def runs_on_kvm(self, hardware: Hardware) -> bool:
         """Whether the guest runs with KVM."""
@@ -106,7 +107,6 @@ class HostFacts:
             roms=_list_roms(await self._run("-L", "help")),
             nesting="svm" if "AuthenticAMD" in cpuinfo else "vmx",
             devices=frozenset(_DEVICE.findall(await self._run("-device", "help"))),
-            chardevs=frozenset((await self._run("-chardev", "help")).split()),
             programs=frozenset(name for name in _PROGRAMS if shutil.which(name, path=self._environ.get("PATH"))),
             phys_bits=int(found[1]) if (found := _PHYS_BITS.search(cpuinfo)) else 40,
         )
@@ -174,12 +174,8 @@ def _compare(what: str, needed: int, there_is: int) -> None:
 
 def check_devices(hardware: Hardware, host: QemuHost) -> None:
     """Raises: TunnelError: `KEY: …`: a device that is in a module of QEMU which this host does not have."""
-    needed = {f"usb{port.index}": ("usb-redir", "spicevmc") for port in hardware.usb_ports}
     if hardware.tpm is not None and "swtpm" not in host.programs:
         raise refuse("tpmstate0", "this host has no swtpm; on Debian install swtpm and swtpm-tools")
-    if hardware.display.qxl_count:
-        needed["vga"] = ("qxl-vga", "spicevmc")
-    for key, names in needed.items():
-        missing = [name for name in names if name not in host.devices | host.chardevs]
-        if missing:
-            raise refuse(key, f"this host's QEMU has no {' and no '.join(missing)}; on Debian install {_SPICE_PACKAGE}")
+    keys = [f"usb{port.index}" for port in hardware.usb_ports] + (["vga"] if hardware.display.qxl_count else [])
+    if keys and not host.has_spice:
+        raise refuse(keys[0], f"this host's QEMU has no SPICE; on Debian 13 and newer install {_SPICE_PACKAGE}")

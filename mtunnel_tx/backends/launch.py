@@ -35,6 +35,7 @@ from mtunnel_tx.backends.tpm import control_sockets, is_blank, prepare_state, sp
 from mtunnel_tx.errors import refuse
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.hardware import Hardware, Nic
+from mtunnel_tx.pve.volume import find_owner
 
 log = Logger()
 VARIABLES = "efivars"
@@ -67,14 +68,27 @@ class Launcher:
             await self._threads.run(check_room, hardware.memory.size_mib)
         else:
             await self._threads.run(check_huge_pages, hardware.memory)
-        files = {key: await self._file(drive.volume) for key, drive in volumes(hardware)}
+        files = {key: await self._file(key, drive.volume) for key, drive in volumes(hardware)}
         mtus = await self._threads.run(announced_mtus, hardware)
         runtime_dir = self._runtime_dir
         return StartPlan(vmid=vmid, hardware=hardware, host=host, runtime_dir=runtime_dir, files=files, host_mtus=mtus)
 
-    async def _file(self, volume: str) -> VolumeFile:
-        path = volume if volume.startswith("/") else await self._storage.path(volume)
-        return await self._threads.run(look_at_file, path)
+    async def _file(self, key: str, volume: str) -> VolumeFile:
+        """Find a drive's file. Raises: TunnelError: there is none, or QEMU would open other files with it."""
+        if volume.startswith("/"):
+            return await self._threads.run(look_at_file, volume)
+        file = await self._threads.run(look_at_file, await self._storage.path(volume))
+        self._check_content(key, volume)
+        if reason := await self._storage.refers_elsewhere(volume):
+            raise refuse(key, f"'{volume}' cannot be used: {reason}")
+        return file
+
+    def _check_content(self, key: str, volume: str) -> None:
+        """Raises: TunnelError: the storage is not for this kind of volume."""
+        storage, _, name = volume.partition(":")
+        entry = self._storage.config().get(storage)
+        if entry is not None and (content := find_owner(entry, name).content) not in entry.content:
+            raise refuse(key, f"storage '{storage}' does not support content-type '{content}'")
 
     async def launch(self, plan: StartPlan) -> Machine:
         """Start QEMU. If this fails, files may be left; `MachineFiles.clear` removes them. Raises: BackendFailed."""

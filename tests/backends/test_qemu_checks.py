@@ -110,7 +110,7 @@ class Checking(QemuCase):
     async def test_values_that_look_hostile_are_only_values(self):
         """Commas and quotes where they may be go to QEMU as they are."""
         host = self.host()
-        volid = host.volumes.make('vm-100-"},{;b c.raw'.replace(",", ""))
+        volid = host.volumes.make('vm-100-"},{;b-c.raw'.replace(",", ""))
         smbios = "smbios1: base64=1,manufacturer=YSxiPWMsZmlsZT0vZXRjL3Bhc3N3ZA==,serial=Iiwn"
         await host.machines.local_start(100, guest(volid, smbios, "scsi1: none,media=cdrom"), self.report)
         nodes = await host.ask(100, "query-named-block-nodes")

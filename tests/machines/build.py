@@ -28,8 +28,7 @@ def host(newest):
         has_vhost_net=True,
         roms=frozenset({"efi-virtio.rom"}),
         nesting="vmx",
-        devices=frozenset({"qxl-vga", "usb-redir"}),
-        chardevs=frozenset({"spicevmc"}),
+        devices=frozenset({"qxl-vga"}),
         phys_bits=46,
     )
 

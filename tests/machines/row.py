@@ -76,7 +76,8 @@ class Row:
 
     `devices`: beside those of `base`; a line with the id of one of them takes its place, `-ID` removes it. `options`:
     of `-machine`, but for type and accelerator. `newest`: the version that an unversioned machine type becomes.
-    `boot`: drive key to boot index. `refused`: by us, with this text in the reason; `there`: what Proxmox does.
+    `refused`: by us, with this text in the reason; `start_refused`: the machine is the same, but a start is refused,
+    for this reason. `there`: what Proxmox does.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Row:
     refused: str = ""
     there: str = "builds it"
     note: str = ""
+    start_refused: str = ""
 
     @property
     def lines(self) -> set[str]:

@@ -135,6 +135,6 @@ ROWS = (
         name="simple-backingchain",
         config="scsi0: chain:100/vm-100-disk-0.qcow2",
         devices=f"lsi {SCSIHW0}\n{scsi(0, 'scsihw0 unit=0', boot=100)}",
-        note="a start is refused: its volume refers to another file",
+        start_refused="an image that stands on another file, by snapshots outside of it, is not opened",
     ),
 )
