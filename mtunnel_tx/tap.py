@@ -20,7 +20,7 @@ from mtunnel_tx.daemon.compose import make_tls
 from mtunnel_tx.daemon.log import quieten
 from mtunnel_tx.daemon.service import Daemon
 from mtunnel_tx.errors import TunnelError, os_reason
-from mtunnel_tx.net.epoll import close_hole
+from mtunnel_tx.net.reactor import prepare
 from mtunnel_tx.tunnel import audit
 
 reactor: Any = twisted.internet.reactor
@@ -99,7 +99,7 @@ class HangUp(Service):
 
 def makeService(options: Options) -> IService:
     """Build the daemon; it acts in startService only."""
-    close_hole(reactor)
+    prepare(reactor)
     if not options["debug"]:
         quieten(globalLogBeginner)
     services: Any = MultiService()

@@ -6,14 +6,16 @@ is cancelled leaves neither a timer nor a place in a list behind.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Hashable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
 from twisted.python.failure import Failure
 
-from mtunnel_tx.errors import TimedOut
+from mtunnel_tx.errors import TimedOut, WrongState
 from mtunnel_tx.ports.clock import Clock
 
 T = TypeVar("T")
@@ -112,6 +114,88 @@ class Turns:
     def of(self, vmid: int) -> DeferredLock:
         """The lock, to be used at once: `async with turns.of(100)`."""
         return self._locks.setdefault(vmid, DeferredLock())
+
+
+class Quota:
+    """Turns for work of which only so much may go on at a time, in all and for each owner; the rest waits, in order."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._counts: Counter[Hashable] = Counter()
+        self._waiting: dict[Deferred[None], Mapping[Hashable, int]] = {}
+
+    @asynccontextmanager
+    async def turn(self, owners: Mapping[Hashable, int]) -> AsyncIterator[None]:
+        """Wait for a turn, and have it.
+
+        Args: owners: whose work it is, and how much of each one's work may go on at a time.
+        """
+        if self._has_room(owners):
+            self._enter(owners)
+        else:
+            turn: Deferred[None] = Deferred(self._forget)
+            self._waiting[turn] = owners
+            await turn
+        try:
+            yield
+        finally:
+            self._leave(owners)
+
+    def _has_room(self, owners: Mapping[Hashable, int]) -> bool:
+        return self._count < self._most and all(self._counts[owner] < most for owner, most in owners.items())
+
+    def _enter(self, owners: Mapping[Hashable, int]) -> None:
+        self._count += 1
+        self._counts.update(owners.keys())
+
+    def _leave(self, owners: Mapping[Hashable, int]) -> None:
+        self._count -= 1
+        self._counts.subtract(owners.keys())
+        self._counts = +self._counts
+        for turn, waiting in list(self._waiting.items()):
+            if turn in self._waiting and self._has_room(waiting):
+                del self._waiting[turn]
+                self._enter(waiting)
+                turn.callback(None)
+
+    def _forget(self, turn: Deferred[None]) -> None:
+        self._waiting.pop(turn, None)
+
+
+class OwnedWork:
+    """Work that ends with its owner at the latest. Args: reason: what work that is cut short fails with."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+        self._running: set[Deferred[Any]] = set()
+        self._ended = Occasion()
+        self._over = False
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work. Raises: WrongState: the owner has ended; else what the work raises."""
+        if self._over:
+            work.close()
+            raise WrongState(self._reason)
+        running = Deferred.fromCoroutine(work)
+        self._running.add(running)
+        try:
+            return await running
+        except CancelledError as error:
+            if self._over:
+                raise WrongState(self._reason) from error
+            raise
+        finally:
+            self._running.discard(running)
+            self._ended.happen()
+
+    async def end(self) -> None:
+        """Cancel all work, and wait until it has ended; take no more."""
+        self._over = True
+        for running in list(self._running):
+            running.cancel()
+        while self._running:
+            await self._ended.wait()
 
 
 async def pause(clock: Clock, seconds: float) -> None:

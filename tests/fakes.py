@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +253,9 @@ class FakeHost:
             hypervisor=self.machines,
             journal=self.journal,
             tasks=self.tasks,
+            child_turn=lambda token, vmid: nullcontext(),
             clock=self.clock,
+            wall=self.clock.seconds,
             threads=FakeThreads(),
             listen=self._listen,
             bridge_exists=lambda name: name == "vmbr0",

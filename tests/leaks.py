@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-PATIENCE_S = 15.0
+from tests.patience import wait_for
+
 MORE_THREADS = 24
 """Pools grow while they are used, up to their bounds, and do not shrink."""
 MORE_DESCRIPTORS = Counter({"anon_inode:[eventpoll]": 3, "anon_inode:[eventfd]": 3})
@@ -37,7 +37,7 @@ class Account:
 
 def take_account(pid: int | None, folder: Path) -> Account:
     """Args: pid: the daemon's, None: it has ended. folder: everything of it is below."""
-    others = dict(_processes(folder))
+    others = dict(processes_of(folder))
     own = others.pop(pid, None) if pid is not None else None
     alive = pid is not None and own is not None
     return Account(
@@ -65,16 +65,22 @@ def differences(before: Account, after: Account) -> list[str]:
     return found
 
 
-def assert_nothing_left(before: Account, pid: int | None, folder: Path, patience_s: float = PATIENCE_S) -> None:
+def assert_nothing_left(before: Account, pid: int | None, folder: Path) -> None:
     """Wait until nothing is left over. Raises: AssertionError: names what stays."""
-    deadline = time.monotonic() + patience_s
-    while left := differences(before, take_account(pid, folder)):
-        if time.monotonic() > deadline:
-            raise AssertionError("left behind:\n" + "\n".join(left))
-        time.sleep(0.05)
+    left: list[str] = []
+
+    def is_nothing_left() -> bool:
+        left[:] = differences(before, take_account(pid, folder))
+        return not left
+
+    try:
+        wait_for("the end of what is left", is_nothing_left, 15)
+    except AssertionError as error:
+        raise AssertionError("left behind:\n" + "\n".join(left)) from error
 
 
-def _processes(folder: Path) -> Iterator[tuple[int, str]]:
+def processes_of(folder: Path) -> Iterator[tuple[int, str]]:
+    """Every other process that has this folder in its command line or environment: its number, its command line."""
     mark = os.fsencode(folder)
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -99,7 +105,8 @@ def _descriptors(pid: int) -> Iterator[str]:
 def _locks(pids: set[int]) -> Iterator[str]:
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
-        if "FLOCK" in words and int(words[4]) in pids:
+        # `->` stands before a lock that is waited for.
+        if "FLOCK" in words and "->" not in words and int(words[4]) in pids:
             yield f"{words[3]} {words[5]}"
 
 

@@ -53,6 +53,7 @@ PURE_LIBRARIES = {
 LONGEST_MODULE = 400
 LONGEST_FUNCTION = 40
 MEDIAN_FUNCTION = 6
+PROCESS_OWNERS = {"processes.py", "bounded.py"}
 DOUBLE_NAMES = {
     "Command", "Host",
     "Limits", "Node", "Section", "Stream", "Threads",
@@ -228,3 +229,44 @@ class Mentions(SynchronousTestCase):
             for match in forbidden.finditer(text)
         ]
         self.assertEqual(found, [])
+
+
+class TestHabits(SynchronousTestCase):
+    """What tests must not do, as they run on busy machines too (tests/patience.py, tests/processes.py)."""
+
+    def test_programs_have_an_owner(self):
+        self.assertEqual(list(found_in_tests(starts_a_program)), [], "use started_process or run_program")
+
+    def test_waits_are_stretched(self):
+        self.assertEqual(list(found_in_tests(waits_fixed)), [], "use patience_s or wait_for")
+
+
+def found_in_tests(is_wrong):
+    for file in sorted((TREE / "tests").rglob("*.py")):
+        if file.name not in PROCESS_OWNERS:
+            lines = [node.lineno for node in ast.walk(ast.parse(file.read_text())) if is_wrong(node)]
+            yield from (f"{file.relative_to(TREE)}:{line}" for line in lines)
+
+
+def starts_a_program(node):
+    """A call of subprocess's, or of os.system's kind."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    where = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+    return where == "subprocess" or (where == "os" and node.func.attr in ("system", "popen", "fork", "posix_spawn"))
+
+
+def waits_fixed(node):
+    """A limit of a class, or a wait for an end or an event, in fixed seconds, or a wait for an end without any."""
+    if isinstance(node, ast.ClassDef):
+        return any(isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "timeout" for line in node.body)
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    limits = [word.value for word in node.keywords if word.arg == "timeout"]
+    if node.func.attr == "communicate":
+        return not limits or isinstance(limits[0], ast.Constant)
+    if node.func.attr in ("settimeout", "join", "wait"):
+        limits += [limit for limit in node.args if isinstance(limit, ast.Constant)]
+        numbers = [limit.value for limit in limits if isinstance(limit, ast.Constant)]
+        return any(isinstance(number, int | float) and number > 1 for number in numbers)
+    return False

@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -14,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import mtunnel_tx
 from mtunnel_tx.cli.main import COMMANDS, make_parser
+from tests.processes import run_program
 
 TREE = Path(__file__).parents[1]
 PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text())
@@ -37,7 +37,7 @@ def names(requirements):
 def said(*command, **environment):
     """Run a command from the root of the file system. Returns: status, output."""
     env = {**os.environ, "PYTHONPATH": str(TREE), "COLUMNS": "100", **environment}
-    done = subprocess.run(command, cwd="/", env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    done = run_program(command, cwd="/", env=env, capture_output=True, check=False)
     return done.returncode, (done.stdout + done.stderr).decode()
 
 
@@ -133,12 +133,12 @@ class Project(SynchronousTestCase):
 class Make(SynchronousTestCase):
     def test_help_names_every_goal(self):
         goals = re.search(r"^\.PHONY: (.*)$", (TREE / "Makefile").read_text(), re.MULTILINE)[1].split()
-        text = subprocess.run(["make", "-s", "help"], cwd=TREE, capture_output=True, timeout=20).stdout.decode()
+        text = run_program(["make", "-s", "help"], cwd=TREE, capture_output=True, check=False).stdout.decode()
         self.assertEqual({"help", "ready", *re.findall(r"^make (\w+)", text, re.MULTILINE)}, set(goals))
 
     def test_scripts_are_sound(self):
         for script in [*(file for file in (TREE / "tools").iterdir() if not file.suffix), TREE / ".ci" / "run"]:
             shell = "bash" if "bash" in script.read_text().splitlines()[0] else "sh"
-            checked = subprocess.run([shell, "-n", script], capture_output=True, timeout=20)
+            checked = run_program([shell, "-n", script], capture_output=True, check=False)
             self.assertEqual((checked.returncode, checked.stderr), (0, b""), script)
             self.assertTrue(os.access(script, os.X_OK), script)

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.files import CachedFile, make_folder, read_text, refusal, replace_file
 from mtunnel_tx.errors import BackendFailed, Unauthenticated, WrongState
-from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.clock import WallClock
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.tokens import format_token_config, parse_token_config
 from mtunnel_tx.pve.users import UserConfig, format_user_config, parse_user_config
@@ -44,8 +44,8 @@ def token_file(pve_dir: Path) -> Path:
 class FileAccess:
     """ports.Access on the files below `pve_dir`; a missing file is an empty one: root@pam alone, without tokens."""
 
-    def __init__(self, pve_dir: Path, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, pve_dir: Path, wall: WallClock) -> None:
+        self._wall = wall
         self._told: dict[CachedFile[Any], str] = {}
         self._users = CachedFile(user_file(pve_dir), _logged(parse_user_config, user_file(pve_dir)))
         self._secrets = CachedFile(token_file(pve_dir), _logged(parse_token_config, token_file(pve_dir)))
@@ -91,7 +91,7 @@ class FileAccess:
         if found is None:
             return False
         _, user, token = found
-        now = self._clock.seconds()
+        now = self._wall()
         return user.enabled and not any(0 < expires_s < now for expires_s in (user.expires_s, token.expires_s))
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mtunnel_tx.errors import BackendFailed, BadRequest
-from mtunnel_tx.ports.images import SourceImage
+from mtunnel_tx.ports.images import ImagePlace, SourceImage
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageRefused, inspect_image
 
 _HEAD_BYTES = 64 << 10
@@ -39,19 +39,20 @@ _EXTENT_NAME = re.compile(r"[^/:\x00-\x1f]+")
 _MOST_EXTENTS = 4096
 
 
-def look_at_image(path: Path, format: str | None, offset_bytes: int, length_bytes: int | None) -> SourceImage:
+def look_at_image(place: ImagePlace, format: str | None) -> SourceImage:
     """See ports.Images.look. Blocks.
 
     Returns: the image; its size is 0 where only qemu-img can tell.
     """
+    path, begin = place.path, place.offset_bytes
     with _opened(path) as fd:
         end = os.lseek(fd, 0, os.SEEK_END)
-        length = end - offset_bytes if length_bytes is None else length_bytes
-        if offset_bytes + length > end:
+        length = end - begin if place.length_bytes is None else place.length_bytes
+        if begin + length > end:
             raise BadRequest(f"{path}: it is cut short")
 
         def read(offset: int, count: int) -> bytes:
-            return os.pread(fd, max(0, min(count, length - offset)), offset_bytes + offset)
+            return os.pread(fd, max(0, min(count, length - offset)), begin + offset)
 
         head = read(0, _HEAD_BYTES)
         found = _choose_format(path, format, head)
@@ -59,9 +60,7 @@ def look_at_image(path: Path, format: str | None, offset_bytes: int, length_byte
             size_bytes = _read_descriptor(path, head.decode("utf-8", "replace"))
         else:
             size_bytes = _size_of(path, found, read, length)
-    return SourceImage(
-        path=path, format=found, size_bytes=size_bytes, offset_bytes=offset_bytes, length_bytes=length_bytes
-    )
+    return SourceImage(place=place, format=found, size_bytes=size_bytes)
 
 
 @contextmanager

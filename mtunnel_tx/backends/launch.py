@@ -100,15 +100,16 @@ class Launcher:
             taps = await self._open_taps(plan, ours)
             given = [listener.fileno(), *(fd for _, own in taps for fd in own)]
             plan = replace(plan, taps=_numbers(taps))
-            if plan.hardware.tpm is not None:
+            if (tpm := plan.hardware.tpm) is not None:
                 to_tpm, of_tpm = ours.enter_context(control_sockets())
                 plan = replace(plan, tpm_fd=QMP_FD + len(given))
                 given.append(to_tpm)
+                spawn_swtpm(self._reactor, plan.files[TPM].path, tpm, of_tpm, files.stderr)
             record = self._spawn(plan, files, dict(enumerate(given, QMP_FD)))
-            if plan.hardware.tpm is not None:
-                spawn_swtpm(self._reactor, plan.files[TPM].path, plan.hardware.tpm, of_tpm, files.stderr)
-        pid = record.pid
-        log.info("QEMU of VM {vmid} started, pid {pid}", vmid=plan.vmid, pid=pid)
+        pid, accelerator = record.pid, "KVM" if plan.kvm else "emulated"
+        log.info(
+            "QEMU of VM {vmid} started, pid {pid}, {accelerator}", vmid=plan.vmid, pid=pid, accelerator=accelerator
+        )
         return Machine(self._reactor, plan.vmid, files, record, ProcessExit(self._reactor, pid, os.pidfd_open(pid)))
 
     def _spawn(self, plan: StartPlan, files: MachineFiles, fds: Mapping[int, int]) -> ProcessRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from mtunnel_tx.backends.firmware import find_variables
 from mtunnel_tx.backends.machine import Machine
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.taps import list_bridges
@@ -20,6 +21,10 @@ class LocalMachines(QemuMachines):
     def bridges(self) -> list[str]:
         """See ports.LocalHypervisor."""
         return list_bridges()
+
+    def efi_template(self) -> Path:
+        """See ports.LocalHypervisor."""
+        return find_variables("4m", enrolled=False)
 
     def recorded(self) -> list[int]:
         """See ports.LocalHypervisor."""

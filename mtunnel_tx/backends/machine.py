@@ -101,6 +101,11 @@ class Machine:
         async with self.monitor() as monitor:
             return str((await monitor.call("query-status"))["status"])
 
+    async def accelerator(self) -> str:
+        """What runs the guest: `kvm`, or `tcg`, QEMU's emulation."""
+        async with self.monitor() as monitor:
+            return "kvm" if (await monitor.call("query-kvm"))["enabled"] else "tcg"
+
     async def is_whole(self) -> bool:
         """Whether the whole state of another host has arrived."""
         if not self.record.incoming:

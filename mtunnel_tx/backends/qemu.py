@@ -108,7 +108,11 @@ class QemuMachines:
             machine.bound_output()
             try:
                 async with machine.monitor():
-                    return MachineState(status=await machine.status(), whole=await machine.is_whole())
+                    return MachineState(
+                        status=await machine.status(),
+                        whole=await machine.is_whole(),
+                        accelerator=await machine.accelerator(),
+                    )
             except BackendFailed as error:
                 if not await machine.exit.wait(1.0):
                     raise BackendFailed(f"VM {vmid} does not answer: {error.text}") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ from mtunnel_tx.backends.child import run
 from mtunnel_tx.backends.files import ReactorThreads, make_folder
 from mtunnel_tx.backends.foreignimages import look_at_image
 from mtunnel_tx.errors import BackendFailed, BadRequest
-from mtunnel_tx.ports.images import SourceImage
+from mtunnel_tx.ports.images import ImagePlace, SourceImage
 
 INFO_S = 60.0
 WORK_S = 7 * 24 * 3600.0
+_READ_BYTES = 1 << 20
+_HASHED_BYTES = 64 << 20
+"""Hashed at once: so long somebody who interrupts has to wait."""
 _INFO_LIMITS = ("prlimit", "--as=2147483648", "--cpu=60", "--")
 
 
@@ -29,23 +34,15 @@ class QemuImages:
         self._threads = threads
         self._environ = dict(environ)
 
-    async def look(
-        self, path: Path, format: str | None, *, offset_bytes: int = 0, length_bytes: int | None = None
-    ) -> SourceImage:
+    async def look(self, place: ImagePlace, format: str | None) -> SourceImage:
         """See ports.Images."""
-        seen = await self._threads.run(look_at_image, path, format, offset_bytes, length_bytes)
+        seen = await self._threads.run(look_at_image, place, format)
         if seen.size_bytes:
             return seen
         info = json.loads(await self._run(INFO_S, "info", "--output=json", _node(seen), limits=_INFO_LIMITS))
         if info.get("encrypted") or "backing-filename" in info:
-            raise BadRequest(f"{path}: it is encrypted, or needs another image")
-        return SourceImage(
-            path=path,
-            format=seen.format,
-            size_bytes=int(info["virtual-size"]),
-            offset_bytes=offset_bytes,
-            length_bytes=length_bytes,
-        )
+            raise BadRequest(f"{place.path}: it is encrypted, or needs another image")
+        return replace(seen, size_bytes=int(info["virtual-size"]))
 
     async def convert(self, source: SourceImage, target: Path, format: str) -> None:
         """See ports.Images."""
@@ -91,6 +88,15 @@ class QemuImages:
             raise
         return True
 
+    async def digest(self, place: ImagePlace, algorithm: str) -> str:
+        """See ports.Images."""
+        hashed = hashlib.new(algorithm)
+        length_bytes = place.path.stat().st_size if place.length_bytes is None else place.length_bytes
+        for begin in range(0, length_bytes, _HASHED_BYTES):
+            count = min(_HASHED_BYTES, length_bytes - begin)
+            await self._threads.run(_hash_part, hashed, place.path, place.offset_bytes + begin, count)
+        return hashed.hexdigest()
+
     async def _snapshot(self, option: str, path: Path, name: str) -> None:
         image = {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}}
         await self._run(WORK_S, "snapshot", option, name, f"json:{json.dumps(image)}")
@@ -103,13 +109,21 @@ class QemuImages:
             raise BackendFailed(" ".join(error.text.split())) from error
 
 
+def _hash_part(hashed: Any, path: Path, offset_bytes: int, count: int) -> None:
+    with path.open("rb") as file:
+        file.seek(offset_bytes)
+        while count > 0 and (data := file.read(min(_READ_BYTES, count))):
+            hashed.update(data)
+            count -= len(data)
+
+
 def _node(image: SourceImage) -> str:
     """An image as qemu-img opens it, whatever its path looks like; a base image only where it stands on one."""
-    is_device = image.path.is_block_device()
-    file: dict[str, Any] = {"driver": "host_device" if is_device else "file", "filename": os.fspath(image.path)}
-    if image.offset_bytes or image.length_bytes is not None:
-        part = {"offset": image.offset_bytes, "size": image.length_bytes}
-        file = {"driver": "raw", **{key: value for key, value in part.items() if value is not None}, "file": file}
+    place = image.place
+    is_device = place.path.is_block_device()
+    file: dict[str, Any] = {"driver": "host_device" if is_device else "file", "filename": os.fspath(place.path)}
+    if place.length_bytes is not None:
+        file = {"driver": "raw", "offset": place.offset_bytes, "size": place.length_bytes, "file": file}
     node: dict[str, Any] = {"driver": image.format, "file": file}
     if image.format == "qcow2" and not image.is_clone:
         node["backing"] = None

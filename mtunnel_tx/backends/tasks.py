@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from mtunnel_tx.backends.files import encode, make_folder, refusal
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, InvalidParameters
-from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.clock import WallClock
 from mtunnel_tx.pve.upid import Upid, parse_upid
 from mtunnel_tx.pve.users import split_token_id
 
@@ -89,11 +89,11 @@ class FileTasks:
     """
 
     def __init__(
-        self, state_dir: Path, node: str, clock: Clock, *, most_logs: int = MOST_LOGS, most_bytes: int = MOST_BYTES
+        self, state_dir: Path, node: str, wall: WallClock, *, most_logs: int = MOST_LOGS, most_bytes: int = MOST_BYTES
     ) -> None:
         self._folder = state_dir / "tasks"
         self._node = node
-        self._clock = clock
+        self._wall = wall
         self._most_logs = most_logs
         self._most_bytes = most_bytes
         self._live: set[str] = set()
@@ -105,7 +105,7 @@ class FileTasks:
             node=self._node,
             pid=pid,
             pstart=process_start(pid) or 0,
-            starttime=int(self._clock.seconds()),
+            starttime=int(self._wall()),
             type=task_type,
             id=str(vmid),
             user=token,

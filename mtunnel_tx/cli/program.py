@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from mtunnel_tx.net.epoll import close_hole
+from mtunnel_tx.net.reactor import prepare
 
 FAILED = 1
 USAGE = 2
@@ -37,7 +37,7 @@ def run_reactor(
     Args: notice: what to say at the signal, where the cleanup may take a while. hurry: called at the second
     Ctrl-C. Returns: its exit status, or 128 + N.
     """
-    close_hole(reactor)
+    prepare(reactor)
     status = FAILED
     received: list[int] = []
 

@@ -21,6 +21,7 @@ from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.net.controlsocket import ask
+from mtunnel_tx.net.reactor import prepare
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.tunnel.ledger import fold
 
@@ -65,6 +66,7 @@ def ask_daemon(settings: Settings, request: Mapping[str, Any], patience_s: float
     errors: list[TunnelError] = []
 
     async def call(reactor: Any) -> None:
+        prepare(reactor)
         try:
             replies.append(await ask(reactor, settings.runtime_dir / "control.sock", request, patience_s))
         except TunnelError as error:

@@ -207,6 +207,13 @@ KEYS: tuple[Key, ...] = (
     _limit(
         "streams_per_tunnel", whole(1, 1024), "websockets of one tunnel; a source needs one for each disk, and two more"
     ),
+    _limit(
+        "children",
+        whole(1, 4096),
+        "child programs that work for requests (digests, the room of storages) at a time; other requests wait",
+    ),
+    _limit("children_per_token", whole(1, 4096), "the same for one token"),
+    _limit("children_per_tunnel", whole(1, 4096), "the same for one tunnel: its digests"),
     _limit("line_bytes", whole(_KIB, 64 * _MIB), "one command line; a guest config with its firewall rules has to fit"),
     _limit(
         "config_bytes", whole(_KIB, 64 * _MIB), "a guest config, and its firewall rules; Proxmox keeps no longer file"

@@ -83,6 +83,9 @@ class Limits:
     tunnels: int = 64
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64
+    children: int = 16
+    children_per_token: int = 4
+    children_per_tunnel: int = 2
     line_bytes: int = 4 << 20
     config_bytes: int = 1 << 20
     queued_lines: int = 64

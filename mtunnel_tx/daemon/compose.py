@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from mtunnel_tx.backends.localmachines import LocalMachines
 from mtunnel_tx.backends.proxmox import ProxmoxMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.backends.tasks import FileTasks
-from mtunnel_tx.config import Settings
+from mtunnel_tx.config import Limits, Settings
 from mtunnel_tx.daemon.state import read_ticket_key
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
@@ -31,6 +32,7 @@ from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.local import make_guests, make_history, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.commandsocket import listen_commands
+from mtunnel_tx.ports.children import ChildTurn
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.stream.limits import StreamLimits
@@ -43,6 +45,7 @@ from mtunnel_tx.tunnel.observers import Observers
 from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.services import Services, TunnelLimits
+from mtunnel_tx.waiting import Quota
 from mtunnel_tx.watch.history import HistoryObserver
 from mtunnel_tx.workers.pool import WorkerPool
 from mtunnel_tx.workers.program import WorkerProgram
@@ -67,16 +70,18 @@ def compose(
     threads = ReactorThreads(reactor, pool)
     guests = make_guests(threads, settings)
     storage = make_storage(reactor, settings)
-    tasks = FileTasks(settings.state_dir, settings.node, reactor)
+    tasks = FileTasks(settings.state_dir, settings.node, time.time)
     machines = _make_machines(threads, settings, guests, storage)
     services = Services(
-        access=FileAccess(settings.pve_dir, reactor),
+        access=FileAccess(settings.pve_dir, time.time),
         guests=guests,
         storage=storage,
         hypervisor=machines,
         journal=make_journal(threads, settings.state_dir),
         tasks=tasks,
+        child_turn=_make_child_turn(settings.limits),
         clock=reactor,
+        wall=time.time,
         threads=threads,
         listen=partial(listen_commands, reactor, limits=settings.limits),
         bridge_exists=lambda name: (NETWORK / name).exists(),
@@ -104,6 +109,7 @@ def _make_parts(
     streams = settings.limits.of(StreamLimits)
     return Parts(
         access=services.access,
+        child_turn=services.child_turn,
         tunnels=registry,
         guests=services.guests,
         storage=services.storage,
@@ -137,6 +143,18 @@ def _make_machines(
     if settings.profile == "proxmox":
         return make_proxmox_machines(threads.reactor, settings, guests)
     return make_machines(threads, settings, storage)
+
+
+def _make_child_turn(limits: Limits) -> ChildTurn:
+    quota = Quota(limits.children)
+
+    def turn(token: str, vmid: int | None) -> AbstractAsyncContextManager[None]:
+        owners: dict[Hashable, int] = {token: limits.children_per_token}
+        if vmid is not None:
+            owners[vmid] = limits.children_per_tunnel
+        return quota.turn(owners)
+
+    return turn
 
 
 def _make_upgrader(reactor: Any, relays: Relays, limits: StreamLimits) -> Upgrader:

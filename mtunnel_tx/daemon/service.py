@@ -62,6 +62,7 @@ class Daemon(Service):
         self._tls = make_tls(settings)
         self._pool = ThreadPool(0, THREADS, "files")
         self._listeners = Listeners(reactor)
+        self._site: Any = None
         self._control: Listening | None = None
         self._lock: IO[bytes] | None = None
         self._workers = make_workers(settings, reactor, Pump(reactor)) if settings.workers else None
@@ -116,7 +117,7 @@ class Daemon(Service):
 
     async def _listen(self, parts: Parts) -> None:
         limits = self._settings.limits
-        site = make_site(parts, self._reactor, limits)
+        site = self._site = make_site(parts, self._reactor, limits)
         admission = Admission(limits, self._reactor)
         factory: Any = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, admission=admission)
         if self._workers is not None:
@@ -150,6 +151,8 @@ class Daemon(Service):
         await self._listeners.close()
         if self.registry is not None:
             await self.registry.stop()
+        if self._site is not None:
+            await self._site.resource.stop()
         await self._relays.stop()
         if self._workers is not None:
             await self._workers.stop()

@@ -11,6 +11,8 @@ from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.guestformats import check_value
 
 DEFAULTS = {"memory": "2048", "cores": "1", "sockets": "1", "numa": "0", "ostype": "l26"}
+EFI_DISK = "efidisk0"
+EFI_OPTIONS: Mapping[str, str] = {"efitype": "4m"}
 _MEMORY = re.compile(r"([0-9]{1,9})([MG]?)", re.IGNORECASE)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9]+")
 _LONGEST_NAME = 63

@@ -56,7 +56,7 @@ async def create_guest(
     async with claiming(host, placement.vmid, action) as work:
         vmid = work.change.vmid
         conf = _first_config(blueprint, work.change.claim)
-        host.machines.check(conf)
+        _check_early(host, conf)
         _note_missing_bridges(host, conf)
         await host.guests.create(vmid, conf)
         for disk in blueprint.disks:
@@ -85,6 +85,13 @@ def _first_config(blueprint: Blueprint, claim: str) -> GuestConfig:
     description = options.pop("description", "")
     conf = GuestConfig(options=options, description="".join(f"{line}\n" for line in description.splitlines()))
     return fill_macs(conf, os.urandom)
+
+
+def _check_early(host: PlainHost, conf: GuestConfig) -> None:
+    """Refuse what this host cannot run before any disk is made; its firmware needs one."""
+    without = conf.copy()
+    without.options.pop("bios", None)
+    host.machines.check(without)
 
 
 def _note_missing_bridges(host: PlainHost, conf: GuestConfig) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mtunnel_tx.errors import BadRequest, NotFound, WrongState
 from mtunnel_tx.ports.changes import Changes
 from mtunnel_tx.ports.guests import Guests
-from mtunnel_tx.ports.images import Images
+from mtunnel_tx.ports.images import Images, LibvirtDomains
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.ports.machines import LocalHypervisor
 from mtunnel_tx.ports.storage import Report, Storage
@@ -30,6 +30,7 @@ class PlainHost:
     machines: LocalHypervisor
     storage: Storage
     images: Images
+    libvirt: LibvirtDomains
     journal: Journal
     changes: Changes
     owner: str

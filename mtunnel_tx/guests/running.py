@@ -31,10 +31,14 @@ class GuestRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestStatus:
-    """`status` as QEMU says it, `stopped` where there is none; `reason`: what it said when it ended."""
+    """`status` as QEMU says it, `stopped` where there is none; `reason`: what it said when it ended.
+
+    `accelerator`: `kvm`, `tcg` (emulated), or an empty text where it is not known.
+    """
 
     vmid: int
     status: str
+    accelerator: str = ""
     reason: str = ""
     note: str = ""
 
@@ -137,5 +141,5 @@ async def status(host: PlainHost, vmid: int) -> GuestStatus:
     with suppress(TimedOut, BackendFailed):  # the daemon talks to it now, or nobody can; it runs in any case
         state = await host.machines.state(vmid)
         shown = "stopped" if state.status == "off" else state.status
-        return GuestStatus(vmid=vmid, status=shown, reason=state.dirty_end, note=note)
+        return GuestStatus(vmid=vmid, status=shown, accelerator=state.accelerator, reason=state.dirty_end, note=note)
     return GuestStatus(vmid=vmid, status="running", note=note)

@@ -37,6 +37,7 @@ from mtunnel_tx.http.tasks import is_owner
 from mtunnel_tx.net.admission import address_of
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.rights import Rights
+from mtunnel_tx.waiting import OwnedWork, first_of
 
 log = Logger()
 
@@ -45,7 +46,7 @@ MOST_DELAYED = 256
 
 
 def make_site(parts: Parts, reactor: Any, limits: Limits | None = None) -> Site:
-    """The API as a factory of HTTP connections; `reactor` needs only its clock."""
+    """The API as a factory of HTTP connections, whose `resource` is an ApiResource; `reactor` needs only its clock."""
     return LimitedSite(ApiResource(parts, reactor), reactor, limits or Limits())
 
 
@@ -101,11 +102,16 @@ class ApiResource(Resource):
         self._clock = clock
         self._delays = Delays(clock)
         self._logins = Logins(clock.seconds)
+        self._work = OwnedWork("this daemon is being stopped")
 
     def render(self, request: Request) -> int:
         visit = Visit(request, self._clock.seconds())
         Deferred.fromCoroutine(self._serve(visit)).addErrback(_report)
         return NOT_DONE_YET
+
+    async def stop(self) -> None:
+        """End the work of requests that change nothing, and wait until it has ended."""
+        await self._work.end()
 
     async def _serve(self, visit: Visit) -> None:
         try:
@@ -130,7 +136,7 @@ class ApiResource(Resource):
         except Unauthenticated as error:
             return await self._refuse(visit, unauthenticated_reply(error))
         try:
-            return await self._dispatch(visit.request, rights)
+            return await self._dispatch(visit, rights)
         except Unauthenticated:
             await self._delays.hold(visit.since, visit.gone)
             raise
@@ -173,7 +179,8 @@ class ApiResource(Resource):
         if request.getHeader(b"authorization") is not None and not passed_on:
             self._logins.fail(address)
 
-    async def _dispatch(self, request: Request, rights: Rights) -> Reply | None:
+    async def _dispatch(self, visit: Visit, rights: Rights) -> Reply | None:
+        request = visit.request
         method, path = request.method.decode("latin-1"), split_path(request.path)
         found = find_operation(method, path)
         if found is None:
@@ -183,7 +190,8 @@ class ApiResource(Resource):
         self._check_needs(operation, rights, given)
         values = operation.takes.read(given)
         self._check_node(given.get("node", LOCALHOST))
-        return await operation.handler(Call(request=request, parts=self._parts, rights=rights, values=values))
+        work = operation.handler(Call(request=request, parts=self._parts, rights=rights, values=values))
+        return await (first_of(self._work.run(work), visit.gone) if operation.ends_with_client else work)
 
     def _check_needs(self, operation: Operation, rights: Rights, given: Mapping[str, Any]) -> None:
         """What is needed in any case, of parameters as they came. Raises: PermissionDenied."""

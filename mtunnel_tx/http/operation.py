@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from mtunnel_tx.http.replies import Reply
 from mtunnel_tx.http.results import JsonSchema
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.ports.access import Access
+from mtunnel_tx.ports.children import ChildTurn
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.machines import Hypervisor
 from mtunnel_tx.ports.storage import Storage
@@ -54,6 +55,7 @@ class Parts:
     """
 
     access: Access
+    child_turn: ChildTurn
     tunnels: Tunnels
     guests: Guests
     storage: Storage
@@ -78,12 +80,12 @@ class Call:
     values: Any
 
 
-Handler = Callable[[Call], Awaitable[Reply | None]]
+Handler = Callable[[Call], Coroutine[Any, Any, Reply | None]]
 """Returns: the answer; None: the connection belongs to somebody else now."""
 
 
 def takes(properties: Mapping[str, Property]) -> ParameterSet[dict[str, Any]]:
-    """ParameterSet that the handler gets as a dict, by their names."""
+    """Parameters that the handler gets as a dict, by their names."""
     make: Callable[..., dict[str, Any]] = dict
     return ParameterSet(Object(properties), make)
 
@@ -97,7 +99,8 @@ class Operation:
 
     Args: needs: the privileges of the token that calls; those with a `when` are checked by the handler, the others
     before the schema. owner_of: the parameter with a task's id whose own token needs nothing. gives: what `data` of the
-    answer looks like. upgrades: it may become a websocket.
+    answer looks like. upgrades: it may become a websocket. ends_with_client: its work, which changes nothing, ends when
+    the client has gone, and when the daemon stops.
     """
 
     method: str
@@ -109,6 +112,7 @@ class Operation:
     needs: tuple[Need, ...] = ()
     owner_of: str | None = None
     upgrades: bool = False
+    ends_with_client: bool = False
 
     @property
     def schema(self) -> Object:

@@ -71,7 +71,7 @@ def _guest_status(parts: Parts, entry: GuestEntry) -> str:
 async def storages(call: Call) -> Reply:
     """Storages of this node that the token may see, with the room that is left."""
     chosen = [entry for entry in call.parts.storage.config().values() if _wanted(call, entry)]
-    return data_reply([await _storage(call.parts, entry) for entry in chosen])
+    return data_reply([await _storage(call, entry) for entry in chosen])
 
 
 def _wanted(call: Call, entry: StorageEntry) -> bool:
@@ -85,7 +85,7 @@ def _wanted(call: Call, entry: StorageEntry) -> bool:
     )
 
 
-async def _storage(parts: Parts, entry: StorageEntry) -> dict[str, Any]:
+async def _storage(call: Call, entry: StorageEntry) -> dict[str, Any]:
     shown = {
         "storage": entry.id,
         "type": entry.type,
@@ -94,15 +94,16 @@ async def _storage(parts: Parts, entry: StorageEntry) -> dict[str, Any]:
         "active": int(entry.enabled),
         "shared": int(entry.shared),
     }
-    available_bytes = await _available_bytes(parts, entry)
+    available_bytes = await _available_bytes(call, entry)
     return shown if available_bytes is None else {**shown, "avail": available_bytes}
 
 
-async def _available_bytes(parts: Parts, entry: StorageEntry) -> int | None:
+async def _available_bytes(call: Call, entry: StorageEntry) -> int | None:
     if not entry.enabled:
         return None
     try:
-        return await parts.storage.available_bytes(entry.id)
+        async with call.parts.child_turn(call.rights.token, None):
+            return await call.parts.storage.available_bytes(entry.id)
     except BackendFailed:
         return None
 

@@ -40,6 +40,7 @@ OPERATIONS = (
         handler=opening.digest,
         gives=results.DIGEST,
         takes=opening.DIGEST,
+        ends_with_client=True,
     ),
     Operation(
         method="GET",
@@ -58,6 +59,7 @@ OPERATIONS = (
         gives=results.STORAGES,
         takes=resources.STORAGES,
         needs=(resources.SEE_STORAGE,),
+        ends_with_client=True,
     ),
     Operation(
         method="GET",

@@ -15,12 +15,15 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """Time in seconds since the epoch, and later calls (IReactorTime)."""
+    """Time in seconds that never steps, of any origin, and later calls (IReactorTime)."""
 
     def seconds(self) -> float: ...
 
     def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any) -> Any: ...  # noqa: N802
 
+
+WallClock = Callable[[], float]
+"""Seconds since the epoch, as this host's clock has them: whoever sets it makes them step. For what others read."""
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -8,28 +8,32 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceImage:
-    """An image, or the part of a file that is one (an OVA is an archive).
-
-    `format`: as QEMU names it: `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, `vpc`. `size_bytes`: of the disk in it.
-    `offset_bytes`, `length_bytes`: where it lies in the file; None: to the end. `is_clone`: it stands on a base image
-    on purpose.
-    """
+class ImagePlace:
+    """Where an image is: a file, or a part of one (an OVA is an archive). `length_bytes`: None: to the file's end."""
 
     path: Path
-    format: str
-    size_bytes: int
     offset_bytes: int = 0
     length_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceImage:
+    """An image that was looked at.
+
+    `format`: as QEMU names it: `raw`, `qcow2`, `vmdk`, `vdi`, `vhdx`, `vpc`. `size_bytes`: of the disk in it.
+    `is_clone`: it stands on a base image on purpose.
+    """
+
+    place: ImagePlace
+    format: str
+    size_bytes: int
     is_clone: bool = False
 
 
 class Images(Protocol):
     """What is done with images by `qemu-img`. A child of it ends when the one who waits for it is cancelled."""
 
-    async def look(
-        self, path: Path, format: str | None, *, offset_bytes: int = 0, length_bytes: int | None = None
-    ) -> SourceImage:
+    async def look(self, place: ImagePlace, format: str | None) -> SourceImage:
         """Read what an image says about itself.
 
         Args: format: what it must be; None: what its first bytes say.
@@ -56,3 +60,13 @@ class Images(Protocol):
 
     async def is_same(self, one: Path, other: Path) -> bool:
         """Whether two files have the same content."""
+
+    async def digest(self, place: ImagePlace, algorithm: str) -> str:
+        """The hash of an image as it is. Args: algorithm: `sha1`, `sha256` or `sha512`. Returns: in hex."""
+
+
+class LibvirtDomains(Protocol):
+    """The VMs of a libvirt on this host."""
+
+    async def definition(self, name: str) -> bytes:
+        """A VM's definition. Raises: BackendFailed: virsh's own words; WrongState: the VM is not off."""

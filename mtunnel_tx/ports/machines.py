@@ -34,11 +34,13 @@ class MachineState:
     """What QEMU says: `status` as in query-status (`inmigrate`, `paused`, `running`, …), `off` where there is none.
 
     `whole`: query-migrate says completed here. `dirty_end`: where it is off, why it ended (tail of its stderr).
+    `accelerator`: `kvm`, `tcg` (emulated), or an empty text where it is off or not known.
     """
 
     status: str
     whole: bool = False
     dirty_end: str = ""
+    accelerator: str = ""
 
 
 class Hypervisor(Protocol):
@@ -89,6 +91,9 @@ class LocalHypervisor(Hypervisor, Protocol):
 
     def bridges(self) -> list[str]:
         """The bridges of this host that network cards can be plugged into."""
+
+    def efi_template(self) -> Path:
+        """What a new EFI disk of type 4m holds, a raw image. Raises: TunnelError: this host has no such firmware."""
 
     def recorded(self) -> list[int]:
         """The VMs that run by their record, with a config or without one."""

@@ -13,7 +13,8 @@ from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, Layout, StorageType
 
 _ID = re.compile(STORAGE_ID)
 _DATACENTER_LINE = re.compile(r"([a-z][a-z0-9_-]*):\s*(.*\S)\s*")
-_CONTENTS = frozenset({"images", "rootdir", "vztmpl", "iso", "backup", "snippets", "import"})
+CONTENT_TYPES = ("images", "rootdir", "iso", "vztmpl", "backup", "snippets", "import")
+"""What a storage may hold, in the order in which it is listed."""
 _BOOLEANS = frozenset({"disable", "shared", "mkdir", "create-base-path", "create-subdirs", "snapshot-as-volume-chain"})
 _DIR_KEYS = _BOOLEANS | {
     "path",
@@ -54,7 +55,7 @@ class StorageEntry:
     @property
     def content(self) -> frozenset[str]:
         """What it may hold: `images`, `iso`, …; `none` is nothing."""
-        return _CONTENTS.intersection(split_list(self.options.get("content", self.kind.content)))
+        return frozenset(CONTENT_TYPES).intersection(split_list(self.options.get("content", self.kind.content)))
 
     @property
     def enabled(self) -> bool:

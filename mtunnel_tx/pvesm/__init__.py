@@ -1,1 +1,1 @@
-"""The mtunnel-pvesm command: volumes of a directory storage."""
+"""The mtunnel-pvesm command: volumes of some storage types."""

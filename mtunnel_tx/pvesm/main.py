@@ -1,4 +1,4 @@
-"""`mtunnel-pvesm`: Proxmox's `pvesm` for storages of type `dir`, on qemu-img; arguments, lines and exit codes alike.
+"""`mtunnel-pvesm`: Proxmox's `pvesm` for some storage types, on qemu-img; arguments, lines and exit codes alike.
 
 Exit codes: 0 done; 255 failed; 2 the command line; the system's error number where a stream cannot be opened; 4 nobody
 connected; 128 and the signal's number. It imports no Twisted: it has to start fast.
@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from mtunnel_tx.checks import Check, enum, formatted, integer, list_of, pattern, split_list, storage_id, vmid, volume_id
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError
-from mtunnel_tx.pvesm.allocation import allocate
+from mtunnel_tx.pve.storagecfg import CONTENT_TYPES
+from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
+from mtunnel_tx.pvesm import commands
+from mtunnel_tx.pvesm.driver import ExportOrder, ImportOrder, NewImage
 from mtunnel_tx.pvesm.failure import ExitError
-from mtunnel_tx.pvesm.incoming import STREAM_FORMATS, ImportOrder, import_volume
 from mtunnel_tx.pvesm.options import Parameters, Syntax, UsageError, parse_parameters
-from mtunnel_tx.pvesm.outgoing import ExportOrder, export_volume
 from mtunnel_tx.pvesm.output import say, warn
 from mtunnel_tx.pvesm.signals import Interrupted, catch_signals
-from mtunnel_tx.pvesm.status import format_status, storage_status
 from mtunnel_tx.pvesm.streams import fill_gaps, open_source, open_target
-from mtunnel_tx.pvesm.volumes import CONTENTS, format_list, free_volume, list_volumes, volume_path
+from mtunnel_tx.pvesm.tables import format_list, format_status
 
 FAILED = 255
 BAD_USAGE = 2
@@ -108,8 +108,13 @@ def _help(name: str | None) -> str:
 def _alloc(settings: Settings, given: Parameters) -> None:
     match = _SIZE.fullmatch(given["size"])
     assert match is not None
-    size_bytes = int(match[1]) * _UNIT_BYTES[match[2]]
-    allocate(settings, given["storage"], int(given["vmid"]), given["filename"], size_bytes, given.get("format"))
+    wanted = NewImage(
+        vmid=int(given["vmid"]),
+        name=given["filename"],
+        size_bytes=int(match[1]) * _UNIT_BYTES[match[2]],
+        format=given.get("format"),
+    )
+    commands.allocate(settings, given["storage"], wanted)
 
 
 def _free(settings: Settings, given: Parameters) -> None:
@@ -120,22 +125,22 @@ def _free(settings: Settings, given: Parameters) -> None:
         volid = f"{storage}:{volid}"
     if storage and (found := volid.partition(":")[0]) != storage:
         raise InvalidParameters({"volume": f"storage ID mismatch ({found} != {storage})\n"})
-    free_volume(settings, volid)
+    commands.free(settings, volid)
     say(f"Removed volume '{volid}'")
 
 
 def _path(settings: Settings, given: Parameters) -> None:
-    say(str(volume_path(settings, given["volume"])))
+    say(commands.path(settings, given["volume"]))
 
 
 def _list(settings: Settings, given: Parameters) -> None:
-    vmid = given.get("vmid")
-    say(format_list(list_volumes(settings, given["storage"], int(vmid) if vmid else None, given.get("content"))))
+    vmid = int(given["vmid"]) if given.get("vmid") else None
+    say(format_list(commands.list_volumes(settings, given["storage"], vmid, given.get("content"))))
 
 
 def _status(settings: Settings, given: Parameters) -> None:
     kinds, enabled = split_list(given.get("content") or ""), given.switch("enabled")
-    say(format_status(storage_status(settings, given.get("storage"), kinds, enabled=enabled)))
+    say(format_status(commands.storage_status(settings, given.get("storage"), kinds, enabled=enabled)))
 
 
 def _import(settings: Settings, given: Parameters) -> None:
@@ -148,7 +153,7 @@ def _import(settings: Settings, given: Parameters) -> None:
         requester=os.getppid() if os.environ.get("MTUNNEL_ATTACHED") else None,
     )
     with open_source(given["filename"]) as stream:
-        import_volume(settings, order, stream)
+        commands.import_volume(settings, order, stream)
 
 
 def _export(settings: Settings, given: Parameters) -> None:
@@ -159,7 +164,7 @@ def _export(settings: Settings, given: Parameters) -> None:
         partial=any(given.get(name) is not None for name in ("snapshot", "base", "snapshot-list")),
     )
     with open_target(given["filename"]) as target:
-        export_volume(settings, order, target)
+        commands.export_volume(settings, order, target)
 
 
 def _vmid(value: str) -> str:
@@ -167,7 +172,7 @@ def _vmid(value: str) -> str:
 
 
 _SNAPSHOT = pattern(r"(?i:[a-z0-9_-]{1,40})")
-_CONTENT = pattern("|".join(CONTENTS), "invalid content type '{}'")
+_CONTENT = pattern("|".join(CONTENT_TYPES), "invalid content type '{}'")
 _CHECKS: Mapping[str, Check] = {
     "base": _SNAPSHOT,
     "content": formatted(_CONTENT),

@@ -29,6 +29,7 @@ class CommandSession:
 
     def __init__(self, tunnel: Tunnel, gone: Gone) -> None:
         self.tunnel = tunnel
+        self._opened_s = tunnel.services.clock.seconds()
         self._gone = gone
         self._door: Listening | None = None
         self._timer: Timer | None = None
@@ -110,7 +111,7 @@ class CommandSession:
 
     def _tell_end(self, reason: str, ending: Ending) -> None:
         facts = self.tunnel.facts
-        duration_s = self.tunnel.services.clock.seconds() - facts.since_s
+        duration_s = self.tunnel.services.clock.seconds() - self._opened_s
         self.tunnel.tell(
             TunnelEnded(
                 tunnel=facts,

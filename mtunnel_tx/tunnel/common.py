@@ -42,7 +42,7 @@ async def ticket(guest: Guest, args: TicketArgs) -> Result:
     found = tunnel.sockets.find("/" + normalise(args.path))
     if found is None or found.kind is COMMANDS:
         raise TunnelError(f"Not allowed to generate ticket for unknown socket '{args.path}'")
-    now = tunnel.services.clock.seconds()
+    now = tunnel.services.wall()
     return {"ticket": make_ticket(tunnel.services.ticket_key, tunnel.token, args.path, now)}
 
 

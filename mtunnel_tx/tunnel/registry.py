@@ -91,7 +91,7 @@ class Registry:
         self._sessions[vmid] = session
         session.tunnel.tell(TunnelOpened(tunnel=session.tunnel.facts))
         name = session.tunnel.sockets.name(COMMANDS)
-        ticket = make_ticket(services.ticket_key, token, name, services.clock.seconds())
+        ticket = make_ticket(services.ticket_key, token, name, services.wall())
         return Opened(upid=session.tunnel.task.upid, ticket=ticket, socket=name)
 
     async def _begin(self, kind: GuestKind, ledger: Ledger, address: str) -> CommandSession:
@@ -130,7 +130,7 @@ class Registry:
         try:
             async with guests.locked(vmid, self._services.limits.claim_lock_s):
                 self._check_free(vmid)
-                await ledger.open(kind.layout.word, token, self._services.clock.seconds())
+                await ledger.open(kind.layout.word, token, self._services.wall())
                 await guests.create(vmid, marked(GuestConfig(), "create"))
         except InvalidParameters:
             raise
@@ -148,7 +148,7 @@ class Registry:
     def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:
         """Where a websocket leads; the path is looked up, never opened."""
         self._services.guests.read(vmid)
-        check_ticket(ticket, self._services.ticket_key, token, path, self._services.clock.seconds())
+        check_ticket(ticket, self._services.ticket_key, token, path, self._services.wall())
         session = self._sessions.get(vmid)
         socket = session.tunnel.sockets.find("/" + normalise(path)) if session else None
         if session is None or socket is None or session.tunnel.token != token:
@@ -156,11 +156,15 @@ class Registry:
         return SocketRoute(session.tunnel.sockets, socket)
 
     async def digest(self, vmid: int, token: str, volid: str) -> str:
-        """SHA-256 of a volume that this token's live tunnel made."""
+        """SHA-256 of a volume that this token's live tunnel made. Raises: WrongState: the tunnel ended meanwhile."""
         session = self._sessions.get(vmid)
         if session is None or session.tunnel.token != token or volid not in session.tunnel.own.volumes:
             raise NotFound(f"volume '{volid}' is not of a live tunnel of yours")
-        return await self._services.storage.digest(volid)
+        return await session.tunnel.requests.run(self._digest(vmid, token, volid))
+
+    async def _digest(self, vmid: int, token: str, volid: str) -> str:
+        async with self._services.child_turn(token, vmid):
+            return await self._services.storage.digest(volid)
 
     def live(self) -> list[TunnelStatus]:
         """Every tunnel, by VMID."""

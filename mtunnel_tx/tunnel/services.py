@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtunnel_tx.ports.access import Access
-from mtunnel_tx.ports.clock import Clock, Threads
+from mtunnel_tx.ports.children import ChildTurn
+from mtunnel_tx.ports.clock import Clock, Threads, WallClock
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.journal import Journal, Tasks
 from mtunnel_tx.ports.lines import Listen
@@ -48,7 +49,9 @@ class Services:
     hypervisor: Hypervisor
     journal: Journal
     tasks: Tasks
+    child_turn: ChildTurn
     clock: Clock
+    wall: WallClock
     threads: Threads
     listen: Listen
     bridge_exists: Callable[[str], bool]

@@ -17,7 +17,7 @@ from mtunnel_tx.tunnel.imports import ImportJob
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import SocketRoute, SocketTable
-from mtunnel_tx.waiting import Task
+from mtunnel_tx.waiting import OwnedWork, Task
 from mtunnel_tx.wire.socketkinds import COMMANDS, DISK_IMPORT
 
 WRONG_LOCK = "Encountered wrong lock - aborting mtunnel command handling."
@@ -64,13 +64,14 @@ class Tunnel:
             token=token,
             address=address,
             upid=task.upid,
-            since_s=services.clock.seconds(),
+            since_s=services.wall(),
             traffic=self.sockets.traffic,
         )
         self._state = State.WAITING
         self._phase = TunnelPhase.WAITING
         ledger.written = self._record_written
         self.sockets.watch(self._flow_began, self._flow_ended)
+        self.requests = OwnedWork(f"the tunnel of {kind.layout.label} {vmid} has ended")
         self.disk_import: ImportJob | None = None
         self.drives: dict[str, str] = {}
         self.watch: Task | None = None
@@ -124,6 +125,7 @@ class Tunnel:
 
     async def end_children(self) -> None:
         """End everything that works for this tunnel but its command connection."""
+        await self.requests.end()
         if self.disk_import is not None and not self.disk_import.over:
             await self.disk_import.kill()
         self.sockets.abort_streams(but=COMMANDS)

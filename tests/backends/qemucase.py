@@ -26,9 +26,9 @@ from mtunnel_tx.backends.qmp import connect_monitor
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 from tests.guest.ticker import read_beats, ticker
+from tests.patience import POLL_S, WAIT_S, tries
 
 DISK_BYTES = 4 << 20
-WAIT_S = 20
 FACTS = HostFacts(reactor, {"PATH": os.environ.get("PATH", os.defpath)})
 """The answers hold for every test of a process."""
 
@@ -67,8 +67,6 @@ class Volumes:
 
 
 class QemuCase(TestCase):
-    timeout = 90
-
     def setUp(self):
         if shutil.which(PROGRAM) is None:
             raise SkipTest(f"{PROGRAM} is not installed: NOTHING ABOUT REAL VIRTUAL MACHINES IS TESTED")
@@ -107,13 +105,12 @@ class QemuCase(TestCase):
         for pid in pids:
             await self.until(lambda pid=pid: not alive(pid), f"the end of {pid}")
 
-    async def until(self, condition, what, wait_s=WAIT_S):
+    async def until(self, condition, what, quiet_s=WAIT_S):
         """Look again and again until it is so."""
-        end_s = reactor.seconds() + wait_s
-        while not condition():
-            if reactor.seconds() > end_s:
-                self.fail(f"waited {wait_s} s for {what}")
-            await deferLater(reactor, 0.02)
+        for _ in tries(what, quiet_s):
+            if condition():
+                return
+            await deferLater(reactor, POLL_S)
 
     async def fails(self, kind, work):
         """Await work that must fail. Returns: the error."""
@@ -194,11 +191,11 @@ class Listening(Protocol):
 
 async def listen(path):
     """Connect to a UNIX socket, which may not listen yet."""
-    for _ in range(100):
+    for _ in tries(f"somebody who listens on {path}"):
         with suppress(ConnectError):
             return await UNIXClientEndpoint(reactor, str(path)).connect(Factory.forProtocol(Listening))
-        await deferLater(reactor, 0.02)
-    raise AssertionError(f"nobody listens on {path}")
+        await deferLater(reactor, POLL_S)
+    raise AssertionError("not reached")
 
 
 __all__ = ["DISK_BYTES", "QemuCase", "alive", "guest", "listen", "ticker"]

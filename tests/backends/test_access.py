@@ -40,7 +40,7 @@ class AccessTest(SynchronousTestCase):
         (self.folder / "priv").mkdir(parents=True)
         self.clock = Clock()
         self.clock.advance(1000)
-        self.access = FileAccess(self.folder, self.clock)
+        self.access = FileAccess(self.folder, self.clock.seconds)
 
     def fill(self, users=USERS, secrets=SECRETS):
         user_file(self.folder).write_text(users)

@@ -14,6 +14,7 @@ from twisted.trial.unittest import SkipTest
 from mtunnel_tx.backends.agent import connect_agent, trim
 from mtunnel_tx.errors import BackendFailed, TimedOut
 from tests.backends.qemucase import QemuCase, guest, ticker
+from tests.processes import started_process
 
 BLOCKED = ("guest-fstrim", "guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list", "guest-exec", "guest-shutdown")
 """The agent runs on this host here: what would act on it is blocked."""
@@ -27,9 +28,7 @@ class RealAgent(QemuCase):
         self.socket = self.folder / "qga"
         words = ["qemu-ga", "-m", "unix-listen", "-p", str(self.socket), "-t", str(self.folder)]
         words += ["-f", str(self.folder / "pid"), f"--block-rpcs={','.join(BLOCKED)}"]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.kill)
+        started_process(self.addCleanup, words, stderr=subprocess.DEVNULL)
 
     async def test_it_answers(self):
         await self.until(self.socket.exists, "the agent's socket")

@@ -18,9 +18,9 @@ from mtunnel_tx.backends.child import PipedChild, run, spawn_child
 from mtunnel_tx.backends.outputpipe import OutputPipe
 from mtunnel_tx.backends.sessions import session_members
 from mtunnel_tx.errors import BackendFailed, TimedOut
+from tests.patience import patience_s
 
 ENV = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-LONG_S = 30
 CHILDREN = 5
 
 
@@ -30,7 +30,7 @@ def shell(script: str, **options) -> PipedChild:
 
 async def all_lines(child: PipedChild) -> list[str]:
     lines = []
-    while (line := await child.next_line(LONG_S)) is not None:
+    while (line := await child.next_line(patience_s())) is not None:
         lines.append(line)
     return lines
 
@@ -46,16 +46,12 @@ def open_descriptors() -> set[str]:
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
-class ChildCase(TestCase):
-    timeout = 60
-
-
-class EndlessTests(ChildCase):
+class EndlessTests(TestCase):
     async def test_short_lines_count_with_the_memory_that_they_take(self):
         self.patch(children, "LONGEST_OUTPUT_BYTES", 1 << 20)
         script = f"yes | head -n {1 << 14}"
         with self.assertRaises(BackendFailed) as caught:
-            await run(reactor, ["sh", "-c", script], ENV, LONG_S)
+            await run(reactor, ["sh", "-c", script], ENV, patience_s())
         self.assertEqual(str(caught.exception), f"a child wrote more than {1 << 20} bytes")
 
 
@@ -73,7 +69,7 @@ class RefusalTests(TestCase):
             self.assertEqual(open_descriptors(), before)
 
 
-class LineTests(ChildCase):
+class LineTests(TestCase):
     async def test_both_outputs_keep_their_order(self):
         child = shell("for i in 1 2 3 4; do echo out$i; echo err$i >&2; done")
         wanted = [f"{name}{number}\n" for number in range(1, 5) for name in ("out", "err")]
@@ -90,7 +86,7 @@ class LineTests(ChildCase):
     async def test_nothing_in_time(self):
         child = shell("echo first; read x; echo never")
         try:
-            self.assertEqual(await child.next_line(LONG_S), "first\n")
+            self.assertEqual(await child.next_line(patience_s()), "first\n")
         finally:
             await child.kill()
 
@@ -105,7 +101,7 @@ class LineTests(ChildCase):
         await child.ended()
         self.assertFalse(child.exhausted())
         self.assertEqual(len(await all_lines(child)), 1000)
-        self.assertIsNone(await child.next_line(LONG_S))
+        self.assertIsNone(await child.next_line(patience_s()))
 
     async def test_input_and_end_of_it(self):
         child = shell("cat; echo end", given=b"ticket\n")
@@ -126,13 +122,13 @@ class LineTests(ChildCase):
         self.assertEqual(sorted(await all_lines(child)), ["ONLY=this\n", f"PATH={ENV['PATH']}\n"])
 
 
-class BoundTests(ChildCase):
+class BoundTests(TestCase):
     async def test_a_child_that_is_not_read_has_to_wait(self):
         with tempfile.TemporaryDirectory() as folder:
             mark = Path(folder) / "mark"
             child = shell(f"seq 1 100000; echo > {mark}", limit_bytes=4096)
-            self.assertEqual(await child.next_line(LONG_S), "1\n")
-            self.assertIsNone(await shell("sleep 0.3").next_line(LONG_S))
+            self.assertEqual(await child.next_line(patience_s()), "1\n")
+            self.assertIsNone(await shell("sleep 0.3").next_line(patience_s()))
             self.assertFalse(mark.exists())
             self.assertEqual(len(await all_lines(child)), 99999)
             self.assertTrue(mark.exists())
@@ -144,7 +140,7 @@ class BoundTests(ChildCase):
         self.assertGreater(len(pieces), 1)
 
 
-class PipeTests(ChildCase):
+class PipeTests(TestCase):
     async def test_the_end_of_another_descriptor_is_not_its_own(self):
         """Within one turn of the reactor a number may be closed and taken again, before its old event comes."""
         read_end, write_end = os.pipe()
@@ -162,7 +158,7 @@ class PipeTests(ChildCase):
         self.assertTrue(pipe.empty())
 
 
-class EndTests(ChildCase):
+class EndTests(TestCase):
     async def test_exit_code(self):
         self.assertEqual(await shell("exit 7").ended(), 7)
 
@@ -182,7 +178,7 @@ class EndTests(ChildCase):
     async def test_kill_takes_the_whole_session(self):
         script = "import os; os.setpgid(0, 0); print(os.getpid(), flush=True); import time; time.sleep(1000)"
         child = shell(f"'{sys.executable}' -c '{script}' & sleep 1000 & echo $!; wait")
-        pids = [int(await child.next_line(LONG_S)) for _ in range(2)]
+        pids = [int(await child.next_line(patience_s())) for _ in range(2)]
         await child.kill()
         for pid in pids:
             while not is_gone(pid):
@@ -207,8 +203,8 @@ class EndTests(ChildCase):
 
     async def test_a_grandchild_that_holds_the_pipe_holds_nobody_up(self):
         child = shell("sleep 1000 & echo $!")
-        pid = int(await child.next_line(LONG_S))
-        self.assertIsNone(await child.next_line(LONG_S))
+        pid = int(await child.next_line(patience_s()))
+        self.assertIsNone(await child.next_line(patience_s()))
         self.assertTrue(child.exhausted())
         os.kill(pid, 9)
 
@@ -244,21 +240,21 @@ class EndTests(ChildCase):
 
     async def test_a_waiter_may_be_cancelled(self):
         child = shell("exec sleep 1000")
-        waiting = Deferred.fromCoroutine(child.next_line(LONG_S))
+        waiting = Deferred.fromCoroutine(child.next_line(patience_s()))
         waiting.addErrback(lambda failure: None)
         waiting.cancel()
         await waiting
         await child.kill()
 
 
-class RunTests(ChildCase):
+class RunTests(TestCase):
     async def test_output(self):
-        self.assertEqual(await run(reactor, ["sh", "-c", "echo a; echo b >&2"], ENV, LONG_S), "a\nb\n")
+        self.assertEqual(await run(reactor, ["sh", "-c", "echo a; echo b >&2"], ENV, patience_s()), "a\nb\n")
 
     async def test_failure_tells_code_and_last_words(self):
         script = "yes first | head -n 5000; echo last; exit 5"
         try:
-            await run(reactor, ["sh", "-c", script], ENV, LONG_S, name="pvesm free")
+            await run(reactor, ["sh", "-c", script], ENV, patience_s(), name="pvesm free")
         except BackendFailed as error:
             self.assertTrue(error.text.startswith("'pvesm free' failed with exit code 5: "), error.text[:80])
             self.assertTrue(error.text.endswith("first\nlast"))
@@ -268,7 +264,7 @@ class RunTests(ChildCase):
 
     async def test_control_characters_are_cleaned(self):
         try:
-            await run(reactor, ["sh", "-c", r"printf '\033[31mred\n'; exit 1"], ENV, LONG_S)
+            await run(reactor, ["sh", "-c", r"printf '\033[31mred\n'; exit 1"], ENV, patience_s())
         except BackendFailed as error:
             self.assertIn("?[31mred", error.text)
         else:

@@ -273,8 +273,6 @@ class Room(SynchronousTestCase):
 class TakenByQemu(QemuCase):
     """QEMU itself takes every kind of device that we build."""
 
-    timeout = 120
-
     async def start(self, *lines):
         host = self.host()
         for name in ("a.raw", "b.raw", "c.raw"):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -15,6 +14,7 @@ from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from tests.backends.qemucase import DISK_BYTES, QemuCase, guest, listen, ticker
 from tests.guest.ticker import read_beats, read_ring
+from tests.processes import started_process
 
 RING = 64
 MAC = "A2:C0:43:77:08:A0"
@@ -249,11 +249,7 @@ class FromProxmox(Migrating):
         disks = dict(zip(("disk", "other", "third"), (folder.parent / "images" / name for name in names), strict=True))
         with listen_unix(folder / "100.qmp") as listener:
             words = PROXMOX_WORDS.format(folder=folder, fd=listener.fileno(), mac=MAC, **disks).split()
-            process = subprocess.Popen(
-                ["qemu-system-x86_64", *words], stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()]
-            )
-        self.addCleanup(process.wait)
-        self.addCleanup(process.kill)
+            started_process(self.addCleanup, ["qemu-system-x86_64", *words], pass_fds=[listener.fileno()])
         self.here = self.host("here")
         volumes = self.here.volumes
         conf = parse_guest_config(

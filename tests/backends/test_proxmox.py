@@ -16,6 +16,8 @@ from mtunnel_tx.backends.qmp import connect_monitor
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.ports.machines import Incoming
 from tests.backends.qemucase import QemuCase
+from tests.patience import patience_s
+from tests.processes import started_process
 
 INCOMING = {"migrate_socket": Path("/run/qemu-server/100.migrate"), "nbd_socket": None, "exports": {}, "from_node": "a"}
 
@@ -40,11 +42,7 @@ class PidFiles(SynchronousTestCase):
     def run_program(self, *words):
         code = "import sys; print(flush=True); sys.stdin.read()"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = subprocess.Popen([sys.executable, "-c", code, *words], **pipes)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.stdin.close)
-        self.addCleanup(process.stdout.close)
-        self.addCleanup(process.kill)
+        process = started_process(self.addCleanup, [sys.executable, "-c", code, *words], **pipes)
         process.stdout.readline()  # until then it may be no program yet
         self.file.write_text(f"{process.pid}\n")
         return process
@@ -67,7 +65,7 @@ class PidFiles(SynchronousTestCase):
     def test_one_that_has_ended(self):
         process = self.run_program("-pidfile", "100.pid")
         process.kill()
-        process.wait()
+        process.wait(patience_s())
         self.assertIsNone(find_qemu(self.file))
 
     def test_no_number(self):
@@ -88,9 +86,7 @@ class BlockNodes(QemuCase):
         words += ["-drive", f"file={disks[0]},if=none,id=drive-scsi0,format=raw", "-device", "virtio-scsi-pci"]
         words += ["-device", "scsi-hd,drive=drive-scsi0", "-device", "scsi-hd,drive=drive-scsi1"]
         words += ["-blockdev", f"driver=raw,node-name=drive-scsi1,file.driver=file,file.filename={disks[1]}"]
-        process = subprocess.Popen(["qemu-system-x86_64", *words], stdin=subprocess.DEVNULL)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.kill)
+        started_process(self.addCleanup, ["qemu-system-x86_64", *words])
         await self.until(path.exists, "the monitor")
         monitor = await connect_monitor(reactor, path)
         self.addCleanup(monitor.close)
@@ -104,18 +100,14 @@ class BlockNodes(QemuCase):
 class Orphans(TestCase):
     """`qm start` of an earlier daemon goes on."""
 
-    timeout = 30
-
     async def test_it_is_awaited(self):
         folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, folder)
         code = "import sys; print(flush=True); sys.stdin.read()"
         words = [sys.executable, "-c", code, "start", "100", "--stateuri", "unix"]
         environ = {**os.environ, "MTUNNEL_QM": str(folder)}
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ)
-        self.addCleanup(process.stdout.close)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.stdin.close)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = started_process(self.addCleanup, words, env=environ, **pipes)
         process.stdout.readline()  # it has its environment now
         machines = ProxmoxMachines(reactor, command=["qm"], environ={}, guests=None, folder=folder)
         preparing = ensureDeferred(machines.prepare())
@@ -124,5 +116,5 @@ class Orphans(TestCase):
         await waited
         self.assertFalse(preparing.called)
         process.stdin.close()
-        process.wait()
+        process.wait(patience_s())
         await preparing

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -14,6 +13,7 @@ from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
 from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.moved import mark_moved
 from tests.backends.qemucase import QemuCase, alive, guest, listen, ticker
+from tests.processes import run_program
 
 
 class Starting(QemuCase):
@@ -170,7 +170,7 @@ class OnABridge(QemuCase):
         self.addCleanup(self.ip, "link", "del", self.bridge)
 
     def ip(self, *words):
-        subprocess.run(["ip", *words], check=True, capture_output=True)
+        run_program(["ip", *words], capture_output=True)
 
     def plugged(self):
         return sorted(port.name for port in Path("/sys/class/net", self.bridge, "brif").iterdir())

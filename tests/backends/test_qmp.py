@@ -45,8 +45,6 @@ class Server(LineReceiver):
 
 
 class MonitorCase(TestCase):
-    timeout = 30
-
     async def setUp(self):
         folder = tempfile.TemporaryDirectory(prefix="mtq-")
         self.addCleanup(folder.cleanup)

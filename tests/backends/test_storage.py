@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,9 +14,10 @@ from twisted.trial.unittest import TestCase
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.errors import BackendFailed, NotFound, TunnelError
 from mtunnel_tx.ports.storage import ImportRequest, Volume
+from tests.patience import patience_s
+from tests.processes import run_program
 
 MIB = 1 << 20
-LONG_S = 30
 CFG = "dir: local\n\tpath {root}/local\n\tcontent images,iso\n\tbwlimit migration=100\n\nzfspool: tank\n\tpool tank\n"
 PROXMOX = r"""#!/bin/sh
 case "$1" in
@@ -38,8 +38,6 @@ esac
 
 
 class StorageCase(TestCase):
-    timeout = 60
-
     def setUp(self):
         self.root = Path(tempfile.mkdtemp(prefix="storage-"))
         self.addCleanup(shutil.rmtree, self.root)
@@ -62,7 +60,7 @@ class StorageCase(TestCase):
         folder = self.images / "100"
         folder.mkdir(parents=True, exist_ok=True)
         argv = ["qemu-img", "create", "-q", "-f", name.rpartition(".")[2], *options, folder / name, "4M"]
-        subprocess.run(argv, check=True, timeout=LONG_S)
+        run_program(argv)
         return f"local:100/{name}"
 
     async def failure(self, awaitable, kind):
@@ -118,13 +116,13 @@ class OwnProgramTests(StorageCase):
                 allow_rename=True,
             )
         )
-        self.assertEqual(await child.next_line(LONG_S), "ready\n")
+        self.assertEqual(await child.next_line(patience_s()), "ready\n")
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(path))
             connection.sendall((1024).to_bytes(8, "little") + b"x" * 1024)
-        self.assertIn("Formatting", await child.next_line(LONG_S))
-        self.assertEqual(await child.next_line(LONG_S), "successfully imported 'local:100/vm-100-disk-0.raw'\n")
-        self.assertIsNone(await child.next_line(LONG_S))
+        self.assertIn("Formatting", await child.next_line(patience_s()))
+        self.assertEqual(await child.next_line(patience_s()), "successfully imported 'local:100/vm-100-disk-0.raw'\n")
+        self.assertIsNone(await child.next_line(patience_s()))
         self.assertTrue(child.exhausted())
         self.assertEqual(await child.ended(), 0)
 
@@ -139,11 +137,11 @@ class OwnProgramTests(StorageCase):
                 allow_rename=False,
             )
         )
-        self.assertEqual(await child.next_line(LONG_S), "ready\n")
+        self.assertEqual(await child.next_line(patience_s()), "ready\n")
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(path))
             connection.sendall((2 * MIB).to_bytes(8, "little") + b"x" * MIB)
-            self.assertIn("Formatting", await child.next_line(LONG_S))
+            self.assertIn("Formatting", await child.next_line(patience_s()))
             await child.kill()
         self.assertEqual(await self.storage.volumes("local", 100), [])
         self.assertFalse((self.images / "100").exists())
@@ -153,7 +151,7 @@ class OwnProgramTests(StorageCase):
         image = (self.images / "100/vm-100-disk-0.qcow2").read_bytes()
         with tempfile.TemporaryFile() as file:
             child = self.storage.start_export(volid, "qcow2+size", with_snapshots=True, stdout=file.fileno())
-            self.assertIsNone(await child.next_line(LONG_S))
+            self.assertIsNone(await child.next_line(patience_s()))
             self.assertEqual(await child.ended(), 0)
             file.seek(0)
             self.assertEqual(file.read(), (4 * MIB).to_bytes(8, "little") + image)
@@ -237,7 +235,7 @@ class ProxmoxProgramTests(StorageCase):
             snapshot="__migration__",
             delete_snapshot="__migration__",
         )
-        line = await self.storage.start_import(request).next_line(LONG_S)
+        line = await self.storage.start_import(request).next_line(patience_s())
         self.assertEqual(
             line,
             "import tank:vm-100-disk-0 zfs unix:///run/x -with-snapshots 1 -snapshot __migration__"

@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 from pathlib import Path
 
 from twisted.internet.task import Clock
@@ -9,6 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.backends.tasks import FileTasks, process_start
 from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters
 from mtunnel_tx.pve.upid import Upid, parse_upid
+from tests.patience import patience_s
+from tests.processes import started_process
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "worker-replies.jsonl"
 START = 0x6376520F
@@ -19,7 +20,7 @@ class TasksTest(SynchronousTestCase):
         self.state = Path(self.mktemp())
         self.clock = Clock()
         self.clock.advance(START + 0.5)
-        self.tasks = FileTasks(self.state, "n1", self.clock)
+        self.tasks = FileTasks(self.state, "n1", self.clock.seconds)
 
     def text(self, upid):
         return (self.state / "tasks" / parse_upid(upid).log_path).read_bytes().decode()
@@ -81,7 +82,7 @@ class LogTest(TasksTest):
         self.assertEqual(self.text(live.upid), "")
 
     def test_is_bounded(self):
-        tasks = FileTasks(self.state, "n1", self.clock, most_bytes=100)
+        tasks = FileTasks(self.state, "n1", self.clock.seconds, most_bytes=100)
         task = tasks.start("qmtunnel", 100, "a@pve!t1")
         for _ in range(30):
             task.line("x" * 9)
@@ -155,13 +156,13 @@ class ReadTest(TasksTest):
         self.assertNotIn("tokenid", status)
 
     def test_other_processes(self):
-        child = subprocess.Popen(["sleep", "60"])
+        child = started_process(self.addCleanup, ["sleep", "600"])
         try:
             upid = self.put("started\n", pid=child.pid, pstart=process_start(child.pid))
             self.assertEqual(self.tasks.status(upid)["status"], "running")
         finally:
             child.kill()
-            child.wait()
+            child.wait(patience_s())
         self.assertEqual(self.tasks.status(upid)["exitstatus"], "unexpected status")
 
     def test_unexpected(self):
@@ -199,7 +200,7 @@ class RetentionTest(TasksTest):
         return sorted(path.name for path in (self.state / "tasks").glob("*/*"))
 
     def test_oldest_go_first_and_running_ones_never(self):
-        tasks = FileTasks(self.state, "n1", self.clock, most_logs=3)
+        tasks = FileTasks(self.state, "n1", self.clock.seconds, most_logs=3)
         oldest = tasks.start("qmtunnel", 100, "a@pve!t1")
         upids = [oldest.upid]
         for _ in range(6):
@@ -214,16 +215,16 @@ class RetentionTest(TasksTest):
         (self.state / "tasks" / "0").mkdir(parents=True)
         (self.state / "tasks" / "0" / "UPID:rubbish").write_text("")
         (self.state / "tasks" / "0" / "other").write_text("")
-        FileTasks(self.state, "n1", self.clock, most_logs=1).start("qmtunnel", 100, "a@pve!t1").finish("OK")
+        FileTasks(self.state, "n1", self.clock.seconds, most_logs=1).start("qmtunnel", 100, "a@pve!t1").finish("OK")
         self.assertEqual([name[:5] for name in self.kept()], ["UPID:", "other"])
 
 
 class ProcessStartTest(SynchronousTestCase):
     def test_ours_is_before_a_childs(self):
-        child = subprocess.Popen(["sleep", "60"])
+        child = started_process(self.addCleanup, ["sleep", "600"])
         try:
             self.assertGreaterEqual(process_start(child.pid), process_start(os.getpid()))
         finally:
             child.kill()
-            child.wait()
+            child.wait(patience_s())
         self.assertIsNone(process_start(child.pid))

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from twisted.trial.unittest import SkipTest
 from mtunnel_tx.backends.process import read_record
 from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 from tests.guest.ticker import read_beats
-from tests.whole.node import Node, wait_for
+from tests.patience import patience_s, wait_for
+from tests.processes import run_program, started_process
+from tests.whole.node import Node
 from tests.whole.test_online import Listener, OnlineCase
 
 ETC = Path(__file__).resolve().parents[2] / "etc"
@@ -32,7 +33,7 @@ HELD = 'listen = ["systemd:domain=INET6:name=mtunnel"]\n'
 
 
 def run(*argv: str) -> str:
-    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
+    done = run_program(argv, check=False, capture_output=True, text=True, quiet_s=120)
     if done.returncode != 0:
         raise AssertionError(f"{argv} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}\n{journal()}")
     return done.stdout
@@ -40,7 +41,7 @@ def run(*argv: str) -> str:
 
 def journal(*more: str) -> str:
     argv = ("journalctl", "--no-pager", "--lines=60", *(more or ("--unit", SERVICE)))
-    return subprocess.run(argv, check=False, capture_output=True, text=True, errors="replace", timeout=60).stdout
+    return run_program(argv, check=False, capture_output=True, text=True, errors="replace").stdout
 
 
 def shown(name: str, unit: str = SERVICE) -> str:
@@ -68,14 +69,13 @@ class Service(Node):
         return self
 
     def close(self) -> None:
-        subprocess.run(["systemctl", "disable", "--now", SOCKET, SERVICE], check=False, capture_output=True)
-        subprocess.run(["systemctl", "reset-failed"], check=False, capture_output=True)
+        run_program(["systemctl", "disable", "--now", SOCKET, SERVICE], check=False, quiet_s=120)
+        run_program(["systemctl", "reset-failed"], check=False)
         shutil.rmtree(STATE)
         shutil.rmtree(RUNTIME, ignore_errors=True)
 
 
 class Booted(OnlineCase):
-    timeout = 300
     settings = ""
 
     def setUp(self) -> None:
@@ -100,7 +100,7 @@ class Booted(OnlineCase):
     def fingerprint_shown(self) -> str:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with context.wrap_socket(socket.create_connection(("::1", 8016), 30)) as sock:
+        with context.wrap_socket(socket.create_connection(("::1", 8016), patience_s())) as sock:
             der = sock.getpeercert(binary_form=True)
         assert der is not None
         return fingerprint(ssl.DER_cert_to_PEM_cert(der).encode())
@@ -212,7 +212,7 @@ class SocketTests(Booted):
     def test_no_connection_is_refused_meanwhile(self) -> None:
         self.fingerprint_shown()
         for _ in range(3):
-            restart = subprocess.Popen(["systemctl", "restart", SERVICE])
+            restart = started_process(self.addCleanup, ["systemctl", "restart", SERVICE])
             while restart.poll() is None:
                 self.fingerprint_shown()
             self.assertEqual(restart.returncode, 0)

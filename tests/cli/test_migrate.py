@@ -92,8 +92,6 @@ class Program(ProcessProtocol):
 
 
 class ProgramTest(TestCase):
-    timeout = 60
-
     def setUp(self):
         self.target = RecordedTarget().listen(reactor)
         self.addCleanup(self.target.close)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from datetime import UTC, datetime
 
@@ -12,6 +11,7 @@ from mtunnel_tx.cli import status as status_module
 from mtunnel_tx.cli.status import show
 from mtunnel_tx.errors import TimedOut
 from tests.cli.test_main import Case, run
+from tests.processes import run_program
 
 STATUS = {
     "success": True,
@@ -112,5 +112,5 @@ class Status(Case):
     def status(self, *args):
         """In a process of its own: it runs the reactor."""
         command = [sys.executable, "-m", "mtunnel_tx.cli", "status", "--config", str(self.config), *args]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = run_program(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, done.stderr

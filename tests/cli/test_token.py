@@ -16,7 +16,7 @@ class TokenTest(CliTest):
     def access(self, now=1000):
         clock = Clock()
         clock.advance(now)
-        return FileAccess(self.pve, clock)
+        return FileAccess(self.pve, clock.seconds)
 
     def rights(self, line):
         access = self.access()

@@ -18,20 +18,25 @@ class Vm(VmCase):
         self.assertEqual(self.vm("list"), (0, "VMID  STATUS   NAME    NOTE\n100   stopped  ticker\n", ""))
         status, _, err = self.vm("start", "100")
         self.assertEqual(status, 0, err)
-        self.assertEqual(self.vm("status", "100"), (0, "status: running\n", ""))
+        self.assertEqual(self.status("100"), "status: running\n")
         self.assertIn("100   running  ticker\n", self.vm("list")[1])
         self.assertEqual(self.vm("stop", "100"), (0, "", ""))
-        self.assertEqual(self.vm("status", "100"), (0, "status: stopped\n", ""))
+        self.assertEqual(self.status("100"), "status: stopped\n")
         self.assertEqual(self.left(), [])
 
     def test_by_name_and_as_json(self):
         self.assertEqual(self.said("start", "ticker")["vmid"], 100)
-        self.assertEqual(
-            self.said("status", "ticker"), {"vmid": 100, "status": "running", "reason": "", "note": "", "notes": []}
-        )
+        found = self.said("status", "ticker")
+        self.assertIn(found.pop("accelerator"), ("kvm", "tcg"))
+        self.assertEqual(found, {"vmid": 100, "status": "running", "reason": "", "note": "", "notes": []})
         row = {"vmid": 100, "name": "ticker", "status": "running", "lock": "", "onboot": False, "note": ""}
         self.assertEqual(self.said("list"), {"guests": [row], "notes": []})
         self.assertEqual(self.said("stop", "ticker"), {"vmid": 100, "notes": []})
+
+    def test_what_runs_it(self):
+        (self.guests / "100.conf").write_text(CONF + "kvm: 0\n")
+        self.assertEqual(self.vm("start", "100")[0], 0)
+        self.assertEqual(self.vm("status", "100")[1], "status: running\naccelerator: none, the VM is emulated\n")
 
     def test_names_that_lead_nowhere(self):
         self.assertEqual(self.refused("start", "nobody"), "there is no VM 'nobody'")
@@ -59,18 +64,18 @@ class Vm(VmCase):
         self.assertEqual(self.vm("start", "100")[0], 0)
         reason = "VM 100 did not shut down within 1 s; 'mtunnel vm stop 100' ends it at once"
         self.assertEqual(self.refused("shutdown", "100", "--timeout", "1"), reason)
-        self.assertEqual(self.vm("status", "100")[1], "status: running\n")
+        self.assertEqual(self.status("100"), "status: running\n")
 
     def test_one_that_a_migration_left(self):
         self.assertEqual(self.vm("start", "100")[0], 0)
         self.stop_guest()
         (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
         self.assertEqual(self.refused("resume", "100"), "VM 100 is locked (migrate)")
-        self.assertEqual(self.vm("status", "100")[1], "status: paused\n")
+        self.assertEqual(self.status("100"), "status: paused\n")
         for action in ("unlock", "unlock", "resume", "resume"):
             self.assertEqual(self.vm(action, "100"), (0, "", ""))
         self.assertEqual(sorted((self.guests / "100.conf").read_text().split("\n")), sorted(CONF.split("\n")))
-        self.assertEqual(self.vm("status", "100")[1], "status: running\n")
+        self.assertEqual(self.status("100"), "status: running\n")
         self.assertEqual(self.vm("stop", "100"), (0, "", ""))
         self.assertEqual(self.refused("resume", "100"), "VM 100 not running")
 
@@ -126,7 +131,7 @@ class Orphans(VmCase):
         (row,) = self.said("list")["guests"]
         self.assertEqual((row["vmid"], row["status"]), (100, "orphan"))
         self.assertIn("mtunnel vm stop 100", row["note"])
-        self.assertEqual(self.vm("status", "100")[1], "status: running\nnote: its config was removed\n")
+        self.assertEqual(self.status("100"), "status: running\nnote: its config was removed\n")
         self.assertEqual(self.vm("stop", "100"), (0, "", ""))
         self.assertEqual((self.lives(), self.left()), (False, []))
         self.assertEqual(self.said("list")["guests"], [])
@@ -134,7 +139,7 @@ class Orphans(VmCase):
     def test_the_runtime_directory_was_emptied(self):
         for file in self.run_dir.glob("100.*"):
             file.unlink()
-        self.assertEqual(self.vm("status", "100")[1], "status: running\n")
+        self.assertEqual(self.status("100"), "status: running\n")
         self.assertEqual(self.refused("start", "100"), "VM 100 already running")
         self.assertEqual(self.vm("stop", "100"), (0, "", ""))
         self.assertEqual((self.lives(), self.left()), (False, []))

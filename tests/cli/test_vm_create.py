@@ -4,9 +4,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 from tests.cli.vmcase import ActCase, VmCase
+from tests.patience import patience_s, wait_for
+from tests.processes import started_process
 
 SLOW = """\
 #!/bin/sh
@@ -116,13 +117,10 @@ class Interrupted(VmCase):
     def begin(self):
         """Start to make a VM, and come to the second disk."""
         words = self.command("create", "web", "--disk", "1G", "--disk", "2G", "--iso", self.iso)
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.addCleanup(process.kill)
-        end_s = time.monotonic() + 30
-        while not (self.folder / "waiting").exists():
-            self.assertIsNone(process.poll(), process.returncode)
-            self.assertLess(time.monotonic(), end_s)
-            time.sleep(0.02)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = started_process(self.addCleanup, words, **pipes)
+        wait_for("the second disk", lambda: (self.folder / "waiting").exists() or process.poll() is not None)
+        self.assertIsNone(process.returncode)
         return process
 
     def test_by_ctrl_c(self):
@@ -131,13 +129,14 @@ class Interrupted(VmCase):
         self.assertEqual((row["lock"], row["note"]), ("create", f"'vm create' works on it, pid {process.pid}"))
         self.assertIn("being changed by another command: vm create, pid", self.refused("start", "100"))
         process.send_signal(signal.SIGINT)
-        self.assertEqual((*process.communicate(timeout=30), process.returncode), ("", "mtunnel vm: interrupted\n", 130))
+        said = process.communicate(timeout=patience_s())
+        self.assertEqual((*said, process.returncode), ("", "mtunnel vm: interrupted\n", 130))
         self.assert_nothing_is_left()
 
     def test_by_kill_9(self):
         process = self.begin()
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=patience_s())
         row = self.said("list")["guests"][0]
         self.assertEqual((row["vmid"], row["lock"]), (100, "create"))
         self.assertEqual(row["note"], "'vm create' was interrupted; clean up after it: mtunnel vm unlock 100")
@@ -151,7 +150,7 @@ class Interrupted(VmCase):
     def test_by_kill_9_and_made_again(self):
         process = self.begin()
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=patience_s())
         self.write()
         self.assertEqual(self.said("create", "web", "--vmid", "100", "--disk", "3G")["vmid"], 100)
         self.assertEqual(self.files(), ["images/100/vm-100-disk-0.qcow2"])

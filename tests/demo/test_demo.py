@@ -14,9 +14,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.demo.live import LEFT_OUT
 from mtunnel_tx.demo.show import volumes
+from tests.patience import patience_s
+from tests.processes import run_program, started_process
 
 COMMAND = [sys.executable, "-m", "mtunnel_tx.cli", "demo", "--data", "2"]
-PATIENCE_S = 110
+QUIET_S = 110
 LEFT_BEHIND = "processes were left behind"
 
 
@@ -32,9 +34,11 @@ def processes_that_name(folder):
     return found
 
 
-class Demo(SynchronousTestCase):
-    timeout = 240
+def run(argv, **options):
+    return run_program(argv, check=False, capture_output=True, text=True, quiet_s=QUIET_S, **options)
 
+
+class Demo(SynchronousTestCase):
     def setUp(self):
         # Short, as sockets are made below it.
         folder = tempfile.TemporaryDirectory(prefix="d", dir="/tmp")
@@ -48,7 +52,7 @@ class Demo(SynchronousTestCase):
         self.assertEqual(list(Path(self.folder).iterdir()), [])
 
     def test_a_vm_arrives(self):
-        done = subprocess.run(COMMAND, env=self.environ, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = run(COMMAND, env=self.environ)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertNotIn("\x1b", done.stdout)
         self.assertNotIn("PVEAPIToken", done.stdout)
@@ -70,20 +74,19 @@ class Demo(SynchronousTestCase):
         """Wait for a line with this text, then send a signal."""
         # A shell's background job, as these tests may be, ignores SIGINT, and its children would.
         signals = partial(signal.signal, number, signal.SIG_DFL)
-        with subprocess.Popen(
-            COMMAND, env=self.environ, stdout=subprocess.PIPE, text=True, preexec_fn=signals
-        ) as process:
-            for line in process.stdout:
-                if when in line:
-                    break
-            process.send_signal(number)
-            process.communicate(timeout=PATIENCE_S)
+        options = {"env": self.environ, "stdout": subprocess.PIPE, "text": True, "preexec_fn": signals}
+        process = started_process(self.addCleanup, COMMAND, **options)
+        for line in process.stdout:
+            if when in line:
+                break
+        process.send_signal(number)
+        process.communicate(timeout=patience_s(QUIET_S))
         self.assertEqual(process.returncode, status)
         self.assert_nothing_left()
 
     def test_something_is_missing(self):
         environ = {**self.environ, "PATH": self.folder}
-        done = subprocess.run(COMMAND, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = run(COMMAND, env=environ)
         self.assertEqual(done.returncode, 1)
         self.assertIn("not installed: qemu-img, qemu-io; on Debian: apt-get install qemu-utils", done.stderr)
         self.assertTrue(done.stdout.endswith("It failed.\n"))
@@ -91,7 +94,7 @@ class Demo(SynchronousTestCase):
 
     def test_bad_amount(self):
         for amount in ("0", "1001", "x", "-1"):
-            done = subprocess.run([*COMMAND[:-1], amount], capture_output=True, text=True, timeout=PATIENCE_S)
+            done = run([*COMMAND[:-1], amount])
             self.assertEqual(done.returncode, 2, amount)
 
     def test_volumes(self):

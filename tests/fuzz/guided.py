@@ -8,9 +8,10 @@ was found.
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.processes import run_program
 
 HANG_S = 10
 MEMORY_MIB = 2048
@@ -52,7 +53,7 @@ def drive(name: str, inputs: list[bytes], seconds: int, folder: Path) -> bool:
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         argv = [sys.executable, "-m", "tests.fuzz.guided", "one", name, *options, str(corpus)]
-        done = subprocess.run(argv, stdout=output, stderr=output, timeout=seconds + 120)
+        done = run_program(argv, stdout=output, stderr=output, check=False, quiet_s=seconds + 120)
     lines = log.read_text("utf-8", "replace").splitlines()
     shown = lines if done.returncode else [line for line in lines if "number_of_executed_units" in line]
     print("\n".join(shown[-40:]), flush=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import struct
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.fuzz.targets import TICKET, USERS
+from tests.processes import run_program
 
 RECORDINGS = Path(__file__).parent.parent / "golden" / "worker-replies.jsonl"
 GUEST = """\
@@ -133,5 +133,5 @@ def _images() -> Iterator[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         for number, options in enumerate(IMAGES):
             file = f"{folder}/{number}"
-            subprocess.run(["qemu-img", "create", "-q", "-f", *options, file, "1M"], check=True, timeout=60)
+            run_program(["qemu-img", "create", "-q", "-f", *options, file, "1M"])
             yield Path(file).read_bytes()[: 1 << 16]

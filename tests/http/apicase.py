@@ -1,6 +1,7 @@
 """The API over real files for users and tasks, a stand-in for the tunnels, and a socket that is a buffer."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -186,14 +187,15 @@ class ApiCase(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(NOW)
         self.tunnels = FakeTunnels()
-        self.tasks = FileTasks(self.root, NODE, self.clock)
+        self.tasks = FileTasks(self.root, NODE, self.clock.seconds)
         self.upgraded = []
         self.upgrade_failure = None
         self.site = make_site(self.parts(), self.clock, self.limits)
 
     def parts(self):
         return Parts(
-            access=FileAccess(self.root, self.clock),
+            access=FileAccess(self.root, self.clock.seconds),
+            child_turn=lambda token, vmid: nullcontext(),
             tunnels=self.tunnels,
             guests=FakeGuests(),
             storage=FakeStorage(),

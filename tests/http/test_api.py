@@ -300,8 +300,6 @@ class Collector(Protocol):
 
 
 class RealSocketTests(ApiCase, TestCase):
-    timeout = 20
-
     async def connect(self):
         port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(self.site)
         self.addCleanup(port.stopListening)

@@ -28,7 +28,8 @@ from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.pinning import SOMEWHERE, host_header
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory, fingerprint
 from tests.http.test_upgrade import FakeRoute
-from tests.stream.scene import MIB, PATIENCE_S, read_all, read_exactly
+from tests.patience import patience_s
+from tests.stream.scene import MIB, read_all, read_exactly
 from tests.tls.test_tls import write_pair
 
 TOKEN = "PVEAPIToken=mig@pve!t1=11111111-2222-3333-4444-555555555555"
@@ -69,8 +70,6 @@ class Target(Resource):
 
 
 class Streams(TestCase):
-    timeout = 60
-
     def setUp(self):
         folder = Path(mkdtemp(dir="/tmp"))
         self.addCleanup(lambda: [path.unlink() for path in folder.iterdir()] and folder.rmdir())
@@ -79,14 +78,14 @@ class Streams(TestCase):
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(self.route.file))
         self.listener.listen()
-        self.listener.settimeout(PATIENCE_S)
+        self.listener.settimeout(patience_s())
         self.relays = Pump(reactor)
         certificate, key = write_pair(folder, "localhost")
         self.fingerprint = fingerprint(certificate.read_bytes())
         self.factory = TlsFactory(TlsContext(certificate, key), Site(Target(self)), reactor)
         self.port = reactor.listenTCP(0, self.factory, interface="127.0.0.1")
         self.ours, self.far = socket.socketpair()
-        self.far.settimeout(PATIENCE_S)
+        self.far.settimeout(patience_s())
 
     async def tearDown(self):
         self.listener.close()
@@ -117,7 +116,7 @@ class Streams(TestCase):
 
         def play():
             local, _ = self.listener.accept()
-            local.settimeout(PATIENCE_S)
+            local.settimeout(patience_s())
             thread = threading.Thread(target=lambda: (self.far.sendall(payload), self.far.shutdown(socket.SHUT_WR)))
             thread.start()
             got = read_all(local)
@@ -138,7 +137,7 @@ class Streams(TestCase):
     async def test_abort_is_no_end_in_order(self):
         link = await self.open()
         local, _ = await deferToThread(self.listener.accept)
-        local.settimeout(PATIENCE_S)
+        local.settimeout(patience_s())
         link.abort()
         self.assertFalse(await link.ended())
         self.assertEqual(await deferToThread(local.recv, 1), b"")

@@ -3,7 +3,6 @@
 import io
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from unittest import SkipTest
@@ -13,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.http.logins import FORGET_S, MOST_ADDRESSES, Logins
 from tests.http.apicase import SECRET, ApiCase
+from tests.processes import run_program
 
 TREE = Path(__file__).parents[2]
 ADDRESS = r"(?P<address>[0-9a-f.:%a-z]+)"
@@ -111,7 +111,7 @@ class LineTests(ApiCase):
         with NamedTemporaryFile("w", suffix=".log") as file:
             file.write(self.lines(self.bad(), self.bad()))
             file.flush()
-            done = subprocess.run(
-                [program, "--out", "ip", file.name, failregex()], capture_output=True, text=True, timeout=60
+            done = run_program(
+                [program, "--out", "ip", file.name, failregex()], capture_output=True, text=True, check=False
             )
         self.assertEqual(done.stdout.split(), ["192.168.1.1"] * 2, done.stderr)

@@ -25,7 +25,8 @@ from mtunnel_tx.stream.relay import ReactorRelays
 from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
 from mtunnel_tx.wire.socketkinds import find_socket_kind
-from tests.stream.scene import MIB, PATIENCE_S, TlsSocket, in_thread, read_all
+from tests.patience import patience_s
+from tests.stream.scene import MIB, TlsSocket, in_thread, read_all
 from tests.tls.test_tls import write_pair
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
@@ -90,7 +91,6 @@ async def nothing():
 
 
 class UpgradeTests:
-    timeout = 60
     tls = True
     before_dial = staticmethod(nothing)
     limits = StreamLimits(half_close_s=5, linger_s=1)
@@ -103,7 +103,7 @@ class UpgradeTests:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(self.route.file))
         self.listener.listen()
-        self.listener.settimeout(PATIENCE_S)
+        self.listener.settimeout(patience_s())
         self.relays = self.make_relays()
         context = TlsContext(*write_pair(folder)) if self.tls else None
         self.port = reactor.listenTCP(0, TlsFactory(context, Site(Door(self)), reactor), interface="127.0.0.1")
@@ -118,7 +118,7 @@ class UpgradeTests:
 
     def connect(self):
         sock = socket.create_connection(self.port.getHost().host and ("127.0.0.1", self.port.getHost().port))
-        sock.settimeout(PATIENCE_S)
+        sock.settimeout(patience_s())
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socks.append(sock)
         if self.tls:
@@ -132,7 +132,7 @@ class UpgradeTests:
 
     def accept(self):
         local, _ = self.listener.accept()
-        local.settimeout(PATIENCE_S)
+        local.settimeout(patience_s())
         self.socks.append(local)
         return local
 
@@ -208,7 +208,7 @@ class UpgradeTests:
     def assert_nobody_dialled(self):
         self.listener.setblocking(False)
         self.assertRaises(BlockingIOError, self.listener.accept)
-        self.listener.settimeout(PATIENCE_S)
+        self.listener.settimeout(patience_s())
 
     @in_thread
     def test_nobody_behind_the_socket(self):
@@ -336,8 +336,6 @@ class RelayUpgrade(UpgradeTests, TestCase):
 
 
 class Dialling(TestCase):
-    timeout = 20
-
     def setUp(self):
         self.folder = Path(self.mktemp())
         self.folder.mkdir(parents=True)

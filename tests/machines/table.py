@@ -26,16 +26,10 @@ def rendered() -> str:
     counts = {kind: sum(outcome(row) == kind for row in named) for kind in ("same", "both refuse", "refused", "built")}
     said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     hardware = sum(map(is_of_hardware, named))
-    lines = [
-        BEGIN,
-        f"{len(named)} configs: {said} ({hardware} of them for hardware of one host).",
-        "",
-        "| config | here | remark |",
-        "|---|---|---|",
-    ]
+    summary = f"{len(named)} configs: {said}; {hardware} of the refused ones are for hardware of one host."
+    lines = [BEGIN, summary, "", "| config | here | remark |", "|---|---|---|"]
     for row in named:
-        remark = "; ".join(
-            filter(None, (row.refused, row.note, "" if row.there == "builds it" else f"Proxmox {row.there}"))
-        )
+        there = "" if row.there == "builds it" else f"Proxmox {row.there}"
+        remark = "; ".join(filter(None, (row.refused, row.start_refused, row.note, there)))
         lines.append(f"| {row.name} | {outcome(row)} | {remark} |")
     return "\n".join([*lines, END])

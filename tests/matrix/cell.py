@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from mtunnel_tx.demo.ticker import read_beats, read_ring, ticker
 from tests.matrix.proxy import API, COMMANDS, DISK, MEMORY, Proxy
 from tests.matrix.serial import Listener
 from tests.matrix.spy import Spy, make_shim, overlap_ms
-from tests.whole.node import Node, wait_for
+from tests.patience import patience_s, wait_for
+from tests.processes import run_program, started_process
+from tests.whole.node import Node
 
 MIB = 1 << 20
 RING = 1024
@@ -28,7 +30,6 @@ lies before it, and has no blocks yet."""
 BALLAST_MIB = 8
 LIMIT_KIB_S = 4096
 """Long phases: each stream takes about two seconds."""
-PATIENCE_S = 120.0
 _GUEST = """\
 boot: order=scsi0
 memory: 48
@@ -96,6 +97,7 @@ class Cell:
     """Two nodes, a ticking guest on the first one, and `mtunnel migrate --online`."""
 
     def __init__(self, *, small_disk: bool = False) -> None:
+        self._owner = ExitStack()
         self.folder = Path(tempfile.mkdtemp(prefix="mx-"))
         self.here, self.there = Side("here", self.folder / "a"), Side("there", self.folder / "b")
         self.mounted: Path | None = None
@@ -111,7 +113,7 @@ class Cell:
     def _mount(self) -> None:
         images = self.there.storage / "images"
         images.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "matrix", str(images)], check=True)
+        run_program(["mount", "-t", "tmpfs", "-o", "size=64m", "matrix", str(images)])
         self.mounted = images
 
     def fill(self) -> None:
@@ -159,18 +161,14 @@ class Cell:
         endpoint = self.there.endpoint.replace(f"port={self.there.port}", f"port={self.proxy.own_port}")
         argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", str(HERE), "--online", "--target-vmid", str(THERE)]
         argv += ["--target-storage", "local", "--bwlimit", str(LIMIT_KIB_S)]
-        self.migration = subprocess.Popen(
-            argv,
-            env={**self.here.environ, "MTUNNEL_ENDPOINT": endpoint},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        environ = {**self.here.environ, "MTUNNEL_ENDPOINT": endpoint}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.migration = started_process(self._owner.callback, argv, env=environ, **pipes)
 
     def finish(self) -> int:
         """The migration's exit status; what it said is in `said`."""
         assert self.migration is not None
-        out, _ = self.migration.communicate(timeout=PATIENCE_S)
+        out, _ = self.migration.communicate(timeout=patience_s(120))
         self.said += out
         return self.migration.returncode
 
@@ -225,9 +223,7 @@ class Cell:
 
     def close(self) -> None:
         """End and remove everything; the nodes see that nothing is left."""
-        if self.migration is not None and self.migration.poll() is None:
-            self.migration.kill()
-            self.migration.communicate()
+        self._owner.close()
         self.proxy.close()
         for listener in (self.before, self.after):
             listener.stopped = True
@@ -255,4 +251,4 @@ class Cell:
         if self.mounted is not None:
             mounted, self.mounted = self.mounted, None
             command = ["umount", str(mounted)]
-            wait_for("the end of a mount", lambda: subprocess.run(command, check=False).returncode == 0)
+            wait_for("the end of a mount", lambda: run_program(command, check=False).returncode == 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tests.matrix.cell import LIMIT_KIB_S, Cell
 from tests.matrix.phases import Phase
 from tests.matrix.proxy import COMMANDS, DISK, MEMORY
-from tests.whole.node import wait_for
+from tests.patience import wait_for
 
 STALL_S = 20.0
 SLOW_BYTES_S = 65536

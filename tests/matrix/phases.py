@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.matrix.cell import MIB, Cell
 from tests.matrix.proxy import COMMANDS, DISK, MEMORY
-from tests.whole.node import wait_for
+from tests.patience import wait_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,9 @@ class Phase:
 
         def on() -> bool:
             assert cell.migration is not None
-            assert cell.migration.poll() is None, f"over before '{self.name}': {cell.migration.communicate()[0]}"
+            if cell.migration.poll() is not None:
+                cell.finish()
+                raise AssertionError(f"over before '{self.name}': {cell.said}")
             return cell.proxy.holding.is_set() if self.held else self.seen(cell)
 
         wait_for(f"'{self.name}'", on, 90)

@@ -13,7 +13,7 @@ from tests.matrix.faults import Fault
 from tests.matrix.phases import PHASES, Phase
 from tests.matrix.rules import RULES, End
 from tests.matrix.serial import Listener
-from tests.whole.node import wait_for
+from tests.patience import wait_for
 
 MORE_BEATS = 3
 _RUNS_HERE, _RUNS_THERE = (End.SOURCE,), (End.TARGET, End.TARGET_FULL)

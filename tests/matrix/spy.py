@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.backends.host import PROGRAM
+from tests.patience import patience_s
 
-PATIENCE_S = 20.0
 _SHIM = """\
 #!/bin/sh
 # QEMU, with one more monitor.
@@ -98,7 +98,7 @@ class Spy(threading.Thread):
                 self._sock.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
             except OSError as error:
                 raise Gone from error
-            answer = self._answers.get(timeout=PATIENCE_S)
+            answer = self._answers.get(timeout=patience_s())
         if answer is None:
             raise Gone
         return answer["return"]

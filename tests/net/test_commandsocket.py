@@ -44,8 +44,6 @@ class Peer(Protocol):
 
 
 class ListenControlTests(TestCase):
-    timeout = 20
-
     def setUp(self):
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)

@@ -36,8 +36,6 @@ COMMANDS = {"status": status, "settle": settle, "stumble": stumble, "drain": dra
 
 
 class DoorTests(TestCase):
-    timeout = 20
-
     def setUp(self):
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
+from tests.processes import run_program
 from tests.proxmox.source import Disk
 from tests.whole.node import Node
 
@@ -43,4 +43,4 @@ def make_guest(home: Node) -> list[Disk]:
 
 
 def _run(*argv: str) -> None:
-    subprocess.run(argv, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    run_program(argv, capture_output=True)

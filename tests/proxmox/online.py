@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from tests.patience import patience_s, wait_for
 from tests.proxmox.source import Failed, Source
-from tests.whole.node import PATIENCE_S, wait_for
 
 
 class Monitor:
@@ -16,7 +16,7 @@ class Monitor:
 
     def __init__(self, path: Path) -> None:
         self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.settimeout(PATIENCE_S)
+        self._sock.settimeout(patience_s())
         self._sock.connect(str(path))
         self._lines = self._sock.makefile("rb")
         self._lines.readline()

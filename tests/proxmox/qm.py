@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mtunnel_tx.backends.drives import VolumeFile, look_at_file, volumes
 from mtunnel_tx.backends.host import QemuHost
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.hardware import read_hardware
+from tests.processes import run_program
 
 SPICE_PORT = 61000
 OPTIONS = {"--skiplock", "--stateuri", "--migratedfrom", "--machine", "--force-cpu", "--nets-host-mtu"}
@@ -73,7 +73,7 @@ def start(folder: Path, vmid: int, options: dict[str, str], text: str) -> int:
         cpu=options.get("--force-cpu"),
     )
     argv = [*as_proxmox(command_line(setup), folder / str(vmid)), "-pidfile", f"{folder / str(vmid)}.pid", "-daemonize"]
-    done = subprocess.run(argv, check=False, timeout=30, stdin=subprocess.DEVNULL)
+    done = run_program(argv, check=False)
     if done.returncode != 0:
         print(f"start failed: QEMU exited with code {done.returncode}", file=sys.stderr)
         return 255
@@ -82,7 +82,7 @@ def start(folder: Path, vmid: int, options: dict[str, str], text: str) -> int:
 
 def file_of(volume: str) -> VolumeFile:
     argv = [sys.executable, "-P", "-m", "mtunnel_tx.pvesm", "path", volume]
-    return look_at_file(subprocess.run(argv, check=True, capture_output=True, text=True, timeout=30).stdout.strip())
+    return look_at_file(run_program(argv, capture_output=True, text=True).stdout.strip())
 
 
 def as_proxmox(argv: list[str], stem: Path) -> list[str]:

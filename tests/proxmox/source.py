@@ -14,12 +14,15 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.whole.node import PATIENCE_S, Node
+from tests.patience import patience_s
+from tests.processes import started_process
+from tests.whole.node import Node
 from tests.whole.peer import call
 
 
@@ -31,12 +34,10 @@ class Helper:
     """`mtunnel websocket-tunnel` with pipes."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mtunnel_tx.cli", "websocket-tunnel"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "websocket-tunnel"]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self._owner = ExitStack()
+        self.process = started_process(self._owner.callback, argv, **pipes)
         self.buffered = b""
 
     def write(self, message: Any) -> None:
@@ -45,15 +46,15 @@ class Helper:
         self.process.stdin.write(line + b"\n")
         self.process.stdin.flush()
 
-    def read(self, patience_s: float = PATIENCE_S) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         """One line of its output."""
         assert self.process.stdout is not None
         number = self.process.stdout.fileno()
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + patience_s()
         while b"\n" not in self.buffered:
             ready, _, _ = select.select([number], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise AssertionError(f"no line from the helper within {patience_s} s")
+                raise AssertionError("no line from the helper")
             data = os.read(number, 65536)
             if not data:
                 raise Failed("the helper has ended")
@@ -68,17 +69,12 @@ class Helper:
 
     def finish(self) -> tuple[int, str]:
         """End its input. Returns: exit status and what it logged."""
-        _, errors = self.process.communicate(timeout=PATIENCE_S)
+        _, errors = self.process.communicate(timeout=patience_s())
         return self.process.returncode, errors.decode()
 
     def close(self) -> None:
         """Be rid of it, whatever state it is in."""
-        if self.process.poll() is None:
-            self.process.kill()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if stream is not None and not stream.closed:
-                stream.close()
-        self.process.wait(PATIENCE_S)
+        self._owner.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-WAIT_S = 30
+from tests.patience import patience_s, tries
+from tests.processes import run_program, started_process
+
 MIB = 1 << 20
 CFG = """\
 dir: local
@@ -66,8 +67,6 @@ class Done:
 class PvesmCase(SynchronousTestCase):
     """Has a storage.cfg, a configuration file and the program."""
 
-    timeout = 120
-
     def setUp(self):
         self.root = Path(tempfile.mkdtemp(prefix="pvesm-"))
         self.addCleanup(shutil.rmtree, self.root)
@@ -84,25 +83,13 @@ class PvesmCase(SynchronousTestCase):
 
     def start(self, *words, **options):
         argv = [sys.executable, "-m", "mtunnel_tx.pvesm", *map(str, words)]
-        process = subprocess.Popen(
-            argv,
-            env={**self.env, **options.pop("env", {})},
-            stdin=options.pop("stdin", subprocess.DEVNULL),
-            stdout=options.pop("stdout", subprocess.PIPE),
-            stderr=options.pop("stderr", subprocess.PIPE),
-            **options,
-        )
-        self.addCleanup(self._end, process)
-        return process
-
-    def _end(self, process):
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=WAIT_S)
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        options["env"] = {**self.env, **options.get("env", {})}
+        return started_process(self.addCleanup, argv, **options)
 
     def pvesm(self, *words, given=b"", **options) -> Done:
         process = self.start(*words, stdin=subprocess.PIPE, **options)
-        out, err = process.communicate(given, timeout=WAIT_S)
+        out, err = process.communicate(given, timeout=patience_s())
         return Done(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
 
     def import_socket(self, *words, payload, **options) -> Done:
@@ -112,7 +99,7 @@ class PvesmCase(SynchronousTestCase):
         with self.connect() as connection:
             feeder = threading.Thread(target=self._feed, args=(connection, payload))
             feeder.start()
-            out, err = process.communicate(timeout=WAIT_S)
+            out, err = process.communicate(timeout=patience_s())
             feeder.join()
         return Done(process.returncode, out.decode(), err.decode())
 
@@ -133,12 +120,11 @@ class PvesmCase(SynchronousTestCase):
 
     def until(self, condition):
         """Wait for something that a process does; returns what it gives once that is true."""
-        end_s = time.monotonic() + WAIT_S / 2
-        while not (found := condition()):
-            if time.monotonic() > end_s:
-                self.fail("it did not happen")
+        for _ in tries("what a process does"):
+            if found := condition():
+                return found
             os.sched_yield()
-        return found
+        raise AssertionError("not reached")
 
     def url(self) -> str:
         return f"unix://{self.socket}"
@@ -149,9 +135,7 @@ class PvesmCase(SynchronousTestCase):
         return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path != root / "images")
 
     def qemu_img(self, *words) -> str:
-        return subprocess.run(
-            ["qemu-img", *map(str, words)], check=True, capture_output=True, text=True, timeout=WAIT_S
-        ).stdout
+        return run_program(["qemu-img", *map(str, words)], capture_output=True, text=True).stdout
 
     def qcow2(self, name="source.qcow2", size_bytes=10 * MIB, snapshots=("snap1",), data=b"guest data " * 500) -> Path:
         """An image with some content, and a snapshot of other content."""
@@ -167,9 +151,5 @@ class PvesmCase(SynchronousTestCase):
         with tempfile.NamedTemporaryFile(dir=self.root) as file:
             file.write(data)
             file.flush()
-            subprocess.run(
-                ["qemu-io", "-f", "qcow2", "-c", f"write -s {file.name} {offset} {len(data)}", path],
-                check=True,
-                capture_output=True,
-                timeout=WAIT_S,
-            )
+            words = f"write -s {file.name} {offset} {len(data)}"
+            run_program(["qemu-io", "-f", "qcow2", "-c", words, path], capture_output=True)

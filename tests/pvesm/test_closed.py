@@ -5,9 +5,12 @@ import subprocess
 from pathlib import Path
 
 from mtunnel_tx.config import load_settings
-from mtunnel_tx.pvesm import allocation
+from mtunnel_tx.pvesm import commands
+from mtunnel_tx.pvesm.driver import NewImage
+from mtunnel_tx.pvesm.images import allocation
+from tests.patience import patience_s
 from tests.pvesm.importing import ImportCase
-from tests.pvesm.programs import MIB, WAIT_S
+from tests.pvesm.programs import MIB
 
 RAW = ("local:100/vm-100-disk-0.raw", "raw+size")
 
@@ -15,7 +18,7 @@ RAW = ("local:100/vm-100-disk-0.raw", "raw+size")
 class ClosedTests(ImportCase):
     def run_without(self, *words, closed):
         process = self.start(*words, preexec_fn=lambda: [os.close(fd) for fd in closed])
-        out, err = process.communicate(timeout=WAIT_S)
+        out, err = process.communicate(timeout=patience_s())
         return process.returncode, out, err.decode()
 
     def test_nothing_to_import_from(self):
@@ -41,14 +44,14 @@ class ErrorOutputTests(ImportCase):
     def test_nowhere_to_complain(self):
         with Path("/dev/full").open("wb") as full:
             process = self.start("free", "x:", stderr=full)
-        self.assertEqual(process.wait(WAIT_S), 255)
+        self.assertEqual(process.wait(patience_s()), 255)
 
     def test_nobody_to_complain_to(self):
         reader, writer = os.pipe()
         os.close(reader)
         process = self.start("free", "x:", stderr=writer)
         os.close(writer)
-        self.assertEqual(process.wait(WAIT_S), 255)
+        self.assertEqual(process.wait(patience_s()), 255)
 
     def test_words_that_the_terminal_does_not_have(self):
         done = self.pvesm("free", "\u00e9:x", env={"PYTHONIOENCODING": "ascii"})
@@ -57,7 +60,7 @@ class ErrorOutputTests(ImportCase):
     def test_no_room_for_the_answer(self):
         with Path("/dev/full").open("wb") as full:
             process = self.start("path", "local:100/vm-100-disk-0.raw", stdout=full)
-        _, err = process.communicate(timeout=WAIT_S)
+        _, err = process.communicate(timeout=patience_s())
         self.assertEqual((process.returncode, err), (255, b"[Errno 28] No space left on device\n"))
 
 
@@ -68,7 +71,7 @@ class UnreadTests(ImportCase):
         self.assertIn(b"Formatting", process.stdout.readline())
         process.stdout.close()
         process.stdout = None
-        _, err = process.communicate(rest, timeout=WAIT_S)
+        _, err = process.communicate(rest, timeout=patience_s())
         self.assertEqual((process.returncode, err), (255, b"[Errno 32] Broken pipe\n"))
         self.assertEqual(self.tree(), [])
 
@@ -86,8 +89,10 @@ class UnreadTests(ImportCase):
             if len(said) == 2:
                 raise BrokenPipeError
 
-        self.patch(allocation, "say", say)
+        for module in (allocation, commands):
+            self.patch(module, "say", say)
+        wanted = NewImage(vmid=100, name="", size_bytes=MIB, format=None)
         settings = load_settings(None, self.env)
-        self.assertRaises(BrokenPipeError, allocation.allocate, settings, "local", 100, "", MIB, None)
+        self.assertRaises(BrokenPipeError, commands.allocate, settings, "local", wanted)
         self.assertEqual(said[1:], ["successfully created 'local:100/vm-100-disk-0.raw'"])
         self.assertEqual(self.tree(), [])

@@ -1,8 +1,8 @@
 """Image streams that end too early by less than a cluster: to qemu-img alone they are good images."""
 
 import os
-import subprocess
 
+from tests.processes import run_program
 from tests.pvesm.importing import ImportCase
 from tests.pvesm.programs import MIB, header
 
@@ -42,7 +42,7 @@ class CutTests(ImportCase):
         self.qemu_img("create", "-f", "qcow2", path, "10M")
         self._write(path, 0, b"x" * 65536)
         self.qemu_img("snapshot", "-c", "s1", path)
-        subprocess.run(["qemu-io", "-f", "qcow2", "-c", "discard 0 64k", path], check=True, capture_output=True)
+        run_program(["qemu-io", "-f", "qcow2", "-c", "discard 0 64k", path], capture_output=True)
         image = path.read_bytes()
         self.refused(self.feed(self.target("qcow2"), header(10 * MIB) + image[:-1]), "image is cut short")
         self.assertEqual(self.feed(self.target("qcow2"), header(10 * MIB) + image).code, 0)

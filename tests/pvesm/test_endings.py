@@ -2,13 +2,14 @@
 
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 from pathlib import Path
 
+from tests.patience import patience_s
+from tests.processes import started_process
 from tests.pvesm.importing import ImportCase
-from tests.pvesm.programs import MIB, WAIT_S, header
+from tests.pvesm.programs import MIB, header
 
 QCOW2 = ("local:100/vm-100-disk-0.qcow2", "qcow2+size")
 RAW = ("local:100/vm-100-disk-0.raw", "raw+size")
@@ -67,7 +68,7 @@ class EndTests(ImportCase):
             process, connection = self.begin(RAW, header(8 * MIB) + b"x" * 4 * MIB)
             self.part()
             process.send_signal(number)
-            process.wait(WAIT_S)
+            process.wait(patience_s())
             connection.close()
             self.assertEqual(process.returncode, 128 + number)
             self.assertEqual(self.tree(), [])
@@ -76,14 +77,14 @@ class EndTests(ImportCase):
         process = self.start("import", *RAW, self.url())
         process.stdout.readline()
         process.terminate()
-        process.wait(WAIT_S)
+        process.wait(patience_s())
         self.assertFalse(self.socket.exists())
 
     def killed(self):
         process, _ = self.begin(RAW, header(8 * MIB) + b"x" * 4 * MIB)
         part = self.part()
         process.kill()
-        process.wait(WAIT_S)
+        process.wait(patience_s())
         self.assertTrue(part.exists())
         return part
 
@@ -111,7 +112,7 @@ class EndTests(ImportCase):
         self.assertIn("successfully imported 'local:100/vm-100-disk-1.raw'", done.out)
         connection.sendall(b"x" * MIB)
         connection.close()
-        out, _ = process.communicate(timeout=WAIT_S)
+        out, _ = process.communicate(timeout=patience_s())
         self.assertIn(b"successfully imported 'local:100/vm-100-disk-0.raw'", out)
 
     def test_only_one_client(self):
@@ -127,16 +128,13 @@ class EndTests(ImportCase):
             words = (
                 f"exec {os.sys.executable} -m mtunnel_tx.pvesm import {' '.join(QCOW2)} {self.url()} -with-snapshots 1"
             )
-            parent = subprocess.Popen(
-                ["sh", "-c", f"({words}) & wait"],
-                env={**self.env, "MTUNNEL_ATTACHED": "1"},
-                stdout=output,
-                stderr=output,
-            )
+            env = {**self.env, "MTUNNEL_ATTACHED": "1"}
+            argv = ["sh", "-c", f"({words}) & wait"]
+            parent = started_process(self.addCleanup, argv, env=env, stdout=output, stderr=output)
             self.until(lambda: b"ready" in Path(output.name).read_bytes())
             connection = self.connect()
             parent.kill()
-            parent.wait(WAIT_S)
+            parent.wait(patience_s())
             connection.sendall(header(10 * MIB) + image.read_bytes())
             connection.close()
             self.until(lambda: b"is gone" in Path(output.name).read_bytes())
@@ -156,7 +154,7 @@ class RaceTests(ImportCase):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(WAIT_S)
+            thread.join(patience_s())
         found = {self.stored(path.name) for path in (self.images / "100").iterdir()}
         self.assertEqual(found, {data for data, _ in dones})
         self.assertEqual([done.code for _, done in dones], [0] * count)
@@ -171,5 +169,5 @@ class RaceTests(ImportCase):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(WAIT_S)
+            thread.join(patience_s())
         self.assertEqual(sorted(codes), [0, 255, 255, 255])

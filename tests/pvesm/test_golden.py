@@ -10,6 +10,7 @@ import re
 import socket
 from pathlib import Path
 
+from tests.patience import patience_s
 from tests.pvesm.programs import MIB, Done, PvesmCase, header
 
 ROWS = {row["case"]: row for row in map(json.loads, (Path(__file__).parents[1] / "golden/pvesm.jsonl").open())}
@@ -105,7 +106,7 @@ class ExportRows(GoldenCase):
     def export(self, case) -> tuple[dict, int, bytes, str]:
         row = ROWS[case]
         process = self.start(*self.words(row))
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=patience_s())
         return row, process.returncode, out, err.decode()
 
     def test_raw(self):

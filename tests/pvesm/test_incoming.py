@@ -8,8 +8,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest
 
+from tests.patience import patience_s
+from tests.processes import run_program
 from tests.pvesm.importing import ImportCase
-from tests.pvesm.programs import MIB, WAIT_S, header
+from tests.pvesm.programs import MIB, header
 
 QCOW2 = ("local:100/vm-100-disk-0.qcow2", "qcow2+size")
 RAW = ("local:100/vm-100-disk-0.raw", "raw+size")
@@ -36,7 +38,7 @@ class RawTests(ImportCase):
         process.stdout.readline()
         connection = self.connect()
         connection.sendall(header(1024) + b"x" * 1025)
-        _, err = process.communicate(timeout=WAIT_S)
+        _, err = process.communicate(timeout=patience_s())
         self.assertIn(b"longer than 1024 bytes", err)
 
     def test_header_cut(self):
@@ -98,10 +100,10 @@ class RawTests(ImportCase):
             raise SkipTest("NEEDS ROOT: a small file system is mounted")
         place = self.root / "local"
         place.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", place], check=False)
+        mounted = run_program(["mount", "-t", "tmpfs", "-o", "size=3m", "none", place], check=False)
         if mounted.returncode:
             raise SkipTest("NEEDS MOUNT: no file system can be mounted here")
-        self.addCleanup(subprocess.run, ["umount", place], check=True)
+        self.addCleanup(run_program, ["umount", place])
         self.refused(self.feed(RAW, header(8 * MIB) + b"x" * 8 * MIB), "No space left on device")
 
 

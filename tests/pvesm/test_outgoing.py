@@ -7,7 +7,8 @@ import socket
 import sys
 from pathlib import Path
 
-from tests.pvesm.programs import MIB, WAIT_S, PvesmCase, header
+from tests.patience import patience_s
+from tests.pvesm.programs import MIB, PvesmCase, header
 
 SLOW_SERVER = f"""\
 #!{sys.executable} -I
@@ -24,7 +25,7 @@ class ExportCase(PvesmCase):
 
     def export(self, volid, stream_format, *options, target="-", **more):
         process = self.start("export", volid, stream_format, target, *options, **more)
-        out, err = process.communicate(timeout=WAIT_S)
+        out, err = process.communicate(timeout=patience_s())
         return process.returncode, out, err.decode()
 
     def volume(self, name, data) -> str:
@@ -69,7 +70,7 @@ class RawTests(ExportCase):
         while piece := ours.recv(MIB):
             got += piece
         ours.close()
-        process.wait(WAIT_S)
+        process.wait(patience_s())
         self.assertEqual((process.returncode, bytes(got)), (0, header(len(data)) + data))
 
     def test_a_reader_that_goes_away(self):
@@ -78,14 +79,14 @@ class RawTests(ExportCase):
         process.stdout.read(100)
         process.stdout.close()
         process.stdout = None
-        _, err = process.communicate(timeout=WAIT_S)
+        _, err = process.communicate(timeout=patience_s())
         self.assertEqual((process.returncode, err), (255, b"[Errno 32] Broken pipe\n"))
 
     def test_round_trip(self):
         volid, data = self.sparse()
         export = self.start("export", volid, "raw+size", "-")
         done = self.start("import", "local:101/vm-101-disk-0.raw", "raw+size", "-", stdin=export.stdout)
-        self.assertIn(b"successfully imported", done.communicate(timeout=WAIT_S)[0])
+        self.assertIn(b"successfully imported", done.communicate(timeout=patience_s())[0])
         path = self.images / "101/vm-101-disk-0.raw"
         self.assertEqual(path.read_bytes(), data)
         self.assertLess(path.stat().st_blocks * 512, MIB)
@@ -139,7 +140,7 @@ class ImageTests(ExportCase):
             process = self.start("export", "local:100/vm-100-disk-0.qcow2", "raw+size", "-", env=env)
             self.until(lambda: str(self.folder) in _all_command_lines())
             process.send_signal(number)
-            process.wait(WAIT_S)
+            process.wait(patience_s())
             self.until(lambda: str(self.folder) not in _all_command_lines())
             self.assertEqual(list(temporary.iterdir()), [])
 
@@ -152,7 +153,7 @@ class ImageTests(ExportCase):
         (programs / "qemu-nbd").chmod(0o755)
         env = {"PATH": f"{programs}:{os.environ['PATH']}"}
         process = self.start("export", "local:100/vm-100-disk-0.qcow2", "raw+size", "-", env=env)
-        _, errors = process.communicate(timeout=WAIT_S)
+        _, errors = process.communicate(timeout=patience_s())
         self.assertEqual((process.returncode, errors), (255, b"qemu-nbd failed: no luck\n"))
 
     def test_linked_clones(self):

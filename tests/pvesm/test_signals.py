@@ -1,12 +1,12 @@
 """A signal is never slept through."""
 
 import signal
-import subprocess
 import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
-WAIT_S = 30
+from tests.processes import run_program
+
 MISSED = """
 import os, signal, sys, threading, time
 from mtunnel_tx.pvesm.signals import Interrupted, catch_signals
@@ -32,8 +32,6 @@ except Interrupted as error:
 
 
 class SignalTests(SynchronousTestCase):
-    timeout = 120
-
     def test_one_that_does_not_break_off_the_call(self):
-        done = subprocess.run([sys.executable, "-c", MISSED], timeout=WAIT_S, check=False)
+        done = run_program([sys.executable, "-c", MISSED], check=False)
         self.assertEqual(done.returncode, signal.SIGTERM)

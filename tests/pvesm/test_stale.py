@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from mtunnel_tx.config import load_settings
-from mtunnel_tx.pvesm import reservation, volumes
-from mtunnel_tx.pvesm.directory import open_storage
+from mtunnel_tx.pvesm import commands
+from mtunnel_tx.pvesm.images import removal, reservation
+from mtunnel_tx.pvesm.storages import open_storage
 from tests.pvesm.programs import PvesmCase
 
 
@@ -26,14 +27,14 @@ class StaleTests(PvesmCase):
             return real(path, **options)
 
         self.patch(Path, "stat", stat)
-        reservation.sweep(open_storage(self.settings, "local"), 100)
+        reservation.sweep(open_storage(self.settings, "local")._folders, 100)
         self.assertEqual(self.tree(), [])
 
     def test_free_does_not_depend_on_it(self):
         def sweep(_storage, _vmid):
             raise PermissionError
 
-        self.patch(volumes, "sweep", sweep)
+        self.patch(removal, "sweep", sweep)
         (self.images / "100/vm-100-disk-1.raw").touch()
-        volumes.free_volume(self.settings, "local:100/vm-100-disk-1.raw")
+        commands.free(self.settings, "local:100/vm-100-disk-1.raw")
         self.assertEqual(self.tree(), ["images/100", f"images/100/{self.part.name}"])

@@ -14,8 +14,9 @@ from itertools import count
 from random import Random
 
 from tests.leaks import Account, assert_nothing_left, take_account
+from tests.patience import wait_for
 from tests.soak.acts import ACTS, images_left
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 
 PEERS = 4
 ROUND_S = 20.0

@@ -19,7 +19,8 @@ from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.demo.ticker import read_beats, read_ring, ticker
 from tests.leaks import take_account
 from tests.matrix.serial import Listener
-from tests.whole.node import Node, wait_for
+from tests.patience import wait_for
+from tests.whole.node import Node
 
 MIB = 1 << 20
 VMID = 100

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing import get_context
@@ -24,6 +25,8 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.patience import patience_s, wait_for
+from tests.processes import started_process
 from tests.soak.voyage import Report, Voyage
 
 GIB = 1 << 30
@@ -37,17 +40,16 @@ MORE_MEMORY_BYTES = 16 << 20
 LEAST_STREAMS = 10_000
 FULL_GIB = 200
 """From here on there have to be so many streams too."""
-PATIENCE_S = 60.0
 
 
 class Relayed:
     """The process under test."""
 
-    def __init__(self, folder: Path, relays: str, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, owner: ExitStack, folder: Path, relays: str, prefix: Sequence[str] = ()) -> None:
         self.log = folder / "relayed.log"
         with self.log.open("wb") as log:
             argv = [*prefix, sys.executable, "-m", "tests.soak.relayed", str(folder), relays]
-            self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+            self.process = started_process(owner.callback, argv, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         self.port = int(json.loads(self.process.stdout.readline())["port"])
         self.told: dict[str, dict[str, Any]] = {}
@@ -73,7 +75,7 @@ class Relayed:
     def end(self) -> int:
         """Returns: the exit status."""
         self.process.terminate()
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(patience_s(60))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,12 +142,11 @@ class Soak:
         self.sum.ends[report.end] += 1
         self.sum.bytes_in += report.bytes_in
         self.sum.bytes_out += report.bytes_out
-        deadline_s = time.monotonic() + PATIENCE_S
-        while report.name not in self.relayed.told:
-            if time.monotonic() > deadline_s:
-                self.sum.wrong.append(f"{report}: the relay does not see its end")
-                return
-            time.sleep(0.01)
+        try:
+            wait_for("the relay's word of its end", lambda: report.name in self.relayed.told, 60)
+        except AssertionError as error:
+            self.sum.wrong.append(f"{report}: {error}")
+            return
         told = self.relayed.told.pop(report.name)
         if report.orderly is not None and told.get("orderly") is not report.orderly:
             self.sum.wrong.append(f"{report}: the relay says {told}")
@@ -154,12 +155,10 @@ class Soak:
 
     def settle(self, descriptors: int) -> None:
         """Wait until the relay holds nothing any more."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while self.relayed.descriptors() > descriptors:
-            if time.monotonic() > deadline_s:
-                self.sum.wrong.append(f"descriptors: {descriptors} at first, {self.relayed.descriptors()} now")
-                return
-            time.sleep(0.05)
+        try:
+            wait_for("the end of descriptors", lambda: self.relayed.descriptors() <= descriptors, 60)
+        except AssertionError as error:
+            self.sum.wrong.append(f"{error}: {descriptors} at first, {self.relayed.descriptors()} now")
 
 
 def report(sum_: Sum, relayed: Relayed, passed_s: float) -> None:
@@ -196,8 +195,8 @@ def soak(relayed: Relayed, folder: Path, size_bytes: int, seed: int) -> Sum:
 def main(gib: str = "200", seed: str = "", relays: str = "pump", *prefix: str) -> int:
     number = int(seed) if seed else int(time.time())
     print(f"seed {number}, {relays}", flush=True)
-    with TemporaryDirectory(prefix="mtunnel-soak-", dir="/tmp") as name:
-        relayed = Relayed(Path(name), relays, prefix)
+    with TemporaryDirectory(prefix="mtunnel-soak-", dir="/tmp") as name, ExitStack() as owner:
+        relayed = Relayed(owner, Path(name), relays, prefix)
         try:
             result = soak(relayed, Path(name), int(float(gib) * GIB), number)
         finally:

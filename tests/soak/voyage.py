@@ -14,10 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from random import Random
 
+from tests.patience import patience_s
 from tests.soak.cargo import PATTERN, Flow, Piece, close_frame, frames, size_of_frames
 from tests.stream.openssl import NOT_REQUESTED, REQUESTED, TLS12, TLS13, Lost, Tls
 
-PATIENCE_S = 120.0
 """Without one byte in either way."""
 ROOM_BYTES = 256 * 1024
 MIB = 1 << 20
@@ -201,7 +201,7 @@ class Voyage:
         with socket.socket(socket.AF_UNIX) as door:
             door.bind(str(self.folder / self.name))
             door.listen(1)
-            door.settimeout(PATIENCE_S)
+            door.settimeout(patience_s(120))
             tls = self._connect()
             try:
                 sock, _ = door.accept()
@@ -220,7 +220,7 @@ class Voyage:
         )  # fmt: skip
 
     def _connect(self) -> Tls:
-        sock = socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
+        sock = socket.create_connection(("127.0.0.1", self.port), patience_s(120))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = Tls(sock, self.chance.choices((TLS13, TLS12), (9, 1))[0])
         request = (
@@ -234,7 +234,7 @@ class Voyage:
             size = tls.read(ctypes.addressof(byte), 1)
             assert size != 0, head
             if size is None:
-                assert select.select([sock], [], [], PATIENCE_S)[0], "no answer"
+                assert select.select([sock], [], [], patience_s(120))[0], "no answer"
             else:
                 head += byte.raw
         assert head.startswith(b"HTTP/1.1 101"), head
@@ -265,7 +265,7 @@ class Voyage:
             if moved:
                 last_s = time.monotonic()
                 continue
-            assert time.monotonic() - last_s < PATIENCE_S, f"nothing moves: {self._state(peer, local)}"
+            assert time.monotonic() - last_s < patience_s(120), f"nothing moves: {self._state(peer, local)}"
             _watch(poll, peer.tls.sock, not peer.ended, peer.wants_to_send and not peer.ended)
             _watch(poll, local.sock, not local.ended, local.wants_to_send)
             poll.poll(_IDLE_MS)
@@ -299,7 +299,7 @@ class Voyage:
 def _until_the_end(end: Peer | Local, sock: socket.socket) -> None:
     while not (end.ended or (isinstance(end, Peer) and end.saw_close)):
         if not end.receive():
-            assert select.select([sock], [], [], PATIENCE_S)[0], "the end does not come"
+            assert select.select([sock], [], [], patience_s(120))[0], "the end does not come"
 
 
 def _watch(poll: select.poll, sock: socket.socket, reads: bool, writes: bool) -> None:

@@ -32,8 +32,6 @@ QCOW2 = b"QFI\xfb" + b"\x01\x02\x03" * 70001
 
 
 class SourceCase(TestCase):
-    timeout = 15
-
     def setUp(self):
         self.target = RecordedTarget().listen(reactor)
         self.addCleanup(self.target.close)

@@ -20,6 +20,7 @@ from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.source.helper.channel import LOST, HelperChannel
 from mtunnel_tx.source.helper.orders import ConnectOrder, ForwardOrder, read_control, ticket_request, with_ticket
 from mtunnel_tx.source.localsocket import LocalSocket
+from tests.patience import patience_s
 from tests.proxmox.source import Helper
 
 TOKEN = "PVEAPIToken=mig@pve!t1=secret"
@@ -246,11 +247,11 @@ class ProcessTests(SynchronousTestCase):
         self.helper.process.stdin.write(b'{"cmd":"version"}')
         self.helper.process.stdin.close()
         self.assertEqual(self.helper.read()["msg"], "not connected")
-        self.assertEqual(self.helper.process.wait(30), 0)
+        self.assertEqual(self.helper.process.wait(patience_s()), 0)
 
     def test_sigterm(self):
         self.forward()
         self.helper.read()
         self.helper.process.send_signal(signal.SIGTERM)
-        self.assertEqual(self.helper.process.wait(30), 128 + signal.SIGTERM)
+        self.assertEqual(self.helper.process.wait(patience_s()), 128 + signal.SIGTERM)
         self.assertFalse(self.local.exists())

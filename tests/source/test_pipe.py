@@ -42,8 +42,6 @@ class BucketTest(SynchronousTestCase):
 
 
 class FlowTest(TestCase):
-    timeout = 20
-
     def setUp(self):
         self.source, self.sink = os.pipe()
         os.set_blocking(self.source, False)

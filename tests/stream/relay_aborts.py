@@ -9,8 +9,8 @@ from twisted.internet.threads import blockingCallFromThread, deferToThread
 
 from mtunnel_tx.stream.link import Link, Terms
 from mtunnel_tx.stream.peer import Peer
-from tests.stream.scene import MIB, PATIENCE_S, Scenes, codes, in_thread, read_all, read_exactly, tcp_pair
-from tests.whole.node import wait_for
+from tests.patience import patience_s, wait_for
+from tests.stream.scene import MIB, Scenes, codes, in_thread, read_all, read_exactly, tcp_pair
 
 
 class Aborts(Scenes):
@@ -20,7 +20,7 @@ class Aborts(Scenes):
     def test_connection_ends_without_a_close_frame(self):
         for how in ("fin", "reset"):
             gate = threading.Event()
-            scene = self.scene(hold=lambda gate=gate: deferToThread(gate.wait, PATIENCE_S))
+            scene = self.scene(hold=lambda gate=gate: deferToThread(gate.wait, patience_s()))
             scene.peer.data(b"arrived")
             if how == "reset":
                 self.assertEqual(read_exactly(scene.local, 7), b"arrived")
@@ -38,7 +38,7 @@ class Aborts(Scenes):
                 self.assertRaises(TimeoutError, scene.local.recv, 1)
             finally:
                 gate.set()
-            scene.local.settimeout(PATIENCE_S)
+            scene.local.settimeout(patience_s())
             self.assertEqual(scene.local.recv(1), b"")
             self.assertFalse(scene.outcome().orderly)
 
@@ -98,7 +98,7 @@ class Aborts(Scenes):
     @in_thread
     def test_abort_before_the_start(self):
         local, far = socket.socketpair()
-        far.settimeout(PATIENCE_S)
+        far.settimeout(patience_s())
         link = Link(self.relays, local, Terms())
         link.abort()
         ours, near = tcp_pair()

@@ -10,7 +10,8 @@ import time
 from wsproto import frame_protocol as theirs
 
 from mtunnel_tx.wire.frames import Role
-from tests.stream.scene import MIB, PATIENCE_S, Scenes, codes, in_thread, read_all, read_exactly
+from tests.patience import patience_s
+from tests.stream.scene import MIB, Scenes, codes, in_thread, read_all, read_exactly
 
 
 class Bytes(Scenes):
@@ -81,7 +82,7 @@ class Bytes(Scenes):
             one.start()
         self.assertEqual(scene.peer.payload(len(payload)), payload)
         for one in (thread, writer, reader):
-            one.join(PATIENCE_S)
+            one.join(patience_s())
         self.assertEqual(got, [payload])
 
     @in_thread

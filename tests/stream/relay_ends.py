@@ -6,7 +6,8 @@ import socket
 import struct
 import threading
 
-from tests.stream.scene import MIB, PATIENCE_S, Scenes, codes, in_thread, joined, read_all, read_exactly
+from tests.patience import patience_s
+from tests.stream.scene import MIB, Scenes, codes, in_thread, joined, read_all, read_exactly
 
 
 class Ends(Scenes):
@@ -46,7 +47,7 @@ class Ends(Scenes):
                 scene.peer.data(payload)
                 scene.peer.close(1000)
                 if gone == "reset":
-                    done.wait(PATIENCE_S)
+                    done.wait(patience_s())
                     scene.peer.reset()
                 else:
                     scene.peer.sock.close()

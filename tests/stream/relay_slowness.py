@@ -5,7 +5,8 @@ import socket
 import threading
 import time
 
-from tests.stream.scene import MIB, PATIENCE_S, Scenes, in_thread, read_exactly, waiting_bytes
+from tests.patience import patience_s
+from tests.stream.scene import MIB, Scenes, in_thread, read_exactly, waiting_bytes
 
 
 class Slowness(Scenes):
@@ -25,7 +26,7 @@ class Slowness(Scenes):
         except TimeoutError:
             return sent
         finally:
-            plain.settimeout(PATIENCE_S)
+            plain.settimeout(patience_s())
         raise AssertionError("it takes everything")
 
     @in_thread
@@ -69,7 +70,7 @@ class Slowness(Scenes):
         read_exactly(scene.local, 1)
         scene.local.settimeout(0.8)
         self.assertRaises(TimeoutError, scene.local.recv, 1)
-        scene.local.settimeout(PATIENCE_S)
+        scene.local.settimeout(patience_s())
         scene.peer.data(b"y")
         self.assertEqual(read_exactly(scene.local, 1), b"y")
 

@@ -6,8 +6,9 @@ import select
 import socket
 import threading
 
+from tests.patience import patience_s
 from tests.stream.openssl import NOT_REQUESTED, REQUESTED, TLS12, TLS13, Lost, Tls
-from tests.stream.scene import MIB, PATIENCE_S, Scenes, codes, in_thread, read_all, read_exactly, waiting_bytes
+from tests.stream.scene import MIB, Scenes, codes, in_thread, read_all, read_exactly, waiting_bytes
 
 
 class KeyedSocket:
@@ -25,15 +26,15 @@ class KeyedSocket:
         if self.version == TLS13:
             assert self.wait() and self.tls.receive(1) is None
 
-    def wait(self, wait_s=PATIENCE_S):
-        return bool(select.select([self.sock], [], [], wait_s)[0])
+    def wait(self, wait_s=None):
+        return bool(select.select([self.sock], [], [], patience_s() if wait_s is None else wait_s)[0])
 
     def sendall(self, data):
         data = bytes(data)
         while data:
             data = data[self.tls.send(data) :]
             if data:
-                select.select([], [self.sock], [], PATIENCE_S)
+                select.select([], [self.sock], [], patience_s())
 
     def recv(self, size):
         while (data := self.tls.receive(size)) is None:

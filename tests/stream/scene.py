@@ -26,8 +26,8 @@ from mtunnel_tx.stream.stream import StreamLimits
 from mtunnel_tx.tls.certificate import make_certificate
 from mtunnel_tx.tls.protocol import new_context
 from mtunnel_tx.wire.frames import Role, unmask_bytes
+from tests.patience import patience_s
 
-PATIENCE_S = 10
 MIB = 1 << 20
 CERTIFICATE = make_certificate("testnode")
 
@@ -57,7 +57,7 @@ def tcp_pair():
         near = socket.create_connection(listener.getsockname())
         far, _ = listener.accept()
     for sock in (near, far):
-        sock.settimeout(PATIENCE_S)
+        sock.settimeout(patience_s())
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return near, far
 
@@ -258,7 +258,7 @@ class Scene:
         if tls:
             connection, near = shake_hands(ours, near, client)
         local, self.local = socket.socketpair(socket.AF_UNIX)
-        self.local.settimeout(PATIENCE_S)
+        self.local.settimeout(patience_s())
         self.peer = Party(near, client=role is Role.SERVER)
         self.closed = []
         self.open_at_close = []
@@ -283,7 +283,7 @@ class Scene:
         return outcome
 
     def outcome(self):
-        assert self._ended.wait(PATIENCE_S), "the stream does not end"
+        assert self._ended.wait(patience_s()), "the stream does not end"
         return self._outcome
 
     def finish(self):

@@ -9,20 +9,19 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from mtunnel_tx.stream.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.stream.mask import find_native, unmask_slowly
 from mtunnel_tx.stream.pump import GATHER_S, Pump
+from tests.patience import patience_s
 from tests.stream.relaying import RelayTests
-from tests.stream.scene import PATIENCE_S, Scenes, in_thread, read_exactly
+from tests.stream.scene import Scenes, in_thread, read_exactly
 
 
 def ask(worker, question):
     """A worker is asked in its own thread, when it has finished what it was at."""
     answer = queue.Queue()
     worker._order(lambda: answer.put(question(worker)))
-    return answer.get(timeout=PATIENCE_S)
+    return answer.get(timeout=patience_s())
 
 
 class PumpTests(RelayTests):
-    timeout = 60
-
     def tearDown(self):
         def check(_):
             left = [thread.name for thread in threading.enumerate() if thread.name.startswith("pump-")]
@@ -54,7 +53,7 @@ class TlsPump(PumpTests, TestCase):
     def test_commands_do_not_wait_for_payload(self):
         busy, urgent = self.scene(), self.scene(urgent=True)
         gate = threading.Event()
-        self.relays._workers[0]._order(lambda: gate.wait(2 * PATIENCE_S))
+        self.relays._workers[0]._order(lambda: gate.wait(2 * patience_s()))
         busy.peer.data(b"payload")
         urgent.peer.data(b"command")
         self.assertEqual(read_exactly(urgent.local, 7), b"command")
@@ -92,7 +91,7 @@ class GatheringPump(Scenes, TestCase):
         self.assertTrue(ask(self.relays._workers[0], lambda _worker: self.rests.empty()))
         scene.peer.data(bytes(16_000))
         read_exactly(scene.local, 16_000)
-        self.assertEqual(self.rests.get(timeout=PATIENCE_S), GATHER_S)
+        self.assertEqual(self.rests.get(timeout=patience_s()), GATHER_S)
 
 
 class PlainPump(PumpTests, TestCase):

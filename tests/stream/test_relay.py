@@ -9,14 +9,11 @@ from tests.stream.relaying import RelayTests
 
 
 class TlsRelay(RelayTests, TestCase):
-    timeout = 60
-
     def setUp(self):
         self.relays = ReactorRelays(reactor)
 
 
 class PlainRelay(RelayTests, TestCase):
-    timeout = 60
     tls = False
 
     def setUp(self):

@@ -22,7 +22,8 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory, fingerprint, make_certificate
-from tests.stream.scene import PATIENCE_S, client_context, read_all
+from tests.patience import patience_s
+from tests.stream.scene import client_context, read_all
 
 
 def write_pair(folder, name="node", mode=0o600):
@@ -140,8 +141,6 @@ class Watched(TlsFactory):
 
 
 class Listening(TestCase):
-    timeout = 60
-
     def setUp(self):
         folder = Path(self.mktemp())
         folder.mkdir(parents=True)
@@ -161,7 +160,7 @@ class Listening(TestCase):
 
     @staticmethod
     def connect(number, context=None):
-        sock = socket.create_connection(("127.0.0.1", number), PATIENCE_S)
+        sock = socket.create_connection(("127.0.0.1", number), patience_s())
         return (context or client_context()).wrap_socket(sock)
 
     def test_http(self):
@@ -240,7 +239,7 @@ class Listening(TestCase):
         number = self.listen(Site(Large()), handshake_s=0.2)
 
         def play():
-            with socket.create_connection(("127.0.0.1", number), PATIENCE_S) as sock:
+            with socket.create_connection(("127.0.0.1", number), patience_s()) as sock:
                 sock.sendall(b"\x16\x03\x01")
                 self.assertRaises(ConnectionResetError, sock.recv, 1)
 
@@ -250,7 +249,7 @@ class Listening(TestCase):
         number = self.listen(Site(Large()))
 
         def play():
-            with socket.create_connection(("127.0.0.1", number), PATIENCE_S) as sock:
+            with socket.create_connection(("127.0.0.1", number), patience_s()) as sock:
                 sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
                 try:
                     read_all(sock)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import lzma
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.processes import run_program
 
 PACKAGES = Path(__file__).parents[2] / ".trim"
 """Where `make trim` unpacks them."""
@@ -57,7 +58,7 @@ def _busybox() -> bytes:
 
 
 def _libraries(program: str) -> list[str]:
-    listed = subprocess.run(["ldd", program], check=True, capture_output=True, text=True, timeout=30).stdout
+    listed = run_program(["ldd", program], capture_output=True, text=True).stdout
     return re.findall(r"(/\S+) \(0x", listed)
 
 

@@ -1,23 +1,21 @@
 """A Linux guest gives back what its file system does not use any more; `make trim` runs it."""
 
 import shutil
-import subprocess
 
 from twisted.trial.unittest import SkipTest
 
 from mtunnel_tx.backends.agent import connect_agent
 from mtunnel_tx.errors import TunnelError
 from tests.backends.qemucase import QemuCase, guest, reactor
+from tests.processes import run_program
 from tests.trim.linux import FILL_MIB, find_kernel, make_ramdisk
 
 DISK_MIB = 64
-BOOT_S = 240
+BOOT_S = 90
 MIB = 1 << 20
 
 
 class RealTrim(QemuCase):
-    timeout = 400
-
     def setUp(self):
         super().setUp()
         self.kernel = find_kernel()
@@ -31,7 +29,7 @@ class RealTrim(QemuCase):
         host = self.host()
         volid = host.volumes.make("vm-100-disk-0.raw", size_bytes=DISK_MIB * MIB)
         disk = self.folder / "host" / "images" / "vm-100-disk-0.raw"
-        subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", str(disk)], check=True, timeout=60)
+        run_program(["/usr/sbin/mkfs.ext4", "-q", "-F", str(disk)])
         ramdisk = self.folder / "ramdisk"
         ramdisk.write_bytes(make_ramdisk())
         words = f"args: -kernel {self.kernel} -initrd {ramdisk} -append 'console=ttyS0 quiet panic=1'"

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mtunnel_tx.ports.events import (
 )
 from mtunnel_tx.watch import history
 from mtunnel_tx.watch.history import FinishedMove, HistoryFile, HistoryObserver
+from tests.processes import started_process
 
 DAY_S = 86400.0
 MOVE = FinishedMove(
@@ -97,11 +99,10 @@ class FileTests(Case):
             "    file.add(replace(MOVE, since_s=1000.0 + number)); print(number, flush=True)\n"
         )
         argv = [sys.executable, "-c", code, str(self.path)]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as writer:
-            try:
-                told = [int(writer.stdout.readline()) for _ in range(5)]
-            finally:
-                writer.kill()
+        with ExitStack() as owner:
+            root = Path(__file__).parents[2]
+            writer = started_process(owner.callback, argv, stdout=subprocess.PIPE, cwd=root)
+            told = [int(writer.stdout.readline()) for _ in range(5)]
         moves = self.file.find()
         self.assertGreaterEqual(len(moves), len(told))
         self.file.add(replace(MOVE, since_s=5000.0))

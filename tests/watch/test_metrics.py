@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -20,6 +19,7 @@ from mtunnel_tx.ports.events import (
 )
 from mtunnel_tx.watch.metrics import LiveFacts, Metrics
 from mtunnel_tx.wire.socketkinds import MEMORY, NBD
+from tests.processes import run_program
 
 FACTS = TunnelFacts(
     vmid=100, kind="qemu", token="mig@pve!t1", address="192.0.2.1", upid="UPID:x", since_s=0.0,
@@ -109,7 +109,6 @@ class FormTests(Case):
         promtool = shutil.which("promtool")
         if promtool is None:
             raise SkipTest("promtool is not installed (Debian: prometheus)")
-        done = subprocess.run(
-            [promtool, "check", "metrics"], input=self.metrics.page(), capture_output=True, check=False
-        )
+        words = [promtool, "check", "metrics"]
+        done = run_program(words, input=self.metrics.page(), capture_output=True, check=False)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.whole.node import Node, wait_for
+from tests.patience import wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel, tls_context
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="

@@ -6,13 +6,14 @@ import fcntl
 import os
 import signal
 import struct
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.whole.node import Node, wait_for
+from tests.patience import patience_s, wait_for
+from tests.processes import run_program
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel, Websocket
 
 RAW = bytes(range(256)) * 1024
@@ -31,7 +32,7 @@ def make_qcow2() -> bytes:
             ["qemu-img", "snapshot", "-c", "before", file],
             ["qemu-io", "-f", "qcow2", "-c", "write -q -P 8 64k 64k", file],
         ):
-            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=60)
+            run_program(argv, capture_output=True)
         return Path(file).read_bytes()
 
 
@@ -210,6 +211,6 @@ def reboot(node: Node) -> None:
         os.kill(pid, signal.SIGKILL)
     wait_for("the end of all processes", lambda: not processes_of(node))
     if node.process is not None:
-        node.process.wait()
+        node.process.wait(patience_s())
         node.process = None
-    subprocess.run(["find", str(node.runtime), "-mindepth", "1", "-delete"], check=True)
+    run_program(["find", str(node.runtime), "-mindepth", "1", "-delete"])

@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.tls.certificate import fingerprint
 from tests.leaks import Account, assert_nothing_left, take_account
+from tests.patience import patience_s, wait_for
+from tests.processes import end_processes_of, run_program, started_process
 
 USERS = """\
 user:mig@pve:1:0:::::
@@ -27,19 +29,6 @@ acl:1:/:mig@pve:Administrator:
 """
 SECRET = "5c2b6e0a-0000-4000-8000-000000000001"
 TOKEN = "mig@pve!t1"
-PATIENCE_S = 30.0
-
-
-def wait_for(what: str, condition: Any, patience_s: float = PATIENCE_S) -> Any:
-    """Poll until `condition()` is truthy; a process of its own cannot be awaited otherwise."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {patience_s:.0f} s in vain for {what}")
-        time.sleep(0.02)
 
 
 class Node:
@@ -52,7 +41,10 @@ class Node:
         extra: str = "",
         listen: str = "tcp:0:interface=127.0.0.1",
     ) -> None:
+        self._owner = ExitStack()
         self.root = Path(tempfile.mkdtemp(prefix="mtunnel-test-"))
+        self._owner.callback(shutil.rmtree, self.root)
+        self._owner.callback(end_processes_of, self.root)
         self.name = name
         self.config = self.root / "mtunnel.toml"
         self.state = self.root / "state"
@@ -88,8 +80,8 @@ class Node:
     def run(self, module: str, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run one of our programs to its end."""
         argv = [sys.executable, "-m", module, *arguments]
-        options = {"capture_output": True, "text": True, "timeout": 120, "env": self.environ, **options}
-        done = subprocess.run(argv, check=False, **options)
+        options = {"capture_output": True, "text": True, "quiet_s": 120, "env": self.environ, **options}
+        done = run_program(argv, check=False, **options)
         if check and done.returncode != 0:
             raise AssertionError(f"{argv} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done
@@ -114,9 +106,7 @@ class Node:
         twistd = str(Path(sys.executable).parent / "twistd")
         argv = argv or (twistd, "-n", "--pidfile=", "mtunnel", "--config", str(self.config))
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            self.process = started_process(self._owner.callback, argv, env=self.environ, stdout=log, stderr=log)
 
     def _find_port(self) -> str | None:
         assert self.process is not None
@@ -132,7 +122,7 @@ class Node:
         """One question at the daemon's own door."""
         try:
             with socket.socket(socket.AF_UNIX) as door:
-                door.settimeout(PATIENCE_S)
+                door.settimeout(patience_s())
                 door.connect(str(self.runtime / "control.sock"))
                 door.sendall(json.dumps(request).encode() + b"\n")
                 return dict(json.loads(door.makefile("rb").readline()))
@@ -145,7 +135,7 @@ class Node:
         assert self.process is not None
         self.process.send_signal(signal_number)
         try:
-            return self.process.wait(PATIENCE_S)
+            return self.process.wait(patience_s())
         finally:
             self.process = None
 
@@ -158,9 +148,8 @@ class Node:
                 self.stop()
                 self._assert_gone()
         finally:
-            if self.process is not None:
-                self.process.kill()
-            shutil.rmtree(self.root)
+            self.process = None
+            self._owner.close()
 
     def _assert_gone(self) -> None:
         """An orderly end leaves no process, no lock and no socket; journals are for the next start."""
@@ -184,7 +173,7 @@ class Node:
 
     def connect(self) -> socket.socket:
         """A TCP connection to the daemon."""
-        return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
+        return socket.create_connection(("127.0.0.1", self.port), patience_s())
 
     # -- what is there
 

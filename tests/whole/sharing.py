@@ -6,7 +6,8 @@ import atexit
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.whole.node import Node, wait_for
+from tests.patience import wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel
 
 VMID = 100

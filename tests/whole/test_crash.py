@@ -12,8 +12,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.patience import wait_for
 from tests.whole.moving import Move, make_qcow2, moved, nothing, processes_of, reboot, state_of
-from tests.whole.node import Node, children, wait_for
+from tests.whole.node import Node, children
 from tests.whole.peer import Websocket
 
 DIED = "TASK ERROR: the daemon ended before the tunnel did"

@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.patience import patience_s
 from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call
 
@@ -82,7 +83,7 @@ class StartTests(SynchronousTestCase):
         node.log.unlink(missing_ok=True)
         node.launch()
         process: Any = node.process
-        self.assertEqual(process.wait(30), 1)
+        self.assertEqual(process.wait(patience_s()), 1)
         said = node.log.read_text()
         self.assertIn(f"cannot start: {reason}", said)
         self.assertNotIn("Traceback", said)

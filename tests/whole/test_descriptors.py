@@ -9,8 +9,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.patience import wait_for
 from tests.whole.limited import Case
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Websocket, call
 
 VMID = 100

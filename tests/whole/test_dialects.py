@@ -7,15 +7,16 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.patience import wait_for
+from tests.processes import run_program
 from tests.proxmox.disks import MIB, make_guest
 from tests.proxmox.node import ProxmoxNode
 from tests.proxmox.source import Disk, Failed, First, Released, Source
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel
 
 
@@ -103,7 +104,7 @@ class Failures(Case):
         source = self.source()
         volid = source.send(self.disks[1])
         file = self.target.storage / "images" / volid.partition(":")[2]
-        listed = subprocess.run(["qemu-img", "snapshot", "-l", file], check=True, capture_output=True, text=True)
+        listed = run_program(["qemu-img", "snapshot", "-l", file], capture_output=True, text=True)
         self.assertIn("before", listed.stdout)
         source.give_up()
         source.leave()

@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.patience import wait_for
 from tests.proxmox.api import StandInApi
 from tests.proxmox.disks import MIB, make_guest
 from tests.proxmox.source import Disk, Failed, Released, Source
-from tests.whole.node import TOKEN, Node, wait_for
+from tests.whole.node import TOKEN, Node
 from tests.whole.peer import Tunnel, Websocket, call
 
 WRONG = ":".join(["AB"] * 32)

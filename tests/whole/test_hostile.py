@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from tests.patience import patience_s
 from tests.whole.hostile import (
     KEY,
     RawWebsocket,
@@ -173,7 +174,7 @@ class WebsocketTests(Case):
         raw = self.command()
         sender = threading.Thread(target=raw.send, args=(frame(9, b"x" * 125) * 20_000,))
         sender.start()
-        sender.join(30)
+        sender.join(patience_s())
         raw.send(frame(8, b"\x03\xe8"))
         self.assertEqual(raw.read_close(), 1000)
         raw.drop()

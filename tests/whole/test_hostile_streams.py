@@ -7,19 +7,20 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
+from tests.patience import wait_for
+from tests.processes import run_program
 from tests.whole.hostile import (
     import_child,
     import_end,
     start_import,
     stopped,
 )
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 from tests.whole.sharing import Case
 
 VMID = 100
@@ -127,7 +128,7 @@ class ImportTests(Case):
         folder = Path(tempfile.mkdtemp(prefix="mtunnel-image-"))
         self.addCleanup(shutil.rmtree, folder)
         path = folder / "disk.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, "1M"], check=True, timeout=60)
+        run_program(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, "1M"])
         return path.read_bytes()
 
     def test_an_image_that_stands_on_another_file(self) -> None:
@@ -176,9 +177,9 @@ class FullStorageTests(Case):
         super().setUp()
         self.mount = self.node.root / "local"
         self.mount.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", self.mount], check=True, timeout=30)
+        run_program(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", self.mount])
         # Before the node goes: cleanups run last in, first out.
-        self.addCleanup(subprocess.run, ["umount", "-l", self.mount], timeout=30)
+        self.addCleanup(run_program, ["umount", "-l", self.mount], check=False)
 
     def test_it_fills_midway(self) -> None:
         tunnel = self.open()

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,12 +16,14 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.patience import patience_s, wait_for
+from tests.processes import run_program
 from tests.whole.hostile import (
     secure,
     start_import,
 )
 from tests.whole.limited import Case
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel
 
 
@@ -37,7 +38,7 @@ class KeepaliveTests(Case):
 
         def kept_alive() -> bool:
             """Where bytes are on their way there is another timer for a moment."""
-            lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+            lines = run_program(command, capture_output=True, text=True, check=False).stdout.splitlines()
             timers = [re.search(r"timer:\(keepalive,(?:30|[12]?\d)[a-z0-9.]*,0\)", x) for x in lines if "ESTAB" in x]
             return len(timers) == 2 and all(timers)
 
@@ -71,11 +72,11 @@ class FarNode(Node):
 
     @staticmethod
     def ip(*arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True, timeout=30, capture_output=True)
+        run_program(["ip", *arguments], capture_output=True)
 
     def connect(self) -> socket.socket:
         sock = self._in_space(socket.socket)
-        sock.settimeout(30)
+        sock.settimeout(patience_s())
         sock.connect((self.OURS, self.port))
         return sock
 

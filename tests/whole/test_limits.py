@@ -8,6 +8,7 @@ import ssl
 import sys
 import time
 
+from tests.patience import patience_s, wait_for
 from tests.whole.hostile import (
     RawWebsocket,
     exchange,
@@ -21,7 +22,7 @@ from tests.whole.hostile import (
     stopped,
 )
 from tests.whole.limited import Case
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import call
 
 STORAGE_SOCKET = "/run/qemu-server/100.storage"
@@ -248,7 +249,7 @@ class StreamTests(Case):
         start_import(tunnel)
         stream = tunnel.stream(STORAGE_SOCKET)
         with stopped(import_child(self.node)):
-            stream.sock.settimeout(20)
+            stream.sock.settimeout(patience_s())
             with self.assertRaises(OSError):
                 for _ in range(4096):
                     stream.send(bytes(65536))
@@ -260,7 +261,7 @@ class StreamTests(Case):
         tunnel = self.open()
         upid = tunnel.opened["upid"]
         line = json.dumps({"cmd": "y" * 60000}).encode() + b"\n"
-        tunnel.commands.sock.settimeout(20)
+        tunnel.commands.sock.settimeout(patience_s())
         with self.assertRaises(OSError):
             for _ in range(2000):
                 tunnel.commands.send(line)

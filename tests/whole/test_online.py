@@ -19,7 +19,9 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import read_record
 from tests.guest.ticker import read_beats, read_ring, ticker
-from tests.whole.node import Node, wait_for
+from tests.patience import patience_s, wait_for
+from tests.processes import started_process
+from tests.whole.node import Node
 
 RING = 64
 DISK_BYTES = 16 << 20
@@ -145,14 +147,14 @@ class OnlineTests(OnlineCase):
         before = self.boot(burst=64)
         argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
         argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "2048"]
-        with subprocess.Popen(argv, env=self.here.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-            wait_for("the VM's start there", lambda: (self.there.runtime / "200.pid").exists())
-            record = wait_for("its pid", lambda: read_record(self.there.runtime / "200.pid"))
-            wait_for("its process", lambda: record.pid or read_record(self.there.runtime / "200.pid").pid)
-            os.kill(read_record(self.there.runtime / "200.pid").pid, signal.SIGKILL)
-            out, err = running.communicate(timeout=90)
+        running = self.start(argv)
+        wait_for("the VM's start there", lambda: (self.there.runtime / "200.pid").exists())
+        record = wait_for("its pid", lambda: read_record(self.there.runtime / "200.pid"))
+        wait_for("its process", lambda: record.pid or read_record(self.there.runtime / "200.pid").pid)
+        os.kill(read_record(self.there.runtime / "200.pid").pid, signal.SIGKILL)
+        out, err = running.communicate(timeout=patience_s(90))
         self.assertEqual(running.returncode, 1, (out, err))
-        self.assertIn(b"runs on here", out, (out, err))
+        self.assertIn("runs on here", out, (out, err))
         count = len(before.beats)
         wait_for("beats here", lambda: len(before.beats) > count + 3)
         self.assertEqual({flag for _, flag in before.beats}, {"."})
@@ -170,7 +172,7 @@ class OnlineTests(OnlineCase):
         migration.send_signal(signal.SIGINT)
         self.assertIn("interrupted", str(migration.stderr and migration.stderr.readline()))
         migration.send_signal(signal.SIGINT)
-        out, _ = migration.communicate(timeout=30)
+        out, _ = migration.communicate(timeout=patience_s())
         self.assertEqual(migration.returncode, 130, out)
         self.assertIn("cleanup at the target was not waited for: ", out)
         beats = len(before.beats)
@@ -184,7 +186,8 @@ class OnlineTests(OnlineCase):
     def start_slow_migration(self) -> subprocess.Popen[str]:
         argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
         argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1024"]
-        pipe = subprocess.PIPE
-        migration = subprocess.Popen(argv, env=self.here.environ, stdout=pipe, stderr=pipe, text=True)
-        self.addCleanup(migration.kill)
-        return migration
+        return self.start(argv)
+
+    def start(self, argv: list[str]) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return started_process(self.addCleanup, argv, env=self.here.environ, **pipes)

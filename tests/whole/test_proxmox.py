@@ -10,9 +10,10 @@ import stat
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.tls.certificate import fingerprint, make_certificate
+from tests.patience import wait_for
 from tests.proxmox.node import ProxmoxNode
 from tests.whole import test_daemon, test_recordings
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from mtunnel_tx.backends.proxmox import find_qemu
 from tests.guest.ticker import read_beats
+from tests.patience import wait_for
 from tests.proxmox.node import ProxmoxNode
 from tests.proxmox.online import Monitor, OnlineSource
 from tests.proxmox.source import Released
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel
 from tests.whole.test_online import DISK_BYTES, Listener, OnlineCase
 

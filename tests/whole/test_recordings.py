@@ -13,7 +13,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.whole.node import Node, wait_for
+from tests.patience import wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call
 
 RECORDINGS = Path(__file__).parent.parent / "golden" / "worker-replies.jsonl"

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.whole.node import Node, wait_for
+from tests.patience import patience_s, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call
 
 VMID = 100
@@ -120,7 +121,7 @@ class DrainTests(Case):
         process = self.node.process
         assert process is not None
         self.addCleanup(setattr, self.node, "process", None)
-        return process.wait(30)
+        return process.wait(patience_s())
 
     def test_without_tunnels(self) -> None:
         self.assertEqual(self.mtunnel("drain"), "no new tunnels are taken; the daemon ends now\n")

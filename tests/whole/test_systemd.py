@@ -18,7 +18,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.backends.systemd import Notifier
 from mtunnel_tx.config import load_settings
 from mtunnel_tx.daemon.service import Daemon
-from tests.whole.node import Node, wait_for
+from tests.patience import patience_s, wait_for
+from tests.processes import run_program
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call
 
 TREE = Path(__file__).parents[2]
@@ -46,7 +48,7 @@ class NotifySocket:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         case.addCleanup(self._sock.close)
         self._sock.bind(str(self.path))
-        self._sock.settimeout(30)
+        self._sock.settimeout(patience_s())
 
     def read(self) -> dict[str, str]:
         """The next message."""
@@ -169,7 +171,7 @@ class SocketActivationTests(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, node.root)
         node.launch()
         assert node.process is not None
-        self.assertEqual(node.process.wait(60), 1)
+        self.assertEqual(node.process.wait(patience_s()), 1)
         self.assertIn("systemd passed no socket named 'mtunnel'\n", node.log.read_text())
 
     def connects(self, port: int) -> bool:
@@ -191,7 +193,7 @@ class UnitTests(SynchronousTestCase):
 
     def run_analyze(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environ = {**os.environ, "SYSTEMD_COLORS": "0", "LC_ALL": "C.UTF-8"}
-        return subprocess.run([self.analyze, *arguments], capture_output=True, text=True, timeout=60, env=environ)
+        return run_program([self.analyze, *arguments], capture_output=True, text=True, check=False, env=environ)
 
     def test_systemd_finds_no_fault(self) -> None:
         units = [str(self.service), str(self.folder / "mtunnel.socket")]

@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import time
 from functools import cache
@@ -20,6 +19,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 from tests.leaks import assert_nothing_left, take_account
+from tests.patience import patience_s, wait_for
+from tests.processes import run_program
 from tests.whole.hostile import (
     RawWebsocket,
     frame,
@@ -32,7 +33,7 @@ from tests.whole.hostile import (
     stopped,
 )
 from tests.whole.moving import Move, make_qcow2, moved, state_of
-from tests.whole.node import Node, wait_for
+from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call
 
 WORKERS = 'workers = 2\nuser = "nobody"\n'
@@ -99,7 +100,7 @@ def can_become_nobody() -> bool:
     """Whether that user can read this tree and its Python: below /root, for one, it cannot."""
     become = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--")
     argv = (*become, sys.executable, "-P", "-c", "import mtunnel_tx.workers.process.service")
-    return os.geteuid() != 0 or subprocess.run(argv, check=False, stderr=subprocess.DEVNULL).returncode == 0
+    return os.geteuid() != 0 or run_program(argv, check=False, capture_output=True).returncode == 0
 
 
 class Case(SynchronousTestCase):
@@ -280,7 +281,7 @@ class LimitTests(Case):
         start_import(tunnel)
         stream = tunnel.stream(STORAGE_SOCKET)
         with stopped(import_child(self.node)):
-            stream.sock.settimeout(20)
+            stream.sock.settimeout(patience_s())
             with self.assertRaises(OSError):
                 for _ in range(4096):
                     stream.send(bytes(65536))
@@ -345,7 +346,7 @@ class ProcessTests(Case):
         tunnel.ask(cmd="quit", cleanup=1)
         tunnel.leave()
         process: Any = self.node.process
-        self.assertEqual(process.wait(30), 0)
+        self.assertEqual(process.wait(patience_s()), 0)
         self.assertFalse(any(map(is_alive, pids)))
         self.node.process = None
 
@@ -358,6 +359,6 @@ class UserTests(SynchronousTestCase):
         self.addCleanup(node.close)
         node.launch()
         process: Any = node.process
-        self.assertEqual(process.wait(30), 1)
+        self.assertEqual(process.wait(patience_s()), 1)
         self.assertIn("cannot start: user: there is no user 'nobody-there'", node.log.read_text())
         node.process = None

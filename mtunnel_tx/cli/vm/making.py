@@ -1,10 +1,11 @@
-"""`mtunnel vm create`."""
+"""`mtunnel vm create` and `import`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.cli.program import read_vmid
@@ -12,12 +13,15 @@ from mtunnel_tx.cli.vm.program import Actions, Answer, add_action
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.guests import running
 from mtunnel_tx.guests.blueprint import Blueprint, BlueprintDisk, boot_order, checked, read_memory
-from mtunnel_tx.guests.creation import CreatedGuest, Placement, create_guest
+from mtunnel_tx.guests.creation import CreatedGuest, Placement
+from mtunnel_tx.guests.importing import Overrides, create_new, import_domain, import_file
 from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.guests.settings import read_assignments
 from mtunnel_tx.guests.volumes import read_size
 from mtunnel_tx.pve.nic import NIC_MODELS
 
+_IMPORT_HELP = "make a VM of a disk image, an appliance or one of libvirt's; what is not understood is named"
+IMAGE_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc")
 BUSES = ("scsi", "virtio", "sata", "ide")
 _ISO_DRIVE = "ide2"
 _NO_NET = "none"
@@ -33,6 +37,30 @@ def configure(actions: Actions) -> None:
     )
     create.add_argument("--iso", metavar="FILE", help="a CD image: a file, copied to a storage, or STORAGE:iso/NAME")
     add_guest_options(create)
+    create.add_argument("--uefi", action="store_true", help="UEFI instead of a BIOS, with a disk for its variables")
+    _configure_import(add_action(actions, "import", _import, _IMPORT_HELP, qm="import"))
+
+
+def _configure_import(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "file", nargs="?", metavar="FILE", type=Path, help=".qcow2, .vmdk, .vdi, .vhdx, .raw, .ova, .ovf"
+    )
+    source.add_argument(
+        "--libvirt", metavar="NAME|FILE.xml", help="a VM of this host's libvirt, by `virsh`, or its XML"
+    )
+    parser.add_argument(
+        "--name", type=_name, metavar="NAME", help="default: what it is called there, or the file's name"
+    )
+    parser.add_argument("--image-format", choices=IMAGE_FORMATS, help="of FILE, where its name does not say")
+    parser.add_argument(
+        "--bridge",
+        action="append",
+        default=[],
+        metavar="[NETWORK=]BRIDGE",
+        help="for cards in that network, or for all; once for each",
+    )
+    add_guest_options(parser)
 
 
 def add_guest_options(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +97,30 @@ async def _create(args: argparse.Namespace, host: PlainHost) -> Answer:
     nets = read_nets(args.net if args.net is not None else [_USER_NET])
     isos = {_ISO_DRIVE: args.iso} if args.iso else {}
     boot = boot_order(*(disk.key for disk in disks[:1]), *isos, *nets)
-    consoles = {"serial0": "socket"}
-    options = {"name": args.name, **consoles, "boot": boot, **nets, **read_options(args)}
-    made = await create_guest(host, "create", Blueprint(options=options, disks=disks, isos=isos), {}, placement(args))
-    return await finish(args, host, made)
+    firmware = {"bios": "ovmf"} if args.uefi else {}
+    options = {"name": args.name, "serial0": "socket", "boot": boot, **firmware, **nets, **read_options(args)}
+    blueprint = Blueprint(options=options, disks=disks, isos=isos)
+    return await finish(args, host, await create_new(host, blueprint, placement(args)))
+
+
+async def _import(args: argparse.Namespace, host: PlainHost) -> Answer:
+    name = {"name": args.name} if args.name else {}
+    overrides = Overrides(
+        options={**name, **read_options(args)},
+        nets=read_nets(args.net) if args.net is not None else None,
+        bus=args.bus,
+        bridges=dict(_split_bridge(text) for text in args.bridge),
+        format=args.image_format,
+    )
+    if args.libvirt is not None:
+        return await finish(args, host, await import_domain(host, args.libvirt, overrides, placement(args)))
+    return await finish(args, host, await import_file(host, args.file, overrides, placement(args)))
+
+
+def _split_bridge(text: str) -> tuple[str, str]:
+    """Network and bridge; the empty network stands for all others."""
+    network, _, bridge = text.rpartition("=")
+    return network, bridge
 
 
 def placement(args: argparse.Namespace) -> Placement:

@@ -19,6 +19,7 @@ from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.orphans import VARIABLE
 from mtunnel_tx.backends.qemuimg import QemuImages
+from mtunnel_tx.backends.virsh import Virsh
 from mtunnel_tx.checks import FormatError, clean, dns_name
 from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.config import Settings
@@ -113,6 +114,7 @@ def make_host(threads: ReactorThreads, settings: Settings, note: Report) -> Plai
         machines=make_machines(threads, settings, storage),
         storage=storage,
         images=QemuImages(threads, {**make_environ(settings, os.environ), VARIABLE: owner}),
+        libvirt=Virsh(threads.reactor, os.environ),
         journal=FileJournal(threads, settings.state_dir),
         changes=FileChanges(threads, state_dir=settings.state_dir, lock_dir=settings.lock_dir),
         owner=owner,

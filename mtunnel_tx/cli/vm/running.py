@@ -82,5 +82,6 @@ async def _unlock(args: argparse.Namespace, host: PlainHost) -> Answer:
 
 async def _status(args: argparse.Namespace, host: PlainHost) -> Answer:
     found = await running.status(host, host.find(args.guest))
-    shown = {"status": found.status, "reason": found.reason, "note": found.note}
+    accelerator = {"kvm": "KVM", "tcg": "none, the VM is emulated"}.get(found.accelerator, "")
+    shown = {"status": found.status, "accelerator": accelerator, "reason": found.reason, "note": found.note}
     return Answer(asdict(found), [f"{name}: {clean(text)}" for name, text in shown.items() if text])

@@ -13,7 +13,7 @@ from typing import Any
 import twisted.internet.reactor
 from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBeginner
 
-from mtunnel_tx.net.epoll import close_hole
+from mtunnel_tx.net.reactor import prepare
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.workers.process.service import WorkerService
 
@@ -27,7 +27,7 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     observer: Any = FileLogObserver(sys.stderr, _show)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-    close_hole(reactor)
+    prepare(reactor)
     channel = socket.socket(fileno=sys.stdin.fileno())
     WorkerService(reactor, channel, Pump(reactor, threads=THREADS), _stop)
     reactor.run()

@@ -1,4 +1,4 @@
-"""`export`: a volume becomes a stream: eight bytes, little endian, the virtual size; then the image.
+"""`export`: a volume becomes a stream.
 
 With snapshots, qcow2 and vmdk travel as they are. Without, every format travels as a raw disk: the state of now;
 qcow2 and vmdk are read through qemu-nbd. A linked clone is refused in both: its base would be missing at the other
@@ -11,58 +11,46 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 
-from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.imagefile import ImageFacts, inspect_image
+from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
 from mtunnel_tx.pve.volume import DirVolume, parse_dir_volume
-from mtunnel_tx.pvesm.directory import named_volume, open_storage
+from mtunnel_tx.pvesm.driver import ExportOrder
 from mtunnel_tx.pvesm.failure import ExitError
-from mtunnel_tx.pvesm.nbd import opened_image, read_disk
+from mtunnel_tx.pvesm.header import send_size
+from mtunnel_tx.pvesm.images.allocation import IMAGE_FORMATS
+from mtunnel_tx.pvesm.images.folders import ImageFolders
+from mtunnel_tx.pvesm.images.nbd import opened_image, read_disk
 from mtunnel_tx.pvesm.sparse import send_all, send_file
 
-HEADER_BYTES = 8
 _MISSING = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOrder:
-    """What to export; `partial`: only a snapshot, or what changed since one, which files cannot give."""
-
-    volid: str
-    stream_format: str
-    with_snapshots: bool
-    partial: bool = False
-
-
-def export_volume(settings: Settings, order: ExportOrder, target: int) -> None:
+def send_image(folders: ImageFolders, plugin: str, name: str, order: ExportOrder, target: int) -> None:
     """Write the stream. Raises: TunnelError: before the first byte wherever possible; OSError: the target."""
-    parsed = named_volume(order.volid, "export")
-    storage = open_storage(settings, parsed.storage)
-    volume = parse_dir_volume(parsed.name)
-    if order.partial or order.stream_format not in _stream_formats(volume, with_snapshots=order.with_snapshots):
-        raise TunnelError(f"volume export format {order.stream_format} not available for PVE::Storage::DirPlugin")
-    path = storage.file(volume)
+    volume = parse_dir_volume(name)
+    if order.partial or order.stream_format not in _stream_formats(folders, volume, order):
+        raise TunnelError(f"volume export format {order.stream_format} not available for {plugin}")
+    path = folders.file(volume)
     with _opened(str(path)) as source:
         length = os.fstat(source).st_size
         facts = inspect_image(volume.format, lambda offset, count: os.pread(source, count, offset), length)
         _refuse_dependent(order.volid, facts)
         if order.stream_format == f"{volume.format}+size":
-            send_all(_header(facts.size_bytes), target)
+            send_size(facts.size_bytes, target)
             send_file(source, length, target)
         else:
             with opened_image(path, volume.format) as connection:
                 _send_disk(connection, facts.size_bytes, target)
 
 
-def _stream_formats(volume: DirVolume, *, with_snapshots: bool) -> tuple[str, ...]:
-    if volume.content != "images" or volume.format == "subvol":
-        return ()
-    if not with_snapshots:
-        return ("raw+size",)
-    return () if volume.format == "raw" else (f"{volume.format}+size",)
+def _stream_formats(folders: ImageFolders, volume: DirVolume, order: ExportOrder) -> list[str]:
+    if volume.content != "images" or volume.format not in IMAGE_FORMATS:
+        return []
+    formats = folders.entry.kind.exports[volume.format]
+    return [name for name in formats if STREAM_FORMATS[name].fits(with_snapshots=order.with_snapshots)]
 
 
 @contextmanager
@@ -86,14 +74,10 @@ def _refuse_dependent(volid: str, facts: ImageFacts) -> None:
         raise BackendFailed(f"cannot export '{volid}': image is encrypted")
 
 
-def _header(size_bytes: int) -> memoryview:
-    return memoryview(size_bytes.to_bytes(HEADER_BYTES, "little"))
-
-
 def _send_disk(connection: socket.socket, size_bytes: int, target: int) -> None:
     """The first piece is read before the header goes out."""
     pieces = read_disk(connection, size_bytes)
     first = next(pieces, memoryview(b""))
-    send_all(_header(size_bytes), target)
+    send_size(size_bytes, target)
     for piece in chain((first,), pieces):
         send_all(piece, target)

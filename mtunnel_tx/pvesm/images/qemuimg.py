@@ -12,7 +12,7 @@ from typing import Any
 
 from mtunnel_tx.errors import BackendFailed, TimedOut
 from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused, read_image_info
-from mtunnel_tx.pvesm.imagemap import refuse_missing_data
+from mtunnel_tx.pvesm.images.imagemap import refuse_missing_data
 
 _GIB = 1 << 30
 # Reading a header needs next to nothing; a check keeps a reference count for each cluster of the image.

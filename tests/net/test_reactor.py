@@ -1,13 +1,14 @@
-"""Events that were meant for a descriptor that is gone."""
+"""Timers and the wall clock; events that were meant for a descriptor that is gone."""
 
 import os
 import socket
+import time
 
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.selectreactor import SelectReactor
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.net.epoll import close_hole
+from mtunnel_tx.net.reactor import close_hole, prepare
 
 
 class Ear:
@@ -82,6 +83,17 @@ class Tests(SynchronousTestCase):
         """Where this fails, Twisted has closed the hole, and ours can go."""
         self.reactor.doIteration(0)
         self.assertEqual(self.newcomer.heard, ["read"])
+
+
+class TimerTests(SynchronousTestCase):
+    def test_timers_follow_the_monotonic_clock(self):
+        reactor = SelectReactor()
+        self.addCleanup(end, reactor)
+        prepare(reactor)
+        before_s = time.monotonic()
+        timer = reactor.callLater(5, lambda: None)
+        self.assertLess(abs(timer.getTime() - before_s - 5), 1)
+        timer.cancel()
 
 
 class Others(SynchronousTestCase):

@@ -1,13 +1,17 @@
-"""Twisted's epoll loop with one hole closed: an event of a descriptor that is gone hits whoever has its number now.
+"""Twisted's reactor as we need it: timers that follow the monotonic clock, and events that reach the right descriptor.
+
+Twisted's timers follow the wall clock: a step back silences all of them, the watchdog's too, a step forward ends
+whatever has a limit. So `reactor.seconds` becomes the monotonic clock; what needs the date asks the wall clock itself.
 
 epoll tells of many descriptors at once. While they are served, one may be closed whose event is still to come, and
 another be opened, which gets the same number: Twisted hands it the event of the other, and a hang-up ends it. On a busy
-daemon that was a connection just accepted, once in some thousands. Here each event goes to whom it was meant for, or to
+daemon that was a connection just accepted, once in some thousands. So each event goes to whom it was meant for, or to
 nobody.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from twisted.logger import Logger
@@ -15,6 +19,12 @@ from twisted.python.log import callWithLogger
 
 log = Logger()
 _PARTS = ("_poller", "_selectables", "_doReadOrWrite", "doIteration")
+
+
+def prepare(reactor: Any) -> None:
+    """Make a reactor ours; to be called before it has any timer."""
+    reactor.seconds = time.monotonic
+    close_hole(reactor)
 
 
 def close_hole(reactor: Any) -> bool:

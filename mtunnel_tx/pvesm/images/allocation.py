@@ -12,29 +12,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtunnel_tx.config import Settings
-from mtunnel_tx.errors import BackendFailed, BadRequest, InvalidParameters, TunnelError
+from mtunnel_tx.errors import BackendFailed, InvalidParameters, TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import next_disk_name, parse_dir_volume
-from mtunnel_tx.pvesm.directory import DirectoryStorage, open_storage
+from mtunnel_tx.pvesm.driver import Announce, NewImage
+from mtunnel_tx.pvesm.header import check_size
+from mtunnel_tx.pvesm.images.folders import ImageFolders
+from mtunnel_tx.pvesm.images.qemuimg import create_image
+from mtunnel_tx.pvesm.images.reservation import Choose, Reservation, reserve
 from mtunnel_tx.pvesm.output import say
-from mtunnel_tx.pvesm.qemuimg import create_image
-from mtunnel_tx.pvesm.reservation import Choose, Reservation, reserve
 
-LARGEST_BYTES = 1 << 50
 _PREALLOCATIONS = ("off", "metadata", "falloc", "full")
 IMAGE_FORMATS = ("raw", "qcow2", "vmdk")
 
 
-def allocate(settings: Settings, storage: str, vmid: int, name: str, size_bytes: int, format: str | None) -> None:
-    """Make an image, and say how it is called; an empty name means the next free one. Raises: TunnelError."""
-    place = open_storage(settings, storage, "images")
-    format = _choose_format(place.entry, name, format)
+def allocate_image(folders: ImageFolders, wanted: NewImage, announce: Announce) -> None:
+    """Make an image, and announce it; an empty name means the next free one. Raises: TunnelError."""
+    format = _choose_format(folders.entry, wanted.name, wanted.format)
     if format not in IMAGE_FORMATS:
-        raise TunnelError(f"unsupported format '{format}' for storage type {place.entry.type}")
-    with reserve(place, vmid, _namer(place, vmid, name, format)) as reservation:
-        create(reservation, place, format, size_bytes)
-        reservation.publish(lambda: say(f"successfully created '{reservation.volid}'"))
+        raise TunnelError(f"unsupported format '{format}' for storage type {folders.entry.type}")
+    with reserve(folders, wanted.vmid, _namer(folders, wanted.vmid, wanted.name, format)) as reservation:
+        create(reservation, folders, format, wanted.size_bytes)
+        reservation.publish(lambda: announce(reservation.volid))
 
 
 def _choose_format(entry: StorageEntry, name: str, format: str | None) -> str:
@@ -47,25 +46,25 @@ def _choose_format(entry: StorageEntry, name: str, format: str | None) -> str:
     return ending
 
 
-def _namer(place: DirectoryStorage, vmid: int, name: str, format: str) -> Choose:
+def _namer(folders: ImageFolders, vmid: int, name: str, format: str) -> Choose:
     found = parse_dir_volume(f"{vmid}/{name}").format if name else format
     if found != format:
         raise TunnelError(f"illegal name '{name}' - wrong extension for format ('{found} != '{format}')")
 
     def choose(taken: frozenset[str]) -> str:
         if name in taken:
-            raise BackendFailed(f"disk image '{place.folder('images') / str(vmid) / name}' already exists")
+            raise BackendFailed(f"disk image '{folders.folder('images') / str(vmid) / name}' already exists")
         return name or next_disk_name(vmid, taken, format)
 
     return choose
 
 
-def create(reservation: Reservation, place: DirectoryStorage, format: str, size_bytes: int) -> None:
+def create(reservation: Reservation, folders: ImageFolders, format: str, size_bytes: int) -> None:
     """Let qemu-img make the image under its temporary name. Raises: TunnelError."""
     check_size(size_bytes)
-    chosen = preallocation(place.entry, format)
+    chosen = preallocation(folders.entry, format)
     if chosen in ("falloc", "full"):
-        _check_space(place, size_bytes)
+        _check_space(folders, size_bytes)
     with _named(reservation, format) as path:
         try:
             words = create_image(path, format, size_bytes, chosen)
@@ -94,13 +93,7 @@ def preallocation(entry: StorageEntry, format: str) -> str | None:
     return "off" if (format, chosen) == ("raw", "metadata") else chosen
 
 
-def check_size(size_bytes: int) -> None:
-    """Raises: BadRequest: no disk has this size."""
-    if not 0 < size_bytes <= LARGEST_BYTES:
-        raise BadRequest(f"refusing an image of {size_bytes} bytes, at most {LARGEST_BYTES} are possible")
-
-
-def _check_space(place: DirectoryStorage, size_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(Path(place.entry.path or "/")).free
+def _check_space(folders: ImageFolders, size_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(Path(folders.entry.path or "/")).free
     if size_bytes > free_bytes:
-        raise BackendFailed(f"no space left on storage '{place.id}': {size_bytes} bytes wanted, {free_bytes} free")
+        raise BackendFailed(f"no space left on storage '{folders.id}': {size_bytes} bytes wanted, {free_bytes} free")

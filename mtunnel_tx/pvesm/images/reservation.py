@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mtunnel_tx.errors import BackendFailed, NotFound, WrongState
-from mtunnel_tx.pvesm.directory import DirectoryStorage
+from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.signals import uninterrupted
 
 Choose = Callable[[frozenset[str]], str]
@@ -26,7 +26,7 @@ _FILE_MODE = 0o640
 class Reservation:
     """A taken name, and the file that will bear it: `fd` is open for reading and writing. Made by `reserve`."""
 
-    def __init__(self, storage: DirectoryStorage, vmid: int, name: str, folder: int) -> None:
+    def __init__(self, storage: ImageFolders, vmid: int, name: str, folder: int) -> None:
         self.name = name
         self.path = storage.folder("images") / str(vmid) / name
         self.part = self.path.with_name(f".{name}.part-{os.getpid()}")
@@ -82,7 +82,7 @@ class Reservation:
 
 
 @contextmanager
-def reserve(storage: DirectoryStorage, vmid: int, choose: Choose) -> Iterator[Reservation]:
+def reserve(storage: ImageFolders, vmid: int, choose: Choose) -> Iterator[Reservation]:
     """Take a name for a new image; what is not published by the end leaves no trace.
 
     Raises: BackendFailed: the folder or the file cannot be made; and what `choose` raises.
@@ -100,7 +100,7 @@ def reserve(storage: DirectoryStorage, vmid: int, choose: Choose) -> Iterator[Re
             storage.drop_empty_folder(vmid)
 
 
-def _take_name(storage: DirectoryStorage, vmid: int, choose: Choose, folder: int) -> Reservation:
+def _take_name(storage: ImageFolders, vmid: int, choose: Choose, folder: int) -> Reservation:
     _remove_stale_parts(folder)
     parts = (_PART.fullmatch(name) for name in os.listdir(folder))
     name = choose(frozenset(os.listdir(folder)) | {part[1] for part in parts if part})
@@ -110,7 +110,7 @@ def _take_name(storage: DirectoryStorage, vmid: int, choose: Choose, folder: int
         raise BackendFailed(f"unable to create '{vmid}/{name}': {error.strerror}") from error
 
 
-def sweep(storage: DirectoryStorage, vmid: int) -> None:
+def sweep(storage: ImageFolders, vmid: int) -> None:
     """Remove what killed makers left behind, and the folder if nothing else is there. Raises: TimedOut: the lock."""
     try:
         with storage.image_folder(vmid) as folder, storage.locked():
