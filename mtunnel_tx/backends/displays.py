@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.backends.devices import device, escaped, placed
-from mtunnel_tx.pve.display import Display
+from mtunnel_tx.pve.display import GuestDisplay
 from mtunnel_tx.pve.hardware import Hardware
 
 _FOLDER_PORT = "org.spice-space.webdav.0"
@@ -41,7 +41,7 @@ def _outputs(hardware: Hardware) -> dict[str, Any]:
     return {"max_outputs": 4} if several and hardware.machine.at_least(4, 1) else {}
 
 
-def _card_memory(display: Display) -> dict[str, Any]:
+def _card_memory(display: GuestDisplay) -> dict[str, Any]:
     memory_mib = display.memory_mib
     if memory_mib is None:
         return {}
@@ -52,14 +52,14 @@ def _card_memory(display: Display) -> dict[str, Any]:
     return {"vgamem_mb": memory_mib}
 
 
-def _qxl_globals(display: Display) -> list[str]:
+def _qxl_globals(display: GuestDisplay) -> list[str]:
     if display.memory_mib is None:
         return list(_QXL_ONE)
     sizes = {"ram_size": display.memory_mib << 22, "vram_size": display.memory_mib << 21}
     return [word for name, size in sizes.items() for word in ("-global", f"qxl-vga.{name}={size}")]
 
 
-def agent_port_devices(display: Display, *, spice: bool) -> list[str]:
+def agent_port_devices(display: GuestDisplay, *, spice: bool) -> list[str]:
     """The serial port of SPICE's agent, which also serves the clipboard of VNC.
 
     Args: spice: QEMU has a SPICE server; without one nothing is connected to the ports.
@@ -77,7 +77,7 @@ def agent_port_devices(display: Display, *, spice: bool) -> list[str]:
     return arguments
 
 
-def spice_server(display: Display, path: Path) -> list[str]:
+def spice_server(display: GuestDisplay, path: Path) -> list[str]:
     """A SPICE server on a UNIX socket, which only this host's administrator can open."""
     if not display.has_spice:
         return []

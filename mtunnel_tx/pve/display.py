@@ -13,7 +13,7 @@ _CIRRUS_MIB = ("4", "8", "16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Display:
+class GuestDisplay:
     """`kind`: as in `vga`, e.g. `std`, `qxl2`, `serial0`; `memory_mib` None: QEMU's default.
 
     `clipboard`: the VNC server shares the guest's clipboard. `shares_folder`: a SPICE viewer may share a folder.
@@ -57,7 +57,7 @@ class Display:
         return self.kind.startswith(("serial", "none"))
 
 
-def read_display(options: Mapping[str, str], *, windows: int) -> Display:
+def read_display(options: Mapping[str, str], *, windows: int) -> GuestDisplay:
     """Read `vga` and `spice_enhancements`. Args: windows: as in Hardware. Raises: TunnelError: `vga: REASON`."""
     vga = VGA.parse(options["vga"]) if "vga" in options else {}
     spice = SPICE.parse(options["spice_enhancements"]) if "spice_enhancements" in options else {}
@@ -68,7 +68,7 @@ def read_display(options: Mapping[str, str], *, windows: int) -> Display:
         raise refuse("vga", f"cirrus has {', '.join(_CIRRUS_MIB)} MiB of memory, not {vga['memory']}")
     if kind.startswith("serial") and kind not in options:
         raise refuse("vga", f"there is no {kind}")
-    return Display(
+    return GuestDisplay(
         kind=kind,
         memory_mib=int(vga["memory"]) if "memory" in vga else None,
         clipboard="clipboard" in vga,

@@ -14,7 +14,7 @@ from mtunnel_tx.checks import CONTROL, FormatError, clean
 from mtunnel_tx.errors import refuse
 from mtunnel_tx.pve.booting import boot_indexes
 from mtunnel_tx.pve.cpumodels import CpuModel, read_cpu
-from mtunnel_tx.pve.display import Display, read_display
+from mtunnel_tx.pve.display import GuestDisplay, read_display
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import AGENT, MACHINE, RNG, SMBIOS, WATCHDOG, check_value
@@ -104,7 +104,7 @@ class Hardware:
     nics: tuple[Nic, ...]
     agent: str | None
     serials: tuple[int, ...]
-    display: Display
+    display: GuestDisplay
     usb_ports: tuple[UsbPort, ...]
     smbios: Mapping[str, str]
     vmgenid: str | None

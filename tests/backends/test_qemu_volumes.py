@@ -1,9 +1,8 @@
 """Before each start: no volume with which QEMU would open another file, and none of a storage that is for others."""
 
-import subprocess
-
 from mtunnel_tx.errors import TunnelError
 from tests.backends.qemucase import QemuCase, guest
+from tests.processes import run_program
 
 
 class Volumes(QemuCase):
@@ -17,9 +16,7 @@ class Volumes(QemuCase):
         """An image below the host's folder, made by qemu-img. Returns: its volume id."""
         host.volumes.make("secret.raw", b"somebody else's")
         folder = self.folder / "host" / "images"
-        subprocess.run(
-            ["qemu-img", "create", "-q", *options, str(folder / name), "4M"], check=True, cwd=folder, timeout=30
-        )
+        run_program(["qemu-img", "create", "-q", *options, str(folder / name), "4M"], cwd=folder)
         return f"local:100/{name}"
 
     async def test_an_image_with_a_backing_file(self):

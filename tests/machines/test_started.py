@@ -11,6 +11,7 @@ from mtunnel_tx.pve.hardware import read_hardware, resolve_machine
 from tests.backends.qemucase import FACTS, QemuCase
 from tests.machines.build import Built
 from tests.machines.table import ROWS
+from tests.patience import patience_s
 
 MOST_MIB = 1024
 LEFT_OUT = ("custom-", "Icelake", "level=", "hugepages", "tpmstate0")
@@ -18,7 +19,7 @@ LEFT_OUT = ("custom-", "Icelake", "level=", "hugepages", "tpmstate0")
 
 
 class Started(QemuCase):
-    timeout = 400
+    timeout = patience_s(200)
 
     def config(self, host, row):
         """The row's config with volumes of this host, and less memory. Returns: None: nothing to start."""
