@@ -83,8 +83,9 @@ async def _send(here: QemuMachines, incoming: Incoming) -> float:
         await running.until_ready()
         await running.write_through()
         await running.start_migration(incoming.migrate_socket)
-        progress = await running.until_migrated()
+        await running.until_switchover()
         await running.end_mirrors()
+        progress = await running.switch_over()
     return progress.downtime_ms
 
 

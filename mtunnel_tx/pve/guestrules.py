@@ -55,14 +55,10 @@ def is_template(conf: GuestConfig) -> bool:
         return False
 
 
-def has_snapshots(conf: GuestConfig) -> bool:
-    """Whether it has snapshots."""
-    return bool(conf.snapshots)
-
-
-def linked_clones(conf: GuestConfig) -> list[str]:
-    """The keys of drives whose volume stands on a base volume."""
-    return [key for key, drive in iter_drives(conf) if drive.is_linked_clone]
+def find_strays(conf: GuestConfig) -> Iterator[str]:
+    """One sentence for each line of today's settings that is none."""
+    for stray in conf.strays:
+        yield f"line {stray.number} of its config is no setting: {clean(stray.text)}"
 
 
 def boot_order(conf: GuestConfig) -> tuple[str, ...]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from mtunnel_tx.checks import CONTROL, FormatError, clean
-from mtunnel_tx.errors import refuse
+from mtunnel_tx.errors import TunnelError, refuse
 from mtunnel_tx.pve.booting import boot_indexes
 from mtunnel_tx.pve.cpumodels import CpuModel, read_cpu
 from mtunnel_tx.pve.display import GuestDisplay, read_display
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import AGENT, MACHINE, RNG, SMBIOS, WATCHDOG, check_value
-from mtunnel_tx.pve.guestrules import is_template, iter_drives, iter_nics
+from mtunnel_tx.pve.guestrules import find_strays, is_template, iter_drives, iter_nics
 from mtunnel_tx.pve.machinetype import MachineType, Version, creation_version, parse_machine_type, windows_version
 from mtunnel_tx.pve.memory import GuestMemory, read_memory
 from mtunnel_tx.pve.property import PropertyFormat
@@ -204,6 +204,8 @@ def resolve_machine(hardware: Hardware, known: Collection[str]) -> Hardware:
 
 def _checked(conf: GuestConfig, *, local: bool) -> dict[str, str]:
     """Every value in the form it is kept in; a file on disk may hold anything."""
+    for reason in find_strays(conf):
+        raise TunnelError(reason)
     if is_template(conf):
         raise refuse("template", "a template cannot be started")
     if not local and "args" in conf.options:

@@ -10,6 +10,8 @@ from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import Drive, is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestrules import find_strays
+from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.storagetypes import Offer
 from mtunnel_tx.pve.volume import VolumeId, find_owner, parse_dir_volume, parse_volume_id
@@ -79,8 +81,11 @@ class Obstacle(TunnelError):
 
 def find_obstacles(vmid: int, conf: GuestConfig) -> Iterator[str]:
     """What in a config keeps the VM here, its disks aside; one sentence each."""
+    yield from (f"VM {vmid}: {reason}" for reason in find_strays(conf))
     if conf.lock is not None:
         yield f"VM {vmid} is locked ({clean(conf.lock)})"
+    if (move := find_move(conf)) is not None:
+        yield f"VM {vmid} was {move}"
     if conf.options.get("template") == "1":
         yield f"VM {vmid} is a template"
     if conf.snapshots:

@@ -1,4 +1,4 @@
-"""May this token use this storage, this volume? The order of the checks is Proxmox's, and so are the texts."""
+"""Which storages and volumes a token may use; the checks come in Proxmox's order and have Proxmox's texts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def usable_storage(services: Services, rights: Rights, storage: str) -> StorageE
 
 
 def refuse_foreign(entry: StorageEntry, volume: VolumeId, vmid: int) -> None:
-    """Raises: TunnelError: an image of another guest, by its folder, its name or its base, is nobody's to give away."""
+    """Raises: TunnelError: the volume is an image of another guest, by its folder, its name or its base."""
     if find_owner(entry, volume.name).is_foreign(vmid):
         raise TunnelError(f"volume '{volume}' does not belong to VM {vmid}")
 

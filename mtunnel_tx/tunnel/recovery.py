@@ -53,7 +53,7 @@ async def recover(services: Services) -> dict[int, str]:
     remove_stale(services.runtime_dir)
     await services.journal.tidy()
     reasons = {vmid: await _recover(services, vmid) for vmid in services.journal.standing()}
-    services.tasks.close_orphans(DIED)
+    services.tasks.finish_orphans(DIED)
     return {vmid: reason for vmid, reason in reasons.items() if reason is not None}
 
 

@@ -97,6 +97,9 @@ class ObstaclesTest(SynchronousTestCase):
         self.assertEqual(obstacles("[PENDING]\nmemory: 1\n"), ["VM 100 has pending changes: memory"])
         self.assertEqual(obstacles("[special:cloudinit]\nmemory: 1\n"), [])
 
+    def test_lines_that_are_no_settings(self):
+        self.assertEqual(obstacles("name: x\ngarbage\n"), ["VM 100: line 2 of its config is no setting: garbage"])
+
     def test_devices_of_the_host(self):
         for line in (
             "hostpci0: 0000:01:00.0", "hostpci1: mapping=gpu", "usb0: host=1234:5678", "usb1: mapping=stick",

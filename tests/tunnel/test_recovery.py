@@ -72,7 +72,7 @@ class RecoveryTests(TunnelCase):
         self.ask(**DISK)
         after = self._crash()
         self.assertEqual(after.events[:4], ["end orphans", "tidy journals", "tidy 100", "journal rolling_back"])
-        self.assertEqual(after.tasks.closed_orphans, "the daemon ended before the tunnel did")
+        self.assertEqual(after.tasks.finished_orphans, "the daemon ended before the tunnel did")
 
     def test_sockets_of_tunnels_go_and_those_of_qemu_stay(self) -> None:
         folder = Path(self.mktemp())

@@ -1,6 +1,5 @@
 """A running VM with a TPM goes from one node to another and back; its TPM's state comes along."""
 
-import os
 import shutil
 
 from twisted.trial.unittest import SkipTest
@@ -36,11 +35,8 @@ class WithTpm(OnlineCase):
         self.here.run("mtunnel_tx.cli", "vm", "stop", "100")
         before = (self.here.storage / "images" / "100" / "vm-100-disk-1.raw").read_bytes()
         self.migrate("--delete")
-        (moved,) = [
-            file
-            for file in (self.there.storage / "images" / "200").iterdir()
-            if os.path.getsize(file) == TPM_STATE_BYTES
-        ]
+        files = (self.there.storage / "images" / "200").iterdir()
+        (moved,) = [file for file in files if file.stat().st_size == TPM_STATE_BYTES]
         self.assertEqual(moved.read_bytes().rstrip(b"\0"), before.rstrip(b"\0"))
         self.there.run("mtunnel_tx.cli", "vm", "start", "200")
         self.assertIn("running", self.status(self.there, 200))
