@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.sizes import format_size
@@ -107,6 +108,9 @@ class Survey:
 
     async def _measure(self, conf: GuestConfig, disk: SourceDisk) -> SourceDisk | None:
         try:
+            if disk.is_tpm_state:
+                # swtpm cuts the file to what it uses, which no stream format can carry.
+                await self._world.storage.extend(str(disk.volid), TPM_STATE_BYTES)
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
                 raise NotFound(f"volume '{disk.volid}' does not exist")
