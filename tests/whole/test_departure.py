@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 from tests.patience import patience_s
+from tests.processes import run_program
 from tests.whole.node import wait_for
 from tests.whole.test_online import OnlineCase
 
@@ -69,7 +69,7 @@ class InsideTests(OnlineCase):
         image = self.here.storage / "images" / "100" / "vm-100-disk-2.qcow2"
         image.parent.mkdir(parents=True)
         for words in (["create", "-q", "-f", "qcow2", str(image), "1M"], ["snapshot", "-c", "before", str(image)]):
-            subprocess.run(["qemu-img", *words], check=True, timeout=patience_s())
+            run_program(["qemu-img", *words])
         self.boot(more="scsi1: local:100/vm-100-disk-2.qcow2,size=1M\n")
         for more in ((), ("--dry-run",), ("--delete",)):
             done = self.migrate(*more, check=False)
