@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.patience import patience_s
+from tests.processes import run_program
 from tests.whole.node import Node
 from tests.whole.test_online import OnlineCase
 
@@ -26,7 +25,7 @@ def make_disks(node: Node) -> None:
             (folder / name).write_bytes(os.urandom(size_bytes))
         else:
             argv = ["qemu-img", "create", "-q", "-f", "qcow2", str(folder / name), str(size_bytes)]
-            subprocess.run(argv, check=True, timeout=patience_s())
+            run_program(argv, check=True)
 
 
 class OfflineTests(SynchronousTestCase):
@@ -88,5 +87,5 @@ class EfiTests(OnlineCase):
     def test_qcow2(self) -> None:
         path = self.image("vm-100-disk-0.qcow2")
         argv = ["qemu-img", "convert", "-O", "qcow2", str(FIRMWARE), str(path)]
-        subprocess.run(argv, check=True, timeout=patience_s())
+        run_program(argv, check=True)
         self.assertEqual(self.move(path.name).name, "vm-200-disk-0.qcow2")
