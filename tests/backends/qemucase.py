@@ -20,7 +20,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 from mtunnel_tx.backends.cpumodelsfile import cpu_models_file
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import PROGRAM, HostFacts
-from mtunnel_tx.backends.images import ImageFile, find_reference
+from mtunnel_tx.backends.images import ImageFile, find_facts
 from mtunnel_tx.backends.process import has_ended, read_record
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.qmp import connect_monitor
@@ -54,7 +54,7 @@ class Volumes:
     async def refers_elsewhere(self, volid):
         path = await self.path(volid)
         file = ImageFile(path=path, format=path.rpartition(".")[2], base=None, in_guest_folder=False)
-        return await find_reference(reactor, file, {"PATH": os.environ.get("PATH", os.defpath)})
+        return (await find_facts(reactor, file, {"PATH": os.environ.get("PATH", os.defpath)})).elsewhere
 
     def config(self):
         text = f"dir: local\n\tpath {self._folder}\n\tcontent images,iso,snippets\n\n"
