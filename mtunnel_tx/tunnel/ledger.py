@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 
 log = Logger()
 
@@ -147,7 +148,7 @@ def _claim(owed: Owed, record: Mapping[str, Any]) -> Owed:
     if record.get("vmid", owed.vmid) != owed.vmid:
         raise WrongState(f"journal of VM {owed.vmid}: it is that of VM {record['vmid']}")
     # Version 1 knew QEMU guests only.
-    kind = str(record.get("kind", "qemu"))
+    kind = str(record.get("kind", QEMU_LAYOUT.word))
     return replace(owed, kind=kind, token=record["token"], marks=frozenset({"absent", "create"}))
 
 
