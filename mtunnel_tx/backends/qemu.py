@@ -12,12 +12,14 @@ from typing import Any
 from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
-from mtunnel_tx.backends.cmdline import StartPlan, firmware_file
+from mtunnel_tx.backends.cmdline import StartPlan
 from mtunnel_tx.backends.cpu import check_cpu
+from mtunnel_tx.backends.cpumodelsfile import CpuModelsFile
 from mtunnel_tx.backends.devices import read_host_mtus
 from mtunnel_tx.backends.drives import volume_format, volumes
 from mtunnel_tx.backends.files import ReactorThreads
-from mtunnel_tx.backends.host import HostFacts, QemuHost
+from mtunnel_tx.backends.firmware import firmware_of
+from mtunnel_tx.backends.host import HostFacts, QemuHost, check_devices
 from mtunnel_tx.backends.incoming import check_exports, with_running_machine
 from mtunnel_tx.backends.launch import Launcher
 from mtunnel_tx.backends.machine import Machine, find_machine
@@ -26,12 +28,11 @@ from mtunnel_tx.backends.process import read_reason
 from mtunnel_tx.backends.qmp import MonitorLost
 from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
 from mtunnel_tx.backends.survivors import restore_records
-from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.hardware import Hardware, read_hardware
+from mtunnel_tx.pve.hardware import Hardware, read_hardware, resolve_machine
 from mtunnel_tx.pve.moved import check_not_moved
 from mtunnel_tx.waiting import Turns
 
@@ -44,7 +45,8 @@ class QemuMachines:
     """ports.Hypervisor.
 
     Args: facts: asked before the first start. storage: knows where volumes are. runtime_dir: mode 0700, for sockets,
-        process records and stderr files. whole_s: how long `resume` waits for the rest of a state.
+        process records and stderr files. cpu_models: the models of the administrator. whole_s: how long `resume` waits
+        for the rest of a state.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class QemuMachines:
         facts: HostFacts,
         storage: Storage,
         runtime_dir: Path,
+        cpu_models: CpuModelsFile,
         whole_s: float = WHOLE_S,
     ) -> None:
         self._reactor = reactor
         self._whole_s = whole_s
         self._threads = threads
         self._facts = facts
+        self._cpu_models = cpu_models
         self._runtime_dir = runtime_dir
         self._launcher = Launcher(reactor, threads, storage, runtime_dir)
         self._machines: dict[int, Machine] = {}
@@ -117,7 +121,7 @@ class QemuMachines:
     async def start(self, vmid: int, conf: GuestConfig, incoming: Incoming, report: Report) -> int | None:
         """See ports.Hypervisor."""
         host = await self._facts.ask()
-        hardware = self._hardware(with_running_machine(conf, incoming), host)
+        hardware = self._hardware(conf, host, machine=incoming.machine)
         check_exports(conf, incoming)
         plan = await self._launcher.plan(vmid, hardware, host, report)
         mtus = {**plan.host_mtus, **read_host_mtus(incoming.nets_host_mtu)}
@@ -187,22 +191,20 @@ class QemuMachines:
         async with machine.monitor() as monitor:
             yield RunningMachine(self._reactor, monitor, machine.exit)
 
-    def _hardware(self, conf: GuestConfig, host: QemuHost | None, *, local: bool = False) -> Hardware:
-        hardware = read_hardware(conf, local=local)
+    def _hardware(
+        self, conf: GuestConfig, host: QemuHost | None, *, local: bool = False, machine: str | None = None
+    ) -> Hardware:
+        """Read a config, and check what can be checked before a start. Raises: TunnelError: `KEY: REASON`."""
+        hardware = read_hardware(conf, local=local, cpu_models=self._cpu_models.value())
         for key, drive in volumes(hardware):
             volume_format(key, drive)
-        firmware_file(hardware)
-        try:
-            shlex.split(hardware.arguments)
-        except ValueError as error:
-            raise refuse("args", str(error)) from error
+        firmware_of(hardware)
+        _check_arguments(hardware.arguments)
         if host is None:
             return hardware
         check_cpu(hardware, host)
-        try:
-            return replace(hardware, machine=hardware.machine.resolved(host.machines))
-        except FormatError as error:
-            raise refuse("machine", str(error)) from error
+        check_devices(hardware, host)
+        return resolve_machine(with_running_machine(hardware, machine), host.machines)
 
     @asynccontextmanager
     async def _launched(self, plan: StartPlan) -> AsyncIterator[Machine]:
@@ -253,3 +255,10 @@ class QemuMachines:
         machine = self._machines.pop(vmid, None)
         if machine is not None:
             machine.forget()
+
+
+def _check_arguments(arguments: str) -> None:
+    try:
+        shlex.split(arguments)
+    except ValueError as error:
+        raise refuse("args", str(error)) from error

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,12 @@ class PvesmStorage:
         file = ImageFile(path=path, format=parsed.format, base=base, in_guest_folder=in_guest_folder)
         return await find_reference(self._reactor, file, self._environ)
 
+    async def extend(self, volid: str, size_bytes: int) -> None:
+        """See ports.Storage. Raises: BackendFailed: it cannot be written."""
+        path = await self._file(volid)
+        if path is not None:
+            await self._in_thread(partial(_extend_file, size_bytes=size_bytes), path)
+
     async def digest(self, volid: str) -> str:
         """See ports.Storage. Raises: BackendFailed, TimedOut."""
         output = await run(self._reactor, ["sha256sum", "--", await self.path(volid)], self._environ, DIGEST_S)
@@ -229,6 +236,15 @@ def _file_size(path: str) -> int | None:
     except OSError:
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _extend_file(path: str, *, size_bytes: int) -> None:
+    size = _file_size(path)
+    if size is not None and size < size_bytes:
+        try:
+            os.truncate(path, size_bytes)
+        except OSError as error:
+            raise BackendFailed(f"unable to extend '{path}': {error.strerror}") from error
 
 
 def _sync_file(path: str) -> None:

@@ -88,6 +88,9 @@ class Storage(Protocol):
         without files.
         """
 
+    async def extend(self, volid: str, size_bytes: int) -> None:
+        """Add zeros to the end of a raw file that is shorter; nothing for what is no file."""
+
     async def digest(self, volid: str) -> str:
         """Returns: SHA-256 of the volume's file, hex."""
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from mtunnel_tx.ports.guests import Guests
-from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.maps import Map
+from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
-from mtunnel_tx.source.links import Dial, Machines, ProgressListener, Reactor
+from mtunnel_tx.source.links import Dial
 from mtunnel_tx.source.target import TargetApi
 
 
@@ -39,22 +36,11 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceWorld:
-    """Both hosts: files, storages and VMs of this one, API and websockets of the other, and who watches.
+class SourceWorld(SourceHost):
+    """Both hosts: this one, and the other one's API and websockets. `impatient`: fires when nobody wants to wait."""
 
-    `machines`: None where running VMs cannot be sent. `runtime_dir`: for sockets. `impatient` fires when nobody wants
-    to wait for the target any more.
-    """
-
-    reactor: Reactor
-    guests: Guests
-    storage: Storage
-    running: Callable[[int], bool]
-    machines: Machines | None
-    runtime_dir: Path
     target: TargetApi
     dial: Dial
-    progress: ProgressListener
     impatient: Deferred[None] = field(default_factory=Deferred)
 
 

@@ -13,12 +13,15 @@ from typing import TypeVar
 
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.sizes import format_size
 from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, describe_mismatch, match_offers
 from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
+from mtunnel_tx.source.journal import check_abandoned, find_departure
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
+from mtunnel_tx.source.owner import describe
 from mtunnel_tx.source.rewriting import find_bridges
 from mtunnel_tx.source.target import NotImplementedThere, TargetUnreachable
 from mtunnel_tx.source.tunnel import read_text
@@ -71,6 +74,7 @@ class Survey:
 
     async def _look_here(self, conf: GuestConfig) -> tuple[SourceDisk, ...]:
         order = self._order
+        self._look_for_journal()
         if self._world.running(order.vmid) and not (order.online and self._world.machines):
             how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
             self._add(f"VM {order.vmid} is running: {how}")
@@ -79,6 +83,17 @@ class Survey:
         self._add(*obstacles, *self._find_gaps(conf, disks))
         measured = [await self._measure(disk) for disk in disks]
         return tuple(disk for disk in measured if disk is not None)
+
+    def _look_for_journal(self) -> None:
+        """What an earlier program left; before a migration it was settled."""
+        try:
+            departure = find_departure(self._world, self._order.vmid)
+            if departure is not None:
+                check_abandoned(self._world, departure)
+                vmid = departure.vmid
+                self._add(f"VM {vmid} {describe(departure)}; first run 'mtunnel settle {vmid}'")
+        except WrongState as error:
+            self._add(error.text)
 
     def _find_gaps(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> Iterator[str]:
         """What the maps leave out."""
@@ -91,6 +106,9 @@ class Survey:
 
     async def _measure(self, disk: SourceDisk) -> SourceDisk | None:
         try:
+            if disk.is_tpm_state:
+                # swtpm cuts the file to what it uses, which no stream format can carry.
+                await self._world.storage.extend(str(disk.volid), TPM_STATE_BYTES)
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
                 raise NotFound(f"volume '{disk.volid}' does not exist")

@@ -135,6 +135,12 @@ class NativeSide:
         module._lib.SSL_shutdown(self._connection._ssl)
         module._lib.ERR_clear_error()
 
+    def drop(self) -> None:
+        self._begin = self._end = 0
+        if self._block is not None:
+            self._blocks.give_back(self._block)
+            self._block = None
+
     def _send(self, data: memoryview | bytes) -> None:
         block = self._block = self._block or self._blocks.lend()
         self._begin, self._end, sent_bytes, outcome, number = self._native.send(

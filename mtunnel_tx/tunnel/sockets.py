@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.events import ByteCount
-from mtunnel_tx.ports.streams import Stream
+from mtunnel_tx.ports.streams import TunnelFlow
 from mtunnel_tx.pve.guestlayout import GuestLayout
 from mtunnel_tx.wire.socketkinds import COMMANDS, SOCKET_KINDS, SocketFolder, SocketKind
 
@@ -147,7 +147,7 @@ class SocketRoute:
         self.file = socket.file
         self.vmid = table.vmid
         self.token = table.token
-        self.stream: Stream | None = None
+        self.stream: TunnelFlow | None = None
         self.over: Deferred[None] = Deferred()
         self.number = 0
         self._table = table
@@ -161,10 +161,10 @@ class SocketRoute:
         if len(taken) >= self._table.most_streams:
             raise WrongState(f"too many streams in the tunnel of VM {self.vmid}")
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, flow: TunnelFlow) -> None:
         """Count the relay in. Raises: WrongState: others were faster."""
         self.check_room()
-        self.stream = stream
+        self.stream = flow
         self._table.count_in(self)
 
     def traffic(self) -> ByteCount:

@@ -16,12 +16,15 @@ from twisted.internet.task import deferLater
 from twisted.internet.unix import Client
 from twisted.trial.unittest import SkipTest, TestCase
 
+from mtunnel_tx.backends.cpumodelsfile import cpu_models_file
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import PROGRAM, HostFacts
+from mtunnel_tx.backends.images import ImageFile, find_reference
 from mtunnel_tx.backends.process import has_ended, read_record
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.qmp import connect_monitor
 from mtunnel_tx.pve.guestconf import parse_guest_config
+from mtunnel_tx.pve.storagecfg import parse_storage_config
 from tests.guest.ticker import read_beats, ticker
 from tests.patience import POLL_S, WAIT_S, tries
 
@@ -38,6 +41,18 @@ class Volumes:
 
     async def path(self, volid):
         return str(self._folder / volid.rpartition("/")[2])
+
+    async def refers_elsewhere(self, volid):
+        path = await self.path(volid)
+        file = ImageFile(path=path, format=path.rpartition(".")[2], base=None, in_guest_folder=False)
+        return await find_reference(reactor, file, {"PATH": os.environ.get("PATH", os.defpath)})
+
+    def config(self):
+        text = f"dir: local\n\tpath {self._folder}\n\tcontent images,iso\n\ndir: isos\n\tpath /isos\n\tcontent iso\n"
+        return parse_storage_config(text, self.fail)
+
+    def fail(self, reason):
+        raise AssertionError(reason)
 
     def make(self, name, content=b"", size_bytes=DISK_BYTES):
         """A raw image. Returns: its volume id."""
@@ -76,6 +91,7 @@ class QemuCase(TestCase):
         volumes = Volumes(folder / "images")
         threads = ReactorThreads(reactor, reactor.getThreadPool())
         parts = {"threads": threads, "facts": FACTS, "storage": volumes, "runtime_dir": runtime_dir}
+        parts["cpu_models"] = cpu_models_file(folder / "pve")
         machines = QemuMachines(reactor, **{**parts, **more})
         self.addCleanup(machines.close)
         return Host(machines, volumes, runtime_dir)

@@ -95,6 +95,15 @@ class OnlineCase(SynchronousTestCase):
         arguments = ("migrate", "100", self.there.endpoint, "--online", "--target-vmid", "200")
         return self.here.run("mtunnel_tx.cli", *arguments, "--target-storage", "local", *more, check=check)
 
+    def start_slow_migration(self) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
+        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1024"]
+        return self.start(argv)
+
+    def start(self, argv: list[str]) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return started_process(self.addCleanup, argv, env=self.here.environ, **pipes)
+
     def status(self, node: Node, vmid: int) -> str:
         return node.run("mtunnel_tx.cli", "vm", "status", str(vmid)).stdout
 
@@ -182,12 +191,3 @@ class OnlineTests(OnlineCase):
         self.there.process.send_signal(signal.SIGCONT)
         wait_for("the end of the tunnel", lambda: not self.there.ask(cmd="status")["tunnels"])
         self.assertEqual((self.there.guest(200), self.there.images(200)), (None, []))
-
-    def start_slow_migration(self) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
-        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1024"]
-        return self.start(argv)
-
-    def start(self, argv: list[str]) -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return started_process(self.addCleanup, argv, env=self.here.environ, **pipes)
