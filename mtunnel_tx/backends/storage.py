@@ -15,10 +15,11 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
 from mtunnel_tx.backends.files import CachedFile
-from mtunnel_tx.backends.images import ImageFile, find_reference
+from mtunnel_tx.backends.images import ImageFile, find_facts, unusable
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.ports.storage import ImportRequest, Report, Volume
+from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
 from mtunnel_tx.pve.storagetypes import Layout
 from mtunnel_tx.pve.volume import find_owner, parse_dir_volume, parse_volume_id
@@ -115,6 +116,11 @@ class PvesmStorage:
         return next((found.size_bytes for found in listed if found.volid == volid), None)
 
     async def refers_elsewhere(self, volid: str) -> str | None:
+        """See ports.Storage. Raises: as `image_facts`."""
+        facts = await self.image_facts(volid)
+        return facts.elsewhere if facts is not None else None
+
+    async def image_facts(self, volid: str) -> ImageFacts | None:
         """See ports.Storage. Raises: BackendFailed, TimedOut, TunnelError: no such storage, or no volume id."""
         path = await self._file(volid)
         if path is None:
@@ -127,11 +133,11 @@ class PvesmStorage:
         if parsed.base is not None:
             base_volid = f"{volume.storage}:{parsed.base}"
             if reason := await self.refers_elsewhere(base_volid):
-                return f"base volume '{base_volid}': {reason}"
+                return unusable(parsed.format, f"base volume '{base_volid}': {reason}")
             base = await self._file(base_volid)
         in_guest_folder = parsed.content == "images"
         file = ImageFile(path=path, format=parsed.format, base=base, in_guest_folder=in_guest_folder)
-        return await find_reference(self._reactor, file, self._environ)
+        return await find_facts(self._reactor, file, self._environ)
 
     async def extend(self, volid: str, size_bytes: int) -> None:
         """See ports.Storage. Raises: BackendFailed: it cannot be written."""

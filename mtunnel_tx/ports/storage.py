@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
 Report = Callable[[str], None]
@@ -79,6 +80,9 @@ class Storage(Protocol):
 
     async def size_bytes(self, volid: str) -> int | None:
         """Returns: its virtual size; None where there is no such volume."""
+
+    async def image_facts(self, volid: str) -> ImageFacts | None:
+        """What an image says of itself, and `elsewhere` of its name too; None: it is no file. Never follows a name."""
 
     async def refers_elsewhere(self, volid: str) -> str | None:
         """Why QEMU would open another file with this volume, or in its place; None: it would not.

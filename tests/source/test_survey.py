@@ -3,9 +3,11 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import NotFound
+from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.survey import Obstructed
 from tests.source.case import CONF, SourceCase
+from tests.source.machines import FakeMachine
 from tests.source.target import TOKEN, make_reply
 
 
@@ -98,6 +100,33 @@ class SurveyTest(SourceCase):
             "storage 'local': no target for 'local' in the map 'other:tank'",
             "bridge 'vmbr0': no target for 'vmbr0' in the map 'vmbr7:vmbr8'",
         ])  # fmt: skip
+
+    def hold(self, **facts):
+        """What is stored in the qcow2 beside its disk."""
+        self.storage.facts["local:100/vm-100-disk-1.qcow2"] = ImageFacts(format="qcow2", size_bytes=0, **facts)
+
+    async def test_what_a_mirror_cannot_carry(self):
+        """A copy of the file has it, so that nothing stands in the way of a VM that is off."""
+        self.hold(snapshots=("before", "after"), bitmaps=("b0",))
+        await self.check(online=True)
+        self.machines = FakeMachine()
+        hint = "--drop-snapshots lets them go, and a move of the VM while it is off keeps them"
+        start = "image would be lost by a move while it runs"
+        self.assertEqual(
+            await self.obstacles(online=True),
+            [
+                f"virtio1: the snapshots in its {start}: before, after; {hint}",
+                f"virtio1: the bitmaps in its {start}: b0; {hint}",
+            ],
+        )
+        await self.check(online=True, drop_snapshots=True)
+
+    async def test_an_encrypted_image(self):
+        self.hold(encrypted=True)
+        self.assertEqual(
+            await self.obstacles(),
+            ["virtio1: 'local:100/vm-100-disk-1.qcow2' is encrypted, and no key goes with it"],
+        )
 
     async def test_an_image_with_a_backing_file(self):
         self.storage.backing["local:100/vm-100-disk-1.qcow2"] = "backing file '/x'"

@@ -81,7 +81,7 @@ class OnlineCase(SynchronousTestCase):
 
     def boot(self, *, burst: int = 2, more: str = "") -> Listener:
         folder = self.here.storage / "images" / "100"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "vm-100-disk-0.raw").write_bytes(ticker(8, burst, ring=RING))
         os.truncate(folder / "vm-100-disk-0.raw", DISK_BYTES)
         (folder / "vm-100-disk-1.raw").write_bytes(bytes(1 << 20))
