@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import read_record
+from tests.processes import run_program
 from tests.whole.moving import FIREWALL, Move, make_qcow2
 from tests.whole.node import USERS, Node, wait_for
 from tests.whole.peer import Tunnel, call
@@ -171,9 +171,9 @@ class FullDiskTests(SynchronousTestCase):
         self.folder = Path(tempfile.mkdtemp(prefix="mtunnel-full-"))
         self.addCleanup(self.folder.rmdir)
         mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(self.folder)]
-        if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        if os.geteuid() or run_program(mount, check=False, capture_output=True).returncode:
             raise SkipTest("only root can mount a file system: NO FULL DISK IS TRIED")
-        self.addCleanup(subprocess.run, ["umount", str(self.folder)], check=True)
+        self.addCleanup(run_program, ["umount", str(self.folder)])
         self.patch(tempfile, "tempdir", str(self.folder))
         self.node = Node().start()
         self.addCleanup(self.node.close)
