@@ -201,6 +201,11 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
+def plain_environ() -> dict[str, str]:
+    """The environment of a program that needs nothing of ours."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+
+
 def spawn_qemu(
     reactor: Any, argv: Sequence[str], marks: Mapping[str, str], stderr: Path, fds: Mapping[int, int]
 ) -> int:
@@ -210,7 +215,7 @@ def spawn_qemu(
         first. fds: descriptor number in QEMU to our descriptor.
     Returns: its pid. Raises: BackendFailed: the system refuses.
     """
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **marks}
+    environ = {**plain_environ(), **marks}
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     try:

@@ -76,6 +76,9 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
     parser.add_argument("--online", action="store_true", help="move it while it runs")
+    parser.add_argument(
+        "--drop-snapshots", action="store_true", help="with --online: snapshots and bitmaps in its images may be lost"
+    )
     parser.set_defaults(run=run)
 
 
@@ -139,6 +142,7 @@ def make_order(args: argparse.Namespace) -> Order:
         bwlimit_kib_s=args.bwlimit,
         delete=args.delete,
         online=args.online,
+        drop_snapshots=args.drop_snapshots,
     )
 
 

@@ -61,6 +61,11 @@ class SourceDisk:
         return self.format in ("qcow2", "vmdk")
 
     @property
+    def is_tpm_state(self) -> bool:
+        """Whether it is the state of a TPM, which of a running VM comes with its memory."""
+        return self.label.startswith("tpmstate")
+
+    @property
     def is_cloudinit(self) -> bool:
         """Whether it is a generated image, which is found by its name."""
         return re.fullmatch(r"vm-[0-9]+-cloudinit(\.[a-z0-9]+)?", self.name) is not None
@@ -138,13 +143,11 @@ def _find_disk(vmid: int, key: str, value: str, entries: Mapping[str, StorageEnt
         raise Obstacle(f"cannot be read: {str(error).strip()}") from error
     if not drive.has_volume:
         return None
-    _check_drive(key, drive)
+    _check_drive(drive)
     return _describe(vmid, key, parse_volume_id(drive.volume), entries)
 
 
-def _check_drive(key: str, drive: Drive) -> None:
-    if key.startswith("tpmstate"):
-        raise Obstacle("the state of a TPM cannot be sent")
+def _check_drive(drive: Drive) -> None:
     if drive.volume.startswith("/"):
         raise Obstacle(f"'{drive.volume}' is a path of this host")
     if drive.is_cdrom and not drive.is_cloudinit:

@@ -19,7 +19,8 @@ class Order:
     """Which VM, as which VM there, onto which storages and bridges (None: bridges are called the same there).
 
     `bwlimit_kib_s` replaces the limits of our own files where it is given; 0 is no limit. `delete`: remove the VM
-    here once the target has it. `online`: move it while it runs.
+    here once the target has it. `online`: move it while it runs. `drop_snapshots`: even where snapshots and bitmaps in
+    its images are lost by that.
     """
 
     vmid: int
@@ -29,6 +30,7 @@ class Order:
     bwlimit_kib_s: int | None = None
     delete: bool = False
     online: bool = False
+    drop_snapshots: bool = False
 
     def bridge(self, name: str) -> str:
         """What a bridge is called at the target. Raises: BadRequest: not in the map."""

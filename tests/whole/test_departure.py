@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.patience import patience_s
+from tests.processes import run_program
 from tests.whole.node import wait_for
 from tests.whole.test_online import OnlineCase
 
@@ -59,3 +60,24 @@ class KilledTests(OnlineCase):
         self.assertIn("has ended before it was done\nVM 100 runs on here\n", done.stdout)
         self.assertIn("running", self.status(self.there, 200))
         self.assertIn("moved: to 127.0.0.1 as VM 200 on ", self.here.guest(100) or "")
+
+
+class InsideTests(OnlineCase):
+    """What a qcow2 has beside its disk is not lost without a word."""
+
+    def test_a_snapshot_that_the_config_does_not_name(self) -> None:
+        image = self.here.storage / "images" / "100" / "vm-100-disk-2.qcow2"
+        image.parent.mkdir(parents=True)
+        for words in (["create", "-q", "-f", "qcow2", str(image), "1M"], ["snapshot", "-c", "before", str(image)]):
+            run_program(["qemu-img", *words])
+        self.boot(more="scsi1: local:100/vm-100-disk-2.qcow2,size=1M\n")
+        for more in ((), ("--dry-run",), ("--delete",)):
+            done = self.migrate(*more, check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(
+                "scsi1: the snapshots in its image would be lost by a move while it runs: before", done.stderr
+            )
+        self.assertIn("running", self.status(self.here, 100))
+        self.migrate("--drop-snapshots", "--delete")
+        self.assertIn("running", self.status(self.there, 200))
+        self.assertIsNone(self.here.guest(100))

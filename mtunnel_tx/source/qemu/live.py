@@ -34,7 +34,7 @@ MEMORY = "memory"
 def is_online(conf: GuestConfig, disk: SourceDisk) -> bool:
     """Whether a running VM has this disk open: then it is mirrored, not exported."""
     key = disk.label
-    if disk.is_cloudinit or not is_drive_key(key) or key.startswith("unused"):
+    if disk.is_cloudinit or disk.is_tpm_state or not is_drive_key(key) or key.startswith("unused"):
         return False
     if key.startswith("efidisk"):
         return conf.options.get("bios") == "ovmf"
