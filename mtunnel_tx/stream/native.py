@@ -45,6 +45,10 @@ class Native:
     module: ModuleType | None
     reason: str = ""
 
+    def summary(self) -> str:
+        """Which way streams run, for people."""
+        return "native module" if self.module else f"pure Python ({self.reason})"
+
 
 def find_native(environ: dict[str, str] | os._Environ[str] = os.environ) -> Native:
     """Load the native module and tell it where OpenSSL is; tried on a connection."""
