@@ -44,6 +44,7 @@ from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.engine import MakeEngine, best_engine
 from mtunnel_tx.stream.flow import Flow
+from mtunnel_tx.stream.gathering import FlowPace, Gathering
 from mtunnel_tx.stream.mask import Unmask, best_unmask
 from mtunnel_tx.stream.native import Native, find_native
 from mtunnel_tx.stream.peer import PeerConnection
@@ -61,13 +62,6 @@ SWITCH_S = 0.0005
 default of 5 ms it waits for tens of ms while flows are busy, because it loses the lock at each call that may block."""
 
 LONGEST_WAIT_S = 60.0
-
-TRICKLE_BYTES = range(8 * 1024, 128 * 1024)
-"""If a pass moves so many bytes per flow, the senders are trickling: their bytes come as fast as they are taken, but in
-pieces, and each piece costs a pass here and wakes both neighbours. The thread then sleeps GATHER_S so that bytes
-accumulate. Requests and replies are smaller; a flow that is behind moves more."""
-
-GATHER_S = 0.0001
 
 NO_NUMBER = -1
 
@@ -88,6 +82,7 @@ class _PumpedFlow:
         self.interest: Interest | None = None
         self.masks: dict[socket.socket, int] = {running.local: 0}
         self.told_local = self.told_peer = False
+        self.pace = FlowPace()
 
 
 class _PumpThread:
@@ -107,6 +102,7 @@ class _PumpThread:
         self._jobs: dict[int, _PumpedFlow] = {}
         self._by_number: dict[int, _PumpedFlow] = {}
         self._due_s = 0.0
+        self._gathering = Gathering()
         self._stopping = False
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
@@ -161,9 +157,12 @@ class _PumpThread:
             self._orders.popleft()()
         served = {id(job): job for job in ready if job is not None}
         served.update(self._take_due())
-        moved_bytes = [self._serve(job) for job in served.values()]
-        if moved_bytes and sum(moved_bytes) // len(moved_bytes) in TRICKLE_BYTES:
-            self._rest(GATHER_S)
+        for job in served.values():
+            self._serve(job)
+        if served:
+            rest_s = self._gathering.rest_s([job.pace for job in served.values()], self._now())
+            if rest_s:
+                self._rest(rest_s)
 
     def _note(self, number: int) -> _PumpedFlow | None:
         """Note which socket of a flow is ready. Returns: None: it was the eventfd."""
@@ -213,10 +212,8 @@ class _PumpThread:
     def _stop(self) -> None:
         self._stopping = True
 
-    def _serve(self, job: _PumpedFlow) -> int:
-        """Returns: how many bytes of payload it moved."""
+    def _serve(self, job: _PumpedFlow) -> None:
         running = job.running
-        before_bytes = running.carried_bytes
         try:
             running.service(peer_event=job.peer_event, local_event=job.local_event)
             if running.carrier is not job.carrier:
@@ -231,7 +228,7 @@ class _PumpThread:
             self._due_s = min(self._due_s, job.due_s)
         if running.is_ending:
             self._tell(job)
-        return running.carried_bytes - before_bytes
+        job.pace.note(running.bytes_in, running.bytes_out, self._now())
 
     def _abandon(self, job: _PumpedFlow) -> None:
         """A bug must not end the other flows of this thread."""
@@ -379,15 +376,19 @@ class Pump:
 
     def _pick_urgent(self) -> _PumpThread:
         if not self._urgent:
-            self._urgent.append(self._start_thread("pump-urgent"))
+            self._urgent.append(self._start_thread("pump-urgent", rest=_never_rest))
         return self._urgent[0]
 
-    def _start_thread(self, name: str) -> _PumpThread:
+    def _start_thread(self, name: str, rest: Callable[[float], None] | None = None) -> _PumpThread:
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         tools = ThreadTools(
             blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now, native=self._native.module
         )
-        return _PumpThread(name, self._reactor, tools, self._rest)
+        return _PumpThread(name, self._reactor, tools, rest or self._rest)
+
+
+def _never_rest(_rest_s: float) -> None:
+    """Somebody waits for each line of a command connection."""
 
 
 def _count_out(job: tuple[_PumpThread, _PumpedFlow]) -> None:

@@ -73,11 +73,6 @@ class RunningFlow:
         return self._outward.position
 
     @property
-    def carried_bytes(self) -> int:
-        """Payload bytes, both ways together."""
-        return self._inward.arrived_bytes + self._outward.position
-
-    @property
     def is_local_over(self) -> bool:
         """The UNIX socket may be closed."""
         return self.ends.local_over

@@ -7,9 +7,10 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.stream.engine import NativeEngine, PublicEngine, best_engine
+from mtunnel_tx.stream.gathering import SHORT_REST_S
 from mtunnel_tx.stream.mask import find_native, unmask_slowly
 from mtunnel_tx.stream.native import Native
-from mtunnel_tx.stream.pump import GATHER_S, Pump
+from mtunnel_tx.stream.pump import Pump
 from tests.patience import patience_s
 from tests.stream.relaying import RelayTests
 from tests.stream.scene import Scenes, in_thread, read_exactly
@@ -92,7 +93,7 @@ class GatheringPump(Scenes, TestCase):
         self.assertTrue(ask(self.relay._threads[0], lambda _thread: self.rests.empty()))
         scene.peer.data(bytes(16_000))
         read_exactly(scene.local, 16_000)
-        self.assertEqual(self.rests.get(timeout=patience_s()), GATHER_S)
+        self.assertEqual(self.rests.get(timeout=patience_s()), SHORT_REST_S)
 
 
 class PlainPump(PumpTests, TestCase):
