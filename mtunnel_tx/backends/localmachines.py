@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from mtunnel_tx.backends.host import find_firmware
+from mtunnel_tx.backends.firmware import find_variables
 from mtunnel_tx.backends.machine import Machine
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.scope import join_scope
@@ -28,8 +28,7 @@ class LocalMachines(QemuMachines):
 
     def efi_template(self) -> Path:
         """See ports.LocalHypervisor."""
-        code = find_firmware("4m", secure=False)
-        return code.with_name(code.name.replace("CODE", "VARS"))
+        return find_variables("4m", enrolled=False)
 
     def recorded(self) -> list[int]:
         """See ports.LocalHypervisor."""

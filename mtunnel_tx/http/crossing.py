@@ -14,10 +14,10 @@ from mtunnel_tx.http.client import open_stream
 from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.net.kinds import Reactor, Request
-from mtunnel_tx.ports.streams import Stream
+from mtunnel_tx.ports.streams import TunnelFlow
 from mtunnel_tx.pve.maps import Endpoint
-from mtunnel_tx.stream.link import Link, Relays
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.flow import Flow, Relay
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.wire.socketkinds import FORWARDED
 
 
@@ -25,8 +25,8 @@ class Crossing:
     """Both streams, each told when the other one breaks."""
 
     def __init__(self) -> None:
-        self.near: Link | None = None
-        self.far: Link | None = None
+        self.near: Flow | None = None
+        self.far: Flow | None = None
         self.is_broken = False
 
     async def near_closed(self, orderly: bool) -> None:
@@ -35,7 +35,7 @@ class Crossing:
     async def far_closed(self, orderly: bool) -> None:
         await self._take_along(self.near, orderly)
 
-    async def _take_along(self, other: Link | None, orderly: bool) -> None:
+    async def _take_along(self, other: Flow | None, orderly: bool) -> None:
         """The first one to break waits until the other has let go of the pair, and does not meet its end of file."""
         if orderly or self.is_broken:
             return
@@ -59,12 +59,12 @@ class NearRoute:
     def check_room(self) -> None:
         """Whether there is any is for the other node to say."""
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, flow: TunnelFlow) -> None:
         """The client's stream is about to run. Raises: Unreachable: there is nothing left that it could lead to."""
         if self._crossing.is_broken:
             raise Unreachable("the other side ended the connection")
-        assert isinstance(stream, Link)
-        self._crossing.near = stream
+        assert isinstance(flow, Flow)
+        self._crossing.near = flow
 
     async def closed(self, *, orderly: bool) -> None:
         """The client's stream has ended."""
@@ -72,7 +72,7 @@ class NearRoute:
 
 
 async def cross_over(
-    request: Request, endpoint: Endpoint, headers: dict[str, str], *, relays: Relays, limits: StreamLimits,
+    request: Request, endpoint: Endpoint, headers: dict[str, str], *, relay: Relay, limits: FlowLimits,
     reactor: Reactor,
 ) -> None:  # fmt: skip
     """Open a websocket at the endpoint for this very request, then upgrade the request itself.
@@ -85,13 +85,13 @@ async def cross_over(
     try:
         far = crossing.far = await open_stream(
             reactor, endpoint, request.uri.decode("ascii"), there,
-            relays=relays, limits=limits, headers=headers, closed=crossing.far_closed,
+            relay=relay, limits=limits, headers=headers, closed=crossing.far_closed,
         )  # fmt: skip
     except BaseException:
         here.close()
         raise
     try:
-        await upgrade(request, handshake, here, NearRoute(crossing), relays=relays, limits=limits, reactor=reactor)
+        await upgrade(request, handshake, here, NearRoute(crossing), relay=relay, limits=limits, reactor=reactor)
     except BaseException:
         far.abort()
         raise

@@ -11,17 +11,17 @@ from twisted.logger import Logger
 from mtunnel_tx.http.handshake import Handshake
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.ports.streams import Route
-from mtunnel_tx.stream.link import Link, Relays, Terms
-from mtunnel_tx.stream.peer import Peer, take_over
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.flow import Flow, FlowTerms, Relay
+from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.stream.peer import PeerConnection, take_over
 
 log = Logger()
 
 
 async def upgrade(
-    request: Request, handshake: Handshake, local: socket.socket, route: Route, *, relays: Relays,
-    limits: StreamLimits, reactor: Reactor,
-) -> Link:  # fmt: skip
+    request: Request, handshake: Handshake, local: socket.socket, route: Route, *, relay: Relay,
+    limits: FlowLimits, reactor: Reactor,
+) -> Flow:  # fmt: skip
     """Turn a request into a stream between its connection and a UNIX socket.
 
     Args: request: a twisted.web request, nothing answered yet. handshake: of this request. local: connected; it belongs
@@ -29,30 +29,30 @@ async def upgrade(
     Returns: the stream, running; the request must not be touched any more.
     Raises: TunnelError: refused, to be answered as HTTP; ConnectionLost: there is nobody left to answer.
     """
-    link = Link(relays, local, _terms(route, limits))
+    flow = Flow(relay, local, _terms(route, limits))
     try:
         # What followed the request in the same segment reaches the channel only after this turn of the reactor.
         await deferLater(reactor, 0)
         if request.channel is None:
             raise ConnectionLost("connection lost before the upgrade")
-        route.opened(link)
+        route.opened(flow)
     except BaseException:
         local.close()
         raise
     try:
         peer = await _leave_http(request, handshake.answer)
     except BaseException:
-        link.drop()
+        flow.drop()
         raise
-    link.start(peer)
-    return link
+    flow.attach(peer)
+    return flow
 
 
-def _terms(route: Route, limits: StreamLimits) -> Terms:
+def _terms(route: Route, limits: FlowLimits) -> FlowTerms:
     async def closed(orderly: bool) -> None:
         await route.closed(orderly=orderly)
 
-    return Terms(
+    return FlowTerms(
         urgent=route.kind.urgent,
         ends_with_local=route.kind.ends_both,
         limits=limits,
@@ -60,7 +60,7 @@ def _terms(route: Route, limits: StreamLimits) -> Terms:
     )
 
 
-async def _leave_http(request: Request, answer: bytes) -> Peer:
+async def _leave_http(request: Request, answer: bytes) -> PeerConnection:
     """Take the connection from the request's channel.
 
     A channel keeps what came after a request for the next one, and gives it to `setLineMode` when the first is done.

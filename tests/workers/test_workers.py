@@ -10,7 +10,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.stream.relay import ReactorRelays
+from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tls.certificate import Certificate
 from mtunnel_tx.workers.channel import MessageChannel, make_pair
 from mtunnel_tx.workers.pool import BEAT_S, MOST_MISSED, WorkerPool
@@ -60,7 +60,7 @@ class WorkerPoolTests(SynchronousTestCase):
         self.reactor = Reactor()
         self.children: list[FakeChild] = []
         self.refusal: BackendFailed | None = None
-        here = ReactorRelays(self.reactor)
+        here = ReactorRelay(self.reactor)
         self.pool = WorkerPool(self.reactor, count=2, spawn=self.spawn, here=here, handshake_s=7)
         self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(self.pool.stop())))
 
