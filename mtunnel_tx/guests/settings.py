@@ -12,7 +12,7 @@ from mtunnel_tx.guests.changing import settle_earlier
 from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
 from mtunnel_tx.guests.volumes import is_own, keep_unused
 from mtunnel_tx.pve.drive import DRIVE_KEYS, Drive, format_drive, parse_drive
-from mtunnel_tx.pve.guestconf import PENDING, GuestConfig, Section
+from mtunnel_tx.pve.guestconf import PENDING, GuestConfig, GuestSection
 from mtunnel_tx.pve.guestrules import check_consistency, iter_volumes
 
 INTERNAL = frozenset(
@@ -119,7 +119,7 @@ async def _change(host: PlainHost, vmid: int, conf: GuestConfig, key: str, value
 
 
 async def _postpone(
-    host: PlainHost, vmid: int, conf: GuestConfig, pending: Section, key: str, value: str | None
+    host: PlainHost, vmid: int, conf: GuestConfig, pending: GuestSection, key: str, value: str | None
 ) -> None:
     """Note a change for the next start."""
     pending.options.pop(key, None)
@@ -135,18 +135,18 @@ async def _postpone(
         pending.options[_DELETE] = ",".join(sorted(gone))
 
 
-def _pending_of(conf: GuestConfig) -> Section:
-    return conf.pending or Section()
+def _pending_of(conf: GuestConfig) -> GuestSection:
+    return conf.pending or GuestSection()
 
 
-def _keep_pending(conf: GuestConfig, pending: Section) -> None:
+def _keep_pending(conf: GuestConfig, pending: GuestSection) -> None:
     if pending.options:
         conf.sections[PENDING] = pending
     else:
         conf.sections.pop(PENDING, None)
 
 
-def _deleted(pending: Section) -> list[str]:
+def _deleted(pending: GuestSection) -> list[str]:
     return [key.lstrip("!") for key in pending.options.get(_DELETE, "").split(",") if key]
 
 

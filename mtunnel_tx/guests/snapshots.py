@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mtunnel_tx.checks import clean, config_id
@@ -24,7 +25,7 @@ from mtunnel_tx.guests.snapshotsteps import (
 )
 from mtunnel_tx.guests.volumes import is_own
 from mtunnel_tx.ports.changes import Change
-from mtunnel_tx.pve.guestconf import GuestConfig, Section
+from mtunnel_tx.pve.guestconf import GuestConfig, GuestSection
 
 LONGEST_NAME = 40
 _RESERVED = frozenset({"current", "pending"})
@@ -51,10 +52,19 @@ def read_snapshot_name(text: str) -> str:
 def list_snapshots(host: PlainHost, vmid: int) -> list[SnapshotEntry]:
     """The snapshots of a VM, the oldest first."""
     entries = [_entry(name, section) for name, section in host.guests.read(vmid).snapshots.items()]
-    return sorted(entries, key=lambda entry: (entry.taken_s, entry.name))
+    parents = {entry.name: entry.parent for entry in entries}
+    return sorted(entries, key=lambda entry: (entry.taken_s, _depth(entry.name, parents), entry.name))
 
 
-def _entry(name: str, section: Section) -> SnapshotEntry:
+def _depth(name: str, parents: Mapping[str, str]) -> int:
+    """How many stand before it; a config on disk may have a ring."""
+    depth = 0
+    while (name := parents.get(name, "")) and depth < len(parents):
+        depth += 1
+    return depth
+
+
+def _entry(name: str, section: GuestSection) -> SnapshotEntry:
     taken = section.options.get("snaptime", "0")
     return SnapshotEntry(
         name=name,
@@ -87,11 +97,11 @@ async def take_snapshot(host: PlainHost, vmid: int, name: str, description: str)
             await host.guests.write(vmid, conf)
 
 
-def _new_section(conf: GuestConfig, description: str) -> Section:
+def _new_section(conf: GuestConfig, description: str) -> GuestSection:
     parent = {"parent": conf.options["parent"]} if "parent" in conf.options else {}
     state = {"snaptime": str(int(time.time())), "snapstate": PREPARED}
     text = "".join(f"{clean(line)}\n" for line in description.splitlines())
-    return Section(options={**copied_options(conf), **parent, **state}, description=text)
+    return GuestSection(options={**copied_options(conf), **parent, **state}, description=text)
 
 
 async def roll_back(host: PlainHost, vmid: int, name: str) -> None:
@@ -124,7 +134,7 @@ async def remove_snapshot(host: PlainHost, vmid: int, name: str) -> None:
         await finish_removal(host, work.change)
 
 
-def _whole_snapshot(conf: GuestConfig, vmid: int, name: str) -> Section:
+def _whole_snapshot(conf: GuestConfig, vmid: int, name: str) -> GuestSection:
     if name not in conf.snapshots:
         raise NotFound(f"VM {vmid} has no snapshot '{clean(name)}'")
     section = conf.snapshots[name]

@@ -12,7 +12,7 @@ from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
 from mtunnel_tx.guests.volumes import free_unnamed, image_format, is_disk, is_own, keep_unused, own_volumes
 from mtunnel_tx.ports.changes import Change
 from mtunnel_tx.pve.drive import drive_interface
-from mtunnel_tx.pve.guestconf import GuestConfig, Section
+from mtunnel_tx.pve.guestconf import GuestConfig, GuestSection
 from mtunnel_tx.pve.guestrules import iter_drives
 
 TAKE, ROLL_BACK, REMOVE = "snapshot", "rollback", "snapshot --remove"
@@ -24,7 +24,7 @@ _OF_NOW = frozenset({"lock", "parent", "snapstate", "snaptime", "vmstate", "dige
 _OF_SNAPSHOT = frozenset({"snapstate", "snaptime", "vmstate", "runningmachine", "runningcpu", "running-nets-host-mtu"})
 
 
-def snapshot_volumes(host: PlainHost, section: Section, vmid: int) -> dict[str, str]:
+def snapshot_volumes(host: PlainHost, section: GuestSection, vmid: int) -> dict[str, str]:
     """The disks that take part, by drive. Raises: BadRequest: one cannot have snapshots."""
     volumes = {}
     for key, drive in iter_drives(GuestConfig(options=section.options)):
@@ -41,13 +41,13 @@ def copied_options(conf: GuestConfig) -> dict[str, str]:
     return {key: value for key, value in conf.options.items() if key not in _OF_NOW and not key.startswith("unused")}
 
 
-async def take_in_images(host: PlainHost, section: Section, vmid: int, name: str) -> None:
+async def take_in_images(host: PlainHost, section: GuestSection, vmid: int, name: str) -> None:
     """Take the snapshot in each image."""
     for volid in snapshot_volumes(host, section, vmid).values():
         await host.images.take_snapshot(Path(await host.storage.path(volid)), name)
 
 
-async def delete_in_images(host: PlainHost, section: Section, vmid: int, name: str) -> None:
+async def delete_in_images(host: PlainHost, section: GuestSection, vmid: int, name: str) -> None:
     """Remove the snapshot from each image that has it; a volume that is gone has none."""
     for volid in snapshot_volumes(host, section, vmid).values():
         path = Path(await host.storage.path(volid))
@@ -55,7 +55,7 @@ async def delete_in_images(host: PlainHost, section: Section, vmid: int, name: s
             await host.images.delete_snapshot(path, name)
 
 
-async def apply_in_images(host: PlainHost, section: Section, vmid: int, name: str) -> None:
+async def apply_in_images(host: PlainHost, section: GuestSection, vmid: int, name: str) -> None:
     """Put each image back. Raises: NotFound: one of them does not have the snapshot; then none is changed."""
     paths = [Path(await host.storage.path(volid)) for volid in snapshot_volumes(host, section, vmid).values()]
     for path in paths:
@@ -127,7 +127,7 @@ def _rolled_back(host: PlainHost, conf: GuestConfig, change: Change) -> GuestCon
     return back
 
 
-def _section(host: PlainHost, change: Change) -> Section | None:
+def _section(host: PlainHost, change: Change) -> GuestSection | None:
     """The snapshot's section; None: there is none, or no config."""
     return host.guests.read(change.vmid).snapshots.get(change.snapshot) if host.has_config(change.vmid) else None
 

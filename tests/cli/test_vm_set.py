@@ -46,7 +46,7 @@ class Set(ActCase):
             ("memory",): "'memory' is not KEY=VALUE",
             ("memory=much",): "memory: format error current: type check ('integer') failed - got 'much'",
             ("lock=migrate",): "lock: cannot be set here",
-            ("hostpci0=mapping=gpu",): "hostpci0: this host cannot run that",
+            ("hostpci0=mapping=gpu",): "hostpci0: hardware of one host cannot move to another",
             ("balloon=64",): "balloon value too large (must be smaller than assigned memory)",
             ("boot=order=scsi7",): "invalid bootorder: device 'scsi7' does not exist'",
             ("--delete", "scsi0"): "scsi0: disks are removed by 'mtunnel vm disk remove'",

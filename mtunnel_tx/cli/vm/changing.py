@@ -71,7 +71,7 @@ async def _show(args: argparse.Namespace, host: PlainHost) -> Answer:
         "description": conf.description,
         "pending": pending,
         "snapshots": sorted(conf.snapshots),
-        "stray_lines": conf.strays,
+        "stray_lines": [line.text for line in conf.strays],
     }
     return Answer(data, [f"status: {state.status}", *_config_lines(conf), *_pending_lines(pending)])
 
@@ -79,7 +79,7 @@ async def _show(args: argparse.Namespace, host: PlainHost) -> Answer:
 def _config_lines(conf: GuestConfig) -> list[str]:
     lines = [f"description: {clean(line)}" for line in conf.description.splitlines()]
     lines += [f"{key}: {clean(value)}" for key, value in sorted(conf.options.items())]
-    lines += [f"not understood: {clean(line)}" for line in conf.strays]
+    lines += [f"line {line.number} is not understood: {clean(line.text)}" for line in conf.strays]
     return [*lines, *([f"snapshots: {' '.join(map(clean, sorted(conf.snapshots)))}"] if conf.snapshots else [])]
 
 
