@@ -67,6 +67,9 @@ async def _leave_http(request: Request, answer: bytes) -> Peer:
     """
     channel = request.channel
     leftover: list[bytes] = []
+    place = getattr(channel.transport, "place", None)
+    if place is not None:
+        place.carry()
     channel.persistent = True
     channel.setLineMode = leftover.append
     channel.requestDone(request)
