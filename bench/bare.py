@@ -17,12 +17,14 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import deferLater, react
 
 from bench.guest import CONFIG, DISK_BYTES, counting, counts, write_disk
+from mtunnel_tx.backends.cpumodelsfile import cpu_models_file
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import HostFacts
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.guestconf import parse_guest_config
+from mtunnel_tx.pve.storagecfg import StorageEntry
 
 HERE, THERE = 100, 200
 
@@ -35,6 +37,12 @@ class Volumes:
 
     async def path(self, volid: str) -> str:
         return str(self._folder / volid.rpartition("/")[2])
+
+    async def refers_elsewhere(self, _volid: str) -> None:
+        return None
+
+    def config(self) -> dict[str, StorageEntry]:
+        return {}
 
 
 async def move(reactor: Any, folder: Path) -> dict[str, float]:
@@ -75,8 +83,9 @@ async def _send(here: QemuMachines, incoming: Incoming) -> float:
         await running.until_ready()
         await running.write_through()
         await running.start_migration(incoming.migrate_socket)
-        progress = await running.until_migrated()
+        await running.until_switchover()
         await running.end_mirrors()
+        progress = await running.switch_over()
     return progress.downtime_ms
 
 
@@ -88,6 +97,7 @@ def _machines(reactor: Any, folder: Path, name: str) -> QemuMachines:
         facts=HostFacts(reactor, {"PATH": os.environ.get("PATH", os.defpath)}),
         storage=cast(Storage, Volumes(folder)),
         runtime_dir=folder / name,
+        cpu_models=cpu_models_file(folder),
     )
 
 

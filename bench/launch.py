@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 from twisted.scripts import twistd
 
 from mtunnel_tx.daemon import service as daemon
 from mtunnel_tx.stream.pump import Pump
-from mtunnel_tx.stream.relay import ReactorRelays
+from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tunnel import sockets
 from mtunnel_tx.tunnel.sockets import Socket
+from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
-RELAYS = {"pump": Pump, "reactor": ReactorRelays}
+SHARED = {DISK_IMPORT: replace(DISK_IMPORT, single=False)}
+RELAYS = {"pump": Pump, "reactor": ReactorRelay}
 
 
 def exchange(*, plain: bool, relays: str | None, shared: bool) -> None:
@@ -27,9 +30,9 @@ def exchange(*, plain: bool, relays: str | None, shared: bool) -> None:
         parts.TlsFactory = lambda _context, site, *_, **__: site
     if shared:
         names: Any = sockets
-        names.Socket = lambda **fields: Socket(**{**fields, "single": False})
+        names.Socket = lambda *, kind, **fields: Socket(kind=SHARED.get(kind, kind), **fields)
     if relays is not None:
-        for name in ("Pump", "ReactorRelays"):
+        for name in ("Pump", "ReactorRelay"):
             if hasattr(parts, name):
                 setattr(parts, name, RELAYS[relays])
 

@@ -18,7 +18,7 @@ from statistics import quantiles
 from bench.guest import CONFIG, counting, counts, write_disk
 from bench.processes import PATIENCE_S, Trouble
 from bench.tunnel import Tunnel
-from mtunnel_tx.demo.nodes import Node
+from mtunnel_tx.demo.nodes import DemoNode
 from mtunnel_tx.errors import TunnelError
 
 HERE, THERE, ASKING = 100, 200, 300
@@ -56,12 +56,12 @@ def move_through_tunnel() -> Voyage:
     """From `mtunnel migrate` to a real daemon, by TLS. Raises: Trouble."""
     with _folder() as folder:
         try:
-            return _prepare_and_move(Node("here", folder / "a"), Node("there", folder / "b"))
+            return _prepare_and_move(DemoNode("here", folder / "a"), DemoNode("there", folder / "b"))
         except TunnelError as error:
             raise Trouble(error.text) from error
 
 
-def _prepare_and_move(here: Node, there: Node) -> Voyage:
+def _prepare_and_move(here: DemoNode, there: DemoNode) -> Voyage:
     for node in (here, there):
         node.create()
     there.mtunnel("token", "add", "bench@pve!t1", "--role", "Administrator", "--path", "/")
@@ -69,7 +69,7 @@ def _prepare_and_move(here: Node, there: Node) -> Voyage:
         return _move(here, there, int(status["listening"][0].rpartition(":")[2]))
 
 
-def _move(here: Node, there: Node, port: int) -> Voyage:
+def _move(here: DemoNode, there: DemoNode, port: int) -> Voyage:
     endpoint = there.mtunnel("endpoint", "--host", "127.0.0.1", "--port", str(port)).strip()
     found = _TOKEN.search(endpoint)
     assert found is not None
@@ -106,7 +106,7 @@ def _asking(port: int, authorization: str) -> Iterator[list[float]]:
 
 
 @contextmanager
-def _guest(here: Node, there: Node) -> Iterator[None]:
+def _guest(here: DemoNode, there: DemoNode) -> Iterator[None]:
     """It runs here; in the end neither side has a QEMU."""
     folder = here.images / str(HERE)
     folder.mkdir(parents=True)

@@ -32,6 +32,8 @@ TOKEN_ID = rf"({USER_ID})!({REALM})"
 """Groups: the user's id, the token's name."""
 VOLUME_ID = rf"({STORAGE_ID}):([^{CONTROL_CLASS}]+)"
 """Groups: the storage's id, the volume's name."""
+BRIDGE_ID = r"(?!\.{1,2}$)[A-Za-z0-9_.-]+"
+"""The name of a network bridge, but not `.` and `..`, which lead to other folders."""
 FINGERPRINT = r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){31}"
 """The SHA-256 of a certificate."""
 
@@ -230,6 +232,12 @@ def address(value: str) -> str:
     raise FormatError(f"value does not look like a valid address: {clean(value)}")
 
 
+def bracketed_address(value: str) -> str:
+    """An address; one of IPv6 may stand in brackets, as in a URL, and is kept without them."""
+    inside = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else None
+    return address(value) if inside is None else ipv6_address(inside)
+
+
 def network(check_address: Check, bits: int, words: tuple[str, ...], name: str) -> Check:
     """An address with a prefix length of 8 to `bits`, or one of some words."""
 
@@ -258,10 +266,10 @@ def cidr(value: str) -> str:
 
 
 def fingerprint(value: str) -> str:
-    """The SHA-256 of a certificate; kept in upper case."""
-    if not re.fullmatch(FINGERPRINT, value):
+    """The SHA-256 of a certificate, with or without colons; kept in upper case, with them."""
+    if not re.fullmatch(rf"{FINGERPRINT}|[0-9A-Fa-f]{{64}}", value):
         raise FormatError("value does not look like a SHA-256 fingerprint, 32 pairs of hex digits")
-    return value.upper()
+    return ":".join(re.findall("..", value.replace(":", ""))).upper()
 
 
 def volume_id(value: str) -> str:
@@ -272,7 +280,7 @@ def volume_id(value: str) -> str:
 
 
 storage_id = pattern(STORAGE_ID, "storage ID '{}' contains illegal characters")
-bridge_id = pattern(r"[A-Za-z0-9_.-]+", "invalid bridge ID '{}'")
+bridge_id = pattern(BRIDGE_ID, "invalid bridge ID '{}'")
 config_id = pattern(CONFIG_ID, "invalid configuration ID '{}'")
 vmid = pattern(VMID, "value does not look like a valid VM ID")
 node_name = pattern(NODE_NAME, "value does not look like a valid node name")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from mtunnel_tx.backends.cpumodelsfile import cpu_models_file
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.host import HostFacts
@@ -60,9 +61,13 @@ def make_storage(reactor: Any, settings: Settings, *, owner: str | None = None) 
 
 def make_machines(threads: ReactorThreads, settings: Settings, storage: PvesmStorage) -> LocalMachines:
     """The virtual machines of a host without Proxmox."""
-    facts = HostFacts(threads.reactor, os.environ)
     return LocalMachines(
-        threads.reactor, threads=threads, facts=facts, storage=storage, runtime_dir=settings.machine_dir
+        threads.reactor,
+        threads=threads,
+        facts=HostFacts(threads.reactor, os.environ),
+        storage=storage,
+        runtime_dir=settings.machine_dir,
+        cpu_models=cpu_models_file(settings.pve_dir),
     )
 
 

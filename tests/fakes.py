@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from mtunnel_tx.errors import NotFound, TunnelError, WrongState
+from mtunnel_tx.errors import NotFound, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.ports.lines import Answerer
 from mtunnel_tx.ports.machines import Incoming, MachineState
@@ -41,7 +41,11 @@ class FakeAccess:
         return TOKEN
 
     def rights(self, token: str) -> Rights:
-        return Rights(parse_user_config(self.users), token)
+        users = parse_user_config(self.users)
+        found = users.find_token(token)
+        if found is None or not found[1].enabled:
+            raise Unauthenticated("Authentication failed!")
+        return Rights(users, token)
 
 
 class FakeGuests:
@@ -136,8 +140,8 @@ class FakeTasks:
         self.started.append(FakeTask())
         return self.started[-1]
 
-    def close_orphans(self, status: str) -> None:
-        self.closed_orphans = status
+    def finish_orphans(self, status: str) -> None:
+        self.finished_orphans = status
 
 
 class FakeJournal:
@@ -212,6 +216,11 @@ class FakeMachines(StoppedMachines):
         self.events.append("stop QEMU")
         self.now = MachineState(status="off")
 
+    async def stop_nbd(self, vmid: int) -> None:
+        if self.now.status == "off":
+            raise WrongState(f"VM {vmid} not running")
+        self.events.append("stop NBD")
+
 
 class FakeListening:
     def __init__(self) -> None:
@@ -245,7 +254,7 @@ class FakeHost:
         self.journal = FakeJournal(self.events)
         self.tasks = FakeTasks()
         self.machines = FakeMachines(self.events)
-        self.doors: dict[Path, tuple[Answerer, FakeListening]] = {}
+        self.listening: dict[Path, tuple[Answerer, FakeListening]] = {}
         self.services = Services(
             access=self.access,
             guests=self.guests,
@@ -268,5 +277,5 @@ class FakeHost:
         self.registry = Registry(self.services)
 
     async def _listen(self, path: Path, answerer: Answerer) -> FakeListening:
-        self.doors[path] = (answerer, FakeListening())
-        return self.doors[path][1]
+        self.listening[path] = (answerer, FakeListening())
+        return self.listening[path][1]

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.storage import ImportRequest, Volume
+from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 
 STORAGES = """\
@@ -126,6 +127,9 @@ class FakeStorage:
 
     async def refers_elsewhere(self, volid: str) -> str | None:
         return self.references.get(volid)
+
+    async def image_facts(self, volid: str) -> ImageFacts | None:
+        return ImageFacts(format="raw", size_bytes=self.sizes.get(volid, 0), elsewhere=self.references.get(volid))
 
     async def digest(self, volid: str) -> str:
         return "00" * 32

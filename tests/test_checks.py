@@ -83,8 +83,8 @@ class NameTests(CheckCase):
         self.assert_refused(storage_id, "x\n!", "storage ID 'x?!' contains illegal characters")
 
     def test_bridge_id(self):
-        self.assert_keeps(bridge_id, "vmbr0", "br.1", "a-b_c")
-        self.assert_refuses(bridge_id, "", "bridge!", "a/b", "br0\n")
+        self.assert_keeps(bridge_id, "vmbr0", "br.1", "a-b_c", "...")
+        self.assert_refuses(bridge_id, "", "bridge!", "a/b", "br0\n", ".", "..")
         self.assert_refused(bridge_id, "bridge!", "invalid bridge ID 'bridge!'")
 
     def test_vmid(self):

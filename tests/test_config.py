@@ -17,10 +17,10 @@ from mtunnel_tx.config import (
     KEYS,
     LONGEST_RUNTIME_DIR,
     LONGEST_SOCKET_PATH,
+    ClusterNode,
     ConfigError,
     Host,
     Limits,
-    Node,
     Tls,
     default_file,
     find_tls,
@@ -179,8 +179,8 @@ class Values(Case):
         self.assertEqual(
             dict(found.forward.nodes),
             {
-                "other": Node(host="192.0.2.7", port=8016, fingerprint=FINGERPRINT),
-                "third": Node(host="2001:db8::1", port=9000, fingerprint=FINGERPRINT),
+                "other": ClusterNode(host="192.0.2.7", port=8016, fingerprint=FINGERPRINT),
+                "third": ClusterNode(host="2001:db8::1", port=9000, fingerprint=FINGERPRINT),
             },
         )
         self.assertEqual((found.limits.stall_s, found.limits.tunnels), (0.5, 3))
@@ -226,8 +226,9 @@ class Values(Case):
             "arguments",
             '[forward]\napi = "http://a"': "forward.api: must be https://HOST:PORT",
             "[forward.nodes]\na = 1": "forward.nodes.a: must be a table",
-            '[forward.nodes."a b!.ok"]\nhost = "h"': "forward.nodes.a b!.ok: must be a host name without dots",
-            "[forward.nodes.a]\nport = 1": "forward.nodes.a.host: must be given",
+            f'[forward.nodes."a b!"]\nhost = "h"\nfingerprint = "{FINGERPRINT}"': "forward.nodes.a b!: must be a host "
+            "name without dots",
+            f'[forward.nodes.a]\nfingerprint = "{FINGERPRINT}"': "forward.nodes.a.host: must be given",
             '[forward.nodes.a]\nhost = "h"': "forward.nodes.a.fingerprint: must be given",
             '[forward.nodes.a]\nhost = "h"\nfingerprint = "AB"': "forward.nodes.a.fingerprint: must be a SHA-256 "
             "fingerprint, AA:BB:…",

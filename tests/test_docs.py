@@ -15,6 +15,7 @@ from tests.processes import run_program
 
 TREE = Path(__file__).parents[1]
 DOCS = sorted((TREE / "docs").glob("*.md"))
+PAGES = [TREE / "README.md", TREE / "CONTRIBUTING.md", *DOCS]
 
 
 def read(name):
@@ -93,7 +94,7 @@ class Manual(SynchronousTestCase):
 
 class Pages(SynchronousTestCase):
     def test_links_lead_somewhere(self):
-        for page in [TREE / "README.md", *DOCS]:
+        for page in PAGES:
             for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
                 if not target.startswith(("http:", "https:")):
                     file, _, anchor = target.partition("#")
@@ -112,18 +113,18 @@ class Pages(SynchronousTestCase):
 
     def test_exclamation_marks_are_quoted(self):
         """An interactive shell takes what follows for its history."""
-        for page in [TREE / "README.md", *DOCS]:
+        for page in PAGES:
             for command in re.findall(r"^ {4}(?:mtunnel|qm|pveum) .*", page.read_text(), re.M):
                 self.assertNotIn("!", re.sub(r"'[^']*'", "", command.partition("  #")[0]), page)
 
     def test_goals_that_are_named_exist(self):
         goals = set(re.findall(r"^([a-z]+):", read("Makefile"), re.M))
-        for page in [TREE / "README.md", *DOCS]:
+        for page in PAGES:
             self.assertLessEqual(set(re.findall(r"(?<=`|\s)make ([a-z]+)(?=`|  )", page.read_text())), goals, page)
 
     def test_commands_that_are_named_exist(self):
         # The last two are lines of a task log.
         names = set(COMMANDS) | {"started", "exited"}
-        for page in [TREE / "README.md", *DOCS]:
+        for page in PAGES:
             for name in re.findall(r"(?:`|^ {4})mtunnel ([a-z-]+)", page.read_text(), re.M):
                 self.assertIn(name, names, page)

@@ -8,22 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtunnel_tx.backends.cpu import cpu_argument
-from mtunnel_tx.backends.devices import (
-    as_json,
-    bus_devices,
-    clipboard_devices,
-    escaped,
-    nic_device,
-    serial_devices,
-    small_devices,
-    usb_devices,
-    vga_devices,
-)
-from mtunnel_tx.backends.drives import VolumeFile, blockdev, controller_names, disk_devices
-from mtunnel_tx.backends.host import PROGRAM, QemuHost, find_firmware
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.backends.devices import as_json, bus_devices, device, escaped, nic_device, serial_devices, small_devices
+from mtunnel_tx.backends.displays import agent_port_devices, graphics_devices, spice_server
+from mtunnel_tx.backends.drives import VolumeFile, controller_names, disk_devices
+from mtunnel_tx.backends.firmware import firmware_devices, firmware_of
+from mtunnel_tx.backends.host import PROGRAM, QemuHost
+from mtunnel_tx.backends.memorydevices import dimm_devices, memory_arguments
+from mtunnel_tx.backends.tpm import tpm_arguments
+from mtunnel_tx.backends.usbdevices import tablet_device, usb_controllers, usb_ports
 from mtunnel_tx.pve.hardware import Hardware
-from mtunnel_tx.pve.numa import NumaNode, span_numbers
 
 QMP_FD = 3
 """The number that the monitor's listening socket has in QEMU."""
@@ -32,11 +25,11 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartPlan:
-    """A start.
+    """Everything that the command line of one start depends on.
 
-    `files`: drive key to its volume's file; `taps`: network card to the descriptors of its tap device, as QEMU knows
-    them; `host_mtus`: network card to the MTU it tells the guest; `listen_on`: wait there for another host's state;
-    `cpu`: the argument of `-cpu`, where the source of a migration says it.
+    `files`: drive key to its volume's file; `taps`: network card to the descriptors of its tap device in QEMU;
+    `host_mtus`: network card to the MTU that it announces to the guest; `listen_on`: wait there for another host's
+    state; `cpu`: the `-cpu` argument, if the source of a migration gives it; `tpm_fd`: QEMU's descriptor to the TPM.
     """
 
     vmid: int
@@ -48,6 +41,7 @@ class StartPlan:
     host_mtus: Mapping[str, int] = field(default_factory=dict)
     listen_on: Path | None = None
     cpu: str | None = None
+    tpm_fd: int | None = None
 
     @property
     def kvm(self) -> bool:
@@ -67,17 +61,23 @@ def command_line(plan: StartPlan) -> list[str]:
         *("-name", f"{escaped(hardware.name or f'vm{plan.vmid}')},debug-threads=on"),
         *("-chardev", f"socket,id=qmp,fd={QMP_FD},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
         *_identity(hardware),
-        *_firmware(plan),
+        *firmware_devices(hardware, firmware_of(hardware), plan.files),
         *("-boot", "strict=on,reboot-timeout=1000"),
-        *_screen(plan),
+        *_vnc(plan),
         *("-cpu", cpu_argument(hardware, plan.host, told=plan.cpu), "-smp", _processors(hardware)),
-        *_memory(hardware),
+        *memory_arguments(hardware.memory, hardware.cpu, plan.host.phys_bits),
+        *dimm_devices(hardware.memory),
         *_power(plan),
         *bus_devices(hardware, {*controller_names(hardware), *_own_bus(hardware)}),
-        *usb_devices(hardware),
-        *vga_devices(hardware),
+        *usb_controllers(hardware),
+        *tablet_device(hardware),
+        *usb_ports(hardware),
+        *tpm_arguments(plan.tpm_fd),
+        *(device("tpm-tis", tpmdev="tpmdev") if hardware.tpm else []),
+        *graphics_devices(hardware),
         *serial_devices(hardware, plan.socket),
-        *clipboard_devices(hardware),
+        *agent_port_devices(hardware.display, spice=plan.host.has_spice),
+        *(spice_server(hardware.display, plan.socket("spice")) if plan.host.has_spice else []),
         *small_devices(hardware),
         *disk_devices(hardware, plan.files),
         *_networks(plan),
@@ -95,55 +95,17 @@ def _identity(hardware: Hardware) -> list[str]:
     return ["-smbios", f"type=1,{fields}"]
 
 
-def _firmware(plan: StartPlan) -> list[str]:
-    """UEFI in two flash chips, the second is the EFI disk."""
-    hardware = plan.hardware
-    code = firmware_file(hardware)
-    if code is None or hardware.efidisk is None:
+def _vnc(plan: StartPlan) -> list[str]:
+    """The screen, and the layout of the keyboard before it."""
+    if not plan.hardware.display.driver:
         return []
-    lower = {"driver": "file", "filename": str(code), "read-only": True}
-    flash = {"driver": "raw", "node-name": "pflash0", "read-only": True, "file": lower}
-    return ["-blockdev", as_json(flash), *blockdev("efidisk0", hardware.efidisk, plan.files["efidisk0"])]
-
-
-def firmware_file(hardware: Hardware) -> Path | None:
-    """The UEFI firmware; None: the VM has a BIOS. Raises: TunnelError: `bios: …`: it cannot be run here."""
-    if not hardware.ovmf:
-        return None
-    if hardware.efidisk is None or hardware.efidisk.is_cdrom:
-        raise TunnelError("bios: without an EFI disk, ovmf cannot be run here")
-    # The firmware that guards its keys needs SMM, which Proxmox's i440fx machines do without.
-    return find_firmware(hardware.efidisk.options.get("efitype", "2m"), secure=hardware.machine.is_q35)
-
-
-def _screen(plan: StartPlan) -> list[str]:
-    return ["-vnc", f"unix:{escaped(plan.socket('vnc'))}"] if plan.hardware.vga_device else []
+    layout = ["-k", plan.hardware.keyboard] if plan.hardware.keyboard else []
+    return ["-vnc", f"unix:{escaped(plan.socket('vnc'))}", *layout]
 
 
 def _processors(hardware: Hardware) -> str:
     most = hardware.sockets * hardware.cores
     return f"{hardware.vcpus},sockets={hardware.sockets},cores={hardware.cores},maxcpus={most}"
-
-
-def _memory(hardware: Hardware) -> list[str]:
-    arguments = ["-m", str(hardware.memory_mib)]
-    for number, node in enumerate(hardware.numa):
-        arguments += ["-object", as_json(_memory_backend(number, node))]
-        cpus = "".join(f",cpus={span}" for span in node.cpus)
-        arguments += ["-numa", f"node,nodeid={number}{cpus},memdev=ram-node{number}"]
-    return arguments
-
-
-def _memory_backend(number: int, node: NumaNode) -> dict[str, object]:
-    backend: dict[str, object] = {
-        "qom-type": "memory-backend-ram",
-        "id": f"ram-node{number}",
-        "size": node.memory_mib << 20,
-    }
-    if node.host_nodes:
-        numbers = [number for span in node.host_nodes for number in span_numbers(span)]
-        backend |= {"host-nodes": numbers, "policy": node.policy}
-    return backend
 
 
 def _power(plan: StartPlan) -> list[str]:
@@ -157,6 +119,8 @@ def _power(plan: StartPlan) -> list[str]:
     for state in ("s3", "s4"):
         if modern or state in hardware.sleeps:
             arguments += ["-global", f"{chip}.disable_{state}={int(not hardware.sleeps.get(state, False))}"]
+    if hardware.has_native_hotplug:
+        arguments += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
     return arguments
 
 
@@ -193,7 +157,7 @@ def _machine(plan: StartPlan) -> str:
         options.append("hpet=off")
     if not hardware.acpi:
         options.append("acpi=off")
-    if not hardware.ovmf and hardware.vga.get("type", "").startswith(("serial", "none")):
+    if not hardware.ovmf and hardware.display.is_text:
         options.append("smm=off")
     if hardware.ovmf:
         options += ["pflash0=pflash0", "pflash1=drive-efidisk0"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import TunnelError, refuse
 from mtunnel_tx.pve.hardware import Hardware, Nic
 
 _PCI = {
@@ -25,9 +25,11 @@ _PCI = {
     "spice": (0, 9),
     **{f"virtio{index}": (0, 10 + index) for index in range(6)},
     **{f"net{index}": (0, 18 + index) for index in range(6)},
+    **{f"vga{index}": (0, 23 + index) for index in range(1, 4)},
     "pci.1": (0, 30),
     "pci.2": (0, 31),
     **{f"net{index}": (1, index - 5) for index in range(6, 32)},
+    "xhci": (1, 27),
     "pci.4": (1, 28),
     "rng0": (1, 29),
     **{f"virtio{index}": (2, index - 5) for index in range(6, 16)},
@@ -36,13 +38,15 @@ _PCI = {
 }
 """Bus and slot of each device; not the VGA's, which differs between machines."""
 
-_Q35_USB = (
+EHCI = (
     *(("ehci", "ich9-usb-ehci1", "1d.7", None, None), ("uhci-1", "ich9-usb-uhci1", "1d.0", "ehci.0", 0)),
     *(("uhci-2", "ich9-usb-uhci2", "1d.1", "ehci.0", 2), ("uhci-3", "ich9-usb-uhci3", "1d.2", "ehci.0", 4)),
+)
+"""A USB 2.0 controller with its companions: id, driver, address, id of the controller, its first port."""
+_EHCI_2 = (
     *(("ehci-2", "ich9-usb-ehci2", "1a.7", None, None), ("uhci-4", "ich9-usb-uhci4", "1a.0", "ehci-2.0", 0)),
     *(("uhci-5", "ich9-usb-uhci5", "1a.1", "ehci-2.0", 2), ("uhci-6", "ich9-usb-uhci6", "1a.2", "ehci-2.0", 4)),
 )
-_FOLDER_PORT = "org.spice-space.webdav.0"
 _DEFAULT_RNG = {"max_bytes": "1024", "period": "1000"}
 
 
@@ -71,13 +75,20 @@ def placed(name: str, driver: str, **properties: Any) -> list[str]:
 
 
 def bus_devices(hardware: Hardware, names: set[str]) -> list[str]:
-    """The buses that every machine has, and those that hold one of `names`."""
+    """The buses that every machine has, and those that hold one of `names`.
+
+    Raises: TunnelError: `scsihw: …`: the machine has no bus for its controllers.
+    """
     buses = {bus for name in names for bus, _ in (_PCI[name],)}
-    arguments = _q35_base() if hardware.machine.is_q35 else _i440fx_base()
-    # With this controller Proxmox's machine has the bus, disks or not.
-    if (3 in buses or hardware.scsihw == "virtio-scsi-single") and not hardware.machine.is_q35:
+    machine = hardware.machine
+    # With this controller Proxmox's machine has the bus, with or without disks.
+    needs_third = 3 in buses or hardware.scsihw == "virtio-scsi-single"
+    if needs_third and machine.is_q35 and not machine.at_least(4, 0):
+        raise refuse("scsihw", "virtio-scsi-single with a q35 machine older than 4.0 cannot be run here")
+    arguments = _q35_base(hardware) if machine.is_q35 else _i440fx_base()
+    if needs_third and not machine.is_q35:
         arguments += placed("pci.3", "pci-bridge", id="pci.3", exact={"chassis_nr": 3})
-    if 4 in buses:
+    if 4 in buses or machine.at_least(11, 1):
         arguments += placed("pci.4", "pci-bridge", id="pci.4", exact={"chassis_nr": 4})
     return arguments
 
@@ -87,60 +98,23 @@ def _i440fx_base() -> list[str]:
     return [argument for bridge in bridges for argument in bridge]
 
 
-def _q35_base() -> list[str]:
+def _q35_base(hardware: Hardware) -> list[str]:
     arguments: list[str] = []
-    for name, driver, addr, master, port in _Q35_USB:
+    for name, driver, addr, master, port in (*EHCI, *_EHCI_2):
         companion = {"masterbus": master, "firstport": port}
         arguments += device(driver, id=name, multifunction=True, bus="pcie.0", addr=addr, **companion)
     arguments += device("ich9-intel-hda", id="audio0", bus="pcie.0", addr="1b.0")
+    newer = hardware.machine.at_least(4, 0)
     for port in range(1, 5):
-        link = {"x-speed": "16", "x-width": "32"}
+        link = {"x-speed": "16", "x-width": "32"} if newer else {}
         where = {"bus": "pcie.0", "addr": f"1c.{port - 1}", "multifunction": True, "port": port, "chassis": port}
-        arguments += device("pcie-root-port", id=f"ich9-pcie-port-{port}", **where, exact=link)
+        driver = "pcie-root-port" if newer else "ioh3420"
+        arguments += device(driver, id=f"ich9-pcie-port-{port}", **where, exact=link)
     arguments += device("i82801b11-bridge", id="pcidmi", bus="pcie.0", addr="1e.0")
-    for number in range(4):
+    for number in range(4 if newer else 3):
         place = {"bus": "pcidmi", "addr": f"{number + 1}.0"}
         arguments += device("pci-bridge", id=f"pci.{number}", **place, exact={"chassis_nr": number + 1})
     return arguments
-
-
-def usb_devices(hardware: Hardware) -> list[str]:
-    """The USB controller and the tablet."""
-    q35 = hardware.machine.is_q35
-    arguments = [] if q35 else device("piix3-usb-uhci", id="uhci", bus="pci.0", addr="0x1.0x2")
-    if hardware.tablet:
-        arguments += device("usb-tablet", id="tablet", bus="ehci.0" if q35 else "uhci.0", port="1")
-    return arguments
-
-
-def vga_devices(hardware: Hardware) -> list[str]:
-    """The screen."""
-    driver = hardware.vga_device
-    if driver is None:
-        return []
-    memory = int(hardware.vga["memory"]) if "memory" in hardware.vga else None
-    size = {"max_hostmem": memory << 20 if memory else None} if driver == "virtio-vga" else {"vgamem_mb": memory}
-    edid = False if driver == "VGA" and hardware.windows and not hardware.ovmf else None
-    bus, addr = ("pcie.0", "0x1") if hardware.machine.is_q35 else ("pci.0", "0x2")
-    return device(driver, id="vga", bus=bus, addr=addr, edid=edid, exact=size)
-
-
-def clipboard_devices(hardware: Hardware) -> list[str]:
-    """The serial port of the clipboard's agent; in front of it only what Proxmox has in front of it."""
-    if not hardware.has_clipboard:
-        return []
-    agent = "qemu-vdagent,id=vdagent,name=vdagent,clipboard=on" if "clipboard" in hardware.vga else "null,id=vdagent"
-    return [
-        *placed("spice", "virtio-serial", id="spice"),
-        *("-chardev", agent),
-        *device("virtserialport", chardev="vdagent", name="com.redhat.spice.0"),
-        *(_shared_folder() if hardware.shares_folder else []),
-    ]
-
-
-def _shared_folder() -> list[str]:
-    """A port that a viewer's folder would come through; here nothing does."""
-    return ["-chardev", "null,id=foldershare", *device("virtserialport", chardev="foldershare", name=_FOLDER_PORT)]
 
 
 def serial_devices(hardware: Hardware, socket: Callable[[str], Path]) -> list[str]:
@@ -168,7 +142,7 @@ def small_devices(hardware: Hardware) -> list[str]:
     arguments: list[str] = []
     if hardware.vmgenid:
         arguments += device("vmgenid", guid="auto" if hardware.vmgenid == "1" else hardware.vmgenid)
-    if hardware.rng:
+    if hardware.rng and hardware.machine.at_least(4, 1, 2):
         arguments += _rng({**_DEFAULT_RNG, **hardware.rng})
     if hardware.balloon:
         reporting = True if hardware.machine.at_least(6, 2) else None
@@ -223,6 +197,8 @@ def _virtio_tuning(nic: Nic, hardware: Hardware, host_mtu: int | None) -> Iterat
         yield "tx_queue_size", 256
     if host_mtu:
         yield "host_mtu", host_mtu
+    if hardware.machine.at_least(11, 0) and nic.options.get("host-tunnel") != "1":
+        yield "host_tunnel", False
 
 
 def _romfile(card: str, hardware: Hardware, roms: frozenset[str] | None) -> str | None:

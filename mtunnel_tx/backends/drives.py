@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from mtunnel_tx.backends.devices import as_json, device, placed
 from mtunnel_tx.checks import CONTROL
@@ -25,7 +26,6 @@ _FORMATS = frozenset({"raw", "qcow2", "vmdk"})
 _CACHED = {"none": True, "directsync": True}
 _SYNCED = frozenset({"writethrough", "directsync"})
 _LUNS_PER_CONTROLLER = {"lsi": 7, "lsi53c810": 7, "virtio-scsi-single": 1}
-_EFIDISK_BYTES = {"2m": 131072, "4m": 540672}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +58,12 @@ def _takes_direct(path: str) -> bool:
     return True
 
 
-def blockdev(key: str, drive: Drive, file: VolumeFile) -> list[str]:
-    """The node `drive-KEY` with everything below it, and its limits."""
+def blockdev(key: str, drive: Drive, file: VolumeFile, *, size_bytes: int | None = None) -> list[str]:
+    """The node `drive-KEY` with everything below it, and its limits. Args: size_bytes: cut a raw image to this size."""
     arguments: list[str] = []
     node = _format_node(key, drive, file)
+    if size_bytes is not None and node["driver"] == "raw":
+        node["size"] = size_bytes
     if limits := _limits(drive.options):
         group = f"throttle-drive-{key}"
         arguments += ["-object", as_json({"qom-type": "throttle-group", "id": group, "limits": limits})]
@@ -84,8 +86,6 @@ def _format_node(key: str, drive: Drive, file: VolumeFile) -> dict[str, Any]:
     if format == "qcow2" and not drive.is_linked_clone:
         # null keeps QEMU from the backing file that the header names.
         node["backing"] = None
-    if key == "efidisk0" and format == "raw":
-        node["size"] = _EFIDISK_BYTES[drive.options.get("efitype", "2m")]
     return node
 
 
@@ -190,7 +190,7 @@ def _disk_device(hardware: Hardware, disk: GuestDisk, *, has_volume: bool) -> li
         "id": disk.key,
         "drive": f"drive-{disk.key}" if has_volume else None,
         "bootindex": disk.boot_index,
-        "serial": options.get("serial"),
+        "serial": _decoded(options.get("serial")),
         "rerror": options.get("rerror") if has_volume else None,
         "werror": options.get("werror") if has_volume else None,
         "wwn": int(options["wwn"], 16) if "wwn" in options else None,
@@ -201,12 +201,17 @@ def _disk_device(hardware: Hardware, disk: GuestDisk, *, has_volume: bool) -> li
     return _DEVICES[disk.interface](hardware, disk, common)
 
 
+def _decoded(text: str | None) -> str | None:
+    """Texts for the guest are URL-encoded in the config."""
+    return None if text is None else unquote(text)
+
+
 def _ide(hardware: Hardware, disk: GuestDisk, common: Mapping[str, Any]) -> list[str]:
     bus, unit = divmod(disk.index, 2)
     if hardware.machine.is_q35:
         bus, unit = bus + 2 * unit, 0
     place = {"bus": f"ide.{bus}", "unit": unit}
-    model = disk.drive.options.get("model")
+    model = _decoded(disk.drive.options.get("model"))
     return device(f"ide-{_kind(disk)}", exact={**place, **common, "model": model})
 
 
@@ -221,7 +226,10 @@ def _scsi(hardware: Hardware, disk: GuestDisk, common: Mapping[str, Any]) -> lis
     else:
         place |= {"channel": 0, "scsi-id": 0, "lun": disk.index}
     told = {name: disk.drive.options.get(name) for name in ("vendor", "product")}
-    return device(f"scsi-{_kind(disk)}", exact={**place, **common, **told, "device_id": f"drive-{disk.key}"})
+    # Machines before 10.0 have the default, which is the serial number where there is one, else the drive's name.
+    named = hardware.machine.at_least(10, 0) or common["serial"] is None
+    told["device_id"] = f"drive-{disk.key}" if named else None
+    return device(f"scsi-{_kind(disk)}", exact={**place, **common, **told})
 
 
 def _virtio(_hardware: Hardware, disk: GuestDisk, common: Mapping[str, Any]) -> list[str]:
@@ -238,9 +246,11 @@ def _kind(disk: GuestDisk) -> str:
 
 
 def volumes(hardware: Hardware) -> Iterable[tuple[str, Drive]]:
-    """Every drive with a volume, by its key; the EFI disk only where the firmware is."""
+    """Every drive with a volume, by its key; the EFI disk only if the firmware uses it."""
     for disk in hardware.disks:
         if disk.drive.has_volume:
             yield disk.key, disk.drive
     if hardware.ovmf and hardware.efidisk is not None:
         yield "efidisk0", hardware.efidisk
+    if hardware.tpm is not None:
+        yield "tpmstate0", hardware.tpm

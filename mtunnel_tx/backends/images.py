@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,33 +37,38 @@ class ImageFile:
     in_guest_folder: bool = False
 
 
-async def find_reference(reactor: Any, file: ImageFile, env: Mapping[str, str]) -> str | None:
-    """Why QEMU would open another file with this one, or in its place; None: it would not.
+def unusable(format: str, reason: str) -> ImageFacts:
+    """An image of which nothing is known but why it cannot be used alone."""
+    return ImageFacts(format=format, size_bytes=0, elsewhere=reason)
+
+
+async def find_facts(reactor: Any, file: ImageFile, env: Mapping[str, str]) -> ImageFacts:
+    """What an image says; `elsewhere`: why QEMU would open another file with it, or in its place.
 
     Links and the header are read first, because `qemu-img info`, which decides, opens the files that an image names.
     Raises: BackendFailed, TimedOut.
     """
     try:
-        reason = await deferToThreadPool(reactor, reactor.getThreadPool(), _look, file)
+        facts: ImageFacts = await deferToThreadPool(reactor, reactor.getThreadPool(), _look, file)
     except TunnelError as error:
-        return error.text
-    if reason is not None or file.format not in _WITH_HEADER:
-        return reason
+        return unusable(file.format, error.text)
+    if facts.elsewhere is not None or file.format not in _WITH_HEADER:
+        return facts
     argv = [*_LIMITS, "qemu-img", "info", "-U", "-f", file.format, "--output=json", "--", file.path]
     output = await run(reactor, argv, env, _INFO_S, name="qemu-img info")
-    return _reference(file, read_image_info(json.loads(output[output.find("{") :])))
+    return _with_base(file, read_image_info(json.loads(output[output.find("{") :])))
 
 
-def _look(file: ImageFile) -> str | None:
+def _look(file: ImageFile) -> ImageFacts:
     """Blocks, and opens that file alone. Raises: BackendFailed, ImageRefused."""
     with _held(file) as held:
         status = os.fstat(held)
         reason = _wrong_kind(status)
         if reason is not None or file.format not in _WITH_HEADER:
-            return reason
+            return ImageFacts(format=file.format, size_bytes=status.st_size, elsewhere=reason)
         with open(f"/proc/self/fd/{held}", "rb", buffering=0) as image:  # noqa: PTH123 - what is held, no other
             facts = inspect_image(file.format, partial(_read, image.fileno()), status.st_size)
-    return _reference(file, facts)
+    return _with_base(file, facts)
 
 
 @contextmanager
@@ -98,10 +103,11 @@ def _read(fd: int, offset: int, count: int) -> bytes:
     return os.pread(fd, count, offset)
 
 
-def _reference(file: ImageFile, facts: ImageFacts) -> str | None:
+def _with_base(file: ImageFile, facts: ImageFacts) -> ImageFacts:
+    """The same, where the backing file is the base volume that the name says."""
     if file.base and facts.backing and _backing_path(file, facts.backing) == os.path.normpath(file.base):
-        return None
-    return facts.elsewhere
+        return replace(facts, elsewhere=None)
+    return facts
 
 
 def _backing_path(file: ImageFile, backing: str) -> str:

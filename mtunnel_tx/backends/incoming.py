@@ -1,23 +1,26 @@
-"""The config of a VM whose state comes from another host, with what its source says about the running VM."""
+"""What the source of a migration says about the running VM, and how it changes or contradicts the config."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import refuse
 from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.drive import parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.hardware import Hardware
+from mtunnel_tx.pve.machinetype import parse_machine_type
 
 
-def with_running_machine(conf: GuestConfig, incoming: Incoming) -> GuestConfig:
-    """The config with the machine type that the VM runs with at its source; its other options stay."""
-    if incoming.machine is None:
-        return conf
-    conf = conf.copy()
-    options = conf.options.get("machine", "").split(",")
-    kept = [part for part in options if "=" in part and not part.startswith("type=")]
-    conf.options["machine"] = ",".join([f"type={incoming.machine}", *kept])
-    return conf
+def with_running_machine(hardware: Hardware, machine: str | None) -> Hardware:
+    """The hardware with the machine type that the VM runs with at its source. Raises: TunnelError: `machine: …`."""
+    if machine is None:
+        return hardware
+    try:
+        return replace(hardware, machine=parse_machine_type(machine))
+    except FormatError as error:
+        raise refuse("machine", str(error)) from error
 
 
 def check_exports(conf: GuestConfig, incoming: Incoming) -> None:

@@ -25,18 +25,21 @@ from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.journal import READABLE_VERSIONS, VERSION
 from mtunnel_tx.waiting import Turns
 
-_FILE = re.compile(r"([1-9][0-9]*)\.jsonl")
+COMING, LEAVING = "", "source-"
+"""How the files begin: of a VM that comes, and of one on its way out."""
 
 
 class FileJournal:
     """ports.Journal below a state directory; the first record carries the format's version.
 
     A record counts if its line is complete. Effects wait for the fsync, so a torn last line announced an effect that
-    did not happen.
+    did not happen. Args: prefix: COMING or LEAVING; a VM may have one journal of each kind.
     """
 
-    def __init__(self, threads: ReactorThreads, state_dir: Path) -> None:
+    def __init__(self, threads: ReactorThreads, state_dir: Path, prefix: str = COMING) -> None:
         self._threads = threads
+        self._prefix = prefix
+        self._name = re.compile(rf"{prefix}([1-9][0-9]*)\.jsonl")
         self._folder = state_dir / "journal"
         self._turns = Turns()
 
@@ -84,7 +87,7 @@ class FileJournal:
     def standing(self) -> list[int]:
         """The VMIDs that have a journal."""
         try:
-            matches = [_FILE.fullmatch(path.name) for path in self._folder.iterdir()]
+            matches = [self._name.fullmatch(path.name) for path in self._folder.iterdir()]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -93,10 +96,10 @@ class FileJournal:
 
     async def tidy(self) -> None:
         """See ports.Journal."""
-        await self._threads.run(remove_leftovers, self._folder, "*.jsonl")
+        await self._threads.run(remove_leftovers, self._folder, f"{self._prefix}[0-9]*.jsonl")
 
     def _file(self, vmid: int) -> Path:
-        return self._folder / f"{vmid}.jsonl"
+        return self._folder / f"{self._prefix}{vmid}.jsonl"
 
 
 def _line(record: Mapping[str, Any]) -> str:

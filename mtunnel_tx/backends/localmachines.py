@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from mtunnel_tx.backends.host import find_firmware
+from mtunnel_tx.backends.firmware import find_variables
 from mtunnel_tx.backends.machine import Machine
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.taps import list_bridges
@@ -24,8 +24,7 @@ class LocalMachines(QemuMachines):
 
     def efi_template(self) -> Path:
         """See ports.LocalHypervisor."""
-        code = find_firmware("4m", secure=False)
-        return code.with_name(code.name.replace("CODE", "VARS"))
+        return find_variables("4m", enrolled=False)
 
     def recorded(self) -> list[int]:
         """See ports.LocalHypervisor."""

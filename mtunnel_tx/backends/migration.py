@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import Deferred, gatherResults
+
 from mtunnel_tx.backends.process import ProcessExit
 from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.errors import BackendFailed
@@ -19,6 +21,9 @@ _POLL_S = 1.0
 _BROKEN = {"failed": "Input/output error", "nospace": "No space left on device"}
 """A job's `io-status` to the reason why its target cannot be written."""
 _OVER = frozenset({"completed", "failed", "cancelled"})
+_WAITS = "pre-switchover"
+_MIRROR = "mirror-"
+"""How the jobs and block nodes of mirrors are called, before the drive's key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +96,7 @@ class RunningMachine:
         Args: drive: its key, e.g. `scsi0`. limit_bytes_s: of the first full copy; 0: no limit. reconnect_s: how long
             the connection may be down before the mirror fails.
         """
-        node = f"mirror-{drive}"
+        node = f"{_MIRROR}{drive}"
         await self._clear(drive, node)
         server = {"type": "unix", "path": str(socket)}
         target: dict[str, Any] = {
@@ -208,9 +213,18 @@ class RunningMachine:
         if not force and (reason or "error" in job):
             raise BackendFailed(f"mirror of {drive} failed: {reason or job['error']}")
 
+    async def adopt_mirrors(self) -> None:
+        """Take over the mirrors of a program that has ended, so that `end_mirrors` ends them too."""
+        names = [str(job["id"]) for job in await self._call("query-jobs")]
+        self._mirrors |= {name.removeprefix(_MIRROR): name for name in names if name.startswith(_MIRROR)}
+
     async def start_migration(self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None:
-        """Send memory and devices to a UNIX socket. Args: limit_bytes_s: 0: none."""
-        await self._call("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+        """Send memory and devices to a UNIX socket; before the last of it QEMU stops the VM and waits (`switch_over`).
+
+        Until then the receiving side cannot have the whole state. Args: limit_bytes_s: 0: none.
+        """
+        wanted = [{"capability": name, "state": True} for name in ("events", "pause-before-switchover")]
+        await self._call("migrate-set-capabilities", {"capabilities": wanted})
         await self.limit(limit_bytes_s=limit_bytes_s, downtime_ms=downtime_ms)
         await self._call("migrate", {"uri": f"unix:{socket}"})
 
@@ -232,24 +246,36 @@ class RunningMachine:
             error=answer.get("error-desc"),
         )
 
-    async def until_migrated(self, told: Callable[[MemoryProgress], None] = lambda _progress: None) -> MemoryProgress:
-        """Wait for the end of the migration.
+    async def until_switchover(self, told: Callable[[MemoryProgress], None] = lambda _progress: None) -> MemoryProgress:
+        """Wait until the VM stands still and only the rest of its state is to be sent.
 
         Args: told: called with the progress about once a second.
         Raises: BackendFailed: it failed or was cancelled; the VM continues here.
         """
+        return await self._until_status(_WAITS, told)
+
+    async def switch_over(self) -> MemoryProgress:
+        """Send the rest; from now on the receiving side may have the whole state. Raises: BackendFailed: it failed."""
+        await self._call("migrate-continue", {"state": _WAITS})
+        return await self._until_status("completed", lambda _progress: None)
+
+    async def _until_status(self, wanted: str, told: Callable[[MemoryProgress], None]) -> MemoryProgress:
         last = MemoryProgress(status="none")
 
-        async def over() -> bool:
+        async def reached() -> bool:
             nonlocal last
             last = await self.progress()
             told(last)
-            return last.status in _OVER
+            return last.status == wanted or last.status in _OVER
 
-        await self._until(over)
-        if last.status != "completed":
+        await self._until(reached)
+        if last.status != wanted:
             raise BackendFailed(f"migration {last.status}: {last.error or 'QEMU gives no reason'}")
         return last
+
+    async def migration(self) -> str:
+        """How far it is, in one word."""
+        return (await self.progress()).status
 
     async def cancel_migration(self) -> None:
         """Cancel the migration, and wait until it is cancelled; the VM continues here."""
@@ -263,6 +289,15 @@ class RunningMachine:
     async def run(self) -> None:
         """Let the guest run again, after a migration that failed."""
         await self._call("cont")
+
+    async def pause(self) -> None:
+        """Stand still again, after a migration that came to nothing.
+
+        A migration that is over leaves `postmigrate`, which takes no other one, and only `cont` leads out of it. `stop`
+        is sent with it, so that the guest runs for some microseconds at most.
+        """
+        words = ["cont", "stop"] if await self.status() == "postmigrate" else ["stop"]
+        await gatherResults([Deferred.fromCoroutine(self._call(word)) for word in words])
 
     async def quit(self) -> None:
         """End QEMU. Raises: BackendFailed: it does not end."""

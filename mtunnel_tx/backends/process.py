@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.backends.programs import boot_id, start_ticks
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.waiting import Occasion, in_time
@@ -56,19 +57,19 @@ class ProcessRecord:
 
     def with_process(self, pid: int) -> ProcessRecord:
         """The same record with a running process."""
-        return replace(self, pid=pid, started=_started(pid) or 0)
+        return replace(self, pid=pid, started=start_ticks(pid) or 0)
 
 
 def new_record(*, incoming: bool, sockets: Sequence[Path]) -> ProcessRecord:
     """The record of a QEMU that is about to be started."""
     names = tuple(str(path) for path in sockets)
-    return ProcessRecord(token=os.urandom(16).hex(), boot=_boot_id(), incoming=incoming, sockets=names)
+    return ProcessRecord(token=os.urandom(16).hex(), boot=boot_id(), incoming=incoming, sockets=names)
 
 
 def restored_record(pid: int, *, token: str, incoming: bool, sockets: Sequence[Path]) -> ProcessRecord:
     """The record of a QEMU that runs, written again."""
     names = tuple(str(path) for path in sockets)
-    return ProcessRecord(token=token, boot=_boot_id(), incoming=incoming, sockets=names).with_process(pid)
+    return ProcessRecord(token=token, boot=boot_id(), incoming=incoming, sockets=names).with_process(pid)
 
 
 def write_record(path: Path, record: ProcessRecord) -> None:
@@ -104,7 +105,7 @@ def open_process(record: ProcessRecord) -> tuple[int, int] | None:
 
     Returns: its pid and a pidfd; None: it has ended.
     """
-    if record.boot != _boot_id():
+    if record.boot != boot_id():
         return None
     pid = record.pid or _find_by_token(record.token)
     if not pid:
@@ -114,7 +115,7 @@ def open_process(record: ProcessRecord) -> tuple[int, int] | None:
     except ProcessLookupError:
         return None
     # Compare only once the pidfd pins the process: the pid may have been reused before that.
-    if (record.pid and _started(pid) != record.started) or has_ended(pidfd):
+    if (record.pid and start_ticks(pid) != record.started) or has_ended(pidfd):
         os.close(pidfd)
         return None
     return pid, pidfd
@@ -125,18 +126,6 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _boot_id() -> str:
-    return (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
-def _started(pid: int) -> int | None:
-    try:
-        fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return int(fields[19])
 
 
 def _find_by_token(token: str) -> int:
@@ -212,6 +201,11 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
+def plain_environ() -> dict[str, str]:
+    """The environment of a program that needs nothing of ours."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+
+
 def spawn_qemu(
     reactor: Any, argv: Sequence[str], marks: Mapping[str, str], stderr: Path, fds: Mapping[int, int]
 ) -> int:
@@ -221,7 +215,7 @@ def spawn_qemu(
         first. fds: descriptor number in QEMU to our descriptor.
     Returns: its pid. Raises: BackendFailed: the system refuses.
     """
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **marks}
+    environ = {**plain_environ(), **marks}
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     try:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
-from mtunnel_tx.backends.cmdline import StartPlan, firmware_file
+from mtunnel_tx.backends.cloudinit import CloudDrives
+from mtunnel_tx.backends.cmdline import StartPlan
 from mtunnel_tx.backends.cpu import check_cpu
+from mtunnel_tx.backends.cpumodelsfile import CpuModelsFile
 from mtunnel_tx.backends.devices import read_host_mtus
 from mtunnel_tx.backends.drives import volume_format, volumes
 from mtunnel_tx.backends.files import ReactorThreads
-from mtunnel_tx.backends.host import HostFacts, QemuHost
+from mtunnel_tx.backends.firmware import firmware_of
+from mtunnel_tx.backends.host import HostFacts, QemuHost, check_devices
 from mtunnel_tx.backends.incoming import check_exports, with_running_machine
 from mtunnel_tx.backends.launch import Launcher
 from mtunnel_tx.backends.machine import Machine, find_machine
@@ -26,12 +30,11 @@ from mtunnel_tx.backends.process import read_reason
 from mtunnel_tx.backends.qmp import MonitorLost
 from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
 from mtunnel_tx.backends.survivors import restore_records
-from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.hardware import Hardware, read_hardware
+from mtunnel_tx.pve.hardware import Hardware, read_hardware, resolve_machine
 from mtunnel_tx.pve.moved import check_not_moved
 from mtunnel_tx.waiting import Turns
 
@@ -44,7 +47,8 @@ class QemuMachines:
     """ports.Hypervisor.
 
     Args: facts: asked before the first start. storage: knows where volumes are. runtime_dir: mode 0700, for sockets,
-        process records and stderr files. whole_s: how long `resume` waits for the rest of a state.
+        process records and stderr files. cpu_models: the models of the administrator. whole_s: how long `resume` waits
+        for the rest of a state.
     """
 
     def __init__(
@@ -55,14 +59,17 @@ class QemuMachines:
         facts: HostFacts,
         storage: Storage,
         runtime_dir: Path,
+        cpu_models: CpuModelsFile,
         whole_s: float = WHOLE_S,
     ) -> None:
         self._reactor = reactor
         self._whole_s = whole_s
         self._threads = threads
         self._facts = facts
+        self._cpu_models = cpu_models
         self._runtime_dir = runtime_dir
         self._launcher = Launcher(reactor, threads, storage, runtime_dir)
+        self._cloud_drives = CloudDrives(reactor, threads, storage, runtime_dir)
         self._machines: dict[int, Machine] = {}
         self._turns = Turns()
 
@@ -117,7 +124,7 @@ class QemuMachines:
     async def start(self, vmid: int, conf: GuestConfig, incoming: Incoming, report: Report) -> int | None:
         """See ports.Hypervisor."""
         host = await self._facts.ask()
-        hardware = self._hardware(with_running_machine(conf, incoming), host)
+        hardware = self._hardware(conf, host, machine=incoming.machine)
         check_exports(conf, incoming)
         plan = await self._launcher.plan(vmid, hardware, host, report)
         mtus = {**plan.host_mtus, **read_host_mtus(incoming.nets_host_mtu)}
@@ -133,7 +140,8 @@ class QemuMachines:
         check_not_moved(vmid, conf)
         host = await self._facts.ask()
         plan = await self._launcher.plan(vmid, self._hardware(conf, host, local=True), host, report)
-        async with self._launched(plan) as machine, machine.monitor(START_S) as monitor:
+        fill = partial(self._cloud_drives.make, vmid, conf, host.programs, report)
+        async with self._launched(plan, fill) as machine, machine.monitor(START_S) as monitor:
             for nic in plan.hardware.nics:
                 if nic.options.get("link_down") == "1":
                     await monitor.call("set_link", {"name": nic.key, "up": False})
@@ -187,32 +195,37 @@ class QemuMachines:
         async with machine.monitor() as monitor:
             yield RunningMachine(self._reactor, monitor, machine.exit)
 
-    def _hardware(self, conf: GuestConfig, host: QemuHost | None, *, local: bool = False) -> Hardware:
-        hardware = read_hardware(conf, local=local)
+    def _hardware(
+        self, conf: GuestConfig, host: QemuHost | None, *, local: bool = False, machine: str | None = None
+    ) -> Hardware:
+        """Read a config, and check what can be checked before a start. Raises: TunnelError: `KEY: REASON`."""
+        hardware = read_hardware(conf, local=local, cpu_models=self._cpu_models.value())
         for key, drive in volumes(hardware):
             volume_format(key, drive)
-        firmware_file(hardware)
-        try:
-            shlex.split(hardware.arguments)
-        except ValueError as error:
-            raise refuse("args", str(error)) from error
+        firmware_of(hardware)
+        _check_arguments(hardware.arguments)
         if host is None:
             return hardware
         check_cpu(hardware, host)
-        try:
-            return replace(hardware, machine=hardware.machine.resolved(host.machines))
-        except FormatError as error:
-            raise refuse("machine", str(error)) from error
+        check_devices(hardware, host)
+        return resolve_machine(with_running_machine(hardware, machine), host.machines)
 
     @asynccontextmanager
-    async def _launched(self, plan: StartPlan) -> AsyncIterator[Machine]:
-        """Start QEMU. If the `async with` block fails, QEMU is ended and its files are removed."""
+    async def _launched(
+        self, plan: StartPlan, prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Machine]:
+        """Start QEMU. Args: prepare: called before, when it is certain that the VM does not run.
+
+        If the `async with` block fails, QEMU is ended and its files are removed.
+        """
         vmid = plan.vmid
         async with self._turns.of(vmid):
             if self._find(vmid) is not None:
                 raise WrongState(f"VM {vmid} already running")
             files = self._launcher.files(vmid)
             files.clear()
+            if prepare is not None:
+                await prepare()
             try:
                 machine = self._machines[vmid] = await self._launcher.launch(plan)
                 try:
@@ -253,3 +266,10 @@ class QemuMachines:
         machine = self._machines.pop(vmid, None)
         if machine is not None:
             machine.forget()
+
+
+def _check_arguments(arguments: str) -> None:
+    try:
+        shlex.split(arguments)
+    except ValueError as error:
+        raise refuse("args", str(error)) from error

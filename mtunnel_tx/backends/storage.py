@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
 from mtunnel_tx.backends.files import CachedFile
-from mtunnel_tx.backends.images import ImageFile, find_reference
+from mtunnel_tx.backends.images import ImageFile, find_facts, unusable
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.ports.storage import ImportRequest, Report, Volume
+from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
 from mtunnel_tx.pve.storagetypes import Layout
 from mtunnel_tx.pve.volume import find_owner, parse_dir_volume, parse_volume_id
@@ -26,6 +28,7 @@ log = Logger()
 ALLOC_S = 600.0
 FREE_S = 600.0
 QUERY_S = 120.0
+_UNIT_BYTES = 1024
 DIGEST_S = 24 * 3600.0
 _CREATED = re.compile(r"successfully created '(.+)'")
 _LISTED = re.compile(
@@ -73,7 +76,7 @@ class PvesmStorage:
         self, storage: str, vmid: int, size_bytes: int, format: str, report: Report, *, name: str = ""
     ) -> str:
         """See ports.Storage."""
-        size_kib = str(-(-size_bytes // 1024))
+        size_kib = str(-(-size_bytes // _UNIT_BYTES))
         output = await self._run(ALLOC_S, "alloc", storage, str(vmid), name, size_kib, "-format", format)
         volid = None
         for line in output.splitlines():
@@ -83,7 +86,19 @@ class PvesmStorage:
                 report(line)
         if volid is None:
             raise BackendFailed(f"'pvesm alloc' did not say what it made on storage '{storage}'")
+        sectors = -(-size_bytes // SECTOR_BYTES)
+        if sectors * SECTOR_BYTES % _UNIT_BYTES:
+            await self._cut(volid, sectors * SECTOR_BYTES)
         return volid
+
+    async def _cut(self, volid: str, size_bytes: int) -> None:
+        """Give a new volume the very size; `pvesm alloc` counts in KiB, QEMU in sectors, and mirrors between equals."""
+        path = await self._file(volid)
+        if path is None:
+            return  # a block storage has its own units
+        format = parse_dir_volume(parse_volume_id(volid).name).format
+        argv = ["qemu-img", "resize", "-q", "--shrink", "-f", format, "--", path, str(size_bytes)]
+        await run(self._reactor, argv, self._environ, ALLOC_S, name="qemu-img resize")
 
     async def free(self, volid: str) -> None:
         """See ports.Storage."""
@@ -114,6 +129,11 @@ class PvesmStorage:
         return next((found.size_bytes for found in listed if found.volid == volid), None)
 
     async def refers_elsewhere(self, volid: str) -> str | None:
+        """See ports.Storage. Raises: as `image_facts`."""
+        facts = await self.image_facts(volid)
+        return facts.elsewhere if facts is not None else None
+
+    async def image_facts(self, volid: str) -> ImageFacts | None:
         """See ports.Storage. Raises: BackendFailed, TimedOut, TunnelError: no such storage, or no volume id."""
         path = await self._file(volid)
         if path is None:
@@ -126,11 +146,17 @@ class PvesmStorage:
         if parsed.base is not None:
             base_volid = f"{volume.storage}:{parsed.base}"
             if reason := await self.refers_elsewhere(base_volid):
-                return f"base volume '{base_volid}': {reason}"
+                return unusable(parsed.format, f"base volume '{base_volid}': {reason}")
             base = await self._file(base_volid)
         in_guest_folder = parsed.content == "images"
         file = ImageFile(path=path, format=parsed.format, base=base, in_guest_folder=in_guest_folder)
-        return await find_reference(self._reactor, file, self._environ)
+        return await find_facts(self._reactor, file, self._environ)
+
+    async def extend(self, volid: str, size_bytes: int) -> None:
+        """See ports.Storage. Raises: BackendFailed: it cannot be written."""
+        path = await self._file(volid)
+        if path is not None:
+            await self._in_thread(partial(_extend_file, size_bytes=size_bytes), path)
 
     async def digest(self, volid: str) -> str:
         """See ports.Storage. Raises: BackendFailed, TimedOut."""
@@ -229,6 +255,15 @@ def _file_size(path: str) -> int | None:
     except OSError:
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _extend_file(path: str, *, size_bytes: int) -> None:
+    size = _file_size(path)
+    if size is not None and size < size_bytes:
+        try:
+            os.truncate(path, size_bytes)
+        except OSError as error:
+            raise BackendFailed(f"unable to extend '{path}': {error.strerror}") from error
 
 
 def _sync_file(path: str) -> None:

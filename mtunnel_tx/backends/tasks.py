@@ -129,7 +129,7 @@ class FileTasks:
                 return task
         raise AssertionError("seconds never end")
 
-    def close_orphans(self, status: str) -> None:
+    def finish_orphans(self, status: str) -> None:
         """See ports.Tasks; a log that cannot be written stays as it is."""
         for path in self._folder.glob("?/UPID:*"):
             try:

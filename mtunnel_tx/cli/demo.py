@@ -1,4 +1,4 @@
-"""`mtunnel demo`: the demonstration's options; what it does is in `mtunnel_tx/demo`."""
+"""The options of `mtunnel demo`. The demonstration itself is in `mtunnel_tx/demo`."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "vm": "list, start, stop and mend the VMs of a host without Proxmox",
     "status": "show the tunnels of the running daemon",
     "history": "show the moves that are over",
-    "settle": "decide about a tunnel that was held",
+    "settle": "end what was left open about a VM",
     "drain": "let the daemon end when its last tunnel has ended",
     "api": "describe the HTTP API",
     "websocket-tunnel": "carry a Proxmox source's commands and streams, over its standard input and output",

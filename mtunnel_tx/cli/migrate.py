@@ -9,32 +9,30 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
-from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
+from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
-from mtunnel_tx.local import make_guests, make_machines, make_storage
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
-from mtunnel_tx.stream.limits import StreamLimits
-from mtunnel_tx.stream.link import Link
+from mtunnel_tx.stream.flow import Flow
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
 
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
-LIMITS = StreamLimits(half_close_s=3600.0)
+LIMITS = FlowLimits(half_close_s=3600.0)
 """A target that has a disk to flush may end its stream late; what counts is what its import says."""
 
 _DESCRIPTION = """\
@@ -78,6 +76,9 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
     parser.add_argument("--online", action="store_true", help="move it while it runs")
+    parser.add_argument(
+        "--drop-snapshots", action="store_true", help="with --online: snapshots and bitmaps in its images may be lost"
+    )
     parser.set_defaults(run=run)
 
 
@@ -141,6 +142,7 @@ def make_order(args: argparse.Namespace) -> Order:
         bwlimit_kib_s=args.bwlimit,
         delete=args.delete,
         online=args.online,
+        drop_snapshots=args.drop_snapshots,
     )
 
 
@@ -150,29 +152,18 @@ async def opened_world(
 ) -> AsyncIterator[SourceWorld]:
     """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed."""
     endpoint = await complete(reactor, endpoint)
-    relays = Pump(reactor)
+    relay = Pump(reactor)
 
-    async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Link:
+    async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
         return await open_stream(
-            reactor, endpoint, path_query, sock, relays=relays, limits=LIMITS, ends_with_peer=ends_with_peer
+            reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
         )
 
-    storage, threads = make_storage(reactor, settings), ReactorThreads(reactor, reactor.getThreadPool())
     try:
-        yield SourceWorld(
-            reactor=reactor,
-            guests=make_guests(threads, settings),
-            storage=storage,
-            running=partial(is_running, settings.machine_dir),
-            # Where they are Proxmox's, its own source sends them.
-            machines=make_machines(threads, settings, storage) if settings.profile == "standalone" else None,
-            runtime_dir=settings.runtime_dir,
-            target=make_target(reactor, endpoint),
-            dial=dial,
-            progress=display,
-        )
+        parts = await source_parts(reactor, settings, display)
+        yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial)
     finally:
-        await relays.stop()
+        await relay.stop()
 
 
 def make_target(reactor: Any, endpoint: Endpoint) -> TargetApi:
@@ -185,19 +176,6 @@ async def complete(reactor: Any, endpoint: Endpoint) -> Endpoint:
     if endpoint.fingerprint is not None:
         return endpoint
     return replace(endpoint, fingerprint=await learn_fingerprint(make_target(reactor, endpoint)))
-
-
-def is_running(monitors: Path, vmid: int) -> bool:
-    """Whether anybody listens behind a VM's monitor socket; a QEMU that was killed leaves the file behind."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.setblocking(False)
-        try:
-            sock.connect(str(monitors / f"{vmid}.qmp"))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except OSError:
-            return True
-    return True
 
 
 class Job:

@@ -1,50 +1,92 @@
-"""`mtunnel settle`: somebody decides about a virtual machine of which nobody knows which side owns it."""
+"""`mtunnel settle`: ends what was left open about a VM that came to this host, or that was sent from it."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
+from mtunnel_tx.backends.files import ReactorThreads
+from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.checks import clean
+from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
+from mtunnel_tx.cli.progress import Lines
+from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.cli.status import ask_daemon
 from mtunnel_tx.config import Settings
+from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
+from mtunnel_tx.source.earlier import settle
+from mtunnel_tx.source.host import SourceHost
+from mtunnel_tx.source.owner import Owner
 
 PATIENCE_S = 600.0
 _DESCRIPTION = """\
-Decide about a tunnel that was held (see `mtunnel status`). First look at the source: if the virtual machine runs or is
-whole there, --discard; if it is gone there, --resume. Needs the running daemon."""
+End what was left open about a virtual machine (see `mtunnel status`).
+
+One that was sent from this host, by a `mtunnel migrate` that was killed: without an option it is finished, or undone,
+where it is known who owns the VM; else it is said what happened, and --here or --there decides. No daemon is needed.
+
+One that came to this host, and is held: --resume or --discard decides, through the running daemon. First look at the
+source: if the VM runs or is whole there, --discard; if it is gone there, --resume."""
+_CHOICES = (
+    ("here", "sent from here: the VM is this host's; it runs on where it ran, and can be sent again"),
+    ("there", "sent from here: the VM is the target's; its QEMU ends here, its copy stays, marked as moved"),
+    ("resume", "came here: the VM is ours: let it run if its state is here, keep everything, remove the tunnel's lock"),
+    ("discard", "came here: the source has it: free what the tunnel made, but nothing that ran here or that is used"),
+)
 
 
 def configure(subparsers: Any) -> None:
     """Add `settle` to the commands of `mtunnel`."""
-    parser = subparsers.add_parser("settle", help="decide about a tunnel that was held", description=_DESCRIPTION)
+    parser = subparsers.add_parser(
+        "settle",
+        help="end what was left open about a VM",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("vmid", type=read_vmid, metavar="VMID")
-    choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument(
-        "--resume",
-        dest="discard",
-        action="store_false",
-        help="the VM is ours: let it run if its state is here, keep everything, remove the tunnel's lock",
-    )
-    choice.add_argument(
-        "--discard",
-        dest="discard",
-        action="store_true",
-        help="the source has it: free what the tunnel made, but nothing that ran here or that another config names",
-    )
+    choice = parser.add_mutually_exclusive_group()
+    for name, text in _CHOICES:
+        choice.add_argument(f"--{name}", dest="choice", action="store_const", const=name, help=text)
     parser.set_defaults(run=run)
 
 
-def read_vmid(text: str) -> int:
-    """A VMID from the command line."""
-    if not (text.isascii() and text.isdigit() and 100 <= int(text) <= 999_999_999):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a VMID")
-    return int(text)
-
-
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Tell the daemon, print which volumes stay. Returns: the exit code."""
-    reply = ask_daemon(settings, {"cmd": "settle", "vmid": args.vmid, "discard": args.discard}, PATIENCE_S)
-    print(f"VM {args.vmid} is settled")
+    """Returns: the exit code."""
+    if args.choice in ("resume", "discard"):
+        return _settle_coming(settings, args.vmid, discard=args.choice == "discard")
+    from twisted.internet import reactor
+
+    return run_reactor(reactor, lambda: _settle_leaving(reactor, settings, args.vmid, args.choice))
+
+
+def _settle_coming(settings: Settings, vmid: int, *, discard: bool) -> int:
+    """Tell the daemon, print which volumes stay."""
+    reply = ask_daemon(settings, {"cmd": "settle", "vmid": vmid, "discard": discard}, PATIENCE_S)
+    print(f"VM {vmid} is settled")
     for volid in reply["left"]:
         print(f"volume {volid} stays")
     return 0
+
+
+async def _settle_leaving(reactor: Any, settings: Settings, vmid: int, choice: str | None) -> int:
+    decisions = {"here": Owner.HERE, "there": Owner.THERE}
+    try:
+        host = SourceHost(**await source_parts(reactor, settings, Lines(sys.stdout, reactor)))
+        try:
+            await settle(host, vmid, decisions.get(choice or ""))
+        except NotFound as error:
+            raise _other_side(reactor, settings, vmid, error) from error
+    except TunnelError as error:
+        print(f"mtunnel settle: {clean(error.text)}", file=sys.stderr)
+        return FAILED
+    print(f"VM {vmid} is settled")
+    return 0
+
+
+def _other_side(reactor: Any, settings: Settings, vmid: int, error: NotFound) -> TunnelError:
+    """What to say where a VM was not sent from here: perhaps it came here."""
+    journal = FileJournal(ReactorThreads(reactor, reactor.getThreadPool()), settings.state_dir)
+    if vmid in journal.standing():
+        return BadRequest(f"VM {vmid} came to this host and is held: give --resume or --discard (mtunnel status)")
+    return error

@@ -17,12 +17,14 @@ from twisted.internet.task import react
 from twisted.python.threadpool import ThreadPool
 
 from mtunnel_tx.backends.files import ReactorThreads
-from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.backends.journal import COMING, LEAVING, FileJournal
+from mtunnel_tx.backends.programs import HostPrograms
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.net.controlsocket import ask
 from mtunnel_tx.net.reactor import prepare
 from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.source.journal import describe_standing
 from mtunnel_tx.tunnel.ledger import fold
 
 PATIENCE_S = 10.0
@@ -50,11 +52,22 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             raise
         print(json.dumps({"success": False, "msg": error.text}))
         return 1
+    status |= {"departures": find_departures(settings)}
     if args.json:
         print(json.dumps(status, indent=2, sort_keys=True))
     else:
         show(status, datetime.now(UTC), Console(width=None if sys.stdout.isatty() else WIDTH))
     return 0
+
+
+def find_departures(settings: Settings) -> dict[int, str]:
+    """The VMs that a program sends from here, or that one has left half sent; no daemon knows them."""
+    return describe_standing(_journal(settings, LEAVING), HostPrograms())
+
+
+def _journal(settings: Settings, prefix: str) -> FileJournal:
+    no_reactor: Any = None  # nothing is written, so no thread is needed
+    return FileJournal(ReactorThreads(no_reactor, ThreadPool(0)), settings.state_dir, prefix)
 
 
 def ask_daemon(settings: Settings, request: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
@@ -92,6 +105,8 @@ def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
     drain = ", takes no new tunnels" if status.get("draining") else ""
     head = f"mtunnel-tx {status['version']}, pid {status['pid']}, listening on {listening}{drain}"
     console.print(Text(head), soft_wrap=True)
+    if "relay" in status:
+        console.print(Text(f"streams run by: {status['relay']}"), soft_wrap=True)
     for worker in status.get("workers", []):
         line = f"worker process {worker['pid']}: {worker['connections']} connections, {worker['busy']} of them busy"
         console.print(Text(line), soft_wrap=True)
@@ -101,6 +116,8 @@ def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
         console.print("no tunnels")
     for vmid, reason in status.get("held", {}).items():
         console.print(Text(f"VM {vmid} waits for 'mtunnel settle {vmid}': {reason}"), soft_wrap=True)
+    for vmid, text in status.get("departures", {}).items():
+        console.print(Text(f"VM {vmid} {text}"), soft_wrap=True)
 
 
 def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
@@ -115,12 +132,12 @@ def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
 
 
 def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> int:
-    no_reactor: Any = None  # nothing is written, so no thread is needed
-    journal = FileJournal(ReactorThreads(no_reactor, ThreadPool(0)), settings.state_dir)
+    journal = _journal(settings, COMING)
     waiting, unreadable = _standing(journal)
+    departures = {} if unreadable else find_departures(settings)
     if as_json:
         more = {"journals_msg": unreadable} if unreadable else {}
-        print(json.dumps({"success": False, "msg": error.text, "journals": waiting, **more}))
+        print(json.dumps({"success": False, "msg": error.text, "journals": waiting, "departures": departures, **more}))
         return 1
     for reason in filter(None, (error.text, unreadable)):
         print(f"mtunnel: {reason}", file=sys.stderr)
@@ -128,6 +145,8 @@ def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> i
         print(
             f"VM {vmid}: a tunnel did not end{describe_journal(journal, vmid)}; the daemon looks after it at its start"
         )
+    for vmid, text in departures.items():
+        print(f"VM {vmid} {text}")
     return 1
 
 

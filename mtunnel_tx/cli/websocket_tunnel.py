@@ -20,8 +20,8 @@ from mtunnel_tx.cli.program import run_reactor
 from mtunnel_tx.http.client import open_stream
 from mtunnel_tx.source.helper.orders import Websocket
 from mtunnel_tx.source.helper.program import Helper
-from mtunnel_tx.stream.link import Link
-from mtunnel_tx.stream.relay import ReactorRelays
+from mtunnel_tx.stream.flow import Flow
+from mtunnel_tx.stream.reactorrelay import ReactorRelay
 
 _DESCRIPTION = """\
 A drop-in for `proxmox-websocket-tunnel`, which `qm remote-migrate` starts with pipes; it is not for people. JSON lines
@@ -59,10 +59,10 @@ def _to_stderr() -> Any:
 
 
 async def _serve(reactor: Any) -> int:
-    relays = ReactorRelays(reactor)
+    relay = ReactorRelay(reactor)
 
-    async def open_websocket(websocket: Websocket, sock: socket.socket) -> Link:
-        return await open_stream(reactor, websocket.endpoint, websocket.path_query, sock, relays=relays)
+    async def open_websocket(websocket: Websocket, sock: socket.socket) -> Flow:
+        return await open_stream(reactor, websocket.endpoint, websocket.path_query, sock, relay=relay)
 
     helper = Helper(reactor, open_websocket)
     StandardIO(helper, reactor=reactor)
@@ -71,6 +71,6 @@ async def _serve(reactor: Any) -> int:
         await helper.end()
     finally:
         helper.abort()
-        await relays.stop()
+        await relay.stop()
         await helper.flush()
     return 0

@@ -92,7 +92,10 @@ def arguments(value: object) -> tuple[str, ...]:
 
 def fingerprint(value: object) -> str:
     """Returns: 32 hex pairs with colons, upper case."""
-    return checks.fingerprint(str(matching(checks.FINGERPRINT, "a SHA-256 fingerprint, AA:BB:…")(value)))
+    try:
+        return checks.fingerprint(value if isinstance(value, str) else "")
+    except checks.FormatError as error:
+        raise ValueError("must be a SHA-256 fingerprint, AA:BB:…") from error
 
 
 def api_url(value: object) -> str:
@@ -110,6 +113,11 @@ def api_url(value: object) -> str:
     return text
 
 
+def host_name(value: object) -> str:
+    """Returns: a host name or an address; one of IPv6 may come in brackets, and loses them."""
+    return str(_host_name(value)).strip("[]")
+
+
 def _part(name: str, check: Check, value: object) -> None:
     try:
         check(value)
@@ -122,5 +130,5 @@ node_name = matching(rf"(?=.{{1,63}}\Z){checks.NODE_NAME}", "a host name without
 endpoint = matching(
     r"(?!ssl:|tls:)[a-z0-9]+:[\x21-\x7e]+", 'a server endpoint without TLS of its own, e.g. "tcp6:8016"'
 )
-host_name = matching(r"[0-9A-Za-z_.:-]{1,253}", "a host name or an address")
+_host_name = matching(r"[0-9A-Za-z_.:-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]", "a host name or an address")
 port = whole(1, 65535)

@@ -241,6 +241,11 @@ KEYS: tuple[Key, ...] = (
     ),
     _limit("half_close_s", number(0.1, 86400), "how long one direction may outlive the other"),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
+    _limit(
+        "unlocked_s",
+        number(1, 604800),
+        "how long a tunnel may live on after `unlock`; a source may compare checksums of its disks by then",
+    ),
     _limit("history_rows", whole(1, 10_000_000), "moves that `mtunnel history` remembers; the oldest go first"),
     _limit("history_days", number(0.1, 36500), "how long it remembers them"),
 )

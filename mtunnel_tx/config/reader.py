@@ -12,15 +12,15 @@ from typing import Any
 
 from mtunnel_tx.config.checks import node_name
 from mtunnel_tx.config.host import Host, check_private_directory, default_file, is_there, this_host
-from mtunnel_tx.config.keys import KEYS, NODE_CHECKS, tls_file
+from mtunnel_tx.config.keys import KEYS, NODE_CHECKS, Key, tls_file
 from mtunnel_tx.config.settings import (
     DEFAULT_PORT,
     LONGEST_RUNTIME_DIR,
+    ClusterNode,
     Commands,
     ConfigError,
     Forward,
     Limits,
-    Node,
     Settings,
     Tls,
 )
@@ -31,7 +31,7 @@ TABLES = ("tls", "commands", "forward", "limits")
 def load_settings(path: Path | None, environ: Mapping[str, str], host: Host | None = None) -> Settings:
     """Read the file that `path`, else $MTUNNEL_CONFIG names, else the default one where it exists.
 
-    Raises: ConfigError: `FILE: KEY: reason`.
+    Raises: ConfigError: a line `FILE: KEY: reason` for each key that is wrong.
     """
     host = host or this_host(environ)
     file = _find_file(path, host)
@@ -48,11 +48,12 @@ def find_tls(settings: Settings) -> Tls:
 
 
 class _Reader:
-    """Turns the decoded file into Settings; knows the file's name for its errors."""
+    """Turns the decoded file into Settings; knows the file's name for its errors, and tells all of them at once."""
 
     def __init__(self, label: str, host: Host) -> None:
         self._label = label
         self._host = host
+        self._errors: list[str] = []
 
     def settings(self, file: Path | None, given: dict[str, Any]) -> Settings:
         nodes = self._nodes(given)
@@ -62,6 +63,7 @@ class _Reader:
         self._refuse(flat)
         for name in ("runtime_dir", "machine_dir"):
             self._check_length(name, values[name])
+        self._tell_errors()
         self._check_runtime_dir(values["runtime_dir"])
         tables = {name: _below(values, name) for name in TABLES}
         return Settings(
@@ -81,62 +83,82 @@ class _Reader:
                 yield name, value
 
     def _table(self, name: str, value: object) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self._error(name, "must be a table")
-        return value
+        if isinstance(value, dict):
+            return value
+        self._add(name, "must be a table")
+        return {}
 
     def _values(self, flat: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key in KEYS:
-            with self._named(key.name):
-                given = key.name in flat
-                values[key.name] = key.check(flat.pop(key.name)) if given else key.default(values, self._host)
+            values[key.name] = self._value(key, flat, values)
         return values
 
-    def _nodes(self, given: dict[str, Any]) -> dict[str, Node]:
-        forward = self._table("forward", given.get("forward", {}))
-        nodes = self._table("forward.nodes", forward.get("nodes", {}))
-        if "nodes" in forward:
-            given["forward"] = {key: value for key, value in forward.items() if key != "nodes"}
-        return {name: self._node(f"forward.nodes.{name}", value) for name, value in nodes.items()}
+    def _value(self, key: Key, flat: dict[str, Any], above: Mapping[str, Any]) -> Any:
+        """A wrong value counts as one that was not given: so what depends on it can be judged, too."""
+        if key.name in flat:
+            with self._noted(key.name):
+                return key.check(flat.pop(key.name))
+        with self._noted(key.name):
+            return key.default(above, self._host)
+        self._tell_errors()
+        return None
 
-    def _node(self, name: str, value: object) -> Node:
-        with self._named(name):
+    def _nodes(self, given: dict[str, Any]) -> dict[str, ClusterNode]:
+        forward = given.get("forward", {})
+        if not isinstance(forward, dict) or "nodes" not in forward:
+            return {}
+        given["forward"] = {key: value for key, value in forward.items() if key != "nodes"}
+        nodes = self._table("forward.nodes", forward["nodes"])
+        found = {name: self._node(f"forward.nodes.{name}", value) for name, value in nodes.items()}
+        return {name: node for name, node in found.items() if node is not None}
+
+    def _node(self, name: str, value: object) -> ClusterNode | None:
+        """None: something is wrong with it, and noted."""
+        with self._noted(name):
             node_name(name.removeprefix("forward.nodes."))
-        rest = {"port": DEFAULT_PORT, **self._table(name, value)}
+        if not isinstance(value, dict):
+            self._add(name, "must be a table")
+            return None
+        rest = {"port": DEFAULT_PORT, **value}
         found = {}
         for key, check in NODE_CHECKS.items():
             if key not in rest:
-                raise self._error(f"{name}.{key}", "must be given")
-            with self._named(f"{name}.{key}"):
+                self._add(f"{name}.{key}", "must be given")
+                continue
+            with self._noted(f"{name}.{key}"):
                 found[key] = check(rest.pop(key))
         self._refuse({f"{name}.{key}": value for key, value in rest.items()})
-        return Node(**found)
+        return ClusterNode(**found) if found.keys() == NODE_CHECKS.keys() else None
 
     def _refuse(self, unknown: Mapping[str, Any]) -> None:
         for name in unknown:
-            raise self._error(name, "no such key")
+            self._add(name, "no such key")
 
     def _check_length(self, name: str, path: Path) -> None:
         length = len(os.fsencode(path))
         if length > LONGEST_RUNTIME_DIR:
             reason = f"must have at most {LONGEST_RUNTIME_DIR} bytes for the sockets in it, has {length}: {path}"
-            raise self._error(name, reason)
+            self._add(name, reason)
 
     def _check_runtime_dir(self, path: Path) -> None:
         if path.parent == self._host.temp_dir and os.path.lexists(path):
             check_private_directory(path)
 
     @contextmanager
-    def _named(self, name: str) -> Iterator[None]:
-        """Say file and key where a check only knows the reason."""
+    def _noted(self, name: str) -> Iterator[None]:
+        """Note file and key where a check only knows the reason, and go on."""
         try:
             yield
         except ValueError as error:
-            raise self._error(name, str(error)) from error
+            self._add(name, str(error))
 
-    def _error(self, name: str, reason: str) -> ConfigError:
-        return ConfigError(f"{self._label}: {name}: {reason}")
+    def _add(self, name: str, reason: str) -> None:
+        self._errors.append(f"{self._label}: {name}: {reason}")
+
+    def _tell_errors(self) -> None:
+        if self._errors:
+            raise ConfigError("\n".join(self._errors))
 
 
 def _find_file(path: Path | None, host: Host) -> Path | None:

@@ -50,7 +50,7 @@ class Commands:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class ClusterNode:
     """Another node of the cluster; `fingerprint` is the SHA-256 of its certificate, `AA:BB:…`."""
 
     host: str
@@ -66,7 +66,7 @@ class Forward:
     """
 
     api: str | None
-    nodes: Mapping[str, Node]
+    nodes: Mapping[str, ClusterNode]
     fingerprint: str | None = None
 
 
@@ -97,6 +97,7 @@ class Limits:
     dead_peer_s: float = 60
     half_close_s: float = 60
     connect_s: float = 300
+    unlocked_s: float = 86400
     history_rows: int = 10_000
     history_days: float = 400
 

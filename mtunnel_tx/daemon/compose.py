@@ -35,9 +35,9 @@ from mtunnel_tx.net.commandsocket import listen_commands
 from mtunnel_tx.ports.children import ChildTurn
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.ports.streams import Route
-from mtunnel_tx.stream.limits import StreamLimits
-from mtunnel_tx.stream.link import Relays
-from mtunnel_tx.stream.peer import dial
+from mtunnel_tx.stream.flow import Relay
+from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.stream.unixside import dial
 from mtunnel_tx.tls.certificate import fingerprint
 from mtunnel_tx.tls.protocol import TlsContext
 from mtunnel_tx.tunnel import audit
@@ -64,7 +64,7 @@ class Composition:
 
 
 def compose(
-    reactor: Any, settings: Settings, *, pool: ThreadPool, tls: TlsContext, relays: Relays, make_journal: MakeJournal
+    reactor: Any, settings: Settings, *, pool: ThreadPool, tls: TlsContext, relay: Relay, make_journal: MakeJournal
 ) -> Composition:
     """Join everything; nothing is started. Args: pool: for work with files. Raises: WrongState: no key for tickets."""
     threads = ReactorThreads(reactor, pool)
@@ -84,7 +84,7 @@ def compose(
         wall=time.time,
         threads=threads,
         listen=partial(listen_commands, reactor, limits=settings.limits),
-        bridge_exists=lambda name: (NETWORK / name).exists(),
+        bridge_exists=lambda name: NETWORK / name in NETWORK.iterdir(),
         random_bytes=os.urandom,
         ticket_key=read_ticket_key(settings.state_dir / "ticket.key"),
         runtime_dir=settings.runtime_dir,
@@ -93,7 +93,7 @@ def compose(
         observers=Observers(audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic)),
     )
     registry = Registry(services)
-    parts = _make_parts(reactor, settings, services, registry, tasks, tls, relays)
+    parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay)
     return Composition(registry=registry, parts=parts, machines=machines)
 
 
@@ -104,9 +104,9 @@ def _make_parts(
     registry: Registry,
     tasks: FileTasks,
     tls: TlsContext,
-    relays: Relays,
+    relay: Relay,
 ) -> Parts:
-    streams = settings.limits.of(StreamLimits)
+    streams = settings.limits.of(FlowLimits)
     return Parts(
         access=services.access,
         child_turn=services.child_turn,
@@ -118,8 +118,8 @@ def _make_parts(
         nodes=lambda: _nodes(settings),
         bridges=lambda: sorted(path.name for path in NETWORK.iterdir()),
         fingerprint=lambda: _fingerprint(tls),
-        upgrader=_make_upgrader(reactor, relays, streams),
-        elsewhere=_make_elsewhere(reactor, settings, tls, relays, streams),
+        upgrader=_make_upgrader(reactor, relay, streams),
+        elsewhere=_make_elsewhere(reactor, settings, tls, relay, streams),
         description=lambda: describe_api(OPERATIONS, QEMU_COMMANDS.values(), BASE),
     )
 
@@ -130,7 +130,7 @@ def make_tls(settings: Settings) -> TlsContext:
     return TlsContext(settings.tls.certificate, settings.tls.key, group_reads=group_reads)
 
 
-def make_workers(settings: Settings, reactor: Any, here: Relays) -> WorkerPool:
+def make_workers(settings: Settings, reactor: Any, here: Relay) -> WorkerPool:
     """The processes that do TLS and carry streams; `here` runs those of our own."""
     program = WorkerProgram(reactor, os.environ, user=settings.user, label=str(settings.state_dir))
     handshake_s = settings.limits.handshake_s
@@ -157,25 +157,23 @@ def _make_child_turn(limits: Limits) -> ChildTurn:
     return turn
 
 
-def _make_upgrader(reactor: Any, relays: Relays, limits: StreamLimits) -> Upgrader:
+def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits) -> Upgrader:
     async def join(request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
         route.check_room()
         local = await dial(reactor, route.file)
-        await upgrade(request, handshake, local, route, relays=relays, limits=limits, reactor=reactor)
+        await upgrade(request, handshake, local, route, relay=relay, limits=limits, reactor=reactor)
 
     return join
 
 
-def _make_elsewhere(
-    reactor: Any, settings: Settings, tls: TlsContext, relays: Relays, limits: StreamLimits
-) -> Elsewhere:
+def _make_elsewhere(reactor: Any, settings: Settings, tls: TlsContext, relay: Relay, limits: FlowLimits) -> Elsewhere:
     return Elsewhere(
         settings.forward,
         reactor,
         node=settings.node,
         own_fingerprint=lambda: _fingerprint(tls),
-        cross_over=partial(cross_over, relays=relays, limits=limits, reactor=reactor),
+        cross_over=partial(cross_over, relay=relay, limits=limits, reactor=reactor),
     )
 
 

@@ -33,7 +33,7 @@ from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.controlsocket import listen_control
 from mtunnel_tx.ports.lines import Listening
-from mtunnel_tx.stream.link import Relays
+from mtunnel_tx.stream.flow import Relay
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.tls.protocol import TlsFactory
 from mtunnel_tx.tunnel.registry import Registry
@@ -68,7 +68,7 @@ class Daemon(Service):
         self._control: Listening | None = None
         self._lock: IO[bytes] | None = None
         self._workers = make_workers(settings, reactor, Pump(reactor)) if settings.workers else None
-        self._relays: Relays = self._workers.relay if self._workers else Pump(reactor)
+        self._relay: Relay = self._workers.relay if self._workers else Pump(reactor)
         self._composition: Composition | None = None
         self._starting: Deferred[None] | None = None
         self.registry: Registry | None = None
@@ -105,7 +105,7 @@ class Daemon(Service):
             self._settings,
             pool=self._pool,
             tls=self._tls,
-            relays=self._relays,
+            relay=self._relay,
             make_journal=self._make_journal,
         )
 
@@ -156,7 +156,7 @@ class Daemon(Service):
             await self.registry.stop()
         if self._site is not None:
             await self._site.resource.stop()
-        await self._relays.stop()
+        await self._relay.stop()
         if self._workers is not None:
             await self._workers.stop()
         if self._control is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import open_process, read_record
-from mtunnel_tx.demo.nodes import Node, mtunnel_command, started
+from mtunnel_tx.demo.nodes import DemoNode, mtunnel_command, started
 from mtunnel_tx.demo.ticker import is_unbroken, read_beats, read_ring, ticker
 from mtunnel_tx.errors import TimedOut
 
@@ -40,7 +40,10 @@ Say = Callable[[str], None]
 
 
 class Serial(threading.Thread):
-    """Collects what a VM's serial port says, from the moment it is there; `heard`: when it said something."""
+    """Reads a VM's serial port from the moment its socket is there.
+
+    `text`: all that came. `heard`: the time of each piece, by the monotonic clock, in seconds.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
@@ -51,7 +54,7 @@ class Serial(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """The thread."""
+        """Wait for the socket, then read until it ends."""
         with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
             while not self._connects(sock) and not self.stopped:
                 time.sleep(_AGAIN_S)
@@ -68,12 +71,15 @@ class Serial(threading.Thread):
 
     @property
     def beats(self) -> list[tuple[int, str]]:
-        """Every whole line: number and flag."""
+        """Number and flag of each whole line."""
         return read_beats(self.text)
 
 
-def move_running(say: Say, here: Node, there: Node, endpoint: str) -> bool:
-    """Start a VM, move it while it runs, and say what it saw of that. Returns: it saw nothing."""
+def move_running(say: Say, here: DemoNode, there: DemoNode, endpoint: str) -> bool:
+    """Start a VM, move it while it counts, and say how it went.
+
+    Returns: whether no number is missing or came twice.
+    """
     if shutil.which(PROGRAM) is None:
         say(LEFT_OUT)
         return True
@@ -91,7 +97,7 @@ def move_running(say: Say, here: Node, there: Node, endpoint: str) -> bool:
         return _tell(say, before, after, took_s) and _check_disk(say, there, after)
 
 
-def _write_guest(node: Node) -> None:
+def _write_guest(node: DemoNode) -> None:
     folder = node.images / str(HERE)
     folder.mkdir(parents=True)
     with (folder / f"vm-{HERE}-disk-0.raw").open("wb") as disk:
@@ -103,7 +109,7 @@ def _write_guest(node: Node) -> None:
 
 
 @contextmanager
-def _listening(node: Node, vmid: int) -> Iterator[Serial]:
+def _listening(node: DemoNode, vmid: int) -> Iterator[Serial]:
     serial = Serial(node.folder / "run" / f"{vmid}.serial0")
     try:
         yield serial
@@ -112,8 +118,8 @@ def _listening(node: Node, vmid: int) -> Iterator[Serial]:
 
 
 @contextmanager
-def _killed_at_the_end(*nodes: Node) -> Iterator[None]:
-    """A QEMU outlives all who started it; here it must not."""
+def _killed_at_the_end(*nodes: DemoNode) -> Iterator[None]:
+    """Kill the QEMUs of these nodes when the block is left: they outlive the commands that started them."""
     try:
         yield
     finally:
@@ -139,7 +145,7 @@ def _await_beats(serial: Serial) -> None:
         time.sleep(0.02)
 
 
-def _migrate(say: Say, node: Node, endpoint: str) -> bool:
+def _migrate(say: Say, node: DemoNode, endpoint: str) -> bool:
     order = ["migrate", str(HERE), "--online", "--target-vmid", str(THERE), "--target-storage", "local"]
     say(f"mtunnel {' '.join(order)}")
     with started([*mtunnel_command(), *order], {**node.environment(), "MTUNNEL_ENDPOINT": endpoint}) as process:
@@ -147,18 +153,18 @@ def _migrate(say: Say, node: Node, endpoint: str) -> bool:
 
 
 def _tell(say: Say, before: Serial, after: Serial, took_s: float) -> bool:
-    beats = read_beats(before.text + after.text)  # a line may begin here and end there
+    beats = read_beats(before.text + after.text)  # a line may begin at the source and end at the target
     whole = is_unbroken(beats)
     say(f"node-a: … {_shown(before.beats[-3:])}   node-b: {_shown(after.beats[:3])} …")
-    what = "none is missing, none came twice" if whole else "NOT WITHOUT A GAP"
+    what = "none is missing, none came twice" if whole else "SOME ARE MISSING, OR CAME TWICE"
     say(f"{len(beats)} numbers from {beats[0][0]} to {beats[-1][0]}: {what}")
     silence_s = after.heard[0] - before.heard[-1]
     say(f"downtime {max(0.0, silence_s - BEAT_S) * 1000:.0f} ms beyond the usual pause; {took_s:.1f} s in all")
     return whole
 
 
-def _check_disk(say: Say, node: Node, after: Serial) -> bool:
-    """Each number went to the disk, too, before it was printed."""
+def _check_disk(say: Say, node: DemoNode, after: Serial) -> bool:
+    """The guest writes each number to its disk before it prints it. Returns: whether the disk has the last ones."""
     file = node.images / str(THERE) / f"vm-{THERE}-disk-0.raw"
     ring = read_ring(file.read_bytes(), ring=RING)
     newest = after.beats[-1][0]

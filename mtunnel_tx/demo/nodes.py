@@ -33,15 +33,15 @@ runtime_dir = "{folder}/run"
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """One node: a folder with its configuration file, state and sockets."""
+class DemoNode:
+    """A node of the demonstration: a folder with its configuration file, state and sockets."""
 
     name: str
     folder: Path
 
     @property
     def config(self) -> Path:
-        """Its mtunnel.toml."""
+        """The path of its mtunnel.toml."""
         return self.folder / "mtunnel.toml"
 
     @property
@@ -51,7 +51,7 @@ class Node:
 
     @property
     def images(self) -> Path:
-        """The folder of its storage `local` that holds disks."""
+        """The folder of disks in its storage `local`."""
         return self.folder / "state" / "storage" / "images"
 
     def create(self) -> None:
@@ -61,28 +61,28 @@ class Node:
         self.mtunnel("init")
 
     def mtunnel(self, *args: str) -> str:
-        """Run `mtunnel ARGS` here. Returns: its output. Raises: BackendFailed, TimedOut."""
+        """Run `mtunnel ARGS` with this node's configuration. Returns: its output. Raises: BackendFailed, TimedOut."""
         return run_command([*mtunnel_command(), *args], self.environment())
 
     def volume_file(self, volid: str) -> Path:
-        """Ask `mtunnel-pvesm` where a volume is."""
+        """Returns: the path of a volume, as `mtunnel-pvesm path` says it."""
         command = [sys.executable, "-P", "-m", "mtunnel_tx.pvesm", "path", volid]
         return Path(run_command(command, self.environment()).strip())
 
     def task_log(self) -> str:
-        """The newest task log."""
+        """Returns: the text of the newest task log."""
         logs = (self.folder / "state" / "tasks").glob("*/UPID*")
         return max(logs, key=lambda log: log.stat().st_mtime_ns).read_text()
 
     def environment(self) -> dict[str, str]:
-        """Ours, with this node's configuration; the package is found from a source tree too."""
+        """Returns: our environment, in which commands find this node's configuration and this very package."""
         package = str(Path(mtunnel_tx.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         return {**os.environ, "MTUNNEL_CONFIG": str(self.config), "PYTHONPATH": os.pathsep.join(paths)}
 
     @contextmanager
     def running(self) -> Iterator[Mapping[str, Any]]:
-        """Run the daemon. Yields: what it says of itself once it listens. Raises: BackendFailed, TimedOut."""
+        """Run the daemon. Yields: the answer to `status` once it listens. Raises: BackendFailed, TimedOut."""
         log = self.folder / "daemon.log"
         command = [*_twistd(), "--nodaemon", "--pidfile=", "mtunnel", "--config", str(self.config)]
         with log.open("wb") as output, started(command, self.environment(), stdout=output, stderr=output) as daemon:
@@ -113,12 +113,12 @@ def _twistd() -> list[str]:
     return [sys.executable, "-P", "-c", "from twisted.scripts.twistd import run; run()"]
 
 
-def _ask_status(door: Path) -> dict[str, Any]:
-    """What the daemon says; nothing where it is not there yet."""
+def _ask_status(control_socket: Path) -> dict[str, Any]:
+    """Returns: the daemon's answer to `status`; empty while nobody listens."""
     try:
         with socket.socket(socket.AF_UNIX) as caller:
             caller.settimeout(START_S)
-            caller.connect(str(door))
+            caller.connect(str(control_socket))
             caller.sendall(b'{"cmd":"status"}\n')
             with caller.makefile("rb") as answers:
                 line = answers.readline()
@@ -129,7 +129,7 @@ def _ask_status(door: Path) -> dict[str, Any]:
 
 @contextmanager
 def started(command: list[str], environment: Mapping[str, str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, which is ended when the block is left, however that happens."""
+    """Start a process in a session of its own, and end it when the block is left, also by an exception."""
     process = subprocess.Popen(
         command, env=environment, cwd="/", stdin=subprocess.DEVNULL, start_new_session=True, **streams
     )
@@ -140,7 +140,7 @@ def started(command: list[str], environment: Mapping[str, str], **streams: Any) 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask first, then kill what is left of its session."""
+    """Send SIGTERM; if the process does not end in time, kill its whole session."""
     process.terminate()
     try:
         process.wait(STOP_S)
@@ -150,7 +150,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_command(command: list[str], environment: Mapping[str, str]) -> str:
-    """Run a short command. Returns: its standard output. Raises: BackendFailed: its whole output, TimedOut."""
+    """Run a short command. Returns: its standard output. Raises: BackendFailed: with its whole output; TimedOut."""
     with started(command, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             output, errors = process.communicate(timeout=COMMAND_S)

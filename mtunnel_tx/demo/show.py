@@ -1,4 +1,4 @@
-"""`mtunnel demo`: a VM moves from one node to another, both made in a temporary folder and removed at the end."""
+"""`mtunnel demo`: make two nodes in a temporary folder, move VMs between them, compare, and remove everything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtunnel_tx.demo.live import move_running
-from mtunnel_tx.demo.nodes import Node, mtunnel_command, require_programs, run_command, started
+from mtunnel_tx.demo.nodes import DemoNode, mtunnel_command, require_programs, run_command, started
 from mtunnel_tx.errors import BackendFailed, TunnelError
 
 MIB = 1 << 20
@@ -44,7 +44,7 @@ scsihw: virtio-scsi-single
 
 
 def run_demo(data_mib: int) -> int:
-    """Do all of it. Args: data_mib: random data on the first disk. Returns: the exit code."""
+    """Run the whole demonstration. Args: data_mib: random data on the first disk. Returns: the exit status."""
     show = Show(Console(highlight=False))
     with _signals_raise(), tempfile.TemporaryDirectory(prefix="mtunnel-demo-") as folder:
         try:
@@ -59,7 +59,7 @@ def run_demo(data_mib: int) -> int:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Let a termination clean up just as Ctrl-C does."""
+    """SIGTERM and SIGHUP raise SystemExit, so that they clean up as Ctrl-C does."""
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
@@ -73,44 +73,44 @@ def _signals_raise() -> Iterator[None]:
 
 
 class Show:
-    """What a person sees: boxes on a terminal, plain lines everywhere else."""
+    """Prints boxes on a terminal, and plain lines everywhere else."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def heading(self, text: str) -> None:
-        """A step begins."""
+        """Begin a step."""
         if self._console.is_terminal:
             self._console.rule(Text(text, style="bold"), align="left")
         else:
             self.line(f"\n== {text}")
 
     def line(self, text: str) -> None:
-        """One line; its brackets are no markup."""
+        """Print a line as it is: rich does not read its brackets as markup."""
         self._console.print(Text(text), soft_wrap=True)
-        # A child may write to the same place next.
+        # A child writes to the same standard output next.
         self._console.file.flush()
 
     def text(self, title: str, text: str) -> None:
-        """A file."""
+        """Print the content of a file."""
         if self._console.is_terminal:
             self._console.print(Panel(Text(text.rstrip()), title=title, title_align="left"))
         else:
             self.line(f"{title}:\n{text.rstrip()}")
 
     def table(self, table: Table) -> None:
-        """Rows of short cells."""
+        """Print a table."""
         self._console.print(table)
 
     def verdict(self, good: bool) -> None:
-        """How it ended."""
+        """Print how the demonstration ended."""
         text, style = ("The VM arrived, every disk is the same.", "green") if good else ("It failed.", "red")
         self._console.print(Text(text, style=f"bold {style}"))
 
 
 def _tell(show: Show, folder: Path, data_mib: int) -> bool:
     require_programs("qemu-img", "qemu-io")
-    here, there = Node("node-a", folder / "a"), Node("node-b", folder / "b")
+    here, there = DemoNode("node-a", folder / "a"), DemoNode("node-b", folder / "b")
     show.heading("Two nodes")
     for node in (here, there):
         node.create()
@@ -130,8 +130,8 @@ def _tell(show: Show, folder: Path, data_mib: int) -> bool:
         return move_running(show.line, here, there, endpoint.strip()) and good
 
 
-def make_guest(node: Node, data_mib: int) -> None:
-    """Write VM 100: a sparse raw disk, and a qcow2 disk that changed after its snapshot."""
+def make_guest(node: DemoNode, data_mib: int) -> None:
+    """Make VM 100: a sparse raw disk, and a qcow2 disk that was written to after its snapshot."""
     folder = node.images / "100"
     folder.mkdir(parents=True)
     _write_sparsely(folder / "vm-100-disk-0.raw", data_mib)
@@ -144,7 +144,7 @@ def make_guest(node: Node, data_mib: int) -> None:
 
 
 def _write_sparsely(file: Path, data_mib: int) -> None:
-    """Random data, a MiB at a time, spread over the whole of the disk."""
+    """Write random data in pieces of a MiB, spread evenly over the disk."""
     with file.open("wb") as disk:
         disk.truncate(RAW_BYTES)
         for piece in range(data_mib):
@@ -152,8 +152,8 @@ def _write_sparsely(file: Path, data_mib: int) -> None:
             disk.write(os.urandom(MIB))
 
 
-def _migrate(show: Show, node: Node, endpoint: str) -> bool:
-    """Run `mtunnel migrate` where everybody can watch."""
+def _migrate(show: Show, node: DemoNode, endpoint: str) -> bool:
+    """Run `mtunnel migrate`; it prints to our own standard output. Returns: whether it succeeded."""
     order = ["migrate", "100", "--target-vmid", "200", "--target-storage", "local"]
     show.heading("The migration")
     show.line(f"mtunnel {' '.join(order)}   (with the endpoint in $MTUNNEL_ENDPOINT)")
@@ -165,7 +165,7 @@ def _migrate(show: Show, node: Node, endpoint: str) -> bool:
     return status == 0
 
 
-def _compare(show: Show, here: Node, there: Node) -> bool:
+def _compare(show: Show, here: DemoNode, there: DemoNode) -> bool:
     guest = (there.guests / "200.conf").read_text()
     show.heading("What node-b has now")
     show.text("200.conf", guest)
@@ -179,8 +179,8 @@ def _compare(show: Show, here: Node, there: Node) -> bool:
 Row = tuple[str, str, str, str]
 
 
-def _compare_disks(sent: str, received: str, here: Node, there: Node) -> Iterator[Row]:
-    """Yields: drive, what of it, SHA-256 here, SHA-256 there."""
+def _compare_disks(sent: str, received: str, here: DemoNode, there: DemoNode) -> Iterator[Row]:
+    """Yields: drive, content or snapshot, SHA-256 at the source, SHA-256 at the target."""
     for key, volid in volumes(sent).items():
         other = volumes(received).get(key)
         if other is None:
@@ -196,7 +196,7 @@ def volumes(guest: str) -> dict[str, str]:
 
 
 def _views(file: Path) -> Mapping[str, Callable[[Path], str]]:
-    """What a disk holds: its content, and that of its snapshot."""
+    """Returns: how to hash the content of a disk, and that of its snapshot, by name."""
     if file.suffix == ".raw":
         return {"content": _digest}
     return {"content": _qcow2_digest, f"snapshot '{SNAPSHOT}'": lambda image: _qcow2_digest(image, SNAPSHOT)}
@@ -208,7 +208,7 @@ def _digest(file: Path) -> str:
 
 
 def _qcow2_digest(image: Path, snapshot: str | None = None) -> str:
-    """The digest of what a guest would read."""
+    """The SHA-256 of what a guest would read."""
     flat = image.with_suffix(".flat")
     choice = ["-l", f"snapshot.name={snapshot}"] if snapshot else []
     try:

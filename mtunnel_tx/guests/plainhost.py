@@ -22,8 +22,8 @@ LOCK_S = 10.0
 class PlainHost:
     """Everything that a command works with.
 
-    `owner`: what the programs that this command starts are known by. `note`: takes a line for whoever runs the command,
-    while the work goes on.
+    `journal`: of VMs that came to this host. `departures`: of those on their way out. `owner`: what the programs that
+    this command starts are known by. `note`: takes a line for whoever runs the command, while the work goes on.
     """
 
     guests: Guests
@@ -32,6 +32,7 @@ class PlainHost:
     images: Images
     libvirt: LibvirtDomains
     journal: Journal
+    departures: Journal
     changes: Changes
     owner: str
     note: Report

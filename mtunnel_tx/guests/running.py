@@ -126,6 +126,8 @@ async def unlock(host: PlainHost, vmid: int) -> None:
     async with host.guests.locked(vmid, LOCK_S):
         if vmid in host.journal.standing():
             raise WrongState(f"VM {vmid} came from another host: mtunnel status, mtunnel settle")
+        if vmid in host.departures.standing():
+            raise WrongState(f"VM {vmid} is on its way to another host, or was: run 'mtunnel settle {vmid}'")
         conf = host.guests.read(vmid)
         if conf.options.pop("lock", None) is not None:
             await host.guests.write(vmid, conf)

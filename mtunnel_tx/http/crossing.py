@@ -1,7 +1,8 @@
-"""A websocket that goes on to another daemon: two streams, back to back on a pair of sockets.
+"""A websocket that is forwarded to another daemon: two flows, joined by a socket pair.
 
-An end in order passes from one to the other by itself: a Close frame becomes the end of file of a socket, and that a
-Close frame again. An abort must not look like one, so whoever aborts takes the other along before its socket closes.
+An end in order passes from one flow to the other by itself: a Close frame becomes the end of file of a socket, and that
+becomes a Close frame again. A failure must not look like an end in order: the flow that fails first aborts the other
+one before it closes its socket of the pair.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from mtunnel_tx.http.client import open_stream
 from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.net.kinds import Reactor, Request
-from mtunnel_tx.ports.streams import Stream
+from mtunnel_tx.ports.streams import TunnelFlow
 from mtunnel_tx.pve.maps import Endpoint
-from mtunnel_tx.stream.link import Link, Relays
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.flow import Flow, Relay
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.wire.socketkinds import FORWARDED
 
 
 class Crossing:
-    """Both streams, each told when the other one breaks."""
+    """Both flows, each aborted when the other one fails."""
 
     def __init__(self) -> None:
-        self.near: Link | None = None
-        self.far: Link | None = None
+        self.near: Flow | None = None
+        self.far: Flow | None = None
         self.is_broken = False
 
     async def near_closed(self, orderly: bool) -> None:
-        await self._take_along(self.far, orderly)
+        await self._abort_too(self.far, orderly)
 
     async def far_closed(self, orderly: bool) -> None:
-        await self._take_along(self.near, orderly)
+        await self._abort_too(self.near, orderly)
 
-    async def _take_along(self, other: Link | None, orderly: bool) -> None:
-        """The first one to break waits until the other has let go of the pair, and does not meet its end of file."""
+    async def _abort_too(self, other: Flow | None, orderly: bool) -> None:
+        """The first one to fail waits until the other has closed its socket, which so never sees an end of file."""
         if orderly or self.is_broken:
             return
         self.is_broken = True
@@ -46,7 +47,7 @@ class Crossing:
 
 
 class NearRoute:
-    """Where the client's own stream leads (ports.Route): into the pair."""
+    """Where the client's own flow leads (ports.Route): to the pair."""
 
     kind = FORWARDED
     file = Path("crossing")
@@ -57,22 +58,22 @@ class NearRoute:
         self._crossing = crossing
 
     def check_room(self) -> None:
-        """Whether there is any is for the other node to say."""
+        """The other node checks that."""
 
-    def opened(self, stream: Stream) -> None:
-        """The client's stream is about to run. Raises: Unreachable: there is nothing left that it could lead to."""
+    def opened(self, flow: TunnelFlow) -> None:
+        """The client's flow is about to run. Raises: Unreachable: the other flow has ended already."""
         if self._crossing.is_broken:
             raise Unreachable("the other side ended the connection")
-        assert isinstance(stream, Link)
-        self._crossing.near = stream
+        assert isinstance(flow, Flow)
+        self._crossing.near = flow
 
     async def closed(self, *, orderly: bool) -> None:
-        """The client's stream has ended."""
+        """The client's flow has ended."""
         await self._crossing.near_closed(orderly)
 
 
 async def cross_over(
-    request: Request, endpoint: Endpoint, headers: dict[str, str], *, relays: Relays, limits: StreamLimits,
+    request: Request, endpoint: Endpoint, headers: dict[str, str], *, relay: Relay, limits: FlowLimits,
     reactor: Reactor,
 ) -> None:  # fmt: skip
     """Open a websocket at the endpoint for this very request, then upgrade the request itself.
@@ -85,13 +86,13 @@ async def cross_over(
     try:
         far = crossing.far = await open_stream(
             reactor, endpoint, request.uri.decode("ascii"), there,
-            relays=relays, limits=limits, headers=headers, closed=crossing.far_closed,
+            relay=relay, limits=limits, headers=headers, closed=crossing.far_closed,
         )  # fmt: skip
     except BaseException:
         here.close()
         raise
     try:
-        await upgrade(request, handshake, here, NearRoute(crossing), relays=relays, limits=limits, reactor=reactor)
+        await upgrade(request, handshake, here, NearRoute(crossing), relay=relay, limits=limits, reactor=reactor)
     except BaseException:
         far.abort()
         raise

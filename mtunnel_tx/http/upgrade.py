@@ -1,4 +1,4 @@
-"""From an HTTP request to a stream: the 101 is sent, then the connection leaves HTTP for good."""
+"""From an HTTP request to a flow: the 101 is sent, then the connection leaves HTTP for good."""
 
 from __future__ import annotations
 
@@ -11,48 +11,45 @@ from twisted.logger import Logger
 from mtunnel_tx.http.handshake import Handshake
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.ports.streams import Route
-from mtunnel_tx.stream.link import Link, Relays, Terms
-from mtunnel_tx.stream.peer import Peer, take_over
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.flow import Flow, FlowTerms, Relay
+from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.stream.peer import PeerConnection, take_over
 
 log = Logger()
 
 
 async def upgrade(
-    request: Request, handshake: Handshake, local: socket.socket, route: Route, *, relays: Relays,
-    limits: StreamLimits, reactor: Reactor,
-) -> Link:  # fmt: skip
-    """Turn a request into a stream between its connection and a UNIX socket.
+    request: Request, handshake: Handshake, local: socket.socket, route: Route, *, relay: Relay,
+    limits: FlowLimits, reactor: Reactor,
+) -> Flow:  # fmt: skip
+    """Turn a request into a flow between its connection and a UNIX socket.
 
     Args: request: a twisted.web request, nothing answered yet. handshake: of this request. local: connected; it belongs
-    to the stream from now on, and is closed where there will be none.
-    Returns: the stream, running; the request must not be touched any more.
+    to the flow from now on, and is closed if there will be none.
+    Returns: the flow, running; the request must not be touched any more.
     Raises: TunnelError: refused, to be answered as HTTP; ConnectionLost: there is nobody left to answer.
     """
-    link = Link(relays, local, _terms(route, limits))
+    flow = Flow(relay, local, _terms(route, limits))
     try:
-        # What followed the request in the same segment reaches the channel only after this turn of the reactor.
-        await deferLater(reactor, 0)
-        if request.channel is None:
-            raise ConnectionLost("connection lost before the upgrade")
-        route.opened(link)
+        await check_connected(request, reactor)
+        route.opened(flow)
     except BaseException:
         local.close()
         raise
     try:
-        peer = await _leave_http(request, handshake.answer)
+        peer = await leave_http(request, handshake.answer)
     except BaseException:
-        link.drop()
+        flow.drop()
         raise
-    link.start(peer)
-    return link
+    flow.attach(peer)
+    return flow
 
 
-def _terms(route: Route, limits: StreamLimits) -> Terms:
+def _terms(route: Route, limits: FlowLimits) -> FlowTerms:
     async def closed(orderly: bool) -> None:
         await route.closed(orderly=orderly)
 
-    return Terms(
+    return FlowTerms(
         urgent=route.kind.urgent,
         ends_with_local=route.kind.ends_both,
         limits=limits,
@@ -60,8 +57,18 @@ def _terms(route: Route, limits: StreamLimits) -> Terms:
     )
 
 
-async def _leave_http(request: Request, answer: bytes) -> Peer:
-    """Take the connection from the request's channel.
+async def check_connected(request: Request, reactor: Reactor) -> None:
+    """Wait until everything that came with the request is with its channel. Raises: ConnectionLost: the client left.
+
+    What followed a request in the same segment reaches the channel only after this iteration of the reactor.
+    """
+    await deferLater(reactor, 0)
+    if request.channel is None:
+        raise ConnectionLost("connection lost before the upgrade")
+
+
+async def leave_http(request: Request, answer: bytes) -> PeerConnection:
+    """Answer a request, and take its connection from its channel. Raises: ConnectionLost.
 
     A channel keeps what came after a request for the next one, and gives it to `setLineMode` when the first is done.
     """

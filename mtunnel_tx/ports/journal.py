@@ -26,7 +26,7 @@ class Tasks(Protocol):
 
     def start(self, task_type: str, vmid: int, token: str) -> TaskLog: ...
 
-    def close_orphans(self, status: str) -> None:
+    def finish_orphans(self, status: str) -> None:
         """Finish the logs whose daemon died before it did."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
 Report = Callable[[str], None]
@@ -67,7 +68,10 @@ class Storage(Protocol):
     async def alloc(
         self, storage: str, vmid: int, size_bytes: int, format: str, report: Report, *, name: str = ""
     ) -> str:
-        """Make an empty volume. Args: name: empty: the next free one. Returns: its id. Raises: BackendFailed."""
+        """Make an empty volume; in files it has the very size, rounded up to whole sectors.
+
+        Args: name: empty: the next free one. Returns: its id. Raises: BackendFailed.
+        """
 
     async def free(self, volid: str) -> None:
         """Remove a volume. Raises: BackendFailed."""
@@ -80,6 +84,9 @@ class Storage(Protocol):
     async def size_bytes(self, volid: str) -> int | None:
         """Returns: its virtual size; None where there is no such volume."""
 
+    async def image_facts(self, volid: str) -> ImageFacts | None:
+        """What an image says of itself, and `elsewhere` of its name too; None: it is no file. Never follows a name."""
+
     async def refers_elsewhere(self, volid: str) -> str | None:
         """Why QEMU would open another file with this volume, or in its place; None: it would not.
 
@@ -87,6 +94,9 @@ class Storage(Protocol):
         that the volume's name has), a data file or extents elsewhere. Never follows what it finds. None on a storage
         without files.
         """
+
+    async def extend(self, volid: str, size_bytes: int) -> None:
+        """Add zeros to the end of a raw file that is shorter; nothing for what is no file."""
 
     async def digest(self, volid: str) -> str:
         """Returns: SHA-256 of the volume's file, hex."""

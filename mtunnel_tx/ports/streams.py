@@ -1,4 +1,4 @@
-"""Running streams, and where they lead."""
+"""Flows as a tunnel sees them, and where they lead."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Protocol
 from mtunnel_tx.wire.socketkinds import SocketKind
 
 
-class Stream(Protocol):
-    """One websocket's relay, as the tunnel sees it; payload bytes from (`in`) and to (`out`) the peer."""
+class TunnelFlow(Protocol):
+    """One flow, as the tunnel sees it; payload bytes from (`in`) and to (`out`) the peer."""
 
     @property
     def bytes_in(self) -> int: ...
@@ -32,8 +32,8 @@ class Route(Protocol):
     def check_room(self) -> None:
         """To be asked before the socket is dialled, whose owner may take one connection only. Raises: WrongState."""
 
-    def opened(self, stream: Stream) -> None:
-        """A relay runs from now on. Raises: WrongState (409): the one command connection is there already."""
+    def opened(self, flow: TunnelFlow) -> None:
+        """The flow runs from now on. Raises: WrongState (409): the one command connection is there already."""
 
     async def closed(self, *, orderly: bool) -> None:
-        """The relay has ended; to be awaited before the UNIX side is closed when it is not orderly."""
+        """The flow has ended; to be awaited before the UNIX side is closed when it is not orderly."""

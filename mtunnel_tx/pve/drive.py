@@ -15,6 +15,7 @@ from mtunnel_tx.pve.sizes import format_size, parse_size
 
 __all__ = [
     "DRIVE_KEYS",
+    "TPM_STATE_BYTES",
     "Drive",
     "drive_interface",
     "format_drive",
@@ -33,6 +34,8 @@ _CLOUDINIT = re.compile(rf".*[:/](?:vm-[0-9]+-)?cloudinit(?:\.(?:{_DISK_FORMAT})
 _LINKED_CLONE = re.compile(r"[0-9]+/[^/]+/[0-9]+/.+|base[a-z]*-[0-9]+-[^/]+/.+")
 _NOT_SENT = frozenset({"interface", "index", "file", "volume", "format"})
 _MIB = 1 << 20
+TPM_STATE_BYTES = 4 * _MIB
+"""The size of each volume for the state of a TPM."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,20 +28,28 @@ _ESCAPED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _TO_ESCAPE = re.compile(r"[^ -~]|[%:]")
 
 
+@dataclass(frozen=True, slots=True)
+class StrayLine:
+    """A line that is neither a setting nor a comment, and its number in the file, from 1."""
+
+    number: int
+    text: str
+
+
 @dataclass(slots=True)
-class Section:
+class GuestSection:
     """One section: its keys, its description (lines that end in LF), and lines that are none of both."""
 
     options: dict[str, str] = field(default_factory=dict)
     description: str = ""
-    strays: list[str] = field(default_factory=list)
+    strays: list[StrayLine] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class GuestConfig(Section):
+class GuestConfig(GuestSection):
     """A whole config; `sections` maps what stands between the brackets to the section."""
 
-    sections: dict[str, Section] = field(default_factory=dict)
+    sections: dict[str, GuestSection] = field(default_factory=dict)
 
     @property
     def lock(self) -> str | None:
@@ -49,17 +57,17 @@ class GuestConfig(Section):
         return self.options.get("lock")
 
     @property
-    def pending(self) -> Section | None:
+    def pending(self) -> GuestSection | None:
         """Changes that wait for the next start."""
         return self.sections.get(PENDING)
 
     @property
-    def special(self) -> dict[str, Section]:
+    def special(self) -> dict[str, GuestSection]:
         """Sections `[special:NAME]` by NAME."""
         return {name.removeprefix(SPECIAL): part for name, part in self.sections.items() if name.startswith(SPECIAL)}
 
     @property
-    def snapshots(self) -> dict[str, Section]:
+    def snapshots(self) -> dict[str, GuestSection]:
         """Snapshots by name."""
         return {name: part for name, part in self.sections.items() if name != PENDING and not name.startswith(SPECIAL)}
 
@@ -72,22 +80,22 @@ def parse_guest_config(text: str) -> GuestConfig:
     """Read a config file. Unknown keys and sections stay; lines that are neither key nor comment are `strays`."""
     conf = GuestConfig()
     for header, lines in _split_sections(text):
-        section = conf if header is None else conf.sections.setdefault(_section_name(header), Section())
+        section = conf if header is None else conf.sections.setdefault(_section_name(header), GuestSection())
         _fill_section(section, lines)
     return conf
 
 
-def _split_sections(text: str) -> Iterator[tuple[str | None, list[str]]]:
-    """Header and lines of each section, the first without header; empty lines are skipped."""
+def _split_sections(text: str) -> Iterator[tuple[str | None, list[tuple[int, str]]]]:
+    """Header and numbered lines of each section, the first without header; empty lines are skipped."""
     header: str | None = None
-    lines: list[str] = []
-    for line in text.split("\n"):
+    lines: list[tuple[int, str]] = []
+    for number, line in enumerate(text.split("\n"), 1):
         found = _HEADER.fullmatch(line)
         if found:
             yield header, lines
             header, lines = found[1], []
         elif line.strip(_BLANKS):
-            lines.append(line)
+            lines.append((number, line))
     yield header, lines
 
 
@@ -95,14 +103,14 @@ def _section_name(header: str) -> str:
     return PENDING if header.upper() == PENDING else header
 
 
-def _fill_section(section: Section, lines: Iterable[str]) -> None:
+def _fill_section(section: GuestSection, lines: Iterable[tuple[int, str]]) -> None:
     description: list[str] = []
-    for line in lines:
+    for number, line in lines:
         entry = _split_entry(line)
         if line.startswith("#"):
             description.append(decode_description(line[1:]))
         elif entry is None:
-            section.strays.append(line)
+            section.strays.append(StrayLine(number, line))
         elif entry[0] == "description":
             description.append(decode_description(entry[1]))
         else:
@@ -145,17 +153,17 @@ def _section_order(name: str) -> tuple[bool, bool, str]:
     return name != PENDING, not name.startswith(SPECIAL), name
 
 
-def _format_section(section: Section) -> str:
+def _format_section(section: GuestSection) -> str:
     return "".join(f"{line}\n" for line in _section_lines(section))
 
 
-def _section_lines(section: Section) -> Iterator[str]:
+def _section_lines(section: GuestSection) -> Iterator[str]:
     if section.description:
         for line in section.description.removesuffix("\n").split("\n"):
             yield "#" + encode_description(line)
     for key in sorted(section.options):
         yield f"{key}: {section.options[key]}"
-    yield from section.strays
+    yield from (stray.text for stray in section.strays)
 
 
 def decode_description(text: str) -> str:
@@ -185,14 +193,14 @@ def read_sent_config(text: str, vmid: int) -> tuple[GuestConfig, list[str]]:
     try:
         for header, lines in _split_sections(text):
             section = conf if header is None else _new_section(conf, header)
-            warnings += _read_section(section, header, lines)
+            warnings += _read_section(section, header, (line for _, line in lines))
     except FormatError as error:
         raise TunnelError(f"vm {vmid} - {error}".removesuffix("\n")) from error
     _drop_history(conf)
     return conf, [f"vm {vmid} - {warning}" for warning in shorten(warnings)]
 
 
-def _new_section(conf: GuestConfig, header: str) -> Section:
+def _new_section(conf: GuestConfig, header: str) -> GuestSection:
     name = _section_name(header)
     kind = "snapshot section"
     if name == PENDING:
@@ -204,11 +212,11 @@ def _new_section(conf: GuestConfig, header: str) -> Section:
         raise FormatError(f"skipping unknown section: '{clean(header)}'")
     if name in conf.sections:
         raise FormatError(f"duplicate {kind}: {header}")
-    conf.sections[name] = Section()
+    conf.sections[name] = GuestSection()
     return conf.sections[name]
 
 
-def _read_section(section: Section, header: str | None, lines: Iterable[str]) -> Iterator[str]:
+def _read_section(section: GuestSection, header: str | None, lines: Iterable[str]) -> Iterator[str]:
     """Fill a section. Returns: warnings."""
     description: list[str] = []
     for line in lines:

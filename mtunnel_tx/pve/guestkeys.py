@@ -147,16 +147,11 @@ def _ask_virtiofs(_key: str, value: str) -> Iterator[Asked]:
 
 def _ask_nic(_key: str, value: str) -> Iterator[Asked]:
     yield _NETWORK, {}
-    for bridge in _bridges(parse_nic(value)):
+    for bridge in vlan_bridges(parse_nic(value)):
         yield _BRIDGE, {"bridge": bridge}
 
 
-def bridge_paths(nic: Mapping[str, str]) -> list[str]:
-    """The access paths that need SDN.Use: the bridge, or instead each of its VLANs that tag or trunks name."""
-    return [_BRIDGE.path.format(bridge=bridge) for bridge in _bridges(nic)]
-
-
-def _bridges(nic: Mapping[str, str]) -> list[str]:
+def vlan_bridges(nic: Mapping[str, str]) -> list[str]:
     """`BRIDGE`, or `BRIDGE/VLAN` for each VLAN; none where no bridge is named."""
     if "bridge" not in nic:
         return []

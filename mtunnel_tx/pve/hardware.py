@@ -5,37 +5,45 @@ What such a host cannot run is refused by the name of its key; nothing that a gu
 
 from __future__ import annotations
 
-import re
-from base64 import b64decode
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from mtunnel_tx.checks import CONTROL, FormatError, clean
-from mtunnel_tx.errors import refuse
+from mtunnel_tx.checks import FormatError, clean
+from mtunnel_tx.errors import TunnelError, refuse
 from mtunnel_tx.pve.booting import boot_indexes
+from mtunnel_tx.pve.cpumodels import CpuModel, read_cpu
+from mtunnel_tx.pve.display import GuestDisplay, read_display
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.guestformats import AGENT, CPU, MACHINE, MEMORY, RNG, SMBIOS, SPICE, VGA, WATCHDOG, check_value
-from mtunnel_tx.pve.guestrules import is_template, iter_drives, iter_nics
-from mtunnel_tx.pve.machinetype import MachineType, parse_machine_type
-from mtunnel_tx.pve.numa import NumaNode, read_numa
-from mtunnel_tx.pve.property import PropertyFormat
+from mtunnel_tx.pve.guestformats import MACHINE, WATCHDOG, check_value
+from mtunnel_tx.pve.guestrules import find_strays, is_template, iter_drives, iter_nics
+from mtunnel_tx.pve.machinetype import MachineType, Version, creation_version, parse_machine_type, windows_version
+from mtunnel_tx.pve.memory import GuestMemory, read_memory
+from mtunnel_tx.pve.smallparts import has_tablet, parse_option, read_agent, read_clock, read_rng, read_smbios
+from mtunnel_tx.pve.usb import UsbPort, check_usb_ports, read_usb_ports
 
 MOST_NICS = 32
 MOST_PROCESSORS = 255
-MOST_PHYS_BITS = 52
 MOST_QUEUES = 1021
 """Of a SCSI controller."""
-_REFUSED = re.compile(
-    r"hostpci\d+|usb\d+|virtiofs\d+|parallel\d+|hugepages|ivshmem|amd-sev|intel-tdx|audio0|tpmstate0|hookscript|vmstate"
-)
-_VGA_DEVICES = {
-    "std": "VGA",
-    "cirrus": "cirrus-vga",
-    "vmware": "vmware-svga",
-    "virtio": "virtio-vga",
+_HARDWARE = "hardware of one host cannot move to another"
+_REFUSED = {
+    "hostpci": _HARDWARE,
+    "parallel": _HARDWARE,
+    "amd-sev": "a guest that is encrypted by one host's processor cannot move to another",
+    "intel-tdx": "a guest that is encrypted by one host's processor cannot move to another",
+    "virtiofs": "a folder of one host cannot move to another",
+    "ivshmem": "memory that is shared with other programs of one host cannot move to another",
+    "audio": "audio devices cannot be run here",
+    "hookscript": "scripts of another host are not run here",
+    "vmstate": "a saved state cannot be run here",
 }
-_CIRRUS_MIB = ("4", "8", "16")
+"""Keys that cannot be run here, without their numbers."""
+_OLD_USB_WINDOWS = 7
+_ACPI_HOTPLUG = (6, 1)
+_MORE_SCSI = (4, 1, 2)
+_LAST_OLD_SCSI = 13
 _WINDOWS = {"wxp": 5, "w2k": 5, "w2k3": 5, "w2k8": 6, "wvista": 6, "win7": 7, "win8": 8, "win10": 10, "win11": 11}
 
 
@@ -68,104 +76,147 @@ class Nic:
 class Hardware:
     """A virtual machine as its config has it; property strings are taken apart and checked.
 
-    `windows`: 5 is XP, 6 Vista, then Windows' own numbers; 0: something else. `arguments`: one line, as for a shell.
+    `follows_qemu`: the config names no version of the machine. `created`: the QEMU version that made it, None: not
+    known. `windows`: 5 is XP, 6 Vista, then Windows' own numbers; 0: another system. `arguments`: one line, as for a
+    shell.
     """
 
     name: str | None
     machine: MachineType
+    follows_qemu: bool
+    created: Version | None
     sleeps: Mapping[str, bool]
-    memory_mib: int
+    memory: GuestMemory
     balloon: bool
-    numa: tuple[NumaNode, ...]
     sockets: int
     cores: int
     vcpus: int
-    cpu: Mapping[str, str]
+    cpu: CpuModel
     kvm: bool
     windows: int
     linux: bool
+    solaris: bool
     ovmf: bool
     acpi: bool
     disks: tuple[GuestDisk, ...]
     efidisk: Drive | None
+    tpm: Drive | None
     scsihw: str
     nics: tuple[Nic, ...]
     agent: str | None
     serials: tuple[int, ...]
-    vga: Mapping[str, str]
-    shares_folder: bool
+    display: GuestDisplay
+    usb_ports: tuple[UsbPort, ...]
     smbios: Mapping[str, str]
     vmgenid: str | None
     rng: Mapping[str, str] | None
     watchdog: Mapping[str, str] | None
     tablet: bool
+    keyboard: str | None
     clock: Mapping[str, str]
     stops_at_reboot: bool
     starts_frozen: bool
     arguments: str
 
     @property
-    def vga_device(self) -> str | None:
-        """QEMU's device; None: no screen, the console is a serial port or nothing."""
-        return _VGA_DEVICES.get(self.vga.get("type", "cirrus" if 0 < self.windows < 6 else "std"))
+    def has_native_hotplug(self) -> bool:
+        """Whether PCI Express ports are hot-plugged by their own means, not by ACPI.
+
+        QEMU 6.1 changed the default, which would rename the network cards of Linux guests made before. Machines with a
+        version in their config stay as QEMU has them.
+        """
+        is_older = self.created is None or self.created < _ACPI_HOTPLUG
+        is_concerned = self.machine.is_q35 and self.machine.at_least(*_ACPI_HOTPLUG) and self.linux
+        return self.follows_qemu and is_older and is_concerned
 
     @property
-    def has_clipboard(self) -> bool:
-        """Proxmox gives it a serial port for the clipboard, and for SPICE where its screen might have that."""
-        return self.vga.get("type", "").startswith("virtio") or "clipboard" in self.vga
+    def has_xhci(self) -> bool:
+        """Whether its USB ports are at the newer controller, which has more of them."""
+        return self.machine.at_least(7, 1) and (self.linux or self.windows > _OLD_USB_WINDOWS)
 
 
-def read_hardware(conf: GuestConfig, *, local: bool = False) -> Hardware:
+def read_hardware(
+    conf: GuestConfig, *, local: bool = False, cpu_models: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> Hardware:
     """Read a config.
 
-    Args: local: it is this host's own, so that it may have `args`.
+    Args: local: it is this host's own, so that it may have `args`. cpu_models: as pve.cpumodels reads them.
     Raises: TunnelError: `KEY: REASON` for what this host cannot run, or a value that does not fit its key.
     """
-    return _hardware(conf, _checked(conf, local=local))
+    return _hardware(conf, _checked(conf, local=local), cpu_models)
 
 
-def _hardware(conf: GuestConfig, options: Mapping[str, str]) -> Hardware:
+def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping[str, Mapping[str, str]]) -> Hardware:
     """Everything there is, key by key, from options that were checked."""
     sockets, cores = _processors(options)
-    memory_mib = int(_parse(MEMORY, options, "memory", "512")["current"])
+    windows = _WINDOWS.get(options.get("ostype", ""), 0)
     return Hardware(
         name=options.get("name"),
         machine=_machine_type(options),
+        follows_qemu=_machine_type(options).version is None,
+        created=creation_version(options.get("meta", "")),
         sleeps=_sleeps(options),
-        memory_mib=memory_mib,
+        memory=read_memory(options, sockets=sockets, cores=cores),
         balloon=options.get("balloon") != "0",
-        numa=read_numa(options, sockets=sockets, cores=cores, memory_mib=memory_mib),
         sockets=sockets,
         cores=cores,
         vcpus=_vcpus(options, sockets * cores),
-        cpu=_cpu(options),
+        cpu=read_cpu(options, cpu_models),
         kvm=options.get("kvm", "1") == "1",
-        windows=_WINDOWS.get(options.get("ostype", ""), 0),
+        windows=windows,
         linux=options.get("ostype") == "l26",
+        solaris=options.get("ostype") == "solaris",
         ovmf=options.get("bios") == "ovmf",
         acpi=options.get("acpi", "1") == "1",
         disks=_disks(conf),
         efidisk=dict(iter_drives(conf)).get("efidisk0"),
+        tpm=_tpm(conf),
         scsihw=options.get("scsihw", "lsi"),
         nics=_nics(conf),
-        agent=_agent(options),
+        agent=read_agent(options),
         serials=tuple(number for number in range(4) if f"serial{number}" in options),
-        vga=_vga(options),
-        shares_folder=_shares_folder(options),
-        smbios=_smbios(options),
+        display=read_display(options, windows=windows),
+        usb_ports=read_usb_ports(options),
+        smbios=read_smbios(options),
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
-        rng=_rng(options),
-        watchdog=_parse(WATCHDOG, options, "watchdog") or None,
-        tablet=options.get("tablet", "0" if options.get("vga", "").startswith("serial") else "1") == "1",
-        clock=_clock(options),
+        rng=read_rng(options),
+        watchdog=parse_option(WATCHDOG, options, "watchdog") or None,
+        tablet=has_tablet(options),
+        keyboard=options.get("keyboard"),
+        clock=read_clock(options, windows=windows),
         stops_at_reboot=options.get("reboot") == "0",
         starts_frozen=options.get("freeze") == "1",
         arguments=options.get("args", ""),
     )
 
 
+def resolve_machine(hardware: Hardware, known: Collection[str]) -> Hardware:
+    """The hardware with a machine type that has a version.
+
+    Args: known: the machine types of this host's QEMU.
+    Raises: TunnelError: `KEY: REASON`: QEMU does not know it, or it has too few USB ports or SCSI disks.
+    """
+    pinned = windows_version(hardware.created) if hardware.windows else None
+    try:
+        resolved = replace(hardware, machine=hardware.machine.resolved(known, pinned))
+    except FormatError as error:
+        raise refuse("machine", str(error)) from error
+    check_usb_ports(resolved.usb_ports, has_many=resolved.has_xhci)
+    _check_age(resolved)
+    return resolved
+
+
+def _check_age(hardware: Hardware) -> None:
+    """Old machines have fewer SCSI disks."""
+    for disk in hardware.disks:
+        if disk.interface == "scsi" and disk.index > _LAST_OLD_SCSI and not hardware.machine.at_least(*_MORE_SCSI):
+            raise refuse(disk.key, "SCSI disks above scsi13 need machine version 4.1+pve2 or newer")
+
+
 def _checked(conf: GuestConfig, *, local: bool) -> dict[str, str]:
     """Every value in the form it is kept in; a file on disk may hold anything."""
+    for reason in find_strays(conf):
+        raise TunnelError(reason)
     if is_template(conf):
         raise refuse("template", "a template cannot be started")
     if not local and "args" in conf.options:
@@ -181,24 +232,20 @@ def _checked(conf: GuestConfig, *, local: bool) -> dict[str, str]:
 
 
 def _check_possible(key: str, value: str) -> None:
-    if _REFUSED.fullmatch(key):
-        raise refuse(key, "this host cannot run that")
+    if reason := _REFUSED.get(key.rstrip("0123456789")):
+        raise refuse(key, reason)
     if key == "arch" and value != "x86_64":
         raise refuse(key, f"'{value}' is not for this host")
     if key.startswith("serial") and value != "socket":
-        raise refuse(key, "only 'socket' can be run here")
-
-
-def _parse(form: PropertyFormat, options: Mapping[str, str], key: str, default: str = "") -> dict[str, str]:
-    """A property string that `_checked` let pass; empty where it is absent."""
-    text = options.get(key, default)
-    return form.parse(text) if text else {}
+        raise refuse(key, f"only 'socket' can be run here: {_HARDWARE}")
 
 
 def _machine_type(options: Mapping[str, str]) -> MachineType:
-    machine = _parse(MACHINE, options, "machine")
+    machine = parse_option(MACHINE, options, "machine")
     if "viommu" in machine:
-        raise refuse("machine", "viommu cannot be run here")
+        raise refuse("machine", "viommu is for hardware of one host, which cannot move to another")
+    if "aw-bits" in machine:
+        raise refuse("machine", "aw-bits need a viommu")
     try:
         return parse_machine_type(machine.get("type", "pc"))
     except FormatError as error:
@@ -206,7 +253,7 @@ def _machine_type(options: Mapping[str, str]) -> MachineType:
 
 
 def _sleeps(options: Mapping[str, str]) -> dict[str, bool]:
-    machine = _parse(MACHINE, options, "machine")
+    machine = parse_option(MACHINE, options, "machine")
     return {state: machine[f"enable-{state}"] == "1" for state in ("s3", "s4") if f"enable-{state}" in machine}
 
 
@@ -225,17 +272,6 @@ def _vcpus(options: Mapping[str, str], most: int) -> int:
     return vcpus
 
 
-def _cpu(options: Mapping[str, str]) -> dict[str, str]:
-    cpu = _parse(CPU, options, "cpu")
-    if cpu.get("cputype", "").startswith("custom-"):
-        raise refuse("cpu", f"there is no custom CPU model '{cpu['cputype']}' here")
-    if "reported-model" in cpu:
-        raise refuse("cpu", "reported-model cannot be run here")
-    if not 32 <= int(cpu.get("phys-bits", "host").replace("host", "32")) <= MOST_PHYS_BITS:
-        raise refuse("cpu", f"there are 32 to {MOST_PHYS_BITS} phys-bits, not {cpu['phys-bits']}")
-    return cpu
-
-
 def _disks(conf: GuestConfig) -> tuple[GuestDisk, ...]:
     disks, indexes = [], boot_indexes(conf)
     for key, drive in iter_drives(conf):
@@ -250,12 +286,15 @@ def _disks(conf: GuestConfig) -> tuple[GuestDisk, ...]:
 
 def _check_drive(key: str, drive: Drive) -> None:
     if drive.volume == "cdrom":
-        raise refuse(key, "the host's own CD-ROM drive cannot be used here")
+        raise refuse(key, f"the host's own CD-ROM drive: {_HARDWARE}")
+    if drive.volume.partition(":")[2].startswith("iso/") and not drive.is_cdrom:
+        raise refuse(key, "explicit 'media=cdrom' is required for iso images")
     if drive.allocates or not (drive.has_volume or drive.is_cdrom):
         raise refuse(key, f"'{clean(drive.volume)}' is no volume")
-    for option in ("snapshot", "scsiblock"):
-        if drive.options.get(option) == "1":
-            raise refuse(key, f"{option} cannot be run here")
+    if drive.options.get("scsiblock") == "1":
+        raise refuse(key, f"scsiblock: {_HARDWARE}")
+    if drive.options.get("snapshot") == "1":
+        raise refuse(key, "snapshot cannot be run here")
     if int(drive.options.get("queues", "0")) > MOST_QUEUES:
         raise refuse(key, f"there are {MOST_QUEUES} queues at most")
     _check_peaks(key, drive.options)
@@ -267,6 +306,13 @@ def _check_peaks(key: str, options: Mapping[str, str]) -> None:
         peak = float(options.get(f"{name}_max", "0"))
         if 0 < peak < float(options.get(name, "0")):
             raise refuse(key, f"{name}_max is below {name}")
+
+
+def _tpm(conf: GuestConfig) -> Drive | None:
+    drive = dict(iter_drives(conf)).get("tpmstate0")
+    if drive is not None and (drive.allocates or not drive.has_volume or drive.volume.endswith((".qcow2", ".vmdk"))):
+        raise refuse("tpmstate0", f"'{clean(drive.volume)}' is no raw volume")
+    return drive
 
 
 def _nics(conf: GuestConfig) -> tuple[Nic, ...]:
@@ -282,67 +328,3 @@ def _nics(conf: GuestConfig) -> tuple[Nic, ...]:
             raise refuse(key, "model ne2k_isa cannot be run here")
         nics.append(Nic(key=key, index=index, options=options, boot_index=indexes.get(key)))
     return tuple(nics)
-
-
-def _agent(options: Mapping[str, str]) -> str | None:
-    agent = _parse(AGENT, options, "agent")
-    if agent.get("enabled") != "1":
-        return None
-    if agent.get("type") == "isa" and all(f"serial{number}" in options for number in range(4)):
-        raise refuse("agent", "there are four ISA serial ports, and all have their use")
-    return agent.get("type", "virtio")
-
-
-def _vga(options: Mapping[str, str]) -> dict[str, str]:
-    vga = _parse(VGA, options, "vga")
-    kind = vga.get("type", "std")
-    if kind.startswith("qxl") or kind == "virtio-gl":
-        raise refuse("vga", f"'{kind}' cannot be run here")
-    if kind == "cirrus" and vga.get("memory", "4") not in _CIRRUS_MIB:
-        raise refuse("vga", f"cirrus has {', '.join(_CIRRUS_MIB)} MiB of memory, not {vga['memory']}")
-    if kind.startswith("serial") and kind not in options:
-        raise refuse("vga", f"there is no {kind}")
-    return vga
-
-
-def _shares_folder(options: Mapping[str, str]) -> bool:
-    """Proxmox's machine has a port for that beside a screen that SPICE could show."""
-    wanted = _parse(SPICE, options, "spice_enhancements").get("foldersharing") == "1"
-    return wanted and _vga(options).get("type", "").startswith("virtio")
-
-
-def _rng(options: Mapping[str, str]) -> dict[str, str] | None:
-    rng = _parse(RNG, options, "rng0")
-    if int(rng.get("max_bytes", "1")) > 0 and not 0 < int(rng.get("period", "1")) < 1 << 32:
-        raise refuse("rng0", f"period is {rng['period']}, no number of milliseconds")
-    return rng or None
-
-
-def _smbios(options: Mapping[str, str]) -> dict[str, str]:
-    """Type 1's fields as text."""
-    fields = _parse(SMBIOS, options, "smbios1")
-    encoded = fields.pop("base64", "0") == "1"
-    return {key: _decoded(value) if encoded and key != "uuid" else value for key, value in fields.items()}
-
-
-def _decoded(value: str) -> str:
-    try:
-        text = b64decode(value, validate=True).decode("utf-8")
-    except ValueError as error:
-        raise refuse("smbios1", "a value is not in base64") from error
-    if CONTROL.search(text):
-        raise refuse("smbios1", "a value has control characters")
-    return text
-
-
-def _clock(options: Mapping[str, str]) -> dict[str, str]:
-    """Options of the real time clock; Windows keeps local time."""
-    windows = options.get("ostype") in _WINDOWS
-    clock = {}
-    if options.get("tdf", "1" if windows and options.get("acpi") != "0" else "0") == "1":
-        clock["driftfix"] = "slew"
-    if options.get("startdate", "now") != "now":
-        clock["base"] = options["startdate"]
-    elif options.get("localtime", "1" if windows else "0") == "1":
-        clock["base"] = "localtime"
-    return clock

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +51,8 @@ class ImageFacts:
     """What an image says.
 
     `elsewhere`: why the image cannot stand alone, None if it can. `backing`: the backing file's name as written; then
-    `elsewhere` says so. `options`: `cluster_size` of qcow2, as `qemu-img create` has it; `compressed` in vmdk: data has
-    to be inflated.
+    `elsewhere` says so. `snapshots`, `bitmaps`: the names of those in a qcow2, where `qemu-img info` was asked.
+    `options`: `cluster_size` of qcow2, as `qemu-img create` has it; `compressed` in vmdk: data has to be inflated.
     """
 
     format: str
@@ -61,6 +61,8 @@ class ImageFacts:
     backing: str | None = None
     encrypted: bool = False
     corrupt: bool = False
+    snapshots: tuple[str, ...] = ()
+    bitmaps: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,7 +94,13 @@ def read_image_info(info: Mapping[str, Any]) -> ImageFacts:
         backing=backing,
         encrypted=bool(info.get("encrypted")) or "encrypt" in details,
         corrupt=bool(details.get("corrupt")),
+        snapshots=_names(info.get("snapshots", [])),
+        bitmaps=_names(details.get("bitmaps", [])),
     )
+
+
+def _names(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(clean(str(entry.get("name", "?"))) for entry in entries)
 
 
 def _told_elsewhere(name: object, details: Mapping[str, Any], backing: str | None) -> str | None:

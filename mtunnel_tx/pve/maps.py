@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mtunnel_tx.checks import FormatError, address, clean, fingerprint, integer, split_list
+from mtunnel_tx.checks import FormatError, bracketed_address, clean, fingerprint, integer, split_list
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.property import PropertyFormat
 
@@ -91,7 +91,7 @@ def _token(value: str) -> str:
 
 
 _ENDPOINT = PropertyFormat(
-    checks={"apitoken": _token, "host": address, "port": integer(1, 65535), "fingerprint": fingerprint},
+    checks={"apitoken": _token, "host": bracketed_address, "port": integer(1, 65535), "fingerprint": fingerprint},
     required=frozenset({"apitoken", "host"}),
 )
 

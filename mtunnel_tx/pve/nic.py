@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mtunnel_tx.checks import Check, FormatError, boolean, enum, formatted, integer, number, pattern
+from mtunnel_tx.checks import Check, FormatError, boolean, bridge_id, enum, formatted, integer, number, pattern
 from mtunnel_tx.pve.property import PropertyFormat, format_property, parse_property
 
 NIC_MODELS = (
@@ -26,7 +26,6 @@ NIC_MODELS = (
 RANGES = r"[0-9]{1,9}(?:-[0-9]{1,9})?(?:;[0-9]{1,9}(?:-[0-9]{1,9})?)*"
 """Numbers and ranges of numbers: VLANs, CPUs, NUMA nodes."""
 
-bridge_id = pattern(r"[A-Za-z0-9_.-]+", "invalid bridge ID '{}'")
 _MAC = pattern(
     r"[a-fA-F0-9][02468aceACE](?::[a-fA-F0-9]{2}){5}", "value does not look like a valid unicast MAC address"
 )

@@ -16,6 +16,7 @@ _SPAN_MOST = 1024
 class NumaNode:
     """A node's share: spans of processors (`0-3`, `5`); `host_nodes` and `policy` None: anywhere."""
 
+    number: int
     cpus: tuple[str, ...]
     memory_mib: int
     host_nodes: tuple[str, ...] = ()
@@ -25,19 +26,19 @@ class NumaNode:
 def read_numa(options: Mapping[str, str], *, sockets: int, cores: int, memory_mib: int) -> tuple[NumaNode, ...]:
     """The nodes as `numaN` has them, else one for each socket; none without `numa`.
 
+    Args: memory_mib: without the memory that is in DIMMs.
+
     Raises: TunnelError: `KEY: REASON`: QEMU would not take it.
     """
     if options.get("numa") != "1":
         return ()
-    if "memory" in options.get("hotplug", ""):
-        raise refuse("hotplug", "memory hotplug cannot be run here")
-    named = [key for key in (f"numa{index}" for index in range(MOST_NODES)) if key in options]
+    named = {f"numa{index}": index for index in range(MOST_NODES) if f"numa{index}" in options}
     if not named:
         return _even_nodes(sockets, cores, memory_mib)
-    nodes = {key: _read_node(key, NUMA.parse(options[key])) for key in named}
+    nodes = {key: _read_node(key, index, NUMA.parse(options[key])) for key, index in named.items()}
     _check_processors(nodes, sockets * cores)
     if sum(node.memory_mib for node in nodes.values()) != memory_mib:
-        raise refuse(named[0], "the memory of all nodes must add up to the memory there is")
+        raise refuse(next(iter(named)), "the memory of all nodes must add up to the memory there is")
     return tuple(nodes.values())
 
 
@@ -51,19 +52,22 @@ def _even_nodes(sockets: int, cores: int, memory_mib: int) -> tuple[NumaNode, ..
     share, rest = divmod(memory_mib, sockets)
     if rest:
         raise refuse("numa", f"{memory_mib} MiB cannot be shared evenly between {sockets} sockets")
-    return tuple(NumaNode(cpus=(_span(index * cores, cores),), memory_mib=share) for index in range(sockets))
+    return tuple(
+        NumaNode(number=index, cpus=(_span(index * cores, cores),), memory_mib=share) for index in range(sockets)
+    )
 
 
 def _span(first: int, count: int) -> str:
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
-def _read_node(key: str, values: Mapping[str, str]) -> NumaNode:
+def _read_node(key: str, number: int, values: Mapping[str, str]) -> NumaNode:
     if "memory" not in values:
         raise refuse(key, "a node needs memory")
     if "hostnodes" in values and "policy" not in values:
         raise refuse(key, "hostnodes need a policy")
     return NumaNode(
+        number=number,
         cpus=tuple(values["cpus"].split(";")),
         memory_mib=int(float(values["memory"])),
         host_nodes=tuple(filter(None, values.get("hostnodes", "").split(";"))),

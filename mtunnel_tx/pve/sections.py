@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 Warn = Callable[[str], None]
@@ -27,42 +27,37 @@ def _ignore(reason: str) -> None:
     """Nobody wants to know."""
 
 
-def parse_sections(text: str, warn: Warn = _ignore) -> list[Section]:
+def parse_sections(text: str, warn: Warn = _ignore, *, types: Collection[str] | None = None) -> list[Section]:
     """All sections in their order; a bare key is `1`, of a duplicate key the first stays.
 
-    Args: warn: told of everything that is skipped, as `line N: REASON`.
+    Args: warn: told of everything that is skipped, as `line N: REASON`. types: such a header begins a section even
+        where the empty line before it is missing; None: any header does.
     """
-    lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if not line.lstrip().startswith("#"))
-    sections = []
-    for number, line in lines:
-        match = _HEADER.fullmatch(line)
-        if match:
-            options = _read_options(lines, warn)
-            sections.append(Section(type=match[1].lower(), id=match[2], options=options, line=number))
-        elif line:
+    sections: list[Section] = []
+    current: Section | None = None
+    for number, line in enumerate(text.split("\n"), 1):
+        header = _HEADER.fullmatch(line)
+        if line.lstrip().startswith("#"):
+            continue
+        if not line.rstrip("\r"):
+            current = None
+        elif header and (current is None or types is None or header[1].lower() in types):
+            if current is not None:
+                warn(f"line {number}: no empty line before '{line.strip()}'; Proxmox skips such a section")
+            current = Section(type=header[1].lower(), id=header[2], options={}, line=number)
+            sections.append(current)
+        elif current is None:
             warn(f"line {number}: not a section header, skipped")
+        else:
+            _read_option(current.options, number, line, warn)
     return sections
 
 
-def _read_options(lines: Iterator[tuple[int, str]], warn: Warn) -> dict[str, str]:
-    """Take lines up to the empty one that ends the section."""
-    options: dict[str, str] = {}
-    for number, line in lines:
-        if not line:
-            break
-        match = _OPTION.fullmatch(line)
-        if match is None:
-            warn(f"line {number}: not an option, skipped")
-        elif match[1] in options:
-            warn(f"line {number}: '{match[1]}' again, skipped")
-        else:
-            options[match[1]] = match[2] or "1"
-    return options
-
-
-def format_sections(sections: list[Section]) -> str:
-    """The sections in this order, an option a line, an empty line between two."""
-    return "\n".join(
-        f"{section.type}: {section.id}\n" + "".join(f"\t{key} {value}\n" for key, value in section.options.items())
-        for section in sections
-    )
+def _read_option(options: dict[str, str], number: int, line: str, warn: Warn) -> None:
+    match = _OPTION.fullmatch(line)
+    if match is None:
+        warn(f"line {number}: not an option, skipped")
+    elif match[1] in options:
+        warn(f"line {number}: '{match[1]}' again, skipped")
+    else:
+        options[match[1]] = match[2] or "1"

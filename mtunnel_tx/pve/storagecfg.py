@@ -121,7 +121,7 @@ def parse_storage_config(text: str, warn: Warn = _ignore) -> dict[str, StorageEn
     Args: warn: told of everything that is skipped, as `line N: REASON`.
     """
     entries: dict[str, StorageEntry] = {}
-    for section in parse_sections(text, warn):
+    for section in parse_sections(text, warn, types=STORAGE_TYPES):
         reason = _reject(section)
         if reason:
             warn(f"line {section.line}: storage '{section.id}' skipped: {reason}")

@@ -39,7 +39,7 @@ _SIZE = re.compile(r"(\d{1,15})([MG]?)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class PvesmCommand:
     """A command's syntax, and what does it."""
 
     syntax: Syntax
@@ -186,8 +186,8 @@ _CHECKS: Mapping[str, Check] = {
 }
 _ALLOC_CHECKS = {**_CHECKS, "format": enum("raw", "qcow2", "subvol", "vmdk")}
 
-COMMANDS: Mapping[str, Command] = {
-    "alloc": Command(
+COMMANDS: Mapping[str, PvesmCommand] = {
+    "alloc": PvesmCommand(
         Syntax(
             usage="pvesm alloc <storage> <vmid> <filename> <size> [OPTIONS]",
             arguments=("storage", "vmid", "filename", "size"),
@@ -196,7 +196,7 @@ COMMANDS: Mapping[str, Command] = {
         ),
         _alloc,
     ),
-    "free": Command(
+    "free": PvesmCommand(
         Syntax(
             usage="pvesm free <volume> [OPTIONS]",
             arguments=("volume",),
@@ -205,10 +205,10 @@ COMMANDS: Mapping[str, Command] = {
         ),
         _free,
     ),
-    "path": Command(
+    "path": PvesmCommand(
         Syntax(usage="pvesm path <volume>", arguments=("volume",), checks={"volume": formatted(volume_id)}), _path
     ),
-    "list": Command(
+    "list": PvesmCommand(
         Syntax(
             usage="pvesm list <storage> [OPTIONS]",
             arguments=("storage",),
@@ -217,7 +217,7 @@ COMMANDS: Mapping[str, Command] = {
         ),
         _list,
     ),
-    "status": Command(
+    "status": PvesmCommand(
         Syntax(
             usage="pvesm status [OPTIONS]",
             arguments=(),
@@ -227,7 +227,7 @@ COMMANDS: Mapping[str, Command] = {
         ),
         _status,
     ),
-    "import": Command(
+    "import": PvesmCommand(
         Syntax(
             usage="pvesm import <volume> <format> <filename> [OPTIONS]",
             arguments=("volume", "format", "filename"),
@@ -237,7 +237,7 @@ COMMANDS: Mapping[str, Command] = {
         ),
         _import,
     ),
-    "export": Command(
+    "export": PvesmCommand(
         Syntax(
             usage="pvesm export <volume> <format> <filename> [OPTIONS]",
             arguments=("volume", "format", "filename"),

@@ -10,6 +10,8 @@ from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.drive import Drive, is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.guestrules import find_strays
+from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.storagetypes import Offer
 from mtunnel_tx.pve.volume import VolumeId, find_owner, parse_dir_volume, parse_volume_id
@@ -59,6 +61,11 @@ class SourceDisk:
         return self.format in ("qcow2", "vmdk")
 
     @property
+    def is_tpm_state(self) -> bool:
+        """Whether it is the state of a TPM, which of a running VM comes with its memory."""
+        return self.label.startswith("tpmstate")
+
+    @property
     def is_cloudinit(self) -> bool:
         """Whether it is a generated image, which is found by its name."""
         return re.fullmatch(r"vm-[0-9]+-cloudinit(\.[a-z0-9]+)?", self.name) is not None
@@ -74,8 +81,11 @@ class Obstacle(TunnelError):
 
 def find_obstacles(vmid: int, conf: GuestConfig) -> Iterator[str]:
     """What in a config keeps the VM here, its disks aside; one sentence each."""
+    yield from (f"VM {vmid}: {reason}" for reason in find_strays(conf))
     if conf.lock is not None:
         yield f"VM {vmid} is locked ({clean(conf.lock)})"
+    if (move := find_move(conf)) is not None:
+        yield f"VM {vmid} was {move}"
     if conf.options.get("template") == "1":
         yield f"VM {vmid} is a template"
     if conf.snapshots:
@@ -133,13 +143,11 @@ def _find_disk(vmid: int, key: str, value: str, entries: Mapping[str, StorageEnt
         raise Obstacle(f"cannot be read: {str(error).strip()}") from error
     if not drive.has_volume:
         return None
-    _check_drive(key, drive)
+    _check_drive(drive)
     return _describe(vmid, key, parse_volume_id(drive.volume), entries)
 
 
-def _check_drive(key: str, drive: Drive) -> None:
-    if key.startswith("tpmstate"):
-        raise Obstacle("the state of a TPM cannot be sent")
+def _check_drive(drive: Drive) -> None:
     if drive.volume.startswith("/"):
         raise Obstacle(f"'{drive.volume}' is a path of this host")
     if drive.is_cdrom and not drive.is_cloudinit:

@@ -116,11 +116,23 @@ class Running(Protocol):
 
     async def start_migration(self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None: ...
 
-    async def until_migrated(self, told: Callable[[Any], None]) -> MemoryState: ...
+    async def until_switchover(self, told: Callable[[Any], None]) -> MemoryState:
+        """Wait until the VM stands still and only the rest of its memory is to be sent."""
+
+    async def switch_over(self) -> MemoryState:
+        """Send the rest; from now on the target may have the whole state."""
+
+    async def migration(self) -> str:
+        """What `query-migrate` says, `none` before it was ever told to migrate."""
 
     async def cancel_migration(self) -> None: ...
 
+    async def adopt_mirrors(self) -> None:
+        """Take over the mirrors of a program that has ended, so that `end_mirrors` ends them too."""
+
     async def run(self) -> None: ...
+
+    async def pause(self) -> None: ...
 
 
 class Machines(Protocol):

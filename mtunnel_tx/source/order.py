@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from mtunnel_tx.ports.guests import Guests
-from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.maps import Map
+from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
-from mtunnel_tx.source.links import Dial, Machines, ProgressListener, Reactor
+from mtunnel_tx.source.links import Dial
 from mtunnel_tx.source.target import TargetApi
 
 
@@ -22,7 +19,8 @@ class Order:
     """Which VM, as which VM there, onto which storages and bridges (None: bridges are called the same there).
 
     `bwlimit_kib_s` replaces the limits of our own files where it is given; 0 is no limit. `delete`: remove the VM
-    here once the target has it. `online`: move it while it runs.
+    here once the target has it. `online`: move it while it runs. `drop_snapshots`: even where snapshots and bitmaps in
+    its images are lost by that.
     """
 
     vmid: int
@@ -32,6 +30,7 @@ class Order:
     bwlimit_kib_s: int | None = None
     delete: bool = False
     online: bool = False
+    drop_snapshots: bool = False
 
     def bridge(self, name: str) -> str:
         """What a bridge is called at the target. Raises: BadRequest: not in the map."""
@@ -39,22 +38,11 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceWorld:
-    """Both hosts: files, storages and VMs of this one, API and websockets of the other, and who watches.
+class SourceWorld(SourceHost):
+    """Both hosts: this one, and the other one's API and websockets. `impatient`: fires when nobody wants to wait."""
 
-    `machines`: None where running VMs cannot be sent. `runtime_dir`: for sockets. `impatient` fires when nobody wants
-    to wait for the target any more.
-    """
-
-    reactor: Reactor
-    guests: Guests
-    storage: Storage
-    running: Callable[[int], bool]
-    machines: Machines | None
-    runtime_dir: Path
     target: TargetApi
     dial: Dial
-    progress: ProgressListener
     impatient: Deferred[None] = field(default_factory=Deferred)
 
 

@@ -13,12 +13,17 @@ from typing import TypeVar
 
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.guestconf import GuestConfig
+from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
 from mtunnel_tx.pve.sizes import format_size
 from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, describe_mismatch, match_offers
 from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
+from mtunnel_tx.source.journal import check_abandoned, find_departure
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
+from mtunnel_tx.source.owner import describe
+from mtunnel_tx.source.qemu.live import is_online
 from mtunnel_tx.source.rewriting import find_bridges
 from mtunnel_tx.source.target import NotImplementedThere, TargetUnreachable
 from mtunnel_tx.source.tunnel import read_text
@@ -71,14 +76,26 @@ class Survey:
 
     async def _look_here(self, conf: GuestConfig) -> tuple[SourceDisk, ...]:
         order = self._order
+        self._look_for_journal()
         if self._world.running(order.vmid) and not (order.online and self._world.machines):
             how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
             self._add(f"VM {order.vmid} is running: {how}")
         self._add(*find_obstacles(order.vmid, conf))
         disks, obstacles = find_disks(order.vmid, conf, self._world.storage.config())
         self._add(*obstacles, *self._find_gaps(conf, disks))
-        measured = [await self._measure(disk) for disk in disks]
+        measured = [await self._measure(conf, disk) for disk in disks]
         return tuple(disk for disk in measured if disk is not None)
+
+    def _look_for_journal(self) -> None:
+        """What an earlier program left; before a migration it was settled."""
+        try:
+            departure = find_departure(self._world, self._order.vmid)
+            if departure is not None:
+                check_abandoned(self._world, departure)
+                vmid = departure.vmid
+                self._add(f"VM {vmid} {describe(departure)}; first run 'mtunnel settle {vmid}'")
+        except WrongState as error:
+            self._add(error.text)
 
     def _find_gaps(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> Iterator[str]:
         """What the maps leave out."""
@@ -89,19 +106,36 @@ class Survey:
         for name in find_bridges(conf):
             yield from _reason(f"bridge '{name}'", partial(self._order.bridge, name))
 
-    async def _measure(self, disk: SourceDisk) -> SourceDisk | None:
+    async def _measure(self, conf: GuestConfig, disk: SourceDisk) -> SourceDisk | None:
         try:
+            if disk.is_tpm_state:
+                # swtpm cuts the file to what it uses, which no stream format can carry.
+                await self._world.storage.extend(str(disk.volid), TPM_STATE_BYTES)
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
                 raise NotFound(f"volume '{disk.volid}' does not exist")
-            elsewhere = await self._world.storage.refers_elsewhere(str(disk.volid))
-            if elsewhere is not None:
-                raise BadRequest(f"'{disk.volid}' is not complete in itself: {elsewhere}")
+            if size_bytes % SECTOR_BYTES:
+                raise BadRequest(
+                    f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first"
+                )
+            facts = await self._world.storage.image_facts(str(disk.volid))
+            if facts is not None:
+                self._look_inside(conf, disk, facts)
             stream_bytes = await self._file_bytes(disk) if disk.with_snapshots else size_bytes
         except TunnelError as error:
             self._add(f"{disk.label}: {clean(error.text)}")
             return None
         return replace(disk, size_bytes=size_bytes, stream_bytes=stream_bytes + HEADER_BYTES)
+
+    def _look_inside(self, conf: GuestConfig, disk: SourceDisk, facts: ImageFacts) -> None:
+        """What an image holds that cannot go with it. Raises: BadRequest: it is no whole image alone."""
+        if facts.elsewhere is not None:
+            raise BadRequest(f"'{disk.volid}' is not complete in itself: {facts.elsewhere}")
+        if facts.encrypted:
+            raise BadRequest(f"'{disk.volid}' is encrypted, and no key goes with it")
+        mirrored = self._world.running(self._order.vmid) and is_online(conf, disk)
+        if mirrored and not self._order.drop_snapshots:
+            self._add(*(f"{disk.label}: {reason}" for reason in _lost_by_a_mirror(facts)))
 
     async def _file_bytes(self, disk: SourceDisk) -> int:
         path = await self._world.storage.path(str(disk.volid))
@@ -209,6 +243,14 @@ class Survey:
         there = held.get(path) or {} if isinstance(held, dict) else None
         if isinstance(there, dict) and privilege not in there:
             self._add(f"target: 403 Permission check failed ({path}, {privilege})")
+
+
+def _lost_by_a_mirror(facts: ImageFacts) -> Iterator[str]:
+    """What a copy of a running disk does not have; a copy of the file has it."""
+    hint = "--drop-snapshots lets them go, and a move of the VM while it is off keeps them"
+    for kind, names in (("snapshots", facts.snapshots), ("bitmaps", facts.bitmaps)):
+        if names:
+            yield f"the {kind} in its image would be lost by a move while it runs: {', '.join(names)}; {hint}"
 
 
 def _objects(data: Json) -> list[Mapping[str, Json]]:

@@ -44,6 +44,8 @@ class TargetApi:
     """
 
     def __init__(self, client: HTTPClient, endpoint: Endpoint, clock: Reactor) -> None:
+        self.host = endpoint.host
+        self.token = token_id(endpoint)
         self._client = client
         self._clock = clock
         own = {"Host": host_header(endpoint), "Authorization": endpoint.apitoken, "Accept": "application/json"}
@@ -75,6 +77,11 @@ class TargetApi:
         except (ConnectError, ConnectionLost, ResponseFailed, OSError) as error:
             raise _translate(error) from error
         return _read_answer(response.code, _phrase(response), content)
+
+
+def token_id(endpoint: Endpoint) -> str:
+    """`USER@REALM!TOKENID`, without what is secret."""
+    return clean(endpoint.apitoken.removeprefix("PVEAPIToken").lstrip("=: ").partition("=")[0])
 
 
 def make_path(*path: str) -> str:

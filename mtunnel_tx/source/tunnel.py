@@ -11,7 +11,7 @@ from twisted.internet.protocol import Factory
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.source.channel import CommandChannel, CommandRefused
+from mtunnel_tx.source.channel import CommandChannel
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial, JoinedSocket, Json, Reactor
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
@@ -42,29 +42,29 @@ class TargetTunnel:
         self._socket_start = f"/run/qemu-server/{vmid}."
         self._commands = CommandChannel(reactor)
         self._link: JoinedSocket | None = None
-        self._opening: Deferred[None] | None = None
-        self.is_dropped = False
-        self.is_started = False
-        self.may_be_theirs = False
-        self.is_unlocked = False
+        self._opening: Deferred[str] | None = None
 
     @property
     def is_connected(self) -> bool:
         """Whether there ever was a command connection, so that there is something to end."""
         return self._link is not None
 
-    async def open(self, storages: Sequence[str], bridges: Sequence[str]) -> None:
-        """Claim the VMID, connect, compare versions. Raises: TunnelError; CancelledError: it was dropped meanwhile."""
-        self._opening = Deferred.fromCoroutine(self._open(storages, bridges))
-        await self._opening
+    async def open(self, storages: Sequence[str], bridges: Sequence[str]) -> str:
+        """Claim the VMID, connect, compare versions.
 
-    async def _open(self, storages: Sequence[str], bridges: Sequence[str]) -> None:
+        Returns: the id of the task there, or an empty text. Raises: TunnelError; CancelledError: it was dropped.
+        """
+        self._opening = Deferred.fromCoroutine(self._open(storages, bridges))
+        return await self._opening
+
+    async def _open(self, storages: Sequence[str], bridges: Sequence[str]) -> str:
         opened = await self._target.post(
             *self._guest, "mtunnel", storages=",".join(storages), bridges=",".join(bridges), wait_s=LONG_S / 10
         )
         ticket, path = read_text(opened, "ticket"), read_text(opened, "socket")
         await self._connect(self._url(("ticket", ticket), ("socket", path)))
         check_version(await self._commands.call("version", SHORT_S))
+        return clean(str(opened.get("upid", "")))
 
     async def _connect(self, path_query: str) -> None:
         ours, theirs = socket.socketpair()
@@ -130,7 +130,6 @@ class TargetTunnel:
 
     async def start(self, fields: Mapping[str, Json]) -> Mapping[str, Json]:
         """Start the VM there, waiting for its memory. Returns: sockets and exports."""
-        self.is_started = True
         return await self._commands.call("start", START_S, fields)
 
     async def stop_nbd(self) -> None:
@@ -138,13 +137,8 @@ class TargetTunnel:
         await self._commands.call("nbdstop", QUIT_S)
 
     async def resume(self) -> None:
-        """Let the VM run there. Raises: CommandRefused: it does not; else nobody knows (`may_be_theirs`)."""
-        self.may_be_theirs = True
-        try:
-            await self._commands.call("resume", QUIT_S)
-        except CommandRefused:
-            self.may_be_theirs = False
-            raise
+        """Let the VM run there. Raises: CommandRefused: it does not; any other error: nobody knows."""
+        await self._commands.call("resume", QUIT_S)
 
     async def trim(self) -> None:
         """Have the guest say what its file systems do not use."""
@@ -155,17 +149,15 @@ class TargetTunnel:
         await self._commands.call("stop", SHORT_S)
 
     async def unlock(self) -> None:
-        """Hand the VM over: from now on it is the target's."""
+        """Hand the VM over: from now on it is the target's. Raises: as `resume`."""
         await self._commands.call("unlock", SHORT_S)
-        self.is_unlocked = True
 
-    async def quit(self) -> None:
-        """Say the last word: keep what is the target's by now, else remove all that the tunnel made."""
-        await self._commands.call("quit", QUIT_S, {"cleanup": int(not self.is_unlocked)})
+    async def quit(self, *, cleanup: bool) -> None:
+        """Say the last word. Args: cleanup: all that the tunnel made is to be removed."""
+        await self._commands.call("quit", QUIT_S, {"cleanup": int(cleanup)})
 
     def drop(self) -> None:
         """Break the command connection off: the target cleans up when it sees that."""
-        self.is_dropped = True
         if self._opening is not None:
             self._opening.cancel()
         self._commands.give_up()

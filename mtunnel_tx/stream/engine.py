@@ -26,7 +26,7 @@ class StreamFailed(Exception):
 
 
 class Engine(Protocol):
-    """What TLS does for a stream; `over`: behind what was read there is an end, which the next `read` raises."""
+    """The TLS of one carrier. over: behind what was read there is an end, which the next `read` raises."""
 
     over: bool
 

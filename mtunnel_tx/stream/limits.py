@@ -1,4 +1,4 @@
-"""What a stream may use, how fast it may be, and how long it may wait."""
+"""What a flow may use, how fast it may be, and how long it may wait."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ SLACK_S = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamLimits:
-    """half_close_s, stall_s, dead_peer_s: architecture, data path.
+class FlowLimits:
+    """Limits of one flow.
 
-    linger_s: how long a peer may take to see our last bytes.
-    rate_bytes_s: of payload, for each way; None: as fast as it goes.
+    frame_bytes: the largest payload that a frame may announce.
+    half_close_s: how long one way stays open after the other has ended.
+    stall_s: how long a receiver may take nothing of the bytes that wait for it.
+    dead_peer_s: how long a peer may acknowledge nothing of the bytes that were sent.
+    linger_s: how long a peer may take to receive our last bytes.
+    rate_bytes_s: of payload, for each way; None: no limit.
     """
 
     frame_bytes: int = 64 << 20
@@ -25,7 +29,7 @@ class StreamLimits:
 
 
 class Bucket:
-    """A token bucket that may go into debt by one read; while it is, `due_s` says when it will be out of it."""
+    """A token bucket that may be overdrawn by one read; `due_s`: when it will have tokens again, None: it has."""
 
     def __init__(self, rate_bytes_s: int | None) -> None:
         self.due_s: float | None = None
@@ -42,13 +46,13 @@ class Bucket:
             return False
         self._tokens = min(self._rate * BURST_S, self._tokens + (now_s - self._filled_s) * self._rate)
         self._filled_s = now_s
-        # A little later than exactly, so that rounding does not make it wait twice.
+        # A little later than computed, so that rounding does not make it wait twice.
         self.due_s = None if self._tokens >= 0 else now_s - self._tokens / self._rate + SLACK_S
         return self.due_s is not None
 
 
 class Watch:
-    """Sees that a receiver takes nothing of what waits for it; `due_s`: when that will have been too long."""
+    """Notices a receiver that takes nothing of the bytes that wait for it; `due_s`: when that will be too long."""
 
     def __init__(self, limit_s: float) -> None:
         self.due_s: float | None = None
@@ -56,7 +60,7 @@ class Watch:
         self._taken = 0
 
     def look(self, *, waits: bool, taken: int, now_s: float) -> bool:
-        """Args: taken: bytes that the receiver has ever taken. Returns: whether it has stalled."""
+        """Args: taken: bytes that the receiver has taken so far. Returns: whether it has stalled."""
         if not waits:
             self.due_s = None
         elif self.due_s is None or taken != self._taken:

@@ -1,27 +1,28 @@
-"""The pump: what the daemon does with bytes.
+"""The pump: how the daemon moves bytes.
 
-A source sends a VM's memory, its disks and the commands about them as websockets over TLS; behind each stands a UNIX
-socket, with QEMU, an importer or a command worker at its other end. HTTP has checked who comes and answered 101
-(`upgrade.py`); from there on the TCP socket, its TLS state, what was already read of it and the UNIX socket belong to a
-`Stream`, and worker threads of this module run the streams. The reactor stays free for the API and the commands.
+A source sends a VM's memory, its disks and the commands about them as websockets over TLS; behind each one is a UNIX
+socket, with QEMU, an importer or a tunnel's commands at its other end. HTTP has checked the request and answered 101
+(`http/upgrade.py`). From then on the TCP socket, its TLS state and what was already read of it are the carrier of a
+flow; the UNIX socket is the flow's. Threads of this module, the pump threads, run the flows (`RunningFlow`). The
+reactor stays free for the API and the commands.
 
-One worker serves many streams with one epoll; those that carry commands have one of their own, as somebody waits for
-each reply. Inward, for each stream that is readable:
+One pump thread serves many flows with one epoll. Flows that carry commands have a thread of their own, because somebody
+waits for each reply. Inward, for each flow whose carrier is readable:
 
     TCP socket --recv 256 KiB--> scratch --BIO_write--> OpenSSL --SSL_read, record by record--> a lent block
     block: find the frames, XOR masks away where they lie --sendmsg, all payload at once--> UNIX socket
 
 and outward the same way back: 128 KiB from the UNIX socket, a header put in front, SSL_write, BIO_read, send. Payload
-is never copied by Python; receiving, OpenSSL, unmasking and sending run without the interpreter's lock, which is why
-threads help here. The UNIX socket has a send buffer of 2 MiB, so that the reader behind it and we work at once.
+is never copied by Python. Receiving, OpenSSL, unmasking and sending run without the interpreter's lock, which is why
+threads help here. The UNIX socket has a send buffer of 2 MiB, so that its reader and the pump work at the same time.
 
-Memory is bounded: a way reads only when its receiver has taken everything before, so a stream holds at most one block
-of 288 KiB for each way, one of ciphertext, and what OpenSSL makes of one frame; an idle stream holds none of them.
-A slow disk thus stops the TCP window of the source, nothing else.
+Memory is bounded: a way reads only when its receiver has taken everything before. So a flow holds at most one block of
+288 KiB for each way, one of ciphertext, and what OpenSSL makes of one frame; an idle flow holds none of them. A slow
+disk thus closes the TCP window of the source, and has no other effect.
 
-Rules for ends and aborts are in `ends.py`, told to the rest of the daemon through `link.py`: the worker only reports
-that a side is over, on the reactor, which then closes it. Whoever wants to end a stream asks for it (`Link.abort`);
-the worker is woken by an eventfd. One thread at a time touches a stream: its worker, from start to end.
+The rules of ends are in `ends.py`. A pump thread reports on the reactor that a side is over or that a carrier is
+closed, and the flow then closes the socket (`flow.py`). Whoever wants to end a flow calls `Flow.abort`, which wakes the
+thread by an eventfd. Only one thread ever touches a running flow: its pump thread, from start to end.
 """
 
 from __future__ import annotations
@@ -36,70 +37,63 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from mtunnel_tx.net.kinds import Reactor, Result
+from mtunnel_tx.net.kinds import Reactor
+from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.engine import MakeEngine, best_engine
-from mtunnel_tx.stream.link import Link, make_stream
+from mtunnel_tx.stream.flow import Flow
 from mtunnel_tx.stream.mask import Unmask, best_unmask
-from mtunnel_tx.stream.peer import Peer
+from mtunnel_tx.stream.native import Native, find_native
+from mtunnel_tx.stream.peer import PeerConnection
+from mtunnel_tx.stream.running import Interest, RunningFlow
+from mtunnel_tx.stream.runningset import RunningSet
 from mtunnel_tx.stream.sides import Blocks
-from mtunnel_tx.stream.stream import Interest, Stream, Tools
 
 log = Logger()
 
 THREADS = 2
-"""For payload; one more for the streams that carry commands."""
+"""For payload; one more for the flows that carry commands."""
 
 SWITCH_S = 0.0005
-"""How long the reactor waits for the interpreter's lock at most before a worker has to give it up, after each call that
-may block: with Python's own 5 ms it stands still for tens of them while streams are busy."""
+"""How long the reactor waits for the interpreter's lock, at most, until a pump thread has to release it. With Python's
+default of 5 ms it waits for tens of ms while flows are busy, because it loses the lock at each call that may block."""
 
 LONGEST_WAIT_S = 60.0
 
-PIECES_BYTES = range(8 * 1024, 128 * 1024)
-"""What a worker moves of each stream in one turn where a peer's bytes come as fast as it takes them, but in pieces:
-each piece costs a turn here and a wake-up of both neighbours. After such a turn it lets them gather for `GATHER_S`;
-requests and replies are smaller, and bytes that it is behind with are more."""
+TRICKLE_BYTES = range(8 * 1024, 128 * 1024)
+"""If a pass moves so many bytes per flow, the senders are trickling: their bytes come as fast as they are taken, but in
+pieces, and each piece costs a pass here and wakes both neighbours. The thread then sleeps GATHER_S so that bytes
+accumulate. Requests and replies are smaller; a flow that is behind moves more."""
 
 GATHER_S = 0.0001
 
+NO_NUMBER = -1
 
-class _Cargo:
-    """A stream in the hands of a worker: what its epoll knows of it, and what the link was told."""
 
-    def __init__(self, link: Link, stream: Stream) -> None:
-        self.link = link
-        self.stream = stream
-        self.due_s: float | None = 0.0
-        self.peer_number = stream.peer.fileno()
+class _PumpedFlow:
+    """A running flow, what the epoll of its thread knows of it, and what the reactor was told.
+
+    carrier, interest: as epoll knows them; None: it knows of none.
+    """
+
+    def __init__(self, flow: Flow, running: RunningFlow) -> None:
+        self.flow = flow
+        self.running = running
+        self.carrier: Carrier | None = None
+        self.peer_number = NO_NUMBER
         self.peer_event = self.local_event = True
-        self.interest = Interest(False, False, False, False)
-        self.masks: dict[socket.socket, int] = {stream.peer: 0, stream.local: 0}
-        self.untold: dict[Callable[[Stream], bool], Callable[[Stream], None]] = {
-            _is_local_over: lambda stream: link.local_over(stream.ends.reason),
-            _is_peer_over: lambda _stream: link.peer_over(),
-            _is_peer_closed: lambda _stream: link.peer_closed(),
-        }
+        self.due_s: float | None = 0.0
+        self.interest: Interest | None = None
+        self.masks: dict[socket.socket, int] = {running.local: 0}
+        self.told_local = self.told_peer = False
 
 
-def _is_local_over(stream: Stream) -> bool:
-    return stream.is_local_over
+class _PumpThread:
+    """One thread, one epoll, many flows. `load`: how many. Other threads may only call what is for the reactor."""
 
-
-def _is_peer_over(stream: Stream) -> bool:
-    return stream.is_peer_over
-
-
-def _is_peer_closed(stream: Stream) -> bool:
-    return stream.is_peer_closed
-
-
-class _Worker:
-    """One thread, one epoll, many streams. Only `order` may be called from elsewhere."""
-
-    def __init__(self, name: str, reactor: Reactor, tools: Tools, rest: Callable[[float], None]) -> None:
+    def __init__(self, name: str, reactor: Reactor, tools: ThreadTools, rest: Callable[[float], None]) -> None:
         self.tools = tools
         self.load = 0
         self.ended: Deferred[None] = Deferred()
@@ -110,8 +104,8 @@ class _Worker:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._orders: deque[Callable[[], None]] = deque()
-        self._cargo: dict[int, _Cargo] = {}
-        self._by_number: dict[int, _Cargo] = {}
+        self._jobs: dict[int, _PumpedFlow] = {}
+        self._by_number: dict[int, _PumpedFlow] = {}
         self._due_s = 0.0
         self._stopping = False
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -123,127 +117,168 @@ class _Worker:
 
     # For the reactor
 
-    def take(self, cargo: _Cargo) -> None:
-        self._order(lambda: self._begin(cargo))
+    def begin(self, job: _PumpedFlow) -> None:
+        """Run a flow, which may have no carrier yet."""
+        self._order(lambda: self._begin(job))
 
-    def cancel(self, cargo: _Cargo) -> None:
-        self._order(lambda: self._give_up(cargo))
+    def attach(self, job: _PumpedFlow, peer: PeerConnection) -> None:
+        self._order(lambda: self._attach(job, peer))
+
+    def detach(self, job: _PumpedFlow, reason: str) -> None:
+        self._order(lambda: job.running.detach(reason), job)
+
+    def cancel(self, job: _PumpedFlow) -> None:
+        self._order(lambda: job.running.give_up("cancelled"), job)
 
     def stop(self) -> None:
-        """Go home when the last stream has ended."""
-        self._order(self._go_home)
+        """End when the last flow has ended."""
+        self._order(self._stop)
 
     def close(self) -> None:
-        """After `ended`: whoever rings the bell must still find it until then."""
+        """To be called after `ended`: until then the eventfd may still be written to."""
         self.thread.join()
         self._epoll.close()
         os.close(self._bell)
 
-    def _order(self, deed: Callable[[], None]) -> None:
-        self._orders.append(deed)
+    def _order(self, deed: Callable[[], None], job: _PumpedFlow | None = None) -> None:
+        """Let the thread do this, then serve the flow."""
+        self._orders.append(deed if job is None else lambda: self._do_for(job, deed))
         os.eventfd_write(self._bell, 1)
 
     # In the thread
 
     def _run(self) -> None:
         try:
-            while not self._stopping or self._cargo:
-                self._turn()
+            while not self._stopping or self._jobs:
+                self._pass()
         finally:
             self._reactor.callFromThread(self.ended.callback, None)
 
-    def _turn(self) -> None:
+    def _pass(self) -> None:
+        """Wait until something is to be done, then serve each flow that is ready or due."""
         ready = [self._note(number) for number, _ in self._epoll.poll(self._wait_s())]
         while self._orders:
             self._orders.popleft()()
-        served = {id(cargo): cargo for cargo in ready if cargo is not None}
+        served = {id(job): job for job in ready if job is not None}
         served.update(self._take_due())
-        moved_bytes = [self._serve(cargo) for cargo in served.values()]
-        if moved_bytes and sum(moved_bytes) // len(moved_bytes) in PIECES_BYTES:
+        moved_bytes = [self._serve(job) for job in served.values()]
+        if moved_bytes and sum(moved_bytes) // len(moved_bytes) in TRICKLE_BYTES:
             self._rest(GATHER_S)
 
-    def _note(self, number: int) -> _Cargo | None:
-        """Mark which socket of a stream is ready. Returns: None: it was the bell."""
-        cargo = self._by_number.get(number)
-        if cargo is None:
+    def _note(self, number: int) -> _PumpedFlow | None:
+        """Note which socket of a flow is ready. Returns: None: it was the eventfd."""
+        job = self._by_number.get(number)
+        if job is None:
             os.eventfd_read(self._bell)
-        elif number == cargo.peer_number:
-            cargo.peer_event = True
+        elif number == job.peer_number:
+            job.peer_event = True
         else:
-            cargo.local_event = True
-        return cargo
+            job.local_event = True
+        return job
 
     def _wait_s(self) -> float:
         return min(LONGEST_WAIT_S, max(0.0, self._due_s - self._now()))
 
-    def _take_due(self) -> dict[int, _Cargo]:
-        """The streams whose time has come; looked for only when the earliest known time has."""
+    def _take_due(self) -> dict[int, _PumpedFlow]:
+        """The flows whose time has come; looked for only when the earliest known time has."""
         now_s = self._now()
         if now_s < self._due_s:
             return {}
         self._due_s = now_s + LONGEST_WAIT_S
         due = {}
-        for key, cargo in self._cargo.items():
-            if cargo.due_s is not None and cargo.due_s <= now_s:
-                due[key] = cargo
-                cargo.peer_event = cargo.local_event = True
-            elif cargo.due_s is not None:
-                self._due_s = min(self._due_s, cargo.due_s)
+        for key, job in self._jobs.items():
+            if job.due_s is not None and job.due_s <= now_s:
+                due[key] = job
+                job.peer_event = job.local_event = True
+            elif job.due_s is not None:
+                self._due_s = min(self._due_s, job.due_s)
         return due
 
-    def _begin(self, cargo: _Cargo) -> None:
-        self._cargo[id(cargo)] = cargo
+    def _begin(self, job: _PumpedFlow) -> None:
+        self._jobs[id(job)] = job
         self._due_s = 0.0
 
-    def _give_up(self, cargo: _Cargo) -> None:
-        cargo.stream.give_up("cancelled")
-        cargo.due_s = self._due_s = 0.0
+    def _attach(self, job: _PumpedFlow, peer: PeerConnection) -> None:
+        is_wanted = job.running.attach(peer)
+        if is_wanted:
+            self._change_carrier(job)
+        else:
+            self._reactor.callFromThread(job.flow.carrier_closed, peer)
+        job.due_s = self._due_s = 0.0
 
-    def _go_home(self) -> None:
+    def _do_for(self, job: _PumpedFlow, deed: Callable[[], None]) -> None:
+        deed()
+        job.due_s = self._due_s = 0.0
+
+    def _stop(self) -> None:
         self._stopping = True
 
-    def _serve(self, cargo: _Cargo) -> int:
+    def _serve(self, job: _PumpedFlow) -> int:
         """Returns: how many bytes of payload it moved."""
-        before_bytes = cargo.stream.carried_bytes
+        running = job.running
+        before_bytes = running.carried_bytes
         try:
-            cargo.stream.service(peer_event=cargo.peer_event, local_event=cargo.local_event)
-            self._watch(cargo)
+            running.service(peer_event=job.peer_event, local_event=job.local_event)
+            if running.carrier is not job.carrier:
+                self._change_carrier(job)
+            self._watch(job)
         except Exception:
-            log.failure("unexpected failure in a stream")
-            self._abandon(cargo)
-        cargo.peer_event = cargo.local_event = False
-        cargo.due_s = cargo.stream.next_call_s()
-        if cargo.due_s is not None:
-            self._due_s = min(self._due_s, cargo.due_s)
-        if cargo.stream.is_ending:
-            self._tell(cargo)
-        return cargo.stream.carried_bytes - before_bytes
+            log.failure("unexpected failure in a flow")
+            self._abandon(job)
+        job.peer_event = job.local_event = False
+        job.due_s = running.next_call_s()
+        if job.due_s is not None:
+            self._due_s = min(self._due_s, job.due_s)
+        if running.is_ending:
+            self._tell(job)
+        return running.carried_bytes - before_bytes
 
-    def _abandon(self, cargo: _Cargo) -> None:
-        """A bug must not take the other streams of this thread with it."""
-        cargo.stream.destroy("internal error")
-        for sock, mask in cargo.masks.items():
+    def _abandon(self, job: _PumpedFlow) -> None:
+        """A bug must not end the other flows of this thread."""
+        job.running.destroy("internal error")
+        for sock, mask in job.masks.items():
             if mask:
                 self._by_number.pop(sock.fileno(), None)
                 with contextlib.suppress(OSError, ValueError):
                     self._epoll.unregister(sock)
-        cargo.masks = dict.fromkeys(cargo.masks, 0)
+        job.masks = dict.fromkeys(job.masks, 0)
+        self._change_carrier(job)
 
-    def _watch(self, cargo: _Cargo) -> None:
-        """Tell epoll what the stream waits for; a socket that waits for nothing leaves it, or its end would ring on."""
-        interest = cargo.stream.interest()
-        if interest == cargo.interest:
+    def _change_carrier(self, job: _PumpedFlow) -> None:
+        """The flow has another carrier, or none: epoll forgets the former one, and then it may be closed."""
+        former, carrier = job.carrier, job.running.carrier
+        job.carrier, job.interest = carrier, None
+        if former is not None:
+            self._set_mask(job, former.sock, False, False)
+            del job.masks[former.sock]
+            self._reactor.callFromThread(job.flow.carrier_closed, former.peer)
+        if carrier is not None:
+            job.masks[carrier.sock] = 0
+            job.peer_number = carrier.sock.fileno()
             return
-        cargo.interest = interest
-        self._set_mask(cargo, cargo.stream.peer, interest.peer_reads, interest.peer_writes)
-        self._set_mask(cargo, cargo.stream.local, interest.local_reads, interest.local_writes)
+        job.peer_number = NO_NUMBER
+        if job.running.ends.parked is not None:
+            self._reactor.callFromThread(job.flow.parked, job.running.ends.parked)
 
-    def _set_mask(self, cargo: _Cargo, sock: socket.socket, reads: bool, writes: bool) -> None:
+    def _watch(self, job: _PumpedFlow) -> None:
+        """Tell epoll what the flow waits for.
+
+        A socket that waits for nothing is taken out of the epoll, which would report its end again and again.
+        """
+        interest = job.running.interest()
+        if interest == job.interest:
+            return
+        job.interest = interest
+        if job.carrier is not None:
+            self._set_mask(job, job.carrier.sock, interest.peer_reads, interest.peer_writes)
+        self._set_mask(job, job.running.local, interest.local_reads, interest.local_writes)
+
+    def _set_mask(self, job: _PumpedFlow, sock: socket.socket, reads: bool, writes: bool) -> None:
         mask = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if writes else 0)
-        before = cargo.masks[sock]
+        before = job.masks[sock]
         if mask == before:
             return
-        cargo.masks[sock] = mask
+        job.masks[sock] = mask
         if not mask:
             self._epoll.unregister(sock)
             del self._by_number[sock.fileno()]
@@ -251,21 +286,27 @@ class _Worker:
             self._epoll.modify(sock, mask)
         else:
             self._epoll.register(sock, mask)
-            self._by_number[sock.fileno()] = cargo
+            self._by_number[sock.fileno()] = job
 
-    def _tell(self, cargo: _Cargo) -> None:
-        stream = cargo.stream
-        for happened in [one for one in cargo.untold if one(stream)]:
-            self._reactor.callFromThread(cargo.untold.pop(happened), stream)
-        if not cargo.untold:
-            del self._cargo[id(cargo)]
+    def _tell(self, job: _PumpedFlow) -> None:
+        """Report ends on the reactor; a flow that has none left is over."""
+        running, flow = job.running, job.flow
+        if running.is_local_over and not job.told_local:
+            job.told_local = True
+            self._reactor.callFromThread(flow.local_over, running.ends.reason)
+        if running.is_peer_over and not job.told_peer:
+            job.told_peer = True
+            self._reactor.callFromThread(flow.peer_over)
+        if job.told_local and job.told_peer and job.carrier is None:
+            self._jobs.pop(id(job), None)
 
 
 class Pump:
-    """Runs streams in worker threads.
+    """Runs flows in pump threads (flow.Relay).
 
-    Args: reactor: IReactorFromThreads. threads: how many; they start with the first streams. unmask, engine: the best
-    there are where None. now: monotonic seconds. rest: how a worker waits for some seconds.
+    Args: reactor: IReactorFromThreads. threads: how many; they start with the first flows. unmask, engine: the best
+    there are where None. native: the module of native.py; where None, it is looked for unless one of those two is
+    given. now: monotonic seconds. rest: how a pump thread sleeps for some seconds.
     """
 
     def __init__(
@@ -275,71 +316,80 @@ class Pump:
         threads: int = THREADS,
         unmask: Unmask | None = None,
         engine: MakeEngine | None = None,
+        native: Native | None = None,
         now: Callable[[], float] = time.monotonic,
         rest: Callable[[float], None] = time.sleep,
     ) -> None:
         self._reactor = reactor
-        self._threads = threads
+        self._most_threads = threads
+        pure = unmask is not None or engine is not None
+        self._native = native or (Native(None, "another way was asked for") if pure else find_native())
         self._unmask = unmask or best_unmask()
         self._engine = engine or best_engine()
         self._now = now
         self._rest = rest
-        self._workers: list[_Worker] = []
-        self._urgent: list[_Worker] = []
-        self._running: dict[Link, tuple[_Worker, _Cargo]] = {}
+        self._threads: list[_PumpThread] = []
+        self._urgent: list[_PumpThread] = []
+        self._running: RunningSet[tuple[_PumpThread, _PumpedFlow]] = RunningSet(_count_out)
 
-    def start(self, link: Link, peer: Peer) -> None:
-        worker = self._pick_urgent() if link.terms.urgent else self._pick()
-        stream = make_stream(link, peer, worker.tools)
-        link.stream = stream
-        cargo = _Cargo(link, stream)
-        self._running[link] = worker, cargo
-        worker.load += 1
-        for end in (link.done, link.released):
-            end.addBoth(self._forget, link)
-        if link.aborted:
-            stream.give_up("cancelled")
-        worker.take(cargo)
+    def attach(self, flow: Flow, peer: PeerConnection) -> None:
+        thread, job = self._running.find(flow) or self._begin(flow)
+        thread.attach(job, peer)
 
-    def cancel(self, link: Link) -> None:
-        if link in self._running:
-            worker, cargo = self._running[link]
-            worker.cancel(cargo)
+    def detach(self, flow: Flow, reason: str) -> None:
+        """Take the carrier of a flow away; the flow is parked, unless it ends already."""
+        found = self._running.find(flow)
+        if found is not None:
+            thread, job = found
+            thread.detach(job, reason)
+
+    def cancel(self, flow: Flow) -> None:
+        found = self._running.find(flow)
+        if found is not None:
+            thread, job = found
+            thread.cancel(job)
 
     async def stop(self) -> None:
-        links = list(self._running)
-        for link in links:
-            link.abort()
-        # A plain await would take the outcome away from those who wait for it after us.
-        ends: list[Deferred[Result]] = [end for link in links for end in (link.done, link.released)]
-        await DeferredList(ends)
-        workers, self._workers, self._urgent = self._workers + self._urgent, [], []
-        for worker in workers:
-            worker.stop()
-            await worker.ended
-            worker.close()
+        await self._running.stop()
+        threads, self._threads, self._urgent = self._threads + self._urgent, [], []
+        for thread in threads:
+            thread.stop()
+            await thread.ended
+            thread.close()
 
-    def _pick(self) -> _Worker:
-        """The worker with the fewest streams; a new one while there are fewer than allowed and none is idle."""
-        idle = next((worker for worker in self._workers if worker.load == 0), None)
-        if idle is None and len(self._workers) < self._threads:
-            idle = self._hire(f"pump-{len(self._workers)}")
-            self._workers.append(idle)
-        return idle or min(self._workers, key=lambda worker: worker.load)
+    def _begin(self, flow: Flow) -> tuple[_PumpThread, _PumpedFlow]:
+        thread = self._pick_urgent() if flow.terms.urgent else self._pick()
+        running = RunningFlow(flow.local, flow.terms, thread.tools)
+        flow.traffic = running
+        if flow.aborted:
+            running.give_up("cancelled")
+        job = _PumpedFlow(flow, running)
+        self._running.add(flow, (thread, job))
+        thread.load += 1
+        thread.begin(job)
+        return thread, job
 
-    def _pick_urgent(self) -> _Worker:
+    def _pick(self) -> _PumpThread:
+        """The thread with the fewest flows; a new one while there are fewer than allowed and none is idle."""
+        idle = next((thread for thread in self._threads if thread.load == 0), None)
+        if idle is None and len(self._threads) < self._most_threads:
+            idle = self._start_thread(f"pump-{len(self._threads)}")
+            self._threads.append(idle)
+        return idle or min(self._threads, key=lambda thread: thread.load)
+
+    def _pick_urgent(self) -> _PumpThread:
         if not self._urgent:
-            self._urgent.append(self._hire("pump-urgent"))
+            self._urgent.append(self._start_thread("pump-urgent"))
         return self._urgent[0]
 
-    def _hire(self, name: str) -> _Worker:
+    def _start_thread(self, name: str) -> _PumpThread:
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
-        tools = Tools(blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now)
-        return _Worker(name, self._reactor, tools, self._rest)
+        tools = ThreadTools(
+            blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now, native=self._native.module
+        )
+        return _PumpThread(name, self._reactor, tools, self._rest)
 
-    def _forget(self, result: Result, link: Link) -> Result:
-        """Both ends are needed: the UNIX side may have to wait for its last bytes longer than the peer."""
-        if link.done.called and link.released.called:
-            worker, _ = self._running.pop(link)
-            worker.load -= 1
-        return result
+
+def _count_out(job: tuple[_PumpThread, _PumpedFlow]) -> None:
+    thread, _ = job
+    thread.load -= 1

@@ -1,4 +1,4 @@
-"""The peer's side of a stream: plaintext in and out of one TCP socket, with TLS or without.
+"""The two kinds of carriers, with TLS and without: plaintext in and out of one TCP socket.
 
 Nothing here blocks. A side never holds more than one block of what the peer has not taken, and what TLS made of one
 frame; it takes the next frame only when nothing waits.
@@ -18,7 +18,7 @@ from mtunnel_tx.stream.engine import Engine, MakeEngine, StreamEnded, StreamFail
 BLOCK_BYTES = 288 * 1024
 RECEIVE_BYTES = 256 * 1024
 RECORD_ROOM_BYTES = BLOCK_BYTES - RECEIVE_BYTES
-"""Room for what OpenSSL holds of a record already: so the plaintext of a receive always fits into what is left."""
+"""Room for what OpenSSL already holds of a record, so that the plaintext of a receive always fits into what is left."""
 
 _TCP_INFO_BYTES = 60
 _UNACKED_OFFSET, _LAST_ACK_OFFSET = 24, 56
@@ -26,7 +26,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Blocks:
-    """Buffers, lent while a stream has bytes; `scratch` is for everybody between two calls. For one thread."""
+    """Buffers of one thread, lent while a flow has bytes. `scratch` may be used by anybody within one call."""
 
     def __init__(self) -> None:
         self.scratch = memoryview(bytearray(RECEIVE_BYTES))
@@ -44,7 +44,7 @@ class Blocks:
 
 
 class Side(Protocol):
-    """The peer, as a stream sees it; `sent_bytes` counts what the kernel took, `more`: the last read may not be all."""
+    """One carrier's bytes. sent_bytes: what the kernel took for the peer. more: the last read may not have been all."""
 
     more: bool
 
@@ -69,6 +69,35 @@ class Side(Protocol):
 
     def say_end(self) -> None:
         """Queue what tells the peer that nothing follows (close_notify)."""
+
+    def drop(self) -> None:
+        """The carrier is closed: forget what waits, give back what was borrowed."""
+
+
+class _NoSide:
+    """For a flow without a carrier: nothing comes, and nobody takes anything."""
+
+    more = False
+    sent_bytes = 0
+    waits = False
+
+    def read(self, block: memoryview) -> int:
+        return 0
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Nobody takes it."""
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def say_end(self) -> None:
+        """There is nobody to tell."""
+
+    def drop(self) -> None:
+        """Nothing was borrowed."""
+
+
+NO_SIDE = _NoSide()
 
 
 class _Sender:
@@ -101,9 +130,13 @@ class _Sender:
     def waits(self) -> bool:
         return len(self._left) > 0
 
+    def drop(self) -> None:
+        """Forget what waits."""
+        self._left = b""
+
 
 class PlainSide:
-    """TCP without TLS; `leftover` are bytes that were read before the stream began."""
+    """TCP without TLS; `leftover` are bytes that were read before the flow began."""
 
     def __init__(self, sock: socket.socket, leftover: bytes) -> None:
         self._sock = sock
@@ -141,6 +174,10 @@ class PlainSide:
 
     def say_end(self) -> None:
         """Plain TCP says it by its FIN."""
+
+    def drop(self) -> None:
+        self._sender.drop()
+        self._more = b""
 
 
 class TlsSide:
@@ -230,6 +267,10 @@ class TlsSide:
 
     def say_end(self) -> None:
         self._engine.say_end()
+
+    def drop(self) -> None:
+        self._sender.drop()
+        self._release_block()
 
 
 def make_side(

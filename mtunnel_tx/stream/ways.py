@@ -1,21 +1,21 @@
-"""The two ways of a stream: frames from the websocket to a UNIX socket, and bytes back in frames.
+"""The two ways of a flow: from the frames of its carrier to its UNIX socket, and back.
 
-Each reads only when its receiver has taken everything, and borrows a block only while it holds bytes. `again` means
-that there may be more to do although no socket becomes ready.
+A way reads only when its receiver has taken everything, and borrows a block only while it holds bytes. It counts the
+bytes of the flow, whatever carriers move them: `position`. `again` means that there may be more to do although no
+socket becomes ready. Without a carrier a way moves nothing.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 
+from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.ends import Ends, Sender
-from mtunnel_tx.stream.engine import MakeEngine, StreamEnded, StreamFailed
-from mtunnel_tx.stream.limits import Bucket, StreamLimits
-from mtunnel_tx.stream.mask import Unmask
-from mtunnel_tx.stream.sides import Blocks, Side, describe, receive
+from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
+from mtunnel_tx.stream.limits import Bucket, FlowLimits
+from mtunnel_tx.stream.payload import make_payload
+from mtunnel_tx.stream.sides import NO_SIDE, Side, describe, receive
 from mtunnel_tx.wire.frames import (
     HEADER_ROOM_BYTES,
     SENT_PAYLOAD_BYTES,
@@ -30,64 +30,49 @@ from mtunnel_tx.wire.frames import (
 )
 
 BATCHES = 2
-"""Blocks in a row before another stream gets its turn."""
-
-PINGS = 64
-"""Unanswered pings that are remembered; older ones are forgotten."""
-
-GATHER_BYTES = 4096
-"""Smaller payload is moved down to the one before it: one piece for the kernel instead of many."""
-
-# Looked up for every frame; in the class that is slow.
-_NOTHING, _PAYLOAD = Event.NOTHING, Event.PAYLOAD
+"""Blocks in a row before another flow gets its turn."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What the streams of one thread share; `now`: seconds, of any origin."""
-
-    blocks: Blocks
-    unmask: Unmask
-    engine: MakeEngine
-    now: Callable[[], float]
+_HEARD = (Event.PING, Event.PONG, Event.CLOSE)
 
 
 class Inward:
-    """From the websocket to the UNIX socket; `pings` collects what is to be answered."""
+    """From the carrier to the UNIX socket.
 
-    def __init__(
-        self, side: Side, local: socket.socket, ends: Ends, *, role: Role, limits: StreamLimits, tools: Tools
-    ) -> None:
-        self.carried_bytes = 0
-        self.taken_bytes = 0
+    position: bytes that the kernel has taken for the UNIX socket. arrived_bytes: the same, with those that wait for it.
+    pings: what is to be answered.
+    """
+
+    def __init__(self, local: socket.socket, ends: Ends, *, limits: FlowLimits, tools: ThreadTools) -> None:
+        self.position = 0
+        self.arrived_bytes = 0
         self.again = False
         self.bucket = Bucket(limits.rate_bytes_s)
-        self.pings: deque[bytes] = deque(maxlen=PINGS)
-        self._side = side
+        self.pings: deque[bytes] = deque()
         self._local = local
         self._ends = ends
         self._blocks = tools.blocks
-        self._unmask = tools.unmask
-        self._decoder = Decoder(role, limits.frame_bytes)
-        self._spans: deque[tuple[int, int]] = deque()
+        self._payload = make_payload(tools.native, tools.unmask)
+        self._side: Side = NO_SIDE
+        self._decoder: Decoder | None = None
         self._block: memoryview | None = None
 
     @property
     def waits(self) -> bool:
         """Payload waits for the UNIX socket."""
-        return bool(self._spans)
+        return self._payload.waits
 
     @property
     def reads(self) -> bool:
         """The peer's next bytes are wanted."""
-        return not self._spans and self._ends.inward.takes and self.bucket.due_s is None
+        return not self._payload.waits and self._ends.inward.takes and self.bucket.due_s is None
 
     def carry(self, now_s: float) -> None:
         """Move what can be moved."""
         self.bucket.due_s = None
         for _ in range(BATCHES):
             self._push()
-            if self._spans or not self._ends.inward.takes:
+            if self._payload.waits or not self._ends.inward.takes:
                 return
             if self.bucket.is_empty(now_s) or not self._pull():
                 break
@@ -95,13 +80,27 @@ class Inward:
             self.again = True
         self._push()
 
+    def attach(self, carrier: Carrier) -> None:
+        """Read from this carrier from now on."""
+        self._side, self._decoder, self.pings = carrier.side, carrier.decoder, carrier.pings
+
+    def detach(self) -> None:
+        """Nothing more can be read; what waits for the UNIX socket stays."""
+        self._side, self._decoder, self.pings = NO_SIDE, None, deque()
+        self.again = False
+
     def drop(self) -> None:
         """The UNIX socket takes nothing more."""
-        self._spans.clear()
+        self._payload.drop()
+
+    def rewind(self) -> None:
+        """Forget what the UNIX socket has not taken: it will come again."""
+        self._payload.drop()
+        self.arrived_bytes = self.position
 
     def give_back(self) -> None:
         """Return the block where nothing is in it."""
-        if self._block is not None and not self._spans:
+        if self._block is not None and not self._payload.waits:
             self._blocks.give_back(self._block)
             self._block = None
 
@@ -123,76 +122,53 @@ class Inward:
         return self._side.more or self._ends.inward.sender is Sender.LAST
 
     def _decode(self, block: memoryview, end: int) -> None:
-        decoder, position, before = self._decoder, 0, self.carried_bytes
+        decoder, payload, position = self._decoder, self._payload, 0
+        assert decoder is not None, "bytes come from a carrier"
+        before_bytes = payload.found_bytes
         try:
             while position < end:
-                position = decoder.step(block, position, end)
-                if decoder.event is _PAYLOAD:
-                    self._add(block, decoder.begin, position, decoder.mask)
-                elif decoder.event is not _NOTHING and not self._hear():
+                position = payload.find(decoder, block, position, end)
+                if decoder.event in _HEARD and not self._hear(decoder):
                     break
         except FrameError as error:
             self._ends.violated(error.code, error.text)
-        self.bucket.spend(self.carried_bytes - before)
+        self.arrived_bytes += payload.found_bytes - before_bytes
+        self.bucket.spend(payload.found_bytes - before_bytes)
 
-    def _hear(self) -> bool:
-        """A control frame. Returns: whether anything counts that follows."""
-        if self._decoder.event is Event.PING:
-            self.pings.append(self._decoder.control)
-        elif self._decoder.event is Event.CLOSE:
-            self._ends.close_came(self._decoder.close_code)
+    def _hear(self, decoder: Decoder) -> bool:
+        """A control frame came. Returns: whether what follows still counts."""
+        if decoder.event is Event.PING:
+            self.pings.append(decoder.control)
+        elif decoder.event is Event.CLOSE:
+            self._ends.close_came(decoder.close_code)
         return self._ends.inward.takes
-
-    def _add(self, block: memoryview, begin: int, end: int, mask: bytes | None) -> None:
-        size_bytes = end - begin
-        if mask is not None:
-            self._unmask(block[begin:end], mask)
-        self.carried_bytes += size_bytes
-        if self._spans and size_bytes < GATHER_BYTES:
-            first, last = self._spans[-1]
-            block[last : last + size_bytes] = block[begin:end]
-            self._spans[-1] = (first, last + size_bytes)
-        else:
-            self._spans.append((begin, end))
 
     def _push(self) -> None:
         """Give the spans to the UNIX socket, as far as it takes them."""
         block = self._block
-        if not self._spans or block is None:
+        if block is None or not self._payload.waits:
             return
         try:
-            sent_bytes = self._local.sendmsg([block[begin:end] for begin, end in self._spans])
-        except BlockingIOError:
-            return
+            self.position += self._payload.send(self._local, block)
         except OSError as error:
-            self._spans.clear()
+            self._payload.drop()
             self._ends.local_deaf(f"UNIX side: {describe('send', error)}")
-            return
-        self.taken_bytes += sent_bytes
-        self._forget(sent_bytes)
-
-    def _forget(self, sent_bytes: int) -> None:
-        while sent_bytes:
-            begin, end = self._spans.popleft()
-            if end - begin > sent_bytes:
-                self._spans.appendleft((begin + sent_bytes, end))
-                return
-            sent_bytes -= end - begin
 
 
 class Outward:
-    """From the UNIX socket to the websocket; also everything else that the peer is told."""
+    """From the UNIX socket to the carrier; also everything else that the peer is told.
 
-    def __init__(
-        self, side: Side, local: socket.socket, ends: Ends, *, role: Role, limits: StreamLimits, tools: Tools
-    ) -> None:
-        self.carried_bytes = 0
+    position: bytes that were read from the UNIX socket. taken_bytes: what the kernel took for the carrier, of any kind.
+    """
+
+    def __init__(self, local: socket.socket, ends: Ends, *, role: Role, limits: FlowLimits, tools: ThreadTools) -> None:
+        self.position = 0
         self.again = False
         self.bucket = Bucket(limits.rate_bytes_s)
-        self._side = side
         self._local = local
         self._ends = ends
         self._role = role
+        self._side: Side = NO_SIDE
         self._blocks = tools.blocks
         self._block: memoryview | None = None
 
@@ -222,8 +198,17 @@ class Outward:
                 return
         self.again = True
 
+    def attach(self, carrier: Carrier) -> None:
+        """Write to this carrier from now on."""
+        self._side = carrier.side
+
+    def detach(self) -> None:
+        """Nothing more can be written; what waits is forgotten."""
+        self._side = NO_SIDE
+        self.again = False
+
     def flush(self) -> None:
-        """Go on with what waits, and with what TLS has to say of its own."""
+        """Go on with what waits, and with what TLS itself has to send."""
         self._write(b"")
 
     def answer(self, pings: deque[bytes]) -> None:
@@ -238,7 +223,7 @@ class Outward:
             self._write(close_frame(self._role, self._ends.close_code))
 
     def say_end(self) -> None:
-        """Queue TLS's own last word."""
+        """Queue the close_notify of TLS."""
         if not self._ends.outward.deaf:
             self._side.say_end()
             self.flush()
@@ -270,12 +255,12 @@ class Outward:
         header = frame_header(self._role, Opcode.BINARY, size_bytes)
         begin = HEADER_ROOM_BYTES - len(header)
         block[begin:HEADER_ROOM_BYTES] = header
-        self.carried_bytes += size_bytes
+        self.position += size_bytes
         self.bucket.spend(size_bytes)
         self._write(block[begin : HEADER_ROOM_BYTES + size_bytes])
 
     def _write(self, data: memoryview | bytes) -> None:
-        """Send, nothing: go on with what waits; a deaf peer is sent nothing."""
+        """Send data, or go on with what waits if there is none; nothing is sent to a carrier that is deaf."""
         if self._ends.outward.deaf:
             return
         try:

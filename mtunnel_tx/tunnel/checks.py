@@ -1,4 +1,4 @@
-"""May this token use this storage, this volume? The order of the checks is Proxmox's, and so are the texts."""
+"""Which storages and volumes a token may use; the checks come in Proxmox's order and have Proxmox's texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.volume import VolumeId, find_owner
+from mtunnel_tx.pve.volume import VolumeId, find_owner, parse_volume_id
 from mtunnel_tx.tunnel.services import Services
 
 ALLOCATE = Need("/storage/{storage}", ("Datastore.AllocateSpace",), "for each storage that it uses")
@@ -14,7 +14,7 @@ ANY_VOLUME = Need("/storage/{storage}", ("Datastore.Allocate",), "for volumes of
 READ_ONLY_VOLUME = Need(
     "/storage/{storage}",
     ("Datastore.AllocateSpace", "Datastore.Audit"),
-    "or, where the volume is an ISO or import image",
+    "or, where the volume is an ISO or import image, or a snippet",
 )
 
 
@@ -40,7 +40,7 @@ def usable_storage(services: Services, rights: Rights, storage: str) -> StorageE
 
 
 def refuse_foreign(entry: StorageEntry, volume: VolumeId, vmid: int) -> None:
-    """Raises: TunnelError: an image of another guest, by its folder, its name or its base, is nobody's to give away."""
+    """Raises: TunnelError: the volume is an image of another guest, by its folder, its name or its base."""
     if find_owner(entry, volume.name).is_foreign(vmid):
         raise TunnelError(f"volume '{volume}' does not belong to VM {vmid}")
 
@@ -57,3 +57,12 @@ def check_volume_access(entry: StorageEntry, rights: Rights, volume: VolumeId, v
     if owner.content in ("iso", "import") and READ_ONLY_VOLUME.is_met(rights, values):
         return
     raise TunnelError(f"missing privileges to access {volume}")
+
+
+def check_snippet(services: Services, rights: Rights, text: str) -> None:
+    """A snippet, whose text the guest will see. Raises: TunnelError: no such storage, or the token may not read it."""
+    volume = parse_volume_id(text)
+    known_storage(services, volume.storage)
+    values = {"storage": volume.storage}
+    if not (ANY_VOLUME.is_met(rights, values) or READ_ONLY_VOLUME.is_met(rights, values)):
+        raise TunnelError(f"missing privileges to access {volume}")

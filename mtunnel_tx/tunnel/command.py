@@ -25,6 +25,17 @@ class Lock(Enum):
 READ, HOLD = Lock.READ, Lock.HOLD
 
 
+class Until(Enum):
+    """How long a source may send a command.
+
+    UNLOCK: until it has given the VM up: from then on the VM is this host's, and its source has no power over it.
+    QUIT: to the end.
+    """
+
+    UNLOCK = "unlock"
+    QUIT = "quit"
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command; `takes` has its schema and makes what `handler` works with beside the Guest.
@@ -39,6 +50,7 @@ class Command:
     lock: Lock
     handler: Callable[[Any, Any], Awaitable[Mapping[str, Any]]]
     needs: tuple[Need, ...] = ()
+    until: Until = Until.UNLOCK
 
     @property
     def schema(self) -> Object:

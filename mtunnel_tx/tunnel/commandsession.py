@@ -1,4 +1,4 @@
-"""What keeps a tunnel going: its command connection, the time it may take to come, and its end."""
+"""The life of one tunnel: it waits for its command connection, answers commands, and is ended once."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ from mtunnel_tx.wire.socketkinds import COMMANDS
 
 log = Logger()
 LAST_REPLIES_S = 5.0
-"""How long the last replies may take on their way from our own socket into the websocket."""
+"""How long the relay may need to send the last replies on; then it is aborted."""
 UNEXPECTED = "mtunnel exited unexpectedly"
+TOO_LONG = "no 'quit' came in time after 'unlock'"
 Gone = Callable[["CommandSession", Ending], None]
 
 
 class CommandSession:
-    """Answers one tunnel's command connection (ports.Answerer) and ends the tunnel, once, whatever ends first."""
+    """Answers the command connection of one tunnel (ports.Answerer), and ends the tunnel, once."""
 
     def __init__(self, tunnel: Tunnel, gone: Gone) -> None:
         self.tunnel = tunnel
         self._opened_s = tunnel.services.clock.seconds()
         self._gone = gone
-        self._door: Listening | None = None
+        self._listening: Listening | None = None
         self._timer: Timer | None = None
         self._end: Task | None = None
         self._busy = DeferredLock()
+        self._is_leaving = False
 
     async def listen(self) -> None:
-        """Wait for the command connection, for as long as the limit says."""
+        """Listen for the command connection; the tunnel ends if it does not come within `limits.connect_s`."""
         tunnel, services = self.tunnel, self.tunnel.services
-        self._door = await services.listen(tunnel.sockets.file(COMMANDS), self)
+        self._listening = await services.listen(tunnel.sockets.file(COMMANDS), self)
         tunnel.sockets.add(COMMANDS)
         self._timer = services.clock.callLater(services.limits.connect_s, self._finish, "Exiting mtunnel")
 
     def connected(self) -> bool:
-        """Take the first connection only."""
+        """Returns: it is the first connection; each later one is refused."""
         if self.tunnel.state is not State.WAITING:
             return False
         self.tunnel.state = State.SERVING
@@ -52,13 +54,23 @@ class CommandSession:
         return True
 
     async def answer(self, line: bytes) -> bytes:
-        """One command; after `quit` the source has a while to leave."""
+        """Do one command. Returns: the reply."""
         async with self._busy:
             reply = await dispatch.answer(self.tunnel, line)
-        if self.tunnel.leaving and self._timer is None and self._end is None:
-            clock, limits = self.tunnel.services.clock, self.tunnel.services.limits
-            self._timer = clock.callLater(limits.exit_s, self.disconnected)
+        self._limit_time()
         return reply
+
+    def _limit_time(self) -> None:
+        """After `unlock` the source must send `quit` within `limits.unlocked_s`, and then leave within `exit_s`."""
+        clock, limits = self.tunnel.services.clock, self.tunnel.services.limits
+        if self._end is not None:
+            return
+        if self.tunnel.leaving and not self._is_leaving:
+            self._is_leaving = True
+            self._stop_timer()
+            self._timer = clock.callLater(limits.exit_s, self.disconnected)
+        elif self.tunnel.ledger.owed.handed_over and self._timer is None:
+            self._timer = clock.callLater(limits.unlocked_s, self._finish, TOO_LONG)
 
     def disconnected(self) -> None:
         """The connection is over: an end without `quit` is an error of the task."""
@@ -78,15 +90,15 @@ class CommandSession:
             self._end = Task(self._run_end(reason))
 
     async def _run_end(self, reason: str) -> None:
-        """The command in work finishes first; then no other can come."""
+        """Wait for the command that is being done; in the new state no other one is accepted."""
         tunnel = self.tunnel
         async with self._busy:
             tunnel.state = State.LEAVING if tunnel.leaving else State.ENDING
             ending = await self._end_tunnel()
             self._end_task(reason, ending)
-        tunnel.sockets.abort_streams(but=COMMANDS)
-        if self._door is not None:
-            await self._door.close()
+        tunnel.sockets.abort_streams()
+        if self._listening is not None:
+            await self._listening.close()
         await tunnel.sockets.wait_for_end(COMMANDS, tunnel.services.clock, LAST_REPLIES_S)
         self._tell_end(reason, ending)
         self._gone(self, ending)

@@ -51,10 +51,10 @@ async def _allocate(tunnel: Tunnel, storage: str, size_bytes: int, format: str) 
     await tunnel.own.will_make(storage)
     try:
         volid = await tunnel.services.storage.alloc(storage, tunnel.vmid, size_bytes, format, tunnel.task.line)
+        await tunnel.own.has_made(storage, volid)
     except TunnelError:
         await tunnel.own.made_nothing(storage)
         raise
-    await tunnel.own.has_made(storage, volid)
     return volid
 
 

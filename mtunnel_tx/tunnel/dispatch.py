@@ -8,9 +8,9 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.ports.events import CommandAnswered
-from mtunnel_tx.tunnel.command import Command, Lock
+from mtunnel_tx.tunnel.command import Command, Lock, Until
 from mtunnel_tx.tunnel.tunnel import Guest, State, Tunnel
 from mtunnel_tx.wire.lines import command_name, encode_failure, encode_ok, handler_failure, parse_request
 
@@ -44,6 +44,8 @@ async def answer(tunnel: Tunnel, line: bytes) -> bytes:
 async def _do(tunnel: Tunnel, command: Command, request: Mapping[str, Any]) -> Mapping[str, Any]:
     """Raises: TunnelError: why it failed; a bug is logged here, and the peer learns nothing of it."""
     try:
+        tunnel.check_token()
+        check_power(tunnel, command)
         arguments = command.read(request)
         async with opened(tunnel, command.lock) as guest:
             return await command.handler(guest, arguments)
@@ -63,6 +65,12 @@ def admit(tunnel: Tunnel, name: str) -> Command:
         raise TunnelError(f"unknown command '{name}' given")
     tunnel.task.line(f"received command '{name}'")
     return command
+
+
+def check_power(tunnel: Tunnel, command: Command) -> None:
+    """Raises: WrongState: the source has given the VM up."""
+    if tunnel.ledger.owed.handed_over and command.until is Until.UNLOCK:
+        raise WrongState(f"VM {tunnel.vmid} is already unlocked")
 
 
 @asynccontextmanager

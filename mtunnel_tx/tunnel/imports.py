@@ -1,4 +1,4 @@
-"""One disk import: a `pvesm import` child, the stream that feeds it, and the volume that comes of it."""
+"""One disk import: a `pvesm import` child, the flow that brings the image to it, and the volume that it makes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 
 class ImportJob:
-    """A running import; over when `query` has told its end."""
+    """One import; it is over once `query` has returned how it ended."""
 
     def __init__(self, services: Services, own: Ownership, task: TaskLog, request: ImportRequest, vmid: int) -> None:
         self._services = services
@@ -52,7 +52,7 @@ class ImportJob:
         self._task.line(line)
 
     async def query(self) -> dict[str, Any]:
-        """The next thing worth telling, within the query's time (protocol.md section 8.5)."""
+        """Wait `limits.query_s` for the child's next line or its end (protocol.md section 8.5). Returns: the reply."""
         wait_s = self._services.limits.query_s
         if self._end is None:
             line = await self._next_line(wait_s)
@@ -104,12 +104,12 @@ class ImportJob:
             raise TunnelError(reason)
 
     async def stream_ended(self, orderly: bool) -> None:
-        """The stream is over; if not by a Close frame, the child must not take what it got for the whole."""
+        """The flow is over; if it was not by a Close frame, kill the child before it can take a part for the whole."""
         if not orderly and self._child is not None and self._end is None:
             await self._child.kill()
 
     async def kill(self) -> None:
-        """End the child and remove its socket; its volume is for others to free."""
+        """End the child and remove its socket; the volume is not freed."""
         self.over = True
         if self._child is not None:
             await self._child.kill()
@@ -117,6 +117,6 @@ class ImportJob:
         self._request.socket.unlink(missing_ok=True)
 
     async def cancel(self) -> None:
-        """End the child, and free what it may have made and not told."""
+        """End the child, and free the volume that it may have made without naming it."""
         await self.kill()
         await self._own.made_nothing(self._storage)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from twisted.logger import Logger
 
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
 from mtunnel_tx.ports.journal import TaskLog
+from mtunnel_tx.ports.storage import Volume
+from mtunnel_tx.pve.volume import parse_volume_id
 from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.services import Services
 
@@ -15,10 +17,10 @@ log = Logger()
 
 
 class Ownership:
-    """Nothing that this tunnel did not make is ever freed.
+    """Frees only volumes that this tunnel made.
 
-    A child chooses a volume's name itself, so before each storage's first use the VMID's volumes there are written
-    down; what is there later and was not then is ours.
+    A child chooses a volume's name itself. So the VMID's volumes on a storage are recorded before its first use; what
+    is there later and was not there then was made by this tunnel.
     """
 
     def __init__(self, services: Services, ledger: Ledger, task: TaskLog) -> None:
@@ -39,8 +41,11 @@ class Ownership:
         await self._ledger.write("making", storage=storage)
 
     async def has_made(self, storage: str, volid: str) -> None:
-        """Write down what the child made."""
-        await self._ledger.write("made", storage=storage, volid=volid)
+        """Write down what the child made, and how large it is. Raises: TunnelError: it is not there."""
+        size_bytes = await self._storage.size_bytes(volid)
+        if size_bytes is None:
+            raise BackendFailed(f"volume '{volid}' is not there, though it was made")
+        await self._ledger.write("made", storage=storage, volid=volid, size_bytes=size_bytes)
 
     async def made_nothing(self, storage: str) -> None:
         """A child failed: free what it left, if anything."""
@@ -53,6 +58,22 @@ class Ownership:
         """Free one volume while the tunnel goes on."""
         await self._free(volid)
         await self._ledger.write("freed", volid=volid)
+
+    async def check_whole(self) -> None:
+        """Ask the storages for every volume.
+
+        Raises: WrongState: one is gone, or has not the size that it was made with.
+        """
+        volumes = self._ledger.owed.volumes
+        found: dict[str, int] = {}
+        for storage in sorted({parse_volume_id(volid).storage for volid in volumes}):
+            found |= {volume.volid: volume.size_bytes for volume in await self._list(storage)}
+        for volid in volumes:
+            expected_bytes = self._ledger.owed.sizes_bytes.get(volid)
+            if volid not in found:
+                raise WrongState(f"volume '{volid}' is not there any more")
+            if expected_bytes not in (None, found[volid]):
+                raise WrongState(f"volume '{volid}' has {found[volid]} bytes instead of {expected_bytes}")
 
     async def free_all(self, but: Sequence[str] = ()) -> None:
         """Free everything but some, newest first, as far as it goes; what another guest's config names stays.
@@ -78,8 +99,10 @@ class Ownership:
         return sorted(await self._listed(storage) - known)
 
     async def _listed(self, storage: str) -> frozenset[str]:
-        vmid = self._ledger.owed.vmid
-        return frozenset(volume.volid for volume in await self._storage.volumes(storage, vmid))
+        return frozenset(volume.volid for volume in await self._list(storage))
+
+    async def _list(self, storage: str) -> list[Volume]:
+        return await self._storage.volumes(storage, self._ledger.owed.vmid)
 
     async def _attempt(self, volid: str, problems: list[TunnelError]) -> None:
         self._task.line(f"freeing volume '{volid}' as part of cleanup")

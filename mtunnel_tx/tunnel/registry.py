@@ -173,7 +173,7 @@ class Registry:
     async def settle(self, vmid: int, *, discard: bool) -> list[str]:
         """Decide about a tunnel that was held. Returns: the volumes that stay. Raises: WrongState: it is live."""
         async with self._settling:
-            # Asked when it is our turn: while others were settled, somebody may have opened one.
+            # Asked only now: a tunnel may have been opened while another one was being settled.
             if vmid in self._sessions or vmid in self._opening:
                 raise WrongState(f"VM {vmid} has a live tunnel")
             left = await settle(find_claim(self._services, vmid), discard=discard)
@@ -201,7 +201,7 @@ class Registry:
             self._opened = Deferred()
             await self._opened
         await gatherResults([Deferred.fromCoroutine(session.stop()) for session in list(self._sessions.values())])
-        # As with a command in work: what somebody decided is done before the daemon ends.
+        # A settling that has begun is finished before the daemon ends.
         async with self._settling:
             pass
 

@@ -28,6 +28,7 @@ class TunnelLimits:
     ready_s: float = 5.0
     query_s: float = 5.0
     exit_s: float = 60.0
+    unlocked_s: float = 86400.0
     tunnels: int = 64
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64

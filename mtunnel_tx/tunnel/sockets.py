@@ -6,7 +6,7 @@ The path that a peer sends is a name to look up here, never a path to open.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,16 @@ from twisted.internet.defer import Deferred
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.events import ByteCount
-from mtunnel_tx.ports.streams import Stream
+from mtunnel_tx.ports.streams import TunnelFlow
 from mtunnel_tx.pve.guestlayout import GuestLayout
-from mtunnel_tx.wire.socketkinds import SOCKET_KINDS, SocketFolder, SocketKind
+from mtunnel_tx.wire.socketkinds import COMMANDS, SOCKET_KINDS, SocketFolder, SocketKind
 
 Ended = Callable[[bool], Awaitable[None]]
 _OWN_SUFFIXES = [re.escape(kind.suffix) for kind in SOCKET_KINDS if kind.folder is SocketFolder.TUNNEL]
 _OURS = re.compile(rf"[1-9][0-9]*({'|'.join(_OWN_SUFFIXES)})")
+
+WORKING_KINDS = tuple(kind for kind in SOCKET_KINDS if kind is not COMMANDS)
+"""All but the command connection, which ends after the last replies."""
 
 
 def remove_stale(runtime_dir: Path) -> None:
@@ -32,11 +35,11 @@ def remove_stale(runtime_dir: Path) -> None:
 
 
 async def _ignore(_orderly: bool) -> None:
-    """Most sockets have nobody to tell."""
+    """For sockets where nothing depends on the end of a relay."""
 
 
 def _nobody(*_: object) -> None:
-    """Nobody watches yet."""
+    """Nobody is told yet."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -71,7 +74,7 @@ class SocketTable:
         self._sockets: dict[str, Socket] = {}
 
     def watch(self, began: Callable[[SocketRoute], object], ended: Callable[[SocketRoute, bool], object]) -> None:
-        """Tell the begin of each flow, and its end: whether that was orderly."""
+        """Have `began` called for each flow, and `ended` with whether its end was orderly."""
         self._began, self._ended = began, ended
 
     def name(self, kind: SocketKind) -> str:
@@ -97,10 +100,10 @@ class SocketTable:
         """Forget a socket; a relay that runs through it goes on."""
         self._sockets.pop(self.name(kind), None)
 
-    def abort_streams(self, *, but: SocketKind | None = None) -> None:
-        """End all relays, but those to the socket of this kind: a relay never outlives its tunnel."""
+    def abort_streams(self, kinds: Collection[SocketKind] = WORKING_KINDS) -> None:
+        """End all relays to sockets of these kinds: a relay never outlives its tunnel."""
         for route in list(self.routes):
-            if route.kind is not but:
+            if route.kind in kinds:
                 route.abort()
 
     async def wait_for_end(self, kind: SocketKind, clock: Clock, wait_s: float) -> None:
@@ -144,7 +147,7 @@ class SocketRoute:
         self.file = socket.file
         self.vmid = table.vmid
         self.token = table.token
-        self.stream: Stream | None = None
+        self.stream: TunnelFlow | None = None
         self.over: Deferred[None] = Deferred()
         self.number = 0
         self._table = table
@@ -158,10 +161,10 @@ class SocketRoute:
         if len(taken) >= self._table.most_streams:
             raise WrongState(f"too many streams in the tunnel of VM {self.vmid}")
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, flow: TunnelFlow) -> None:
         """Count the relay in. Raises: WrongState: others were faster."""
         self.check_room()
-        self.stream = stream
+        self.stream = flow
         self._table.count_in(self)
 
     def traffic(self) -> ByteCount:
@@ -169,7 +172,7 @@ class SocketRoute:
         return ByteCount(self.stream.bytes_in, self.stream.bytes_out) if self.stream else ByteCount(0, 0)
 
     async def closed(self, *, orderly: bool) -> None:
-        """The relay has ended; whoever waits for that is told before the UNIX side goes."""
+        """The relay has ended; an importer hears of it before the UNIX socket is closed."""
         self._table.count_out(self, orderly)
         await self._socket.ended(orderly)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import TunnelError, Unauthenticated
 from mtunnel_tx.ports.events import FlowBegan, FlowEnded, PhaseReached, TunnelEvent, TunnelFacts, TunnelPhase
 from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.tunnels import TunnelStatus
@@ -18,7 +18,7 @@ from mtunnel_tx.tunnel.ledger import Ledger
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import SocketRoute, SocketTable
 from mtunnel_tx.waiting import OwnedWork, Task
-from mtunnel_tx.wire.socketkinds import COMMANDS, DISK_IMPORT
+from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
 WRONG_LOCK = "Encountered wrong lock - aborting mtunnel command handling."
 
@@ -81,6 +81,13 @@ class Tunnel:
         """What the token may do now; asked anew each time."""
         return self.services.access.rights(self.token)
 
+    def check_token(self) -> None:
+        """Raises: Unauthenticated: its user was disabled, or the token is gone or has expired."""
+        try:
+            self.services.access.rights(self.token)
+        except Unauthenticated as error:
+            raise Unauthenticated(f"token '{self.token}' is no longer valid") from error
+
     @property
     def state(self) -> State:
         """What it takes; every change is told."""
@@ -128,7 +135,7 @@ class Tunnel:
         await self.requests.end()
         if self.disk_import is not None and not self.disk_import.over:
             await self.disk_import.kill()
-        self.sockets.abort_streams(but=COMMANDS)
+        self.sockets.abort_streams()
         self.sockets.drop(DISK_IMPORT)
 
     def status(self) -> TunnelStatus:

@@ -27,7 +27,7 @@ def list_of(item: Format) -> Format:
     return Format(f"{item.name}-list", pattern, checks.list_of(item.check))
 
 
-BRIDGE_ID = Format("pve-bridge-id", r"[A-Za-z0-9_.-]+", checks.bridge_id)
+BRIDGE_ID = Format("pve-bridge-id", checks.BRIDGE_ID, checks.bridge_id)
 """The name of a network bridge."""
 CIDR = Format("CIDR", r"[0-9A-Fa-f.:]+/[0-9]{1,3}", checks.cidr)
 """An address with the length of its network's prefix, IPv4 or IPv6; nothing shorter than /8."""

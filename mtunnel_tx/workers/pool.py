@@ -21,7 +21,7 @@ from mtunnel_tx.errors import BackendFailed, TimedOut
 from mtunnel_tx.net.admission import Admission, address_of
 from mtunnel_tx.net.kinds import Inner, Reactor
 from mtunnel_tx.ports.storage import Child
-from mtunnel_tx.stream.link import Link, Relays
+from mtunnel_tx.stream.flow import Flow, Relay
 from mtunnel_tx.tls.certificate import Certificate
 from mtunnel_tx.workers.channel import Message, MessageChannel, make_pair
 from mtunnel_tx.workers.plaintext import AcceptedClient, PlaintextTransport
@@ -97,12 +97,12 @@ class WorkerProcess:
 
 
 class WorkerPool:
-    """All workers; `relay` runs streams in them.
+    """All workers; `relay` runs flows in them.
 
-    Args: count: how many. here: runs streams whose TLS is in this process. handshake_s: limit of a TLS handshake.
+    Args: count: how many. here: runs flows whose TLS is in this process. handshake_s: limit of a TLS handshake.
     """
 
-    def __init__(self, reactor: Reactor, *, count: int, spawn: Spawn, here: Relays, handshake_s: float) -> None:
+    def __init__(self, reactor: Reactor, *, count: int, spawn: Spawn, here: Relay, handshake_s: float) -> None:
         self.relay = WorkerRelay(reactor, here, self._disobeyed, self._note)
         self._reactor = reactor
         self._count = count
@@ -136,7 +136,7 @@ class WorkerPool:
             self._send_certificate(worker)
 
     async def stop(self) -> None:
-        """End all workers; their streams have ended before."""
+        """End all workers; their flows have ended before."""
         self._stopping = True
         if self._beat.running:
             self._beat.stop()
@@ -231,16 +231,16 @@ class WorkerPool:
     def _disobeyed(self, inode: int) -> None:
         for worker in self._workers.values():
             if inode in worker.connections:
-                self._kill(worker, "does not end a stream")
+                self._kill(worker, "does not end a flow")
 
     def _kill(self, worker: WorkerProcess, reason: str) -> None:
         log.error("worker {number} {reason}: it is killed", number=worker.number, reason=reason)
         Deferred.fromCoroutine(worker.child.kill()).addErrback(_report)
 
-    def _note(self, inode: int, link: Link) -> None:
-        """Streams that carry commands do not count as load."""
+    def _note(self, inode: int, flow: Flow) -> None:
+        """Flows that carry commands do not count as load."""
         for worker in self._workers.values():
-            if inode in worker.connections and link.terms.urgent:
+            if inode in worker.connections and flow.terms.urgent:
                 worker.quiet.add(inode)
 
 

@@ -1,9 +1,9 @@
-"""Streams that a worker carries: how the daemon gives them away, and how it hears of them.
+"""Flows that a worker runs: how the daemon gives them away, and how it hears of them.
 
-The daemon keeps its own descriptor of the UNIX socket until the end of the stream was told in order. So whatever
+The daemon keeps its own descriptor of the UNIX socket until the end of the flow was told in order. So whatever
 happens to the worker, the input of an importer does not end before the importer was killed.
 
-HTTP may have read bytes that belong to the stream, and more may be under way in the plaintext socket. The daemon sends
+HTTP may have read bytes that belong to the flow, and more may be under way in the plaintext socket. The daemon sends
 all of them back: the worker stops sending, closes its half of the plaintext socket, and receives its own bytes in
 order, up to the end of file.
 """
@@ -13,10 +13,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
@@ -24,17 +22,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mtunnel_tx.net.kinds import Reactor, Result
+from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
-from mtunnel_tx.stream.link import Link, Relays
-from mtunnel_tx.stream.peer import Peer
+from mtunnel_tx.stream.flow import Flow, Relay
+from mtunnel_tx.stream.peer import PeerConnection
+from mtunnel_tx.stream.runningset import RunningSet
 from mtunnel_tx.workers.channel import Message, MessageChannel, make_pair
 from mtunnel_tx.workers.plaintext import GRANT
+from mtunnel_tx.workers.terms import write_terms
 
 log = Logger()
 
 OBEY_S = 5.0
-"""A worker that was told to end a stream and has not done so by then is killed."""
+"""A worker that was told to end a flow and has not done so by then is killed."""
 GRANT_AGAIN_S = 0.05
 WORKER_ENDED = "the process that carried it has ended"
 
@@ -66,25 +66,25 @@ class _SendBack(Protocol):
         """The worker has everything, or has ended."""
 
 
-class RemoteStream:
-    """One stream that a worker carries: what the worker has told of it, and what of that the link was told.
+class RemoteFlow:
+    """One flow that a worker runs: what the worker has told of it, and what of that the flow was told.
 
-    Args: disobeyed: called when the worker does not end the stream although it was told to.
+    Args: disobeyed: called when the worker does not end the flow although it was told to.
     """
 
-    def __init__(self, reactor: Reactor, link: Link, peer: Peer, disobeyed: Callable[[], None]) -> None:
+    def __init__(self, reactor: Reactor, flow: Flow, peer: PeerConnection, disobeyed: Callable[[], None]) -> None:
         self.bytes_in = self.bytes_out = 0
         self._reactor = reactor
-        self._link = link
+        self._flow = flow
         self._peer = peer
         self._disobeyed = disobeyed
         self._timer: Timer | None = None
         self._granted = False
         self._reason = WORKER_ENDED
         self._untold: dict[str, Callable[[], None]] = {
-            "local": lambda: link.local_over(self._reason),
-            "peer": link.peer_over,
-            "closed": link.peer_closed,
+            "local": lambda: flow.local_over(self._reason),
+            "peer": flow.peer_over,
+            "closed": lambda: flow.carrier_closed(peer),
         }
         ours, self._theirs = make_pair()
         try:
@@ -96,9 +96,9 @@ class RemoteStream:
         self._channel = MessageChannel(reactor, ours, self._hear, self._complete)
 
     def grant(self) -> None:
-        """Give the stream to the worker, behind everything that HTTP has sent."""
+        """Give the flow to the worker, behind everything that HTTP has sent."""
         try:
-            socket.send_fds(self._peer.sock, [GRANT], [self._link.local.fileno(), self._theirs.fileno()])
+            socket.send_fds(self._peer.sock, [GRANT], [self._flow.local.fileno(), self._theirs.fileno()])
         except BlockingIOError:
             self._timer = self._reactor.callLater(GRANT_AGAIN_S, self.grant)
         except OSError:
@@ -109,20 +109,11 @@ class RemoteStream:
             self._say_terms()
 
     def _say_terms(self) -> None:
-        terms = self._link.terms
-        self._channel.send(
-            {
-                "role": terms.role.name,
-                "urgent": terms.urgent,
-                "ends_with_local": terms.ends_with_local,
-                "ends_with_peer": terms.ends_with_peer,
-                "limits": asdict(terms.limits),
-            }
-        )
+        self._channel.send(write_terms(self._flow.terms))
         _SendBack(self._back, self._reactor, self._peer.leftover)
 
     def abort(self) -> None:
-        """Tell the worker to end the stream."""
+        """Tell the worker to end the flow."""
         self._stop_timer()
         if self._granted:
             self._channel.send({"abort": True})
@@ -142,7 +133,7 @@ class RemoteStream:
             return
         tell = self._untold.pop(event)
         if event == "local":
-            self._link.local_over(message["reason"])
+            self._flow.local_over(message["reason"])
         else:
             tell()
 
@@ -161,55 +152,46 @@ class RemoteStream:
 
 
 class WorkerRelay:
-    """Runs streams in workers (link.Relays); streams whose TLS is in this process go to `here`.
+    """Runs flows in workers (flow.Relay); flows whose TLS is in this process go to `here`.
 
-    Args: disobeyed: called with the inode of a plaintext socket whose worker does not end a stream. carried: called
-    with the inode and the link of each stream.
+    Args: disobeyed: called with the inode of a plaintext socket whose worker does not end a flow. carried: called with
+    the inode and the flow when a worker gets a flow.
     """
 
     def __init__(
-        self, reactor: Reactor, here: Relays, disobeyed: Callable[[int], None], carried: Callable[[int, Link], None]
+        self, reactor: Reactor, here: Relay, disobeyed: Callable[[int], None], carried: Callable[[int, Flow], None]
     ) -> None:
         self._reactor = reactor
         self._here = here
         self._disobeyed = disobeyed
         self._carried = carried
-        self._running: dict[Link, RemoteStream] = {}
+        self._running: RunningSet[RemoteFlow] = RunningSet()
 
-    def start(self, link: Link, peer: Peer) -> None:
+    def attach(self, flow: Flow, peer: PeerConnection) -> None:
         if peer.connection is not None:
-            self._here.start(link, peer)
+            self._here.attach(flow, peer)
             return
+        assert self._running.find(flow) is None, "a worker never gives up the carrier of a flow"
         inode = inode_of(peer.sock)
-        self._carried(inode, link)
-        remote = RemoteStream(self._reactor, link, peer, lambda: self._disobeyed(inode))
-        link.stream = remote
-        self._running[link] = remote
-        for end in (link.done, link.released):
-            end.addBoth(self._forget, link)
-        if link.aborted:
+        self._carried(inode, flow)
+        remote = RemoteFlow(self._reactor, flow, peer, lambda: self._disobeyed(inode))
+        flow.traffic = remote
+        self._running.add(flow, remote)
+        if flow.aborted:
             remote.abort()
         else:
             remote.grant()
 
-    def cancel(self, link: Link) -> None:
-        if link in self._running:
-            self._running[link].abort()
+    def cancel(self, flow: Flow) -> None:
+        remote = self._running.find(flow)
+        if remote is not None:
+            remote.abort()
         else:
-            self._here.cancel(link)
+            self._here.cancel(flow)
 
     async def stop(self) -> None:
-        links = list(self._running)
-        for link in links:
-            link.abort()
-        ends: list[Deferred[Result]] = [end for link in links for end in (link.done, link.released)]
-        await DeferredList(ends)
+        await self._running.stop()
         await self._here.stop()
-
-    def _forget(self, result: Result, link: Link) -> Result:
-        if link.done.called and link.released.called:
-            self._running.pop(link, None)
-        return result
 
 
 def inode_of(sock: socket.socket) -> int:

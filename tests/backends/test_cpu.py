@@ -22,7 +22,7 @@ class Processors(SynchronousTestCase):
             (
                 "cpu: qemu64,flags=+aes;-pcid\n",
                 "qemu64,+aes,-pcid",
-                "qemu64,+aes,-pcid,+kvm_pv_unhalt,+kvm_pv_eoi,enforce",
+                "qemu64,+kvm_pv_unhalt,+kvm_pv_eoi,+aes,-pcid,enforce",
             ),
         ):
             self.assertEqual(self.cpu(text, kvm=False), emulated)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from tests.backends.test_storage import StorageCase
+from tests.processes import run_program
 
 DESCRIPTOR = """# Disk DescriptorFile
 version=1
@@ -50,6 +51,20 @@ class HeaderTests(ElsewhereCase):
         """QEMU is told it, too: what looks like another one is data."""
         self.file("vm-100-disk-0.raw").write_text(DESCRIPTOR.format(file="/etc/passwd"))
         await self.takes("local:100/vm-100-disk-0.raw")
+
+
+class InsideTests(ElsewhereCase):
+    """What a qcow2 holds beside its disk."""
+
+    async def test_snapshots_and_bitmaps(self):
+        volid = self.qcow2("vm-100-disk-0.qcow2")
+        file = str(self.file("vm-100-disk-0.qcow2"))
+        facts = await self.storage.image_facts(volid)
+        self.assertEqual((facts.format, facts.snapshots, facts.bitmaps), ("qcow2", (), ()))
+        for words in (["snapshot", "-c", "before", file], ["bitmap", "--add", file, "b0"]):
+            run_program(["qemu-img", *words])
+        facts = await self.storage.image_facts(volid)
+        self.assertEqual((facts.snapshots, facts.bitmaps, facts.elsewhere), (("before",), ("b0",), None))
 
 
 class CloneTests(ElsewhereCase):

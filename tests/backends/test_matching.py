@@ -26,7 +26,8 @@ class MatchingTests(QemuCase):
         await here.machines.start(200, parse_guest_config(BASE + ours), incoming, self.report)
         async with there.machines.attached(100) as running:
             await running.start_migration(socket)
-            await running.until_migrated()
+            await running.until_switchover()
+            await running.switch_over()
         await here.machines.wait_whole(200)
 
     async def test_a_controller_for_single_disks_without_any(self):

@@ -16,10 +16,9 @@ class Checking(QemuCase):
         await machines.prepare()
         for line, text in (
             ("machine: pc-i440fx-99.0", "machine: this host's QEMU does not know machine type 'pc-i440fx-99.0'"),
-            ("hostpci0: mapping=gpu", "hostpci0: this host cannot run that"),
+            ("hostpci0: mapping=gpu", "hostpci0: hardware of one host cannot move to another"),
             ("args: -S", "args: arguments for QEMU are not taken from another host"),
             ("net0: virtio,tag=7", "net0: VLANs (tag) cannot be run here"),
-            ("bios: ovmf", "bios: without an EFI disk, ovmf cannot be run here"),
             ("sockets: 4\ncores: 64", "cores: there are 255 processors at most"),
             ("memory: 64\nsockets: 3\nnuma: 1", "numa: 64 MiB cannot be shared evenly between 3 sockets"),
             (
@@ -111,7 +110,7 @@ class Checking(QemuCase):
     async def test_values_that_look_hostile_are_only_values(self):
         """Commas and quotes where they may be go to QEMU as they are."""
         host = self.host()
-        volid = host.volumes.make('vm-100-"},{;b c.raw'.replace(",", ""))
+        volid = host.volumes.make('vm-100-"},{;b-c.raw'.replace(",", ""))
         smbios = "smbios1: base64=1,manufacturer=YSxiPWMsZmlsZT0vZXRjL3Bhc3N3ZA==,serial=Iiwn"
         await host.machines.local_start(100, guest(volid, smbios, "scsi1: none,media=cdrom"), self.report)
         nodes = await host.ask(100, "query-named-block-nodes")

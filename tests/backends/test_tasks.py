@@ -76,7 +76,7 @@ class LogTest(TasksTest):
         for before, after in (("started\n", "started\n"), ("started\ntor", "started\ntor\n")):
             path.write_text(before)
             for _ in range(2):
-                self.tasks.close_orphans("it\ndied")
+                self.tasks.finish_orphans("it\ndied")
             self.assertEqual(path.read_text(), f"{after}TASK ERROR: it?died\n")
         self.assertEqual(self.tasks.status(str(dead))["exitstatus"], "it?died")
         self.assertEqual(self.text(live.upid), "")

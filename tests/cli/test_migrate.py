@@ -14,8 +14,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import mtunnel_tx
 from mtunnel_tx.cli.main import make_parser
-from mtunnel_tx.cli.migrate import find_endpoint, is_running, run
+from mtunnel_tx.cli.migrate import find_endpoint, run
 from mtunnel_tx.cli.progress import Bars, Lines, format_amount, format_rate, format_time, make_display
+from mtunnel_tx.cli.sourcehost import is_running
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.maps import format_endpoint
 from tests.source.target import SECRET, RecordedTarget
@@ -139,7 +140,7 @@ class ProgramTest(TestCase):
         self.assertRegex(out, r"scsi0: 1\.0 MiB of 1\.0 MiB in 0:0\d, .*/s\n")
         self.assertRegex(out, r"VM 100 is VM 300 at the target: 1 disk, 1\.0 MiB in 0:0\d, ")
         self.assertEqual(bytes(self.target.streams[0].data), (1 << 20).to_bytes(8, "little") + b"x" * (1 << 20))
-        self.assertEqual(self.conf_file.read_text(), CONF)
+        self.assertRegex(self.conf_file.read_text(), rf"\Amoved: to 127.0.0.1 as VM 300 on .* UTC\n{CONF}\Z")
 
     async def test_delete(self):
         program = await self.run_program("--delete")

@@ -10,6 +10,8 @@ from rich.console import Console
 from mtunnel_tx.cli import status as status_module
 from mtunnel_tx.cli.status import show
 from mtunnel_tx.errors import TimedOut
+from mtunnel_tx.ports.programs import Program
+from mtunnel_tx.source.departure import Power, claim
 from tests.cli.test_main import Case, run
 from tests.processes import run_program
 
@@ -47,6 +49,10 @@ class Status(Case):
         cells = self.shown(tunnels=[TUNNEL]).splitlines()[2].split()
         self.assertEqual(cells, ["200", "serving", "0:01:23", "2", "3.0", "MiB", "0.5", "MiB", "mig@pve!t1"])
 
+    def test_which_way_streams_run(self):
+        shown = self.shown(relay="pure Python (not built)").splitlines()
+        self.assertEqual(shown[1], "streams run by: pure Python (not built)")
+
     def test_worker_processes(self):
         shown = self.shown(workers=[{"pid": 12, "connections": 3, "busy": 1}]).splitlines()
         self.assertEqual(shown[1], "worker process 12: 3 connections, 1 of them busy")
@@ -59,6 +65,26 @@ class Status(Case):
     def test_what_is_held(self):
         self.assertIn("VM 300 waits for 'mtunnel settle 300': paused\n", self.shown(held={"300": "paused"}))
         self.assertIn("takes no new tunnels", self.shown(draining=True, listening=[]))
+
+    def test_a_vm_on_its_way_out(self):
+        self.assertIn("VM 100 runs at b as VM 200\n", self.shown(departures={100: "runs at b as VM 200"}))
+
+    def test_a_vm_that_was_half_sent(self):
+        """No daemon is needed to know it, and none to say it."""
+        folder = self.folder / "state" / "journal"
+        folder.mkdir(parents=True)
+        where = {"host": "b", "target_vmid": 200, "token": "mig@pve!t1"}
+        dead = Program(boot="x", pid=1, started=1)
+        record = claim(program=dead, power=Power.RUNNING, at_s=0, delete=False, **where)
+        (folder / "source-100.jsonl").write_text(json.dumps({"version": 2, **record}) + "\n")
+        (folder / "source-101.jsonl").touch()
+        status, out, _ = self.status()
+        left, torn = out.splitlines()
+        said = "was on its way to b as VM 200; its program has ended: run 'mtunnel settle 100'"
+        self.assertEqual((status, left), (1, f"VM 100 {said}"))
+        self.assertRegex(torn, "VM 101 is locked: the journal of VM 101 has no whole record: .*/source-101.jsonl'")
+        departures = json.loads(self.status("--json")[1])["departures"]
+        self.assertEqual(departures, {"100": said, "101": torn.removeprefix("VM 101 ")})
 
     def test_no_daemon(self):
         (self.folder / "state" / "journal").mkdir(parents=True)

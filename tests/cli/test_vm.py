@@ -51,7 +51,7 @@ class Vm(VmCase):
 
     def test_why_it_does_not_start(self):
         (self.guests / "100.conf").write_text(CONF + "hostpci0: mapping=gpu\n")
-        self.assertEqual(self.refused("start", "100"), "hostpci0: this host cannot run that")
+        self.assertEqual(self.refused("start", "100"), "hostpci0: hardware of one host cannot move to another")
 
     def test_a_locked_one_is_left_alone(self):
         (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")

@@ -82,7 +82,7 @@ class Create(ActCase):
             ("--memory", "1X"): "'1X' is no amount of memory such as 2G or 512M",
             ("--cores", "many"): "cores: type check ('integer') failed - got 'many'",
             ("--storage", "nowhere"): "storage 'nowhere' does not exist; there are disks",
-            ("--set", "hostpci0=mapping=gpu"): "hostpci0: this host cannot run that",
+            ("--set", "hostpci0=mapping=gpu"): "hostpci0: hardware of one host cannot move to another",
             ("--set", "colour=red"): "colour: unknown setting 'colour'",
             ("--set", "scsi0=disks:1"): "scsi0: cannot be set here",
             ("--iso", "/nowhere.iso"): "/nowhere.iso: there is no such file",

@@ -23,7 +23,7 @@ from mtunnel_tx.pve.hardware import read_hardware
 from mtunnel_tx.pve.imagefile import inspect_image
 from mtunnel_tx.pve.maps import format_endpoint, parse_endpoint, parse_map
 from mtunnel_tx.pve.rights import Rights
-from mtunnel_tx.pve.sections import format_sections, parse_sections
+from mtunnel_tx.pve.sections import parse_sections
 from mtunnel_tx.pve.storagecfg import parse_datacenter_config, parse_storage_config
 from mtunnel_tx.pve.tokens import format_token_config, parse_token_config
 from mtunnel_tx.pve.upid import parse_upid
@@ -34,6 +34,7 @@ from mtunnel_tx.wire.frames import Decoder, Event, FrameError, Role, unmask_byte
 from mtunnel_tx.wire.lines import command_name, encode_failure, encode_ok, handler_failure, parse_request
 from mtunnel_tx.wire.requests import MTUNNEL, WEBSOCKET
 from mtunnel_tx.wire.ticket import check_ticket, make_ticket, normalise
+from tests.pve.sections import format_sections
 
 DECLARED = (TunnelError, FormatError)
 KEY = bytes(range(32))

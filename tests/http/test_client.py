@@ -10,6 +10,7 @@ import treq
 from treq.client import HTTPClient
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
@@ -18,13 +19,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, Unauthenticated, Unreachable
+from mtunnel_tx.http import client
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.pve.maps import Endpoint
-from mtunnel_tx.stream.peer import dial
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.unixside import dial
 from mtunnel_tx.tls.pinning import SOMEWHERE, host_header
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory, fingerprint
 from tests.http.test_upgrade import FakeRoute
@@ -61,7 +63,7 @@ class Target(Resource):
                 raise case.refusal
             handshake = check_handshake(request)
             local = await dial(reactor, case.route.file)
-            relaying = {"relays": case.relays, "limits": StreamLimits(), "reactor": reactor}
+            relaying = {"relay": case.relay, "limits": FlowLimits(), "reactor": reactor}
             await upgrade(request, handshake, local, case.route, **relaying)
         except TunnelError as error:
             request.setResponseCode(error.status, error.text.encode("latin-1"))
@@ -79,7 +81,7 @@ class Streams(TestCase):
         self.listener.bind(str(self.route.file))
         self.listener.listen()
         self.listener.settimeout(patience_s())
-        self.relays = Pump(reactor)
+        self.relay = Pump(reactor)
         certificate, key = write_pair(folder, "localhost")
         self.fingerprint = fingerprint(certificate.read_bytes())
         self.factory = TlsFactory(TlsContext(certificate, key), Site(Target(self)), reactor)
@@ -91,7 +93,7 @@ class Streams(TestCase):
         self.listener.close()
         self.far.close()
         self.ours.close()
-        await self.relays.stop()
+        await self.relay.stop()
         await self.port.stopListening()
 
     def endpoint(self, **changes):
@@ -99,7 +101,7 @@ class Streams(TestCase):
         return Endpoint(apitoken=TOKEN, **{**known, **changes})
 
     def open(self, **changes):
-        return open_stream(reactor, self.endpoint(**changes), PATH, self.ours, relays=self.relays)
+        return open_stream(reactor, self.endpoint(**changes), PATH, self.ours, relay=self.relay)
 
     async def assert_refused(self, kind, text, **changes):
         try:
@@ -111,7 +113,7 @@ class Streams(TestCase):
         self.assertEqual(self.far.recv(1), b"")
 
     async def test_both_ways_to_our_own_server(self):
-        link = await self.open()
+        flow = await self.open()
         payload = random.randbytes(4 * MIB)
 
         def play():
@@ -127,22 +129,32 @@ class Streams(TestCase):
 
         got, back, end = await deferToThread(play)
         self.assertEqual((got == payload, back, end), (True, payload[:1000], b""))
-        self.assertTrue(await link.ended())
-        outcome = await link.done
+        self.assertTrue(await flow.ended())
+        outcome = await flow.done
         self.assertEqual((outcome.bytes_out, outcome.bytes_in, outcome.orderly), (len(payload), 1000, True))
         uri, token, host = self.requests[0]
         self.assertEqual((uri, token), (PATH, TOKEN))
         self.assertEqual(host, f"127.0.0.1:{self.port.getHost().port}")
 
     async def test_abort_is_no_end_in_order(self):
-        link = await self.open()
+        flow = await self.open()
         local, _ = await deferToThread(self.listener.accept)
         local.settimeout(patience_s())
-        link.abort()
-        self.assertFalse(await link.ended())
+        flow.abort()
+        self.assertFalse(await flow.ended())
         self.assertEqual(await deferToThread(local.recv, 1), b"")
         local.close()
         self.assertIn(False, self.route.said)
+
+    async def test_no_descriptor_is_left_for_the_connection(self):
+        """The last step may fail, too: then the local socket is closed as after any other failure."""
+
+        async def refuse(transport, opening, leftover):
+            transport.abortConnection()
+            raise ConnectionLost("no descriptor is left for the connection")
+
+        self.patch(client, "take_over", refuse)
+        await self.assert_refused(Unreachable, "the target closed the connection")
 
     async def test_another_certificate(self):
         await self.assert_refused(Unreachable, "TLS", fingerprint="AA:" * 31 + "AA")
@@ -153,9 +165,9 @@ class Streams(TestCase):
         self.assertEqual(self.requests, [])
 
     async def test_fingerprint_in_small_letters(self):
-        link = await self.open(fingerprint=self.fingerprint.lower())
-        link.abort()
-        await link.ended()
+        flow = await self.open(fingerprint=self.fingerprint.lower())
+        flow.abort()
+        await flow.ended()
 
     async def test_refusals_carry_the_status_text(self):
         for refusal, kind, text in (

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
 from mtunnel_tx.config import Forward
-from mtunnel_tx.config.settings import Node
+from mtunnel_tx.config.settings import ClusterNode
 from mtunnel_tx.errors import Unauthenticated, Unreachable
 from mtunnel_tx.http.forward import Destination, Elsewhere, LoopDetected, count_hops, read_authorization
 from mtunnel_tx.http.operation import Parts
@@ -20,8 +20,8 @@ from tests.http.apicase import SECRET, ApiCase
 
 PRINT = ":".join(["CD"] * 32)
 NODES = {
-    "pveb": Node(host="192.0.2.2", port=8017, fingerprint=PRINT),
-    "pvetest": Node(host="x", port=1, fingerprint=""),
+    "pveb": ClusterNode(host="192.0.2.2", port=8017, fingerprint=PRINT),
+    "pvetest": ClusterNode(host="x", port=1, fingerprint=""),
 }
 TOKEN = f"PVEAPIToken=mig@pve!t1={SECRET}"
 

@@ -19,10 +19,10 @@ from wsproto import frame_protocol as theirs
 from mtunnel_tx.errors import TunnelError, Unreachable, WrongState
 from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
-from mtunnel_tx.stream.peer import dial
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
-from mtunnel_tx.stream.relay import ReactorRelays
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.reactorrelay import ReactorRelay
+from mtunnel_tx.stream.unixside import dial
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
 from mtunnel_tx.wire.socketkinds import find_socket_kind
 from tests.patience import patience_s
@@ -56,7 +56,7 @@ class FakeRoute:
             self.ended.callback(None)
 
 
-class Door(Resource):
+class Upgrades(Resource):
     """Upgrades everything, and waits for nothing it is not told to wait for."""
 
     def __init__(self, case):
@@ -76,7 +76,7 @@ class Door(Resource):
             handshake = check_handshake(request)
             await case.before_dial()
             local = await dial(reactor, case.route.file)
-            relaying = {"relays": case.relays, "limits": case.limits, "reactor": reactor}
+            relaying = {"relay": case.relay, "limits": case.limits, "reactor": reactor}
             await upgrade(request, handshake, local, case.route, **relaying)
         except ConnectionLost:
             case.gone.callback(None)
@@ -93,7 +93,7 @@ async def nothing():
 class UpgradeTests:
     tls = True
     before_dial = staticmethod(nothing)
-    limits = StreamLimits(half_close_s=5, linger_s=1)
+    limits = FlowLimits(half_close_s=5, linger_s=1)
 
     def setUp(self):
         folder = Path(mkdtemp(dir="/tmp"))
@@ -104,16 +104,16 @@ class UpgradeTests:
         self.listener.bind(str(self.route.file))
         self.listener.listen()
         self.listener.settimeout(patience_s())
-        self.relays = self.make_relays()
+        self.relay = self.make_relay()
         context = TlsContext(*write_pair(folder)) if self.tls else None
-        self.port = reactor.listenTCP(0, TlsFactory(context, Site(Door(self)), reactor), interface="127.0.0.1")
+        self.port = reactor.listenTCP(0, TlsFactory(context, Site(Upgrades(self)), reactor), interface="127.0.0.1")
         self.socks = []
 
     async def tearDown(self):
         self.listener.close()
         for sock in self.socks:
             sock.close()
-        await self.relays.stop()
+        await self.relay.stop()
         await self.port.stopListening()
 
     def connect(self):
@@ -319,20 +319,20 @@ class UpgradeTests:
 
 
 class TlsPumpUpgrade(UpgradeTests, TestCase):
-    def make_relays(self):
+    def make_relay(self):
         return Pump(reactor)
 
 
 class PlainPumpUpgrade(UpgradeTests, TestCase):
     tls = False
 
-    def make_relays(self):
+    def make_relay(self):
         return Pump(reactor)
 
 
 class RelayUpgrade(UpgradeTests, TestCase):
-    def make_relays(self):
-        return ReactorRelays(reactor)
+    def make_relay(self):
+        return ReactorRelay(reactor)
 
 
 class Dialling(TestCase):

@@ -75,6 +75,10 @@ class Side(Node):
             return (self.state / "journal" / f"{THERE}.jsonl").read_text()
         return ""
 
+    def leaving(self) -> bool:
+        """Whether the journal of the VM that goes stands."""
+        return (self.state / "journal" / f"source-{HERE}.jsonl").exists()
+
     def reached(self, record: str) -> bool:
         """Whether the journal has it."""
         return f'"do":"{record}"' in self.journal().replace(": ", ":")

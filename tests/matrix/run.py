@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from tests.patience import wait_for
 MORE_BEATS = 3
 _RUNS_HERE, _RUNS_THERE = (End.SOURCE,), (End.TARGET, End.TARGET_FULL)
 _HELD = (End.HELD, End.HELD_OFF)
+PROGRAM_KILLED = "source program killed"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,7 +102,10 @@ class Trial:
         end = self.find_end()
         self.outcome.end = end.value
         self.expect("the end", end, self.expected)
-        self.outcome.left = ", ".join(self.find_left(end)) or "nothing"
+        left = self.find_left(end)
+        self.outcome.left = ", ".join(left) or "nothing"
+        if end not in _HELD and self.fault.name != PROGRAM_KILLED:
+            self.expect("what is left", left, [])
 
     def find_end(self) -> End:
         cell = self.cell
@@ -124,8 +129,8 @@ class Trial:
         cell, left = self.cell, []
         if cell.there.journal():
             left.append("target: journal, config, volumes" + (", paused QEMU" if cell.there.status() != "off" else ""))
-        if "lock:" in (cell.here.guest(HERE) or ""):
-            left.append("source: its config is locked")
+        if cell.here.leaving():
+            left.append("source: journal, locked config")
         if end not in (End.SOURCE, End.SOURCE_OFF) and cell.here.status() != "off":
             left.append("source: paused QEMU")
         left += [f"source: {path.name}" for path in cell.here.runtime.glob(f"{HERE}.out*")]
@@ -141,12 +146,10 @@ class Trial:
         steps = []
         if self.expected in _HELD:
             steps = self.settle()
-        elif "lock:" in (cell.here.guest(HERE) or ""):
-            cell.here.run("mtunnel_tx.cli", "vm", "unlock", str(HERE))
-            steps = ["source: `mtunnel vm unlock`"]
-        if self.expected in (End.TARGET, End.TARGET_FULL) and cell.here.status() != "off":
-            cell.here.run("mtunnel_tx.cli", "vm", "stop", str(HERE))
-            steps.append("`mtunnel vm stop`")
+        elif self.fault.name == PROGRAM_KILLED and self.expected is End.TARGET:
+            steps = self.tidy_up()
+        if self.expected in _RUNS_THERE:
+            self.check_copy()
         if self.fault.small_disk:
             cell.make_room()
         if self.expected is End.TARGET_FULL:
@@ -160,14 +163,27 @@ class Trial:
         """By hand: where the memory is at the target, and in some cells at the source as well, there is a choice."""
         cell = self.cell
         resume = self.expected is End.HELD and self.fault.name != "daemon SIGTERM"
-        choice = "--resume" if resume else "--discard"
-        cell.there.run("mtunnel_tx.cli", "settle", str(THERE), choice)
-        cell.here.run("mtunnel_tx.cli", "vm", "unlock", str(HERE))
-        cell.here.run("mtunnel_tx.cli", "vm", "stop" if resume else "resume", str(HERE))
-        self.expect("the journal", cell.there.journal(), "")
+        choices = ("--resume", "--there") if resume else ("--discard", "--here")
+        cell.there.run("mtunnel_tx.cli", "settle", str(THERE), choices[0])
+        cell.here.run("mtunnel_tx.cli", "settle", str(HERE), choices[1])
+        self.expect("the journals", (cell.there.journal(), cell.here.leaving()), ("", False))
         self.expected = End.TARGET if resume else End.SOURCE
-        last = "stop" if resume else "resume"
-        return [f"target: `mtunnel settle {choice}`", f"source: `mtunnel vm unlock`, `mtunnel vm {last}`"]
+        if resume:
+            self.check_copy()
+        return [f"target: `mtunnel settle {choices[0]}`", f"source: `mtunnel settle {choices[1]}`"]
+
+    def tidy_up(self) -> list[str]:
+        """The next attempt finds out that the VM is the target's, and ends what is left of it here."""
+        done = self.attempt()
+        told = "since then" in done.stderr and "has ended before it was done" in done.stdout
+        self.expect("the next attempt", (done.returncode, told), (1, True))
+        return ["the next attempt says that it is there, and tidies up"]
+
+    def check_copy(self) -> None:
+        """What is left at the source of a VM that is the target's: a copy that does not start."""
+        config = self.cell.here.guest(HERE) or ""
+        self.expect("the source's mark", ("moved: to " in config, "lock:" in config), (True, False))
+        self.expect("the source", (self.cell.here.leaving(), self.cell.here.status()), (False, "off"))
 
     def owner(self) -> tuple[Side, int, Listener] | None:
         """Where it should run now; None: nowhere."""
@@ -209,18 +225,21 @@ class Trial:
 
     def try_again(self) -> None:
         """Nothing is left that would hinder the next attempt."""
-        cell = self.cell
         if self.expected is not End.SOURCE:
             return
-        order = ("migrate", str(HERE), cell.there.endpoint, "--online", "--target-vmid", str(THERE))
-        done = cell.here.run("mtunnel_tx.cli", *order, "--target-storage", "local", check=False)
+        done = self.attempt()
         if done.returncode:
-            said = f"{done.stdout}{done.stderr}\nafter:\n{cell.said}"
+            said = f"{done.stdout}{done.stderr}\nafter:\n{self.cell.said}"
             self.outcome.wrong.append(f"the next attempt failed: {said}")
             return
         self.expected = End.TARGET
         self.await_beats()
         self.outcome.then += f"{', ' if self.outcome.then else ''}the next attempt succeeds"
+
+    def attempt(self) -> subprocess.CompletedProcess[str]:
+        """`mtunnel migrate` once more, past the proxy."""
+        order = ("migrate", str(HERE), self.cell.there.endpoint, "--online", "--target-vmid", str(THERE))
+        return self.cell.here.run("mtunnel_tx.cli", *order, "--target-storage", "local", check=False)
 
     def check_once(self) -> None:
         """Above all: it never ran on both sides."""

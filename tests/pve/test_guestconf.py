@@ -11,7 +11,7 @@ from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.firewall import format_firewall
 from mtunnel_tx.pve.guestconf import (
     GuestConfig,
-    Section,
+    GuestSection,
     decode_description,
     encode_description,
     format_guest_config,
@@ -108,7 +108,7 @@ LETTERS = st.characters(exclude_characters="\n", exclude_categories=["Cs"])
 VALUES = st.text(LETTERS, min_size=1, max_size=20).map(lambda value: value.strip(" \t\r\f\v") or " ")
 LINES = st.text(LETTERS, max_size=20)
 SECTIONS = st.builds(
-    Section,
+    GuestSection,
     options=st.dictionaries(KEYS, VALUES, max_size=4),
     description=st.lists(LINES, max_size=3).map(lambda lines: "".join(f"{line}\n" for line in lines)),
 )

@@ -5,7 +5,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.guestformats import CHECKS
-from mtunnel_tx.pve.guestkeys import CONFIG_NEEDS, RULES, bridge_paths, check_config_privileges
+from mtunnel_tx.pve.guestkeys import CONFIG_NEEDS, RULES, check_config_privileges, vlan_bridges
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.users import parse_user_config
 
@@ -152,15 +152,14 @@ class Keys(SynchronousTestCase):
 
 class Bridges(SynchronousTestCase):
     def test_vlans(self) -> None:
-        zone = "/sdn/zones/localnetwork/b1"
         for nic, paths in (
             ({}, []),
-            ({"bridge": "b1"}, [zone]),
-            ({"bridge": "b1", "tag": "5", "trunks": "7;9-10;10"}, [f"{zone}/{vlan}" for vlan in (5, 7, 9, 10)]),
-            ({"bridge": "b1", "trunks": "3-2"}, [f"{zone}/2", f"{zone}/3"]),
-            ({"bridge": "b1", "trunks": "5000"}, [f"{zone}/4095"]),
+            ({"bridge": "b1"}, ["b1"]),
+            ({"bridge": "b1", "tag": "5", "trunks": "7;9-10;10"}, [f"b1/{vlan}" for vlan in (5, 7, 9, 10)]),
+            ({"bridge": "b1", "trunks": "3-2"}, ["b1/2", "b1/3"]),
+            ({"bridge": "b1", "trunks": "5000"}, ["b1/4095"]),
         ):
-            self.assertEqual(bridge_paths(nic), paths)
+            self.assertEqual(vlan_bridges(nic), paths)
 
     def test_many_wide_trunks_take_no_time(self) -> None:
-        self.assertEqual(len(bridge_paths({"bridge": "b1", "trunks": ";".join(["1-4094"] * 10**5)})), 4094)
+        self.assertEqual(len(vlan_bridges({"bridge": "b1", "trunks": ";".join(["1-4094"] * 10**5)})), 4094)

@@ -8,11 +8,9 @@ from mtunnel_tx.pve.guestrules import (
     boot_order,
     check_consistency,
     fill_macs,
-    has_snapshots,
     is_template,
     iter_drives,
     iter_volumes,
-    linked_clones,
     require_options,
     set_sizes,
     update_line,
@@ -78,14 +76,11 @@ class Facts(SynchronousTestCase):
             list(iter_volumes(conf)),
             [("scsi0", "l1:100/base-1-x.raw/2/c.raw"), ("scsi1", "l1:a"), ("unused0", "l1:b"), ("vmstate", "l1:s")],
         )
-        self.assertEqual(linked_clones(conf), ["scsi0"])
 
-    def test_templates_and_snapshots(self) -> None:
+    def test_templates(self) -> None:
         self.assertTrue(is_template(parse_guest_config("template: yes\n")))
         self.assertFalse(is_template(parse_guest_config("template: 0\n")))
         self.assertFalse(is_template(parse_guest_config("template: ?\n")))
-        self.assertTrue(has_snapshots(parse_guest_config("[snap1]\n")))
-        self.assertFalse(has_snapshots(parse_guest_config("[PENDING]\n[special:cloudinit]\n")))
 
     def test_boot_order(self) -> None:
         self.assertEqual(boot_order(parse_guest_config("boot: order=scsi0;ide2\n")), ("scsi0", "ide2"))

@@ -68,6 +68,12 @@ class EndpointTests(SynchronousTestCase):
         found = parse_endpoint(f"fingerprint={FINGERPRINT.lower()},port=443,host=::1,apitoken={TOKEN}")
         self.assertEqual(found, Endpoint(apitoken=TOKEN, host="::1", port=443, fingerprint=FINGERPRINT))
 
+    def test_other_spellings(self):
+        found = parse_endpoint(f"apitoken={TOKEN},host=[::1],fingerprint={FINGERPRINT.replace(':', '').lower()}")
+        self.assertEqual(found, Endpoint(apitoken=TOKEN, host="::1", fingerprint=FINGERPRINT))
+        for host in ("[pve.example]", "[10.0.0.1]", "[::1", "::1]", "[]", "[::1%eth0]"):
+            self.assert_refused(f"apitoken={TOKEN},host={host}", "host: value does not look like a valid")
+
     def test_the_secret_is_not_shown(self):
         found = parse_endpoint(f"apitoken={TOKEN},host=h")
         self.assertNotIn("6ba7b810", repr(found))
@@ -86,7 +92,8 @@ class EndpointTests(SynchronousTestCase):
         for fingerprint in (
             FINGERPRINT[:-3],
             FINGERPRINT + ":AB",
-            FINGERPRINT.replace(":", ""),
+            FINGERPRINT.replace(":", "")[:-1],
+            FINGERPRINT.replace(":", "", 1),
             "GG" + FINGERPRINT[2:],
         ):
             self.assert_refused(f"apitoken={TOKEN},host=h,fingerprint={fingerprint}", "fingerprint: ")

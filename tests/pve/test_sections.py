@@ -2,7 +2,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.pve.sections import Section, format_sections, parse_sections
+from mtunnel_tx.pve.sections import Section, parse_sections
+from tests.pve.sections import format_sections
 
 words = st.from_regex(r"[a-z][a-z0-9._-]{0,8}", fullmatch=True)
 values = st.from_regex(r"[!-~]([ -~]{0,10}[!-~])?", fullmatch=True)
@@ -44,6 +45,23 @@ class SectionsTest(SynchronousTestCase):
         self.assertIn("line 3", warnings[0])
 
     def test_skipped(self):
-        parsed, warnings = parse(" path /x\nwhat is this\ndir: a\ndir: b\n path /1\n")
+        parsed, warnings = parse(" path /x\nwhat is this\ndir: a\nwhat now\n path /1\n")
         self.assertEqual(plain(parsed), [("dir", "a", {"path": "/1"})])
         self.assertEqual([warning[:6] for warning in warnings], ["line 1", "line 2", "line 4"])
+
+    def test_the_empty_line_between_two_sections_is_missing(self):
+        parsed, warnings = parse("dir: a\n path /1\nnfs: b\n path /2\n content iso\n")
+        self.assertEqual(plain(parsed), [("dir", "a", {"path": "/1"}), ("nfs", "b", {"path": "/2", "content": "iso"})])
+        self.assertEqual(warnings, ["line 3: no empty line before 'nfs: b'; Proxmox skips such a section"])
+
+    def test_what_only_looks_like_a_header(self):
+        """An option that stands at the beginning of its line, with a colon."""
+        warnings = []
+        parsed = parse_sections("dir: a\ncontent: iso\n path /1\n", warnings.append, types=["dir"])
+        self.assertEqual(plain(parsed), [("dir", "a", {"path": "/1"})])
+        self.assertEqual(warnings, ["line 2: not an option, skipped"])
+
+    def test_lines_of_another_system(self):
+        parsed, warnings = parse("dir: a\r\n\tpath /1\r\n\r\ndir: b\r\n")
+        self.assertEqual(plain(parsed), [("dir", "a", {"path": "/1"}), ("dir", "b", {})])
+        self.assertEqual(warnings, [])

@@ -24,18 +24,18 @@ from twisted.web.server import NOT_DONE_YET, Site
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
-from mtunnel_tx.stream.link import Link, Outcome, Relays
-from mtunnel_tx.stream.peer import dial
+from mtunnel_tx.stream.flow import Flow, FlowOutcome, Relay
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
-from mtunnel_tx.stream.relay import ReactorRelays
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.reactorrelay import ReactorRelay
+from mtunnel_tx.stream.unixside import dial
 from mtunnel_tx.tls.certificate import make_certificate
 from mtunnel_tx.tls.protocol import TlsContext, TlsFactory
 from mtunnel_tx.wire.socketkinds import find_socket_kind
 
 reactor: Any = the_reactor
-RELAYS = {"pump": Pump, "reactor": ReactorRelays}
-LIMITS = StreamLimits(half_close_s=300, linger_s=30)
+RELAYS = {"pump": Pump, "reactor": ReactorRelay}
+LIMITS = FlowLimits(half_close_s=300, linger_s=30)
 
 
 class Route:
@@ -54,13 +54,13 @@ class Route:
         """Nobody wants to know."""
 
 
-class Door(Resource):
+class Upgrades(Resource):
     """Upgrades everything."""
 
-    def __init__(self, folder: Path, relays: Relays) -> None:
+    def __init__(self, folder: Path, relay: Relay) -> None:
         super().__init__()
         self.folder = folder
-        self.relays = relays
+        self.relay = relay
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         return self
@@ -74,30 +74,30 @@ class Door(Resource):
         try:
             handshake = check_handshake(request)
             local = await dial(reactor, self.folder / name)
-            link = await upgrade(
-                request, handshake, local, Route(self.folder / name), relays=self.relays, limits=LIMITS, reactor=reactor
+            flow = await upgrade(
+                request, handshake, local, Route(self.folder / name), relay=self.relay, limits=LIMITS, reactor=reactor
             )
         except (ConnectionLost, TunnelError) as error:
             say(name=name, refused=str(error))
         else:
-            self.follow(link, name, abort_s)
+            self.follow(flow, name, abort_s)
 
-    def follow(self, link: Link, name: str, abort_s: float) -> None:
-        abort = reactor.callLater(abort_s, link.abort) if abort_s else None
+    def follow(self, flow: Flow, name: str, abort_s: float) -> None:
+        abort = reactor.callLater(abort_s, flow.abort) if abort_s else None
 
-        def tell(outcome: Outcome) -> None:
+        def tell(outcome: FlowOutcome) -> None:
             if abort is not None and abort.active():
                 abort.cancel()
             say(name=name, orderly=outcome.orderly, bytes_in=outcome.bytes_in, bytes_out=outcome.bytes_out)
 
-        link.done.addCallback(tell)
+        flow.done.addCallback(tell)
 
 
 def say(**words: object) -> None:
     print(json.dumps(words), flush=True)
 
 
-def main(folder: str, relays: str = "pump") -> None:
+def main(folder: str, relay: str = "pump") -> None:
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
     root = Path(folder)
     made = make_certificate("soak")
@@ -105,11 +105,11 @@ def main(folder: str, relays: str = "pump") -> None:
         (root / name).touch(mode=0o600)
         (root / name).write_bytes(data)
     context = TlsContext(root / "certificate.pem", root / "key.pem")
-    relays, _, collects = relays.partition(",")
+    name, _, collects = relay.partition(",")
     if collects:
         gc.set_threshold(20, 2, 2)
         LoopingCall(gc.collect).start(0.02)
-    site = Site(Door(root, RELAYS[relays](reactor)))
+    site = Site(Upgrades(root, RELAYS[name](reactor)))
     site.noisy = False
     port = reactor.listenTCP(0, TlsFactory(context, site, reactor), interface="127.0.0.1", backlog=256)
     reactor.callWhenRunning(say, port=port.getHost().port)

@@ -9,6 +9,8 @@ from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
+from mtunnel_tx.backends.journal import LEAVING, FileJournal
+from mtunnel_tx.backends.programs import HostPrograms
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.migration import Migration
@@ -26,9 +28,11 @@ scsi0: local:100/vm-100-disk-0.raw,discard=on,size=1M
 virtio1: local:100/vm-100-disk-1.qcow2,size=2M
 vmgenid: 11111111-1111-1111-1111-111111111111
 """
+WHEN_S = 1_790_856_000.0
+MOVED = CONF.replace("name: ", "moved: to 127.0.0.1 as VM 300 on 2026-10-01 12:00 UTC\nname: ")
 FIREWALL = "[OPTIONS]\n\nenable: 1\n"
 RAW = bytes(range(256)) * 4096
-QCOW2 = b"QFI\xfb" + b"\x01\x02\x03" * 70001
+QCOW2 = b"QFI\xfb" + b"\x01\x02\x03" * 69972
 
 
 class SourceCase(TestCase):
@@ -36,8 +40,9 @@ class SourceCase(TestCase):
         self.target = RecordedTarget().listen(reactor)
         self.addCleanup(self.target.close)
         self.folder = Path(self.mktemp()).absolute()
+        threads = ReactorThreads(reactor, reactor.getThreadPool())
         self.guests = GuestFiles(
-            ReactorThreads(reactor, reactor.getThreadPool()),
+            threads,
             reactor,
             pve_dir=self.folder / "pve",
             lock_dir=self.folder / "lock",
@@ -51,7 +56,10 @@ class SourceCase(TestCase):
         self.storage = FolderStorage(reactor, self.folder)
         self.storage.add("100/vm-100-disk-0.raw", RAW)
         self.storage.add("100/vm-100-disk-1.qcow2", QCOW2)
+        self.journal = FileJournal(threads, self.folder / "state", LEAVING)
         self.watcher = Watcher()
+        self.machines = None
+        self.marks_moves = True
         self.running = False
 
     def world(self):
@@ -60,20 +68,24 @@ class SourceCase(TestCase):
             reactor=reactor,
             guests=self.guests,
             storage=self.storage,
-            running=lambda vmid: self.running,
-            machines=None,
+            running=lambda vmid: self.running or (self.machines is not None and self.machines.running(vmid)),
+            machines=self.machines,
+            marks_moves=self.marks_moves,
             runtime_dir=self.folder,
+            journal=self.journal,
+            programs=HostPrograms(),
+            wall_s=lambda: WHEN_S,
             target=TargetApi(treq.client.HTTPClient(pinned_agent(reactor, endpoint)), endpoint, reactor),
             dial=self.dial(endpoint),
             progress=self.watcher,
         )
 
     def dial(self, endpoint):
-        relays = Pump(reactor)
-        self.addCleanup(lambda: Deferred.fromCoroutine(relays.stop()))
+        relay = Pump(reactor)
+        self.addCleanup(lambda: Deferred.fromCoroutine(relay.stop()))
 
         async def dial(path_query, sock, *, ends_with_peer=False):
-            return await open_stream(reactor, endpoint, path_query, sock, relays=relays, ends_with_peer=ends_with_peer)
+            return await open_stream(reactor, endpoint, path_query, sock, relay=relay, ends_with_peer=ends_with_peer)
 
         return dial
 
@@ -86,4 +98,9 @@ class SourceCase(TestCase):
         return Deferred.fromCoroutine(self.migration(**changes).run())
 
     def assert_unlocked(self):
-        self.assertEqual(self.conf_file.read_text(), CONF)
+        """It is here as it was."""
+        self.assertEqual((self.conf_file.read_text(), self.journal.standing()), (CONF, []))
+
+    def assert_moved(self):
+        """Its copy is here, and does not start."""
+        self.assertEqual((self.conf_file.read_text(), self.journal.standing()), (MOVED, []))

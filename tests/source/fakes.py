@@ -3,10 +3,12 @@
 import hashlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from mtunnel_tx.backends.child import spawn_child
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 
 EXPORT = """
@@ -34,6 +36,7 @@ class FolderStorage:
         self.children = []
         self.freed = []
         self.backing = {}
+        self.facts = {}
         self.stuck = set()
         self.entries = parse_storage_config(f"dir: local\n\tpath {folder}\n\tcontent images,iso\n{limit}\n")
 
@@ -58,8 +61,14 @@ class FolderStorage:
         path = self._path(volid)
         return path.stat().st_size if path.exists() else None
 
-    async def refers_elsewhere(self, volid):
-        return self.backing.get(volid)
+    async def image_facts(self, volid):
+        facts = self.facts.get(volid, ImageFacts(format="raw", size_bytes=0))
+        return replace(facts, elsewhere=self.backing.get(volid))
+
+    async def extend(self, volid, size_bytes):
+        path = self._path(volid)
+        if path.exists() and path.stat().st_size < size_bytes:
+            os.truncate(path, size_bytes)
 
     async def digest(self, volid):
         return hashlib.sha256(self._path(volid).read_bytes()).hexdigest()

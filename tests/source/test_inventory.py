@@ -3,6 +3,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 from mtunnel_tx.source.inventory import custom_cpu, find_disks, find_obstacles
+from mtunnel_tx.source.qemu.live import is_online
 
 STORAGES = parse_storage_config(
     "dir: local\n\tpath /srv\n\nlvmthin: thin\n\tthinpool data\n\nzfspool: tank\n\tpool tank\n\nbtrfs: b\n\tpath /b\n"
@@ -50,12 +51,17 @@ class DisksTest(SynchronousTestCase):
         self.assertEqual([d.keys for d in found], [("scsi0", "scsi1")])
         self.assertEqual(reasons, [])
 
+    def test_the_state_of_a_tpm_is_exported_also_while_the_vm_runs(self):
+        text = "scsi0: local:100/vm-100-disk-0.raw\ntpmstate0: local:100/vm-100-disk-1.raw,size=4M,version=v2.0\n"
+        found, reasons = disks(text)
+        self.assertEqual(reasons, [])
+        self.assertEqual([is_online(parse_guest_config(text), disk) for disk in found], [True, False])
+
     def test_empty_drives(self):
         self.assertEqual(disks("ide2: none,media=cdrom\nide0: cdrom,media=cdrom\n"), ([], []))
 
     def test_what_cannot_be_sent(self):
         cases = {
-            "tpmstate0: local:100/vm-100-disk-1.raw,size=4M,version=v2.0": "the state of a TPM cannot be sent",
             "ide2: local:iso/debian.iso,media=cdrom": "the CD-ROM drive holds 'local:iso/debian.iso'",
             "scsi0: /dev/sdb": "'/dev/sdb' is a path of this host",
             "scsi0: local:99/base-99-disk-0.raw/100/vm-100-disk-0.qcow2": "is a linked clone",
@@ -90,6 +96,9 @@ class ObstaclesTest(SynchronousTestCase):
         self.assertEqual(obstacles("[old]\nmemory: 1\n\n[older]\nmemory: 1\n"), ["VM 100 has snapshots: old, older"])
         self.assertEqual(obstacles("[PENDING]\nmemory: 1\n"), ["VM 100 has pending changes: memory"])
         self.assertEqual(obstacles("[special:cloudinit]\nmemory: 1\n"), [])
+
+    def test_lines_that_are_no_settings(self):
+        self.assertEqual(obstacles("name: x\ngarbage\n"), ["VM 100: line 2 of its config is no setting: garbage"])
 
     def test_devices_of_the_host(self):
         for line in (

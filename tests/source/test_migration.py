@@ -93,8 +93,8 @@ class WholeMigrationTest(SourceCase):
             ("local:100/vm-100-disk-1.qcow2", "qcow2+size", True),
         ])  # fmt: skip
 
-    def test_the_source_is_as_it_was(self):
-        self.assert_unlocked()
+    def test_the_source_has_its_copy_which_does_not_start(self):
+        self.assert_moved()
         self.assertEqual(self.firewall_file.read_text(), FIREWALL)
         self.assertEqual(self.storage.freed, [])
 
@@ -124,7 +124,7 @@ class VariantsTest(SourceCase):
         self.assertNotIn("lock", self.target.named("config")[0]["conf"])
         self.target.replies["config"].callback({})
         await running
-        self.assert_unlocked()
+        self.assert_moved()
 
     async def test_somebody_else_locked_it_meanwhile(self):
         self.target.http["GET", "/version"] = self.lock_now
@@ -263,7 +263,7 @@ class FailuresTest(SourceCase):
         self.assertIn(said, self.watcher.said)
 
     async def test_interrupted(self):
-        for event in ("POST /nodes/pvetest/qemu/300/mtunnel", "version", "disk-import", "payload", "config", "unlock"):
+        for event in ("POST /nodes/pvetest/qemu/300/mtunnel", "version", "disk-import", "payload", "config"):
             self.target.commands.clear()
             self.storage.mode = "hang" if event == "payload" else "well"
             reached = self.target.when(event)
@@ -273,26 +273,48 @@ class FailuresTest(SourceCase):
             with self.assertRaises(CancelledError):
                 await running
             self.assert_unlocked()
-            kept = event == "unlock"
-            self.assertEqual(self.target.commands[-1], {"cmd": "quit", "cleanup": int(not kept)}, event)
+            self.assertEqual(self.target.commands[-1], {"cmd": "quit", "cleanup": 1}, event)
             self.assertEqual(len(self.target.named("quit")), 1, event)
             for child, *_ in self.storage.children:
                 await child.ended()
 
+    async def test_interrupted_at_the_hand_over(self):
+        """Too late: everything that was asked for is done."""
+        reached = self.target.when("unlock")
+        running = self.migrate()
+        await reached
+        running.cancel()
+        await running
+        self.assert_moved()
+
+    async def not_waited_for(self, event):
+        """The target is silent, and the connection ends."""
+        self.target.silent = event
+        reached = self.target.when(event)
+        running = self.migrate()
+        await reached
+        began = reactor.seconds()
+        running.cancel()
+        self.world_now.impatient.callback(None)
+        with self.assertRaises((CancelledError, TunnelError)):
+            await running
+        self.assertLess(reactor.seconds() - began, 3, event)
+
     async def test_target_that_is_not_waited_for(self):
-        """It is silent; the connection ends, and everything here is as it was."""
-        for event in ("POST /nodes/pvetest/qemu/300/mtunnel", "version", "disk-import", "config", "unlock", "quit"):
-            self.target.silent = event
-            reached = self.target.when(event)
-            running = self.migrate()
-            await reached
-            began = reactor.seconds()
-            running.cancel()
-            self.world_now.impatient.callback(None)
-            with self.assertRaises((CancelledError, TunnelError)):
-                await running
-            self.assertLess(reactor.seconds() - began, 3, event)
+        """Everything here is as it was."""
+        for event in ("POST /nodes/pvetest/qemu/300/mtunnel", "version", "disk-import", "config"):
+            await self.not_waited_for(event)
             self.assert_unlocked()
+
+    async def test_target_that_is_not_waited_for_at_unlock(self):
+        """It may have heard it: nobody knows whose the VM is, so it stays locked until somebody decides."""
+        await self.not_waited_for("unlock")
+        self.assertEqual((self.guests.read(100).lock, self.journal.standing()), ("migrate", [100]))
+        self.assertIn("'mtunnel settle 100 --there'", self.watcher.said[-1])
+
+    async def test_target_that_is_not_waited_for_at_its_last_word(self):
+        await self.not_waited_for("quit")
+        self.assert_moved()
 
     async def test_interrupted_before_the_tunnel(self):
         reached = self.target.when("GET /version")
@@ -303,95 +325,3 @@ class FailuresTest(SourceCase):
             await running
         self.assert_unlocked()
         self.assertEqual(self.target.commands, [])
-
-
-class DeleteTest(SourceCase):
-    def setUp(self):
-        super().setUp()
-        self.firewall_file.write_text(FIREWALL)
-        self.digests = {}
-        self.target.http["GET", "/nodes/pvetest/qemu/300/mtunneldigest"] = self.digest
-
-    def digest(self, query):
-        return {"sha256": self.digests[query["volume"]]}
-
-    async def know_digests(self):
-        for name in ("disk-0.raw", "disk-1.qcow2"):
-            self.digests[f"tank:300/vm-300-{name}"] = await self.storage.digest(f"local:100/vm-100-{name}")
-
-    def ours(self):
-        self.target.http["GET", "/version"] = {"repoid": "mtunnel-tx 1.0"}
-
-    def assert_gone(self):
-        self.assertFalse(self.conf_file.exists())
-        self.assertFalse(self.firewall_file.exists())
-        self.assertEqual(self.storage.freed, ["local:100/vm-100-disk-0.raw", "local:100/vm-100-disk-1.qcow2"])
-
-    def assert_kept(self):
-        self.assert_unlocked()
-        self.assertTrue(self.firewall_file.exists())
-        self.assertEqual(self.storage.freed, [])
-
-    async def test_to_proxmox(self):
-        await self.migrate(delete=True)
-        self.assert_gone()
-        self.assertNotIn("GET /nodes/pvetest/qemu/300/mtunneldigest", self.target.events)
-
-    async def test_to_our_own_kind(self):
-        self.ours()
-        await self.know_digests()
-        await self.migrate(delete=True)
-        self.assert_gone()
-        self.assertEqual(
-            self.target.events[-5:-1],
-            ["unlock", *["GET /nodes/pvetest/qemu/300/mtunneldigest"] * 2, "quit"],
-        )
-
-    async def test_without_delete_nobody_asks_for_digests(self):
-        self.ours()
-        await self.migrate()
-        self.assert_kept()
-        self.assertNotIn("GET /nodes/pvetest/qemu/300/mtunneldigest", self.target.events)
-
-    async def test_digests_differ(self):
-        self.ours()
-        await self.know_digests()
-        self.digests["tank:300/vm-300-disk-1.qcow2"] = "0" * 64
-        with self.assertRaises(BackendFailed) as caught:
-            await self.migrate(delete=True)
-        self.assertIn("virtio1: the copy at the target has another SHA-256", caught.exception.text)
-        self.assert_kept()
-        self.assertEqual(self.target.commands[-1], {"cmd": "quit", "cleanup": 0})
-
-    async def test_no_digest(self):
-        self.ours()
-        self.target.http["GET", "/nodes/pvetest/qemu/300/mtunneldigest"] = make_reply(404, "no such volume")
-        with self.assertRaises(TunnelError):
-            await self.migrate(delete=True)
-        self.assert_kept()
-
-    async def test_not_before_unlock(self):
-        self.target.fail["unlock"] = "no"
-        with self.assertRaises(TunnelError):
-            await self.migrate(delete=True)
-        self.assert_kept()
-
-    async def test_the_last_word_gets_lost(self):
-        """`unlock` was answered, so the VM is the target's: a connection that ends at `quit` changes nothing."""
-        self.target.replies["quit"] = Deferred()
-        self.target.when("quit").addCallback(lambda _: self.target.command_wire.transport.abortConnection())
-        await self.migrate(delete=True)
-        self.assert_gone()
-
-    async def test_quit_fails(self):
-        self.target.fail["quit"] = "no"
-        with self.assertRaises(TunnelError):
-            await self.migrate(delete=True)
-        self.assert_kept()
-
-    async def test_a_volume_stays(self):
-        self.storage.stuck.add("local:100/vm-100-disk-0.raw")
-        with self.assertRaises(BackendFailed) as caught:
-            await self.migrate(delete=True)
-        self.assertIn("'local:100/vm-100-disk-0.raw' (busy)", caught.exception.text)
-        self.assertEqual(self.storage.freed, ["local:100/vm-100-disk-1.qcow2"])

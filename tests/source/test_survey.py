@@ -3,9 +3,11 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import NotFound
+from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.survey import Obstructed
 from tests.source.case import CONF, SourceCase
+from tests.source.machines import FakeMachine
 from tests.source.target import TOKEN, make_reply
 
 
@@ -35,7 +37,7 @@ class SurveyTest(SourceCase):
     async def test_nothing_in_the_way(self):
         plan = await self.check()
         self.assertEqual(
-            [(disk.label, disk.size_bytes) for disk in plan.disks], [("scsi0", 1048576), ("virtio1", 210007)]
+            [(disk.label, disk.size_bytes) for disk in plan.disks], [("scsi0", 1048576), ("virtio1", 209920)]
         )
         self.assertEqual((plan.node, plan.repoid), ("pvetest", "0a1b2c3d"))
         self.assert_untouched()
@@ -59,8 +61,8 @@ class SurveyTest(SourceCase):
                 "VM 100 is locked (backup)",
                 "hostpci0: a PCI device of this host cannot move: 0000:01:00.0",
                 "ide2: the CD-ROM drive holds 'local:iso/x.iso', a file of this host; eject it first",
-                "tpmstate0: the state of a TPM cannot be sent",
                 "scsi5: volume 'local:100/vm-100-disk-9.raw' does not exist",
+                "tpmstate0: volume 'local:100/vm-100-disk-5.raw' does not exist",
                 "target: VM 300 already exists on node 'far'",
                 "target: storage 'nowhere' is not there, is disabled, or the token may not use it",
                 "target: storage 'tank' does not support vm images",
@@ -98,6 +100,38 @@ class SurveyTest(SourceCase):
             "storage 'local': no target for 'local' in the map 'other:tank'",
             "bridge 'vmbr0': no target for 'vmbr0' in the map 'vmbr7:vmbr8'",
         ])  # fmt: skip
+
+    async def test_a_size_that_qemu_cannot_read_as_it_is(self):
+        self.storage.add("100/vm-100-disk-0.raw", bytes(1000))
+        reason = "'local:100/vm-100-disk-0.raw' has 1000 bytes, no multiple of 512: resize it first"
+        self.assertEqual(await self.obstacles(), [f"scsi0: {reason}"])
+
+    def hold(self, **facts):
+        """What is stored in the qcow2 beside its disk."""
+        self.storage.facts["local:100/vm-100-disk-1.qcow2"] = ImageFacts(format="qcow2", size_bytes=0, **facts)
+
+    async def test_what_a_mirror_cannot_carry(self):
+        """A copy of the file has it, so that nothing stands in the way of a VM that is off."""
+        self.hold(snapshots=("before", "after"), bitmaps=("b0",))
+        await self.check(online=True)
+        self.machines = FakeMachine()
+        hint = "--drop-snapshots lets them go, and a move of the VM while it is off keeps them"
+        start = "image would be lost by a move while it runs"
+        self.assertEqual(
+            await self.obstacles(online=True),
+            [
+                f"virtio1: the snapshots in its {start}: before, after; {hint}",
+                f"virtio1: the bitmaps in its {start}: b0; {hint}",
+            ],
+        )
+        await self.check(online=True, drop_snapshots=True)
+
+    async def test_an_encrypted_image(self):
+        self.hold(encrypted=True)
+        self.assertEqual(
+            await self.obstacles(),
+            ["virtio1: 'local:100/vm-100-disk-1.qcow2' is encrypted, and no key goes with it"],
+        )
 
     async def test_an_image_with_a_backing_file(self):
         self.storage.backing["local:100/vm-100-disk-1.qcow2"] = "backing file '/x'"

@@ -7,8 +7,8 @@ import threading
 from twisted.internet import reactor
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 
-from mtunnel_tx.stream.link import Link, Terms
-from mtunnel_tx.stream.peer import Peer
+from mtunnel_tx.stream.flow import Flow, FlowTerms
+from mtunnel_tx.stream.peer import PeerConnection
 from tests.patience import patience_s, wait_for
 from tests.stream.scene import MIB, Scenes, codes, in_thread, read_all, read_exactly, tcp_pair
 
@@ -89,7 +89,7 @@ class Aborts(Scenes):
         scene = self.scene()
         scene.peer.data(b"x")
         read_exactly(scene.local, 1)
-        blockingCallFromThread(reactor, scene.link.abort)
+        blockingCallFromThread(reactor, scene.flow.abort)
         self.assertEqual(read_all(scene.local), b"")
         self.assertFalse(scene.outcome().orderly)
         self.assertEqual(scene.closed, [False])
@@ -99,11 +99,11 @@ class Aborts(Scenes):
     def test_abort_before_the_start(self):
         local, far = socket.socketpair()
         far.settimeout(patience_s())
-        link = Link(self.relays, local, Terms())
-        link.abort()
+        flow = Flow(self.relay, local, FlowTerms())
+        flow.abort()
         ours, near = tcp_pair()
         ours.setblocking(False)
-        blockingCallFromThread(reactor, link.start, Peer(ours))
+        blockingCallFromThread(reactor, flow.attach, PeerConnection(ours))
         self.assertEqual(read_all(far), b"")
         near.close()
         far.close()

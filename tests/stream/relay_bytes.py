@@ -24,7 +24,7 @@ class Bytes(Scenes):
         self.assertEqual(read_exactly(scene.local, 5), b"hello")
         scene.local.sendall(b"world")
         self.assertEqual(scene.peer.payload(5), b"world")
-        self.assertEqual((scene.link.bytes_in, scene.link.bytes_out), (5, 5))
+        self.assertEqual((scene.flow.bytes_in, scene.flow.bytes_out), (5, 5))
 
     @in_thread
     def test_random_frames_in_random_pieces_come_through_unchanged(self):

@@ -37,7 +37,7 @@ class Slowness(Scenes):
         # The rest lies in our memory, and a little in TCP's buffers, which are small here.
         self.assertLess(taken - waiting_bytes(scene.local), 2 * MIB)
         self.assertEqual(scene.closed, [])
-        before = scene.link.bytes_in
+        before = scene.flow.bytes_in
         read_exactly(scene.local, before)
 
     @in_thread
@@ -45,7 +45,7 @@ class Slowness(Scenes):
         scene = self.scene(small=True)
         scene.local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         self.assertLess(self.fill(scene.local, bytes(65536)), 2 * MIB)
-        got = scene.peer.payload(scene.link.bytes_out)
+        got = scene.peer.payload(scene.flow.bytes_out)
         self.assertFalse(any(got))
 
     @in_thread

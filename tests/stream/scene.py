@@ -6,6 +6,7 @@ peer and the UNIX side.
 
 import contextlib
 import fcntl
+import queue
 import socket
 import ssl
 import struct
@@ -20,9 +21,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 from wsproto import frame_protocol as theirs
 
-from mtunnel_tx.stream.link import Link, Terms
-from mtunnel_tx.stream.peer import Peer
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.flow import Flow, FlowTerms
+from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.tls.certificate import make_certificate
 from mtunnel_tx.tls.protocol import new_context
 from mtunnel_tx.wire.frames import Role, unmask_bytes
@@ -245,24 +246,33 @@ def waiting_bytes(sock):
     return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
 
 
+def connect(*, tls, early=b"", small=False, client=TlsSocket):
+    """A TCP connection. Returns: our end, as HTTP leaves it, and the blocking peer's."""
+    ours, near = tcp_pair()
+    if small:
+        for sock in (ours, near):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    connection = None
+    if tls:
+        connection, near = shake_hands(ours, near, client)
+    ours.setblocking(False)
+    return PeerConnection(ours, connection, early), near
+
+
 class Scene:
-    """One running stream: `peer` (a Party), `local` (the UNIX side's other end), `closed` (what the route was told)."""
+    """One running flow: `peer` (a Party), `local` (the UNIX side's other end), `closed` (what the route was told)."""
 
     def __init__(self, case, *, tls, role=Role.SERVER, early=b"", small=False, hold=None, client=TlsSocket, **terms):
-        ours, near = tcp_pair()
-        if small:
-            for sock in (ours, near):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        connection = None
-        if tls:
-            connection, near = shake_hands(ours, near, client)
+        peer, near = connect(tls=tls, early=early, small=small, client=client)
         local, self.local = socket.socketpair(socket.AF_UNIX)
         self.local.settimeout(patience_s())
         self.peer = Party(near, client=role is Role.SERVER)
+        self.tls = tls
+        self.parked = queue.Queue()
         self.closed = []
         self.open_at_close = []
-        self.limits = StreamLimits(**{"half_close_s": 5, "stall_s": 30, "linger_s": 5, **terms.pop("limits", {})})
+        self.limits = FlowLimits(**{"half_close_s": 5, "stall_s": 30, "linger_s": 5, **terms.pop("limits", {})})
 
         async def closed(orderly):
             self.closed.append(orderly)
@@ -270,12 +280,19 @@ class Scene:
             if hold is not None:
                 await hold()
 
-        ours.setblocking(False)
-        self.link = Link(case.relays, local, Terms(role=role, limits=self.limits, closed=closed, **terms))
+        told = {"closed": closed, "parked": self.parked.put}
+        self.flow = Flow(case.relay, local, FlowTerms(role=role, limits=self.limits, **told, **terms))
         self._ended = threading.Event()
-        self.link.done.addCallback(self._end)
-        peer = Peer(ours, connection, early)
-        blockingCallFromThread(reactor, self.link.start, peer)
+        self.flow.done.addCallback(self._end)
+        blockingCallFromThread(reactor, self.flow.attach, peer)
+
+    def reconnect(self):
+        """Let another connection carry the flow. Returns: the former peer."""
+        former = self.peer
+        peer, near = connect(tls=self.tls)
+        self.peer = Party(near, client=former.client)
+        blockingCallFromThread(reactor, self.flow.attach, peer)
+        return former
 
     def _end(self, outcome):
         self._outcome = outcome
@@ -283,13 +300,13 @@ class Scene:
         return outcome
 
     def outcome(self):
-        assert self._ended.wait(patience_s()), "the stream does not end"
+        assert self._ended.wait(patience_s()), "the flow does not end"
         return self._outcome
 
     def finish(self):
         self.peer.sock.close()
         self.local.close()
-        blockingCallFromThread(reactor, self.link.abort)
+        blockingCallFromThread(reactor, self.flow.abort)
         self.outcome()
 
 
@@ -319,4 +336,4 @@ class Scenes:
                 scene.finish()
 
         done: Deferred = deferToThread(finish)
-        return done.addCallback(lambda _: Deferred.fromCoroutine(self.relays.stop()))
+        return done.addCallback(lambda _: Deferred.fromCoroutine(self.relay.stop()))

@@ -8,16 +8,17 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.stream.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.stream.mask import find_native, unmask_slowly
+from mtunnel_tx.stream.native import Native
 from mtunnel_tx.stream.pump import GATHER_S, Pump
 from tests.patience import patience_s
 from tests.stream.relaying import RelayTests
 from tests.stream.scene import Scenes, in_thread, read_exactly
 
 
-def ask(worker, question):
-    """A worker is asked in its own thread, when it has finished what it was at."""
+def ask(thread, question):
+    """Ask a pump thread in its own thread, when it has finished its pass."""
     answer = queue.Queue()
-    worker._order(lambda: answer.put(question(worker)))
+    thread._order(lambda: answer.put(question(thread)))
     return answer.get(timeout=patience_s())
 
 
@@ -32,10 +33,10 @@ class PumpTests(RelayTests):
 
 class TlsPump(PumpTests, TestCase):
     def setUp(self):
-        self.relays = Pump(reactor, threads=1)
+        self.relay = Pump(reactor, threads=1)
 
     @in_thread
-    def test_idle_streams_hold_no_blocks(self):
+    def test_idle_flows_hold_no_blocks(self):
         scenes = [self.scene() for _ in range(4)]
         for scene in scenes:
             scene.peer.data(bytes(300_000))
@@ -46,14 +47,14 @@ class TlsPump(PumpTests, TestCase):
                 read += len(scene.local.recv(1 << 18))
             scene.local.sendall(b"x")
             scene.peer.payload(1)
-        for worker in self.relays._workers:
-            self.assertEqual(ask(worker, lambda worker: worker.tools.blocks.lent), 0)
+        for thread in self.relay._threads:
+            self.assertEqual(ask(thread, lambda thread: thread.tools.blocks.lent), 0)
 
     @in_thread
     def test_commands_do_not_wait_for_payload(self):
         busy, urgent = self.scene(), self.scene(urgent=True)
         gate = threading.Event()
-        self.relays._workers[0]._order(lambda: gate.wait(2 * patience_s()))
+        self.relay._threads[0]._order(lambda: gate.wait(2 * patience_s()))
         busy.peer.data(b"payload")
         urgent.peer.data(b"command")
         self.assertEqual(read_exactly(urgent.local, 7), b"command")
@@ -63,9 +64,9 @@ class TlsPump(PumpTests, TestCase):
         self.assertEqual(read_exactly(busy.local, 7), b"payload")
 
     @in_thread
-    def test_a_bug_ends_one_stream_not_the_others(self):
+    def test_a_bug_ends_one_flow_not_the_others(self):
         bad, good = self.scene(), self.scene()
-        bad.link.stream.interest = lambda: 1 // 0
+        bad.flow.traffic.interest = lambda: 1 // 0
         bad.peer.data(b"x")
         self.assertFalse(bad.outcome().orderly)
         self.assertEqual(bad.outcome().reason, "internal error")
@@ -75,11 +76,11 @@ class TlsPump(PumpTests, TestCase):
 
 
 class GatheringPump(Scenes, TestCase):
-    """Its workers do not rest, but say when they would."""
+    """Its threads do not sleep, but say when they would."""
 
     def setUp(self):
         self.rests = queue.Queue()
-        self.relays = Pump(reactor, threads=1, rest=self.rests.put)
+        self.relay = Pump(reactor, threads=1, rest=self.rests.put)
 
     @in_thread
     def test_pieces_may_gather_requests_may_not_wait(self):
@@ -88,7 +89,7 @@ class GatheringPump(Scenes, TestCase):
         self.assertEqual(read_exactly(scene.local, 7), b"request")
         scene.local.sendall(b"reply")
         self.assertEqual(scene.peer.payload(5), b"reply")
-        self.assertTrue(ask(self.relays._workers[0], lambda _worker: self.rests.empty()))
+        self.assertTrue(ask(self.relay._threads[0], lambda _thread: self.rests.empty()))
         scene.peer.data(bytes(16_000))
         read_exactly(scene.local, 16_000)
         self.assertEqual(self.rests.get(timeout=patience_s()), GATHER_S)
@@ -98,14 +99,30 @@ class PlainPump(PumpTests, TestCase):
     tls = False
 
     def setUp(self):
-        self.relays = Pump(reactor, threads=3, unmask=unmask_slowly)
+        self.relay = Pump(reactor, threads=3, unmask=unmask_slowly)
+
+
+class NativePlainPump(PumpTests, TestCase):
+    """The native module where there is no TLS."""
+
+    tls = False
+
+    def setUp(self):
+        self.relay = Pump(reactor, threads=3)
+
+
+class PurePump(PumpTests, TestCase):
+    """What runs where the native module cannot be used."""
+
+    def setUp(self):
+        self.relay = Pump(reactor, threads=3, native=Native(None, "the test wants none"))
 
 
 class PublicPump(PumpTests, TestCase):
     """pyOpenSSL's documented methods only."""
 
     def setUp(self):
-        self.relays = Pump(reactor, threads=1, unmask=unmask_slowly, engine=PublicEngine)
+        self.relay = Pump(reactor, threads=1, unmask=unmask_slowly, engine=PublicEngine)
 
 
 class Choice(SynchronousTestCase):

@@ -44,12 +44,12 @@ class TunnelCase(SynchronousTestCase):
 
     def connect(self, vmid: int = 100) -> Answerer:
         self.open(vmid)
-        self.line = self.door(vmid)
+        self.line = self.answerer(vmid)
         assert self.line.connected()
         return self.line
 
-    def door(self, vmid: int = 100) -> Answerer:
-        return next(line for path, (line, _) in self.fake.doors.items() if path.name == f"{vmid}.mtunnel")
+    def answerer(self, vmid: int = 100) -> Answerer:
+        return next(line for path, (line, _) in self.fake.listening.items() if path.name == f"{vmid}.mtunnel")
 
     def begin(self, **request: Any) -> Deferred[dict[str, Any]]:
         reply = Deferred.fromCoroutine(self.line.answer(json.dumps(request).encode()))

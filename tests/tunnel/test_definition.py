@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from mtunnel_tx.errors import BackendFailed
 from tests.threads import FakeThreads
 from tests.tunnel.case import DISK, TunnelCase
 
 VOLID = "local:100/vm-100-disk-0.raw"
+FIREWALL = "[OPTIONS]\nenable: 1\n"
 
 
 class ConfigTests(TunnelCase):
@@ -33,13 +35,36 @@ class ConfigTests(TunnelCase):
 
     def test_after_unlock(self) -> None:
         self.ask(cmd="unlock")
-        self.assertEqual(self.refused("memory: 512\n"), "no lock found trying to remove 'create' lock\n")
+        self.assertEqual(self.refused("memory: 512\n"), "VM 100 is already unlocked\n")
 
     def test_a_refused_config_may_come_again(self) -> None:
         self.assertEqual(
             self.refused("nosuch: 1\n"), "vm 100 - unable to parse value of 'nosuch' - unknown setting 'nosuch'\n"
         )
         self.assertEqual(self.written("memory: 512\n")["lock"], "migrate")
+
+    def test_snippets_stay_in_their_folder(self) -> None:
+        for name in ("snippets/../../etc/shadow", "snippets/..", "iso/a.iso", "100/vm-100-disk-0.raw", "../a"):
+            self.assertEqual(
+                self.refused(f"cicustom: user=local:{name}\n"), f"cicustom: user: 'local:{name}' is no snippet\n"
+            )
+        self.assertEqual(self.refused("cicustom: user=nosuch:snippets/a\n"), "storage 'nosuch' does not exist\n")
+        self.assertIn("snippets/a", self.written("cicustom: user=local:snippets/a\n")["cicustom"])
+
+    def test_snippets_need_a_right_to_read_them(self) -> None:
+        users = self.fake.access.users
+        conf = "cicustom: user=local:snippets/a\n"
+        for acl in ("acl:1:/vms:mig@pve:PVEVMAdmin:", "acl:1:/storage/other:mig@pve:PVEDatastoreAdmin:"):
+            given = f"acl:1:/vms:mig@pve:PVEVMAdmin:\n{acl}"
+            self.fake.access.users = users.replace("acl:1:/:mig@pve:Administrator:", given)
+            self.assertEqual(self.refused(conf), "missing privileges to access local:snippets/a\n")
+        given = "acl:1:/vms:mig@pve:PVEVMAdmin:\nacl:1:/storage/local:mig@pve:PVEDatastoreUser:"
+        self.fake.access.users = users.replace("acl:1:/:mig@pve:Administrator:", given)
+        self.written(conf)
+
+    def test_what_no_host_has(self) -> None:
+        self.assertEqual(self.refused("memory: 99999999\n"), "memory: there are 4194304 MiB at most\n")
+        self.assertEqual(self.refused("cores: 64\nsockets: 65\n"), "cores: there are 4096 processors at most\n")
 
     def test_long_ones(self) -> None:
         """What takes a while is not done where everybody waits, and it ends."""
@@ -101,6 +126,60 @@ class ConfigTests(TunnelCase):
     def test_hookscript_has_to_exist_first(self) -> None:
         text = "400 Parameter verification failed.\nhookscript: script 'local:snippets/x.pl' does not exist\n\n"
         self.assertEqual(self.refused("memory: 512\nhookscript: local:snippets/x.pl\n"), text)
+
+    def test_links_and_images_that_need_other_files(self) -> None:
+        self.ask(**DISK)
+        self.fake.storage.references[VOLID] = "volume is a symbolic link"
+        text = f"volume '{VOLID}': volume is a symbolic link\n"
+        for key in ("scsi0", "unused0"):
+            self.assertEqual(self.refused(f"memory: 512\n{key}: {VOLID}\n"), text)
+        self.fake.storage.sizes["local:100/vm-100-state-x.raw"] = 1
+        self.fake.storage.references["local:100/vm-100-state-x.raw"] = "image has a backing file"
+        self.assertIn("image has a backing file", self.refused("memory: 512\nvmstate: local:100/vm-100-state-x.raw\n"))
+
+    def test_what_is_no_disk(self) -> None:
+        for name, content in (
+            ("snippets/h.pl", "snippets"),
+            ("vztmpl/debian.tar.zst", "vztmpl"),
+            ("backup/vzdump-qemu-100-2022_11_18-10_00_00.vma", "backup"),
+        ):
+            self.fake.storage.sizes[f"local:{name}"] = 1
+            text = f"volume 'local:{name}' is no disk image, but of content '{content}'\n"
+            self.assertEqual(self.refused(f"memory: 512\nscsi0: local:{name}\n"), text)
+
+    def test_firewall_rules_need_a_right(self) -> None:
+        role = "role:most:VM.Allocate,VM.Config.Memory,VM.Config.Options:\n"
+        users = self.fake.access.users
+        self.fake.access.users = users.replace("acl:1:/:mig@pve:Administrator:", f"{role}acl:1:/:mig@pve:most:")
+        text = self.msg(cmd="config", conf="memory: 512\n", **{"firewall-config": FIREWALL})
+        self.assertEqual(
+            text, "failed to handle 'config' command - 403 Permission check failed (/vms/100, VM.Config.Network)\n"
+        )
+        self.assertEqual(self.fake.guests.firewalls, {})
+        self.assertTrue(self.ask(cmd="config", conf="memory: 512\n", **{"firewall-config": "[OPTIONS]\n"})["success"])
+
+    def test_firewall_rules_go_with_a_config_that_fails(self) -> None:
+        for conf in ("?\n", "nosuch: 1\n", "", f"memory: 512\nscsi0: {VOLID}\n"):
+            self.msg(cmd="config", conf=conf, **{"firewall-config": FIREWALL})
+            self.assertEqual(self.fake.guests.firewalls, {})
+
+    def test_firewall_rules_of_before_come_back(self) -> None:
+        async def full(*_: object) -> None:
+            raise BackendFailed("No space left on device")
+
+        for before in ({}, {100: "[OPTIONS]\n\nenable: 0\n\n"}):
+            self.fake.guests.firewalls = dict(before)
+            patch = self.patch(self.fake.guests, "write", full)
+            self.msg(cmd="config", conf="memory: 512\n", **{"firewall-config": FIREWALL})
+            patch.restore()
+            self.assertEqual(self.fake.guests.firewalls, before)
+        self.assertTrue(self.ask(cmd="config", conf="memory: 512\n", **{"firewall-config": FIREWALL})["success"])
+        self.assertIn("enable: 1", self.fake.guests.firewalls[100])
+
+    def test_a_bridge_that_leads_elsewhere(self) -> None:
+        for name in (".", ".."):
+            text = self.refused(f"memory: 512\nnet0: virtio,bridge={name}\n")
+            self.assertIn(f"invalid bridge ID '{name}'", text)
 
     def test_an_empty_firewall_text_makes_no_file(self) -> None:
         self.fake.guests.firewalls[100] = "[OPTIONS]\n\nenable: 1\n\n"

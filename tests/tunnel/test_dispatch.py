@@ -86,10 +86,29 @@ class SessionTests(TunnelCase):
         self.fake.guests.set(100, "lock: backup\n")
         self.assertTrue(self.ask(cmd="version")["success"])
 
-    def test_a_revoked_token_ends_no_tunnel_but_gives_no_rights(self) -> None:
-        self.fake.access.users = "user:mig@pve:0:0:::::\n"
+    def test_a_user_who_was_disabled_can_send_no_command(self) -> None:
+        volid = self.ask(**DISK)["volid"]
+        users = self.fake.access.users
+        for change in (
+            users.replace("user:mig@pve:1:", "user:mig@pve:0:"),
+            users.replace("token:mig@pve!t1:0:0::\n", ""),
+            "",
+        ):
+            self.fake.access.users = change
+            for name in QEMU_COMMANDS:
+                text = f"failed to handle '{name}' command - token 'mig@pve!t1' is no longer valid\n"
+                self.assertEqual(self.msg(cmd=name, cleanup=1), text)
+        self.assertIn(volid, self.fake.storage.sizes)
+        self.fake.access.users = users
         self.assertTrue(self.ask(cmd="version")["success"])
-        self.assertIn("Permission check failed", self.msg(**DISK))
+
+    def test_its_tunnel_ends_by_the_rule(self) -> None:
+        self.ask(**DISK)
+        self.fake.access.users = ""
+        self.msg(cmd="quit")
+        self.line.disconnected()
+        self.assertEqual((self.fake.storage.sizes, self.fake.guests.configs), ({}, {}))
+        self.assertEqual(self.task.status, "mtunnel exited unexpectedly")
 
 
 class MachineTests(TunnelCase):

@@ -48,7 +48,7 @@ class EventTests(EventCase):
         self.ask(cmd="start", start_params={"statefile": "unix"}, migrate_opts=options)
         self.fake.machines.arrive()
         for cmd in ("resume", "unlock", "quit"):
-            self.ask(cmd=cmd)
+            self.assertTrue(self.ask(cmd=cmd)["success"])
         self.line.disconnected()
         phase = TunnelPhase
         expected = [phase.SERVING, phase.DISKS, phase.CONFIGURED, phase.STARTING, phase.WHOLE, phase.RESUMED]

@@ -72,7 +72,7 @@ class RecoveryTests(TunnelCase):
         self.ask(**DISK)
         after = self._crash()
         self.assertEqual(after.events[:4], ["end orphans", "tidy journals", "tidy 100", "journal rolling_back"])
-        self.assertEqual(after.tasks.closed_orphans, "the daemon ended before the tunnel did")
+        self.assertEqual(after.tasks.finished_orphans, "the daemon ended before the tunnel did")
 
     def test_sockets_of_tunnels_go_and_those_of_qemu_stay(self) -> None:
         folder = Path(self.mktemp())
@@ -116,6 +116,14 @@ class RecoveryTests(TunnelCase):
         after = self._crash()
         self.assertEqual(after.registry.held, {100: "journal of VM 100: damaged record 'claim'"})
         self.assertEqual(set(after.journal.records), {100})
+
+    def test_a_guest_of_a_later_version(self) -> None:
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        self.fake.journal.records[100][0]["kind"] = "lxc"
+        after = self._crash()
+        self.assertEqual(after.registry.held, {100: "journal of VM 100: guests of kind 'lxc' are not known here"})
+        self.assertIn(volid, after.storage.sizes)
 
     def test_an_unknown_record_holds_everything(self) -> None:
         self.connect()

@@ -45,6 +45,7 @@ NEEDS = {
         "Mapping.Use on /mapping/hwrng",
         "Datastore.Allocate on /storage/{storage}",
         "Datastore.AllocateSpace|Datastore.Audit on /storage/{storage}",
+        "VM.Config.Network on /vms/{vmid}",
     ],
     "disk": ALLOCATE,
     "disk-import": ALLOCATE,

@@ -79,12 +79,13 @@ class OnlineCase(SynchronousTestCase):
         for file in node.runtime.glob("*.pid"):
             node.run("mtunnel_tx.cli", "vm", "stop", file.stem)
 
-    def boot(self, *, burst: int = 2, more: str = "") -> Listener:
+    def boot(self, *, burst: int = 2, more: str = "", spare: bool = True) -> Listener:
         folder = self.here.storage / "images" / "100"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "vm-100-disk-0.raw").write_bytes(ticker(8, burst, ring=RING))
         os.truncate(folder / "vm-100-disk-0.raw", DISK_BYTES)
-        (folder / "vm-100-disk-1.raw").write_bytes(bytes(1 << 20))
+        if spare:
+            (folder / "vm-100-disk-1.raw").write_bytes(bytes(1 << 20))
         self.here.guest_file(100).write_text(GUEST + more)
         self.here.run("mtunnel_tx.cli", "vm", "start", "100")
         listener = Listener(self.here.runtime / "100.serial0")
@@ -94,6 +95,15 @@ class OnlineCase(SynchronousTestCase):
     def migrate(self, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         arguments = ("migrate", "100", self.there.endpoint, "--online", "--target-vmid", "200")
         return self.here.run("mtunnel_tx.cli", *arguments, "--target-storage", "local", *more, check=check)
+
+    def start_slow_migration(self) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
+        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1024"]
+        return self.start(argv)
+
+    def start(self, argv: list[str]) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return started_process(self.addCleanup, argv, env=self.here.environ, **pipes)
 
     def status(self, node: Node, vmid: int) -> str:
         return node.run("mtunnel_tx.cli", "vm", "status", str(vmid)).stdout
@@ -182,12 +192,3 @@ class OnlineTests(OnlineCase):
         self.there.process.send_signal(signal.SIGCONT)
         wait_for("the end of the tunnel", lambda: not self.there.ask(cmd="status")["tunnels"])
         self.assertEqual((self.there.guest(200), self.there.images(200)), (None, []))
-
-    def start_slow_migration(self) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
-        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1024"]
-        return self.start(argv)
-
-    def start(self, argv: list[str]) -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return started_process(self.addCleanup, argv, env=self.here.environ, **pipes)

@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError
 
 from mtunnel_tx.backends.changes import FileChanges
 from mtunnel_tx.backends.files import ReactorThreads
-from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.backends.journal import LEAVING, FileJournal
 from mtunnel_tx.backends.orphans import VARIABLE
 from mtunnel_tx.backends.qemuimg import QemuImages
 from mtunnel_tx.backends.virsh import Virsh
@@ -116,6 +116,7 @@ def make_host(threads: ReactorThreads, settings: Settings, note: Report) -> Plai
         images=QemuImages(threads, {**make_environ(settings, os.environ), VARIABLE: owner}),
         libvirt=Virsh(threads.reactor, os.environ),
         journal=FileJournal(threads, settings.state_dir),
+        departures=FileJournal(threads, settings.state_dir, LEAVING),
         changes=FileChanges(threads, state_dir=settings.state_dir, lock_dir=settings.lock_dir),
         owner=owner,
         note=note,

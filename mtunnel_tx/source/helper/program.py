@@ -36,7 +36,7 @@ from mtunnel_tx.source.helper.orders import (
 from mtunnel_tx.source.links import Reactor
 from mtunnel_tx.source.localsocket import LocalSocket
 from mtunnel_tx.source.tunnel import read_text
-from mtunnel_tx.stream.link import Link
+from mtunnel_tx.stream.flow import Flow
 from mtunnel_tx.waiting import within
 from mtunnel_tx.wire.lines import encode_failure, encode_ok
 
@@ -48,7 +48,7 @@ FLUSH_S = 5.0
 MOST_FORWARDS = 64
 MOST_STREAMS = 64
 
-OpenWebsocket = Callable[[Websocket, socket.socket], Awaitable[Link]]
+OpenWebsocket = Callable[[Websocket, socket.socket], Awaitable[Flow]]
 """Opens a websocket and joins it with a socket, which it takes over whatever happens. Raises: TunnelError."""
 
 
@@ -68,7 +68,7 @@ class Helper(LineReceiver):
         self._streams = Streams()
         self._forwards: dict[Path, LocalSocket] = {}
         self._channel: HelperChannel | None = None
-        self._link: Link | None = None
+        self._link: Flow | None = None
         self._holds: set[str] = set()
         self._refusal = "not connected"
         self._told_ahead = False
@@ -196,7 +196,7 @@ class Helper(LineReceiver):
         self._channel = channel
         self._start(self._watch(self._link))
 
-    async def _watch(self, link: Link) -> None:
+    async def _watch(self, link: Flow) -> None:
         """Say so where the command connection breaks; after `quit` the target ends it in order."""
         if not await link.ended() and not self.done.called:
             log.error("{reason}: it broke off", reason=LOST)
@@ -241,7 +241,7 @@ class Helper(LineReceiver):
             self._streams.end(sock)
             self._control_accepting()
 
-    async def _open_stream(self, order: ForwardOrder, sock: socket.socket) -> Link:
+    async def _open_stream(self, order: ForwardOrder, sock: socket.socket) -> Flow:
         try:
             if self._channel is None:
                 raise WrongState(self._refusal)
@@ -284,7 +284,7 @@ class Helper(LineReceiver):
         for link in [*self._streams.links, *([self._link] if self._link else [])]:
             link.abort()
 
-    async def _ended(self, link: Link) -> None:
+    async def _ended(self, link: Flow) -> None:
         """Wait for a stream's end; where that takes too long, make one."""
         ended = Deferred.fromCoroutine(link.ended())
         try:
@@ -301,7 +301,7 @@ class Streams:
     """All local connections: those that wait for their websocket, and those that have it."""
 
     def __init__(self) -> None:
-        self.links: set[Link] = set()
+        self.links: set[Flow] = set()
         self._socks: set[socket.socket] = set()
 
     @property

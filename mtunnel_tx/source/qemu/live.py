@@ -1,26 +1,28 @@
-"""A VM on its way while it runs: mirrors of its disks, then its memory, then the hand-over; read `move` from the top.
+"""A VM on its way while it runs: mirrors of its disks, then its memory (`approach`), then the hand-over.
 
-Until the target has the whole memory, a failure lets the VM run on here. From then on it stays paused here until the
+Until the rest of the memory is sent, a failure lets the VM run on here. From then on it stays paused here until the
 target has either taken it (`resume`) or said that it removed everything: it never runs twice.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import AGENT
+from mtunnel_tx.source.channel import CommandRefused
+from mtunnel_tx.source.departure import Power
+from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
+from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.links import Json, MemoryState, MirrorState, ProgressListener, Running
 from mtunnel_tx.source.pace import Pace
 from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
-from mtunnel_tx.waiting import finish
 from mtunnel_tx.wire import socketkinds
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
@@ -32,7 +34,7 @@ MEMORY = "memory"
 def is_online(conf: GuestConfig, disk: SourceDisk) -> bool:
     """Whether a running VM has this disk open: then it is mirrored, not exported."""
     key = disk.label
-    if disk.is_cloudinit or not is_drive_key(key) or key.startswith("unused"):
+    if disk.is_cloudinit or disk.is_tpm_state or not is_drive_key(key) or key.startswith("unused"):
         return False
     if key.startswith("efidisk"):
         return conf.options.get("bios") == "ovmf"
@@ -55,73 +57,55 @@ def sent_drive(conf: GuestConfig, disk: SourceDisk) -> dict[str, Json]:
 
 
 class LiveMove:
-    """One running VM; `completed`: the target has its whole memory; `resumed`: it runs there."""
+    """One VM that has a QEMU; `journal` is written before each step after which somebody else might own it."""
 
     def __init__(
-        self, tunnel: TargetTunnel, running: Running, forwards: Forwards, progress: ProgressListener, node: str
+        self, tunnel: TargetTunnel, running: Running, forwards: Forwards, host: SourceHost, journal: DepartureJournal
     ) -> None:
         self._tunnel = tunnel
         self._running = running
         self._forwards = forwards
-        self._progress = progress
-        self._node = node
-        self._migrating = False
-        self._was_running = True
-        self.completed = False
-        self.resumed = False
+        self._progress = host.progress
+        self._node = host.guests.node
+        self._journal = journal
 
-    async def move(self, drives: Mapping[str, Json], pace: Pace, *, trim: bool) -> None:
-        """Everything from `start` to `resume`.
+    async def approach(self, drives: Mapping[str, Json], pace: Pace) -> None:
+        """Start the VM there, copy its disks and its memory, until it stands still here and only the rest is left.
 
-        Args: drives: for each mirrored drive the whole reply of `disk`. trim: the guest shall say then what it does
-        not use.
-        Raises: TunnelError.
+        Args: drives: for each mirrored drive the whole reply of `disk`. Raises: TunnelError.
         """
-        self._was_running = await self._running.status() == "running"
-        started = await self._tunnel.start(await self._start_fields(drives))
-        memory_socket, mirrors = self._open_forwards(started, drives)
+        fields = await self._start_fields(drives)
+        await self._journal.announce("starting")
+        memory_socket, mirrors = self._open_forwards(await self._tunnel.start(fields), drives)
         await self._mirror(mirrors, pace)
-        await self._send_memory(memory_socket, pace)
-        await finish(self._hand_over(drives, trim=trim))
+        limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
+        await self._running.start_migration(memory_socket, **limits)
+        with Meters(self._progress) as meters:
+            await self._running.until_switchover(meters.memory)
 
-    async def _hand_over(self, drives: Mapping[str, Json], *, trim: bool) -> None:
-        """Too late to be cancelled: half of it would leave the VM with nobody."""
+    async def hand_over(self, drives: Mapping[str, Json]) -> None:
+        """Send the rest, and let the VM run there where it ran here.
+
+        Not to be cancelled: half of it would leave the VM with nobody. Raises: TunnelError.
+        """
         await self._running.end_mirrors()
+        await self._journal.announce("completing")
+        last = await self._running.switch_over()
+        self._progress.say(f"memory is there; downtime {last.downtime_ms} ms")
         if drives:
             await self._tunnel.stop_nbd()
-        if self._was_running:
-            await self._tunnel.resume()
-        self._tunnel.may_be_theirs = True
-        self.resumed = True
+        if self._journal.departure.power is Power.RUNNING:
+            await self._resume()
         self._forwards.close()
-        if trim and self._was_running:
-            await self._attempt(self._tunnel.trim, "fstrim")
 
-    async def restore(self) -> bool:
-        """Let the VM run on here, after a move that came to nothing; does what it can.
-
-        Returns: it is as it was before.
-        """
-        self._forwards.close()
-        steps: list[Callable[[], Any]] = []
-        if self._migrating and not self.completed:
-            steps.append(self._running.cancel_migration)
-        steps.append(lambda: self._running.end_mirrors(force=True))
-        if self._was_running:
-            steps.append(self._run_on)
-        return all([await self._attempt(step, "while going back") for step in steps])
-
-    async def _attempt(self, step: Callable[[], Any], what: str) -> bool:
+    async def _resume(self) -> None:
+        await self._journal.announce("resuming")
         try:
-            await step()
-        except TunnelError as error:
-            self._progress.say(f"{what}: {error.text}")
-            return False
-        return True
-
-    async def _run_on(self) -> None:
-        if await self._running.status() != "running":
-            await self._running.run()
+            await self._tunnel.resume()
+        except CommandRefused:
+            await self._journal.note("refused")
+            raise
+        await self._journal.note("resumed")
 
     async def _start_fields(self, drives: Mapping[str, Json]) -> dict[str, Json]:
         params: dict[str, Json] = {"statefile": "unix", "skiplock": 1}
@@ -151,15 +135,6 @@ class LiveMove:
         with Meters(self._progress) as meters:
             await self._running.until_ready(meters.mirrors)
         await self._running.write_through()
-
-    async def _send_memory(self, path: Path, pace: Pace) -> None:
-        self._migrating = True
-        limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
-        await self._running.start_migration(path, **limits)
-        with Meters(self._progress) as meters:
-            last = await self._running.until_migrated(meters.memory)
-        self.completed = True
-        self._progress.say(f"memory is there; downtime {last.downtime_ms} ms")
 
 
 class Meters:

@@ -68,7 +68,7 @@ def _exported(name: str, drive: Mapping[str, Any], socket: str) -> Result:
 
 
 async def _watch(tunnel: Tunnel) -> None:
-    """Write down that the whole state is here as soon as it is; that moment decides who owns the VM."""
+    """Record the moment when the whole state is here; it decides who owns the VM."""
     try:
         await tunnel.services.hypervisor.wait_whole(tunnel.vmid)
         await tunnel.ledger.note("whole")
@@ -77,7 +77,7 @@ async def _watch(tunnel: Tunnel) -> None:
 
 
 def _check_export(tunnel: Tunnel, name: str, drive: object) -> None:
-    """A drive to export must be one that `disk` made, told in the very words of its reply."""
+    """Raises: TunnelError: the drive is none that `disk` made, or is not sent exactly as `disk` replied."""
     sent: Mapping[str, Any] = drive if isinstance(drive, Mapping) else {}
     volid, drivestr = sent.get("volid"), sent.get("drivestr")
     if not is_drive_key(name):

@@ -19,14 +19,14 @@ from twisted.python.failure import Failure
 
 from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
-from mtunnel_tx.stream.peer import Peer, flush, take_over
+from mtunnel_tx.stream.peer import PeerConnection, flush, take_over
 from mtunnel_tx.workers.plaintext import GRANT, TLS_DONE
 
 STALL_S = 60.0
 LINGER_S = 15.0
 """How long a peer may take to receive the last bytes of HTTP."""
 
-Granted = Callable[[socket.socket, socket.socket, Deferred[Peer]], None]
+Granted = Callable[[socket.socket, socket.socket, Deferred[PeerConnection]], None]
 """Takes the UNIX socket, the socket of the stream's own messages, and the peer when it has left HTTP.
 
 The Deferred fails with ConnectionLost.
@@ -115,7 +115,7 @@ class PlaintextForwarder(Protocol):
         self._peer_is_gone = False
         self._timer: Timer | None = None
         self._back: list[bytes] | None = None
-        self._peer: Deferred[Peer] | None = None
+        self._peer: Deferred[PeerConnection] | None = None
 
     # From the peer
 
@@ -184,6 +184,6 @@ class PlaintextForwarder(Protocol):
     def _abandon(self) -> None:
         self.transport.abortConnection()
 
-    async def _leave(self) -> Peer:
+    async def _leave(self) -> PeerConnection:
         await flush(self.transport)
         return await take_over(self.transport, b"", b"".join(self._back or ()))

@@ -1,4 +1,4 @@
-"""The service of a worker process: takes certificate and connections from the daemon, runs streams, reports on them."""
+"""The service of a worker process: takes certificate and connections from the daemon, runs flows, reports on them."""
 
 from __future__ import annotations
 
@@ -17,72 +17,61 @@ from twisted.python.failure import Failure
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.net.kinds import Reactor, Result
-from mtunnel_tx.stream.link import Link, Relays, Terms
-from mtunnel_tx.stream.peer import Peer
-from mtunnel_tx.stream.stream import StreamLimits
+from mtunnel_tx.stream.flow import Flow, Relay
+from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.tls.context import TlsContext
 from mtunnel_tx.tls.protocol import TlsProtocol
-from mtunnel_tx.wire.frames import Role
 from mtunnel_tx.workers.channel import Message, MessageChannel
 from mtunnel_tx.workers.process.connection import PlaintextForwarder, ReceivedTransport
+from mtunnel_tx.workers.terms import read_terms
 
 log = Logger()
 
 COUNT_S = 1.0
 
 
-class GrantedStream:
-    """A stream that was granted, and what the daemon was told of it.
+class GrantedFlow:
+    """A flow that was granted, and what the daemon was told of it.
 
-    Args: local: the UNIX socket. messages: the socket of this stream's own channel. peer: fires when it has left HTTP.
+    Args: local: the UNIX socket. messages: the socket of this flow's own channel. peer: fires when it has left HTTP.
     gone: called when everything was told.
     """
 
     def __init__(
-        self, reactor: Reactor, relays: Relays, local: socket.socket, messages: socket.socket,
-        peer: Deferred[Peer], gone: Callable[[GrantedStream], None],
+        self, reactor: Reactor, relay: Relay, local: socket.socket, messages: socket.socket,
+        peer: Deferred[PeerConnection], gone: Callable[[GrantedFlow], None],
     ) -> None:  # fmt: skip
-        self._relays = relays
+        self._relay = relay
         self._local = local
-        self._link: Link | None = None
+        self._flow: Flow | None = None
         self._aborted = False
         self._told = (0, 0)
         self._terms: Deferred[Message] = Deferred()
         self._channel = MessageChannel(reactor, messages, self._hear, lambda: gone(self))
         Deferred.fromCoroutine(self._run(peer)).addErrback(self._fail)
 
-    async def _run(self, peer: Deferred[Peer]) -> None:
+    async def _run(self, peer: Deferred[PeerConnection]) -> None:
         taken = await peer
         if self._aborted:
             taken.close()
             return
         terms = await self._terms
-        link = self._link = Link(self._relays, self._local, self._read(terms))
-        link.done.addCallback(self._tell, "peer")
-        link.released.addCallback(self._tell, "closed")
-        for end in (link.done, link.released):
-            end.addCallback(self._finish, link)
-        link.start(taken)
-
-    def _read(self, terms: Message) -> Terms:
-        return Terms(
-            role=Role[terms["role"]],
-            urgent=terms["urgent"],
-            ends_with_local=terms["ends_with_local"],
-            ends_with_peer=terms["ends_with_peer"],
-            limits=StreamLimits(**terms["limits"]),
-            closed=self._local_over,
-        )
+        flow = self._flow = Flow(self._relay, self._local, read_terms(terms, self._local_over))
+        flow.done.addCallback(self._tell, "peer")
+        flow.released.addCallback(self._tell, "closed")
+        for end in (flow.done, flow.released):
+            end.addCallback(self._finish, flow)
+        flow.attach(taken)
 
     async def _local_over(self, _orderly: bool) -> None:
-        assert self._link is not None
-        self._say(self._link, over="local", reason=self._link.reason)
+        assert self._flow is not None
+        self._say(self._flow, over="local", reason=self._flow.reason)
 
     def _hear(self, message: Message, _sockets: list[socket.socket]) -> None:
         if "abort" in message:
             self._aborted = True
-            if self._link is not None:
-                self._link.abort()
+            if self._flow is not None:
+                self._flow.abort()
             else:
                 self._drop()
         else:
@@ -90,31 +79,31 @@ class GrantedStream:
 
     def count(self) -> None:
         """Tell how many bytes there were, if that has changed."""
-        link = self._link
-        if link is not None and (link.bytes_in, link.bytes_out) != self._told:
-            self._say(link)
+        flow = self._flow
+        if flow is not None and (flow.bytes_in, flow.bytes_out) != self._told:
+            self._say(flow)
 
     def _tell(self, result: Result, event: str) -> Result:
-        assert self._link is not None
-        self._say(self._link, over=event)
+        assert self._flow is not None
+        self._say(self._flow, over=event)
         return result
 
-    def _say(self, link: Link, **more: Any) -> None:
-        self._told = link.bytes_in, link.bytes_out
-        self._channel.send({"in": link.bytes_in, "out": link.bytes_out, **more})
+    def _say(self, flow: Flow, **more: Any) -> None:
+        self._told = flow.bytes_in, flow.bytes_out
+        self._channel.send({"in": flow.bytes_in, "out": flow.bytes_out, **more})
 
-    def _finish(self, result: Result, link: Link) -> Result:
-        if link.done.called and link.released.called:
+    def _finish(self, result: Result, flow: Flow) -> Result:
+        if flow.done.called and flow.released.called:
             self._channel.finish()
         return result
 
     def _fail(self, failure: Failure) -> None:
         self._drop()
         if failure.check(ConnectionLost) is None:
-            log.failure("unexpected failure at the start of a stream", failure)
+            log.failure("unexpected failure at the start of a flow", failure)
 
     def _drop(self) -> None:
-        """The stream never began; the daemon sees the channel end."""
+        """The flow never began; the daemon sees the channel end."""
         self._local.close()
         self._channel.close()
 
@@ -122,12 +111,12 @@ class GrantedStream:
 class WorkerService:
     """Args: channel: a socket whose other end the daemon has. finished: called when the daemon has ended."""
 
-    def __init__(self, reactor: Reactor, channel: socket.socket, relays: Relays, finished: Callable[[], None]) -> None:
+    def __init__(self, reactor: Reactor, channel: socket.socket, relay: Relay, finished: Callable[[], None]) -> None:
         self._reactor = reactor
-        self._relays = relays
+        self._relay = relay
         self._context: TlsContext | None = None
         self._handshake_s = 0.0
-        self._streams: set[GrantedStream] = set()
+        self._flows: set[GrantedFlow] = set()
         self._channel = MessageChannel(reactor, channel, self._hear, finished)
         self._counting = LoopingCall(self._count)
         self._counting.clock = reactor
@@ -161,13 +150,13 @@ class WorkerService:
             return
         transport.startReading()
 
-    def _granted(self, local: socket.socket, messages: socket.socket, peer: Deferred[Peer]) -> None:
-        self._streams.add(GrantedStream(self._reactor, self._relays, local, messages, peer, self._streams.discard))
+    def _granted(self, local: socket.socket, messages: socket.socket, peer: Deferred[PeerConnection]) -> None:
+        self._flows.add(GrantedFlow(self._reactor, self._relay, local, messages, peer, self._flows.discard))
 
     def _count(self) -> None:
         self._channel.send({"alive": True})
-        for stream in list(self._streams):
-            stream.count()
+        for flow in list(self._flows):
+            flow.count()
 
 
 def load(certificate: bytes, key: bytes) -> TlsContext:

@@ -1,0 +1,238 @@
+"""One attempt to bring a VM to the target: a tunnel, its disks, its memory, and the hand-over.
+
+What is owned by whom is in the journal; where an attempt fails, it has the target clean up if that can harm nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+
+from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.source.channel import CommandRefused, TargetGone
+from mtunnel_tx.source.departure import Power, Stage
+from mtunnel_tx.source.disks import Shipment, Shipping
+from mtunnel_tx.source.inventory import SourceDisk
+from mtunnel_tx.source.journal import DepartureJournal
+from mtunnel_tx.source.links import Json
+from mtunnel_tx.source.order import Order, Plan, SourceWorld
+from mtunnel_tx.source.pace import Pace, agree
+from mtunnel_tx.source.qemu.forwards import Forwards
+from mtunnel_tx.source.qemu.live import LiveMove, is_online, sent_drive, wants_trim
+from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
+from mtunnel_tx.source.settling import Settling
+from mtunnel_tx.source.tunnel import TargetTunnel, read_text
+from mtunnel_tx.waiting import finish
+
+OURS = "mtunnel-tx"
+"""How our own `repoid` begins: such a target can be asked for digests."""
+DIGEST_S = 60.0
+DIGEST_BYTES_S = 5_000_000
+
+
+class Attempt:
+    """Sends what a plan names; `run` returns once the target has said that the VM is its own."""
+
+    def __init__(self, order: Order, world: SourceWorld, plan: Plan, journal: DepartureJournal) -> None:
+        self._order = order
+        self._world = world
+        self._plan = plan
+        self._journal = journal
+        self._say = world.progress.say
+
+    async def run(self) -> None:
+        """Raises: TunnelError: it failed; the journal says how far it came."""
+        async with self._opened() as tunnel:
+            if self._journal.departure.power is Power.OFF:
+                await self._move_stopped(tunnel)
+            else:
+                await self._move_live(tunnel)
+
+    async def _move_stopped(self, tunnel: TargetTunnel) -> None:
+        plan = self._plan
+        volids = await self._send_disks(plan.disks, tunnel, await self._agree(tunnel))
+        await self._define(tunnel, volids)
+        await self._see_through(self._give(tunnel))
+        if self._order.delete and plan.repoid.startswith(OURS):
+            await self._compare(volids)
+
+    async def _move_live(self, tunnel: TargetTunnel) -> None:
+        world, vmid = self._world, self._order.vmid
+        assert world.machines is not None, "the survey has seen to that"
+        forwards = Forwards(world.reactor, tunnel, world.runtime_dir, vmid)
+        world.impatient.addCallback(lambda _: forwards.close())
+        try:
+            async with world.machines.attached(vmid) as running:
+                live = LiveMove(tunnel, running, forwards, world, self._journal)
+                pace = await self._agree(tunnel)
+                drives = await self._prepare(tunnel, pace)
+                await live.approach(drives, pace)
+                await self._see_through(self._hand_over(tunnel, live, drives))
+        finally:
+            forwards.close()
+
+    async def _prepare(self, tunnel: TargetTunnel, pace: Pace) -> dict[str, dict[str, Json]]:
+        """Everything that the VM needs there before it is started. Returns: the disks to be mirrored, by their keys."""
+        plan = self._plan
+        online = [disk for disk in plan.disks if is_online(plan.conf, disk)]
+        others = [disk for disk in plan.disks if disk not in online]
+        volids = await self._send_disks(others, tunnel, pace)
+        drives = {disk.label: await self._make_disk(disk, tunnel) for disk in online}
+        volids |= {str(disk.volid): drives[disk.label]["volid"] for disk in online}
+        await self._define(tunnel, volids)
+        return drives
+
+    async def _hand_over(self, tunnel: TargetTunnel, live: LiveMove, drives: Mapping[str, Json]) -> None:
+        """A VM that runs there ends here at once; the memory of a paused one stays until the target has said yes."""
+        await live.hand_over(drives)
+        if self._journal.departure.stage is Stage.RESUMED:
+            await self._attempt("the end of QEMU here", self._end_here())
+            if wants_trim(self._plan.conf) and self._plan.disks:
+                await self._attempt("fstrim", tunnel.trim())
+        await self._give(tunnel)
+
+    async def _see_through(self, work: Coroutine[Any, Any, None]) -> None:
+        """Too late to be interrupted; but what was to be deleted here then stays."""
+        try:
+            await finish(work)
+        except CancelledError:
+            if self._order.delete:
+                raise
+
+    async def _end_here(self) -> None:
+        assert self._world.machines is not None
+        await self._world.machines.stop(self._order.vmid)
+
+    async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do what may fail without harm."""
+        try:
+            await work
+        except TunnelError as error:
+            self._say(f"{what}: {error.text}")
+
+    async def _give(self, tunnel: TargetTunnel) -> None:
+        """The VM is the target's from now on; where it runs there, it is so already."""
+        if self._journal.departure.stage is not Stage.RESUMED:
+            await self._journal.announce("handing_over")
+        try:
+            await tunnel.unlock()
+        except CommandRefused:
+            if self._journal.departure.stage is Stage.HANDING_OVER:
+                await self._journal.note("refused")
+            raise
+        await self._journal.note("handed_over")
+
+    # The tunnel
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[TargetTunnel]:
+        """A tunnel, and its end: what is left there after a failure is removed where that can harm nobody."""
+        world = self._world
+        tunnel = TargetTunnel(
+            world.reactor, world.target, world.dial, node=self._plan.node, vmid=self._order.target_vmid
+        )
+        world.impatient.addCallback(lambda _: tunnel.drop())
+        try:
+            upid = await finish(tunnel.open(*self._places()))
+            await self._journal.note("opened", upid=upid)
+            yield tunnel
+        except Exception:
+            await finish(self._abandon(tunnel))
+            raise
+        else:
+            await finish(self._leave(tunnel))
+        finally:
+            await finish(tunnel.close())
+
+    def _places(self) -> tuple[list[str], list[str]]:
+        """The storages and bridges that the VM will use there, each once."""
+        order, plan = self._order, self._plan
+        storages = dict.fromkeys(order.storages.target(disk.volid.storage) for disk in plan.disks)
+        bridges = dict.fromkeys(order.bridge(name) for name in find_bridges(plan.conf))
+        return list(storages), list(bridges)
+
+    async def _leave(self, tunnel: TargetTunnel) -> None:
+        """The last word is a courtesy: `unlock` was answered. But in doubt nothing is deleted."""
+        there = f"VM {self._order.target_vmid} is the target's"
+        try:
+            await tunnel.quit(cleanup=False)
+        except TunnelError as error:
+            if self._order.delete and not isinstance(error, TargetGone):
+                raise BackendFailed(
+                    f"{there}, complete and unlocked; nothing was deleted here: {error.text}"
+                ) from error
+            self._say(f"{there}; it did not say goodbye: {error.text}")
+
+    async def _abandon(self, tunnel: TargetTunnel) -> None:
+        """Where the VM is the target's, or only the target has it, nothing may be ended or removed there."""
+        if not tunnel.is_connected:
+            return
+        try:
+            if self._journal.departure.stage is Stage.HANDED_OVER:
+                await tunnel.quit(cleanup=False)
+                self._say(f"VM {self._order.target_vmid} is complete at the target and stays there")
+            elif await self._may_clean_up():
+                await self._clean_up(tunnel)
+        except TunnelError as error:
+            # Without `quit` it cleans up at the end of the connection.
+            how = "was not waited for" if self._world.impatient.called else "failed"
+            self._say(f"cleanup at the target {how}: {error.text}")
+
+    async def _may_clean_up(self) -> bool:
+        """Whether this host still has all of the VM, and the target was not told to run it."""
+        match self._journal.departure.stage:
+            case Stage.RESUMING | Stage.RESUMED:
+                return False
+            case Stage.COMPLETING:
+                return (await Settling(self._world, self._journal).look()).status != "off"
+        return True
+
+    async def _clean_up(self, tunnel: TargetTunnel) -> None:
+        if self._journal.departure.is_started:
+            await tunnel.stop()
+        await tunnel.quit(cleanup=True)
+        await self._journal.note("kept")
+        self._say("the target has removed what was sent")
+
+    # What is sent
+
+    async def _agree(self, tunnel: TargetTunnel) -> Pace:
+        return await agree(self._order, self._plan, self._world.storage, tunnel)
+
+    async def _make_disk(self, disk: SourceDisk, tunnel: TargetTunnel) -> dict[str, Json]:
+        storage = self._order.storages.target(disk.volid.storage)
+        return await tunnel.make_disk(storage, sent_drive(self._plan.conf, disk), disk.format)
+
+    async def _send_disks(self, disks: Sequence[SourceDisk], tunnel: TargetTunnel, pace: Pace) -> dict[str, str]:
+        shipping = Shipping(self._world.reactor, tunnel, self._world.storage, self._world.progress)
+        return {str(disk.volid): await shipping.send(self._ship(disk, pace)) for disk in disks}
+
+    def _ship(self, disk: SourceDisk, pace: Pace) -> Shipment:
+        order = self._order
+        storage = order.storages.target(disk.volid.storage)
+        name = disk.name_for(order.vmid, order.target_vmid)
+        return Shipment(disk=disk, name=name, storage=storage, limit_bytes_s=pace.disks[disk.label])
+
+    async def _define(self, tunnel: TargetTunnel, volids: Mapping[str, str]) -> None:
+        order = self._order
+        conf = rewrite_config(self._plan.conf, volids, order.bridge, order.storages.target)
+        await tunnel.set_config(conf, self._world.guests.read_firewall(order.vmid))
+
+    async def _compare(self, volids: Mapping[str, str]) -> None:
+        """Raises: BackendFailed: a disk there is not the disk here."""
+        for disk in self._plan.disks:
+            theirs = await self._digest_there(disk, volids[str(disk.volid)])
+            if await self._world.storage.digest(str(disk.volid)) != theirs:
+                raise BackendFailed(
+                    f"{disk.label}: the copy at the target has another SHA-256; nothing was deleted, "
+                    f"VM {self._order.target_vmid} is still there"
+                )
+            self._say(f"{disk.label}: SHA-256 agrees")
+
+    async def _digest_there(self, disk: SourceDisk, volid: str) -> str:
+        path = ("nodes", self._plan.node, "qemu", str(self._order.target_vmid), "mtunneldigest")
+        wait_s = DIGEST_S + disk.stream_bytes / DIGEST_BYTES_S
+        return read_text(await self._world.target.get(*path, volume=volid, wait_s=wait_s), "sha256")

@@ -1,0 +1,45 @@
+"""What an earlier program left that was to send a VM and was killed: found, told, and ended by the handover rule."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from mtunnel_tx.errors import NotFound, WrongState
+from mtunnel_tx.source.departure import Departure
+from mtunnel_tx.source.host import SourceHost
+from mtunnel_tx.source.journal import DepartureJournal
+from mtunnel_tx.source.owner import Owner, describe
+from mtunnel_tx.source.settling import Settling
+
+
+async def finish_earlier(host: SourceHost, vmid: int) -> None:
+    """To be called before a VM is sent again.
+
+    Raises: WrongState: it is the target's, nobody knows whose it is, or a program works on it. TunnelError: what was
+    begun cannot be ended.
+    """
+    journal = await DepartureJournal.take(host, vmid)
+    if journal is None:
+        return
+    host.progress.say(tell(journal.departure))
+    if await Settling(host, journal).end() is Owner.THERE:
+        raise WrongState(f"VM {vmid} is VM {journal.departure.target_vmid} at {journal.departure.host} since then")
+
+
+async def settle(host: SourceHost, vmid: int, decision: Owner | None = None) -> None:
+    """Finish or undo what was begun. Args: decision: whose the VM is, where somebody says so.
+
+    Raises: NotFound: there is nothing to be settled; else what `finish_earlier` raises.
+    """
+    journal = await DepartureJournal.take(host, vmid)
+    if journal is None:
+        raise NotFound(f"nothing is to be settled for VM {vmid} as one that was sent from here")
+    host.progress.say(tell(journal.departure))
+    settling = Settling(host, journal)
+    await (settling.end() if decision is None else settling.decide(decision))
+
+
+def tell(departure: Departure) -> str:
+    """What happened, in one sentence."""
+    began = f"{datetime.fromtimestamp(departure.at_s, UTC):%Y-%m-%d %H:%M} UTC"
+    return f"VM {departure.vmid} {describe(departure)}; the program that sent it ({began}) has ended before it was done"

@@ -1,0 +1,161 @@
+"""The end of a VM's way out, by the handover rule (owner.py, docs/states.md).
+
+The program that sends a VM ends with this, whatever happened; and where it was killed, `mtunnel settle` and the next
+`mtunnel migrate` do the same.
+"""
+
+from __future__ import annotations
+
+from mtunnel_tx.errors import TunnelError, WrongState
+from mtunnel_tx.pve.moved import mark_moved
+from mtunnel_tx.source.departure import Departure, Power, Stage
+from mtunnel_tx.source.host import LOCK_S, SourceHost
+from mtunnel_tx.source.journal import DepartureJournal
+from mtunnel_tx.source.links import Running
+from mtunnel_tx.source.marking import find_locked, unlock_config
+from mtunnel_tx.source.owner import LocalMachine, Owner, explain, judge
+from mtunnel_tx.source.removal import Removal
+from mtunnel_tx.waiting import pause
+
+SENDING_S = 60.0
+"""How long QEMU may take to send what it has left to send, or to give up."""
+_POLL_S = 0.1
+_BUSY = frozenset({"device", "cancelling"})
+_OVER = frozenset({"none", "completed", "failed", "cancelled"})
+_STANDING = frozenset({"paused", "postmigrate", "finish-migrate", "prelaunch"})
+
+
+class OwnerUnknown(WrongState):
+    """Nobody knows whose the VM is; the text says which command decides."""
+
+
+class Settling:
+    """Ends what was begun with one VM."""
+
+    def __init__(self, host: SourceHost, journal: DepartureJournal) -> None:
+        self._host = host
+        self._journal = journal
+        self._vmid = journal.departure.vmid
+
+    @property
+    def _departure(self) -> Departure:
+        return self._journal.departure
+
+    async def end(self) -> Owner:
+        """Do what the rule says. Returns: whose the VM is.
+
+        Raises: OwnerUnknown: nothing was touched. TunnelError: why not everything could be done; the journal stands.
+        """
+        machine = await self.look()
+        owner = judge(self._departure, machine)
+        match owner:
+            case Owner.HERE:
+                await self._keep(machine)
+            case Owner.THERE:
+                await self._let_go(machine)
+            case Owner.UNKNOWN:
+                raise OwnerUnknown(explain(self._departure, machine))
+        return owner
+
+    async def decide(self, owner: Owner) -> None:
+        """Do what somebody decided. Raises: WrongState: that is not open; what `end` raises."""
+        known = judge(self._departure, await self.look())
+        if known is Owner.UNKNOWN:
+            await self._journal.announce("kept" if owner is Owner.HERE else "handed_over")
+        elif known is not owner:
+            raise WrongState(f"nothing is to be decided: VM {self._vmid} is {self._name(known)}; run 'mtunnel settle'")
+        await self.end()
+
+    def _name(self, owner: Owner) -> str:
+        there = f"VM {self._departure.target_vmid} at {self._departure.host}"
+        return there if owner is Owner.THERE else "this host's"
+
+    async def look(self) -> LocalMachine:
+        """What QEMU says here, once it has sent what it has to send. Raises: TunnelError: it does not answer."""
+        if not self._host.running(self._vmid):
+            return LocalMachine()
+        if self._host.machines is None:
+            return LocalMachine(status="running")
+        async with self._host.machines.attached(self._vmid) as running:
+            until_s = self._host.reactor.seconds() + SENDING_S
+            while (migration := await running.migration()) in _BUSY and self._host.reactor.seconds() < until_s:
+                await pause(self._host.reactor, _POLL_S)
+            return LocalMachine(status=await running.status(), migration=migration)
+
+    # It is ours
+
+    async def _keep(self, machine: LocalMachine) -> None:
+        self._remove_sockets()
+        status = machine.status
+        if self._departure.power is not Power.OFF and status != "off" and self._host.machines is not None:
+            async with self._host.machines.attached(self._vmid) as running:
+                status = await self._restore(running)
+        async with self._host.guests.locked(self._vmid, LOCK_S):
+            await unlock_config(self._host.guests, self._vmid)
+            await self._journal.close()
+        self._host.progress.say(f"VM {self._vmid} {_kept(self._departure.power, status)}")
+
+    async def _restore(self, running: Running) -> str:
+        """End the migration and the mirrors; then it runs on, or stays paused. Returns: what QEMU says."""
+        if await running.migration() not in _OVER:
+            await running.cancel_migration()
+        await running.adopt_mirrors()
+        await running.end_mirrors(force=True)
+        status = await running.status()
+        if self._departure.power is Power.RUNNING and status in _STANDING:
+            await running.run()
+        elif self._departure.power is Power.PAUSED and status == "postmigrate":
+            await running.pause()
+        return await running.status()
+
+    def _remove_sockets(self) -> None:
+        """Those that led to the target; a program that was killed leaves them behind."""
+        for path in self._host.runtime_dir.glob(f"{self._vmid}.out[0-9]*"):
+            path.unlink(missing_ok=True)
+
+    # It is the target's
+
+    async def _let_go(self, machine: LocalMachine) -> None:
+        there = self._name(Owner.THERE)
+        if machine.status == "running":
+            raise WrongState(f"VM {self._vmid} is {there} now, but it runs here too: stop it at once where it is wrong")
+        if self._host.machines is not None and self._departure.power is not Power.OFF:
+            await self._host.machines.stop(self._vmid)
+        self._remove_sockets()
+        try:
+            await self._leave_nothing()
+        except TunnelError as error:
+            raise WrongState(
+                f"VM {self._vmid} was moved and is {there} now, but something is left to do here: {error.text}; "
+                f"then run 'mtunnel settle {self._vmid}'"
+            ) from error
+
+    async def _leave_nothing(self) -> None:
+        if self._departure.stage is Stage.REMOVING:
+            await Removal(self._host, self._journal).run()
+            await self._journal.close()
+            return
+        async with self._host.guests.locked(self._vmid, LOCK_S):
+            await self._mark_copy()
+            await self._journal.close()
+
+    async def _mark_copy(self) -> None:
+        """The copy here must not run beside the VM there."""
+        conf = find_locked(self._host.guests, self._vmid)
+        if conf is None:
+            return
+        departure, there = self._departure, self._name(Owner.THERE)
+        if not self._host.marks_moves:
+            self._host.progress.say(f"VM {self._vmid} is {there} now; its copy stays here, locked, as qm leaves it")
+            return
+        moved = mark_moved(conf, host=departure.host, vmid=departure.target_vmid, at_s=self._host.wall_s())
+        await self._host.guests.write(self._vmid, moved)
+        self._host.progress.say(f"VM {self._vmid} is {there} now; its copy stays here and does not start any more")
+
+
+def _kept(power: Power, status: str) -> str:
+    if power is Power.OFF:
+        return "stays here as it was"
+    if status == "off":
+        return f"stays here, but is off now: it was {power.value} when it was to leave"
+    return {"running": "runs on here", "paused": "stays here, paused"}.get(status, f"stays here; QEMU says '{status}'")
