@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mtunnel_tx.backends.devices import as_json, device
 from mtunnel_tx.pve.cpumodels import CpuModel
-from mtunnel_tx.pve.memory import MOST_MIB, SLOTS, GuestMemory
+from mtunnel_tx.pve.guestrules import MOST_MEMORY_MIB
+from mtunnel_tx.pve.memory import SLOTS, GuestMemory
 from mtunnel_tx.pve.numa import NumaNode, span_numbers
 
 _DEFAULT_PHYS_BITS = 40
@@ -42,7 +43,7 @@ def most_memory_mib(cpu: CpuModel, host_phys_bits: int) -> int:
         bits = int(cpu.phys_bits)
     elif cpu.phys_bits is None and cpu.name not in ("host", "max"):
         bits = min(bits, _DEFAULT_PHYS_BITS)
-    return min(MOST_MIB, 1 << (bits - 21))
+    return min(MOST_MEMORY_MIB, 1 << (bits - 21))
 
 
 def _backend(name: str, size_mib: int, memory: GuestMemory) -> dict[str, object]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
+from mtunnel_tx.backends.cloudinit import CloudDrives
 from mtunnel_tx.backends.cmdline import StartPlan
 from mtunnel_tx.backends.cpu import check_cpu
 from mtunnel_tx.backends.cpumodelsfile import CpuModelsFile
@@ -67,6 +69,7 @@ class QemuMachines:
         self._cpu_models = cpu_models
         self._runtime_dir = runtime_dir
         self._launcher = Launcher(reactor, threads, storage, runtime_dir)
+        self._cloud_drives = CloudDrives(reactor, threads, storage, runtime_dir)
         self._machines: dict[int, Machine] = {}
         self._turns = Turns()
 
@@ -137,7 +140,8 @@ class QemuMachines:
         check_not_moved(vmid, conf)
         host = await self._facts.ask()
         plan = await self._launcher.plan(vmid, self._hardware(conf, host, local=True), host, report)
-        async with self._launched(plan) as machine, machine.monitor(START_S) as monitor:
+        fill = partial(self._cloud_drives.make, vmid, conf, host.programs, report)
+        async with self._launched(plan, fill) as machine, machine.monitor(START_S) as monitor:
             for nic in plan.hardware.nics:
                 if nic.options.get("link_down") == "1":
                     await monitor.call("set_link", {"name": nic.key, "up": False})
@@ -207,14 +211,21 @@ class QemuMachines:
         return resolve_machine(with_running_machine(hardware, machine), host.machines)
 
     @asynccontextmanager
-    async def _launched(self, plan: StartPlan) -> AsyncIterator[Machine]:
-        """Start QEMU. If the `async with` block fails, QEMU is ended and its files are removed."""
+    async def _launched(
+        self, plan: StartPlan, prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Machine]:
+        """Start QEMU. Args: prepare: called before, when it is certain that the VM does not run.
+
+        If the `async with` block fails, QEMU is ended and its files are removed.
+        """
         vmid = plan.vmid
         async with self._turns.of(vmid):
             if self._find(vmid) is not None:
                 raise WrongState(f"VM {vmid} already running")
             files = self._launcher.files(vmid)
             files.clear()
+            if prepare is not None:
+                await prepare()
             try:
                 machine = self._machines[vmid] = await self._launcher.launch(plan)
                 try:

@@ -19,7 +19,7 @@ from mtunnel_tx.backends.images import ImageFile, find_facts, unusable
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.ports.storage import ImportRequest, Report, Volume
-from mtunnel_tx.pve.imagefile import ImageFacts
+from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
 from mtunnel_tx.pve.storagetypes import Layout
 from mtunnel_tx.pve.volume import find_owner, parse_dir_volume, parse_volume_id
@@ -28,6 +28,7 @@ log = Logger()
 ALLOC_S = 600.0
 FREE_S = 600.0
 QUERY_S = 120.0
+_UNIT_BYTES = 1024
 DIGEST_S = 24 * 3600.0
 _CREATED = re.compile(r"successfully created '(.+)'")
 _LISTED = re.compile(
@@ -75,7 +76,7 @@ class PvesmStorage:
         self, storage: str, vmid: int, size_bytes: int, format: str, report: Report, *, name: str = ""
     ) -> str:
         """See ports.Storage."""
-        size_kib = str(-(-size_bytes // 1024))
+        size_kib = str(-(-size_bytes // _UNIT_BYTES))
         output = await self._run(ALLOC_S, "alloc", storage, str(vmid), name, size_kib, "-format", format)
         volid = None
         for line in output.splitlines():
@@ -85,7 +86,19 @@ class PvesmStorage:
                 report(line)
         if volid is None:
             raise BackendFailed(f"'pvesm alloc' did not say what it made on storage '{storage}'")
+        sectors = -(-size_bytes // SECTOR_BYTES)
+        if sectors * SECTOR_BYTES % _UNIT_BYTES:
+            await self._cut(volid, sectors * SECTOR_BYTES)
         return volid
+
+    async def _cut(self, volid: str, size_bytes: int) -> None:
+        """Give a new volume the very size; `pvesm alloc` counts in KiB, QEMU in sectors, and mirrors between equals."""
+        path = await self._file(volid)
+        if path is None:
+            return  # a block storage has its own units
+        format = parse_dir_volume(parse_volume_id(volid).name).format
+        argv = ["qemu-img", "resize", "-q", "--shrink", "-f", format, "--", path, str(size_bytes)]
+        await run(self._reactor, argv, self._environ, ALLOC_S, name="qemu-img resize")
 
     async def free(self, volid: str) -> None:
         """See ports.Storage."""

@@ -19,6 +19,7 @@ from mtunnel_tx.config import (
     this_host,
 )
 from mtunnel_tx.config.manual import example_file
+from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 from mtunnel_tx.tls.certificate import make_certificate
 
 _DESCRIPTION = """\
@@ -74,7 +75,12 @@ def _make_directories(settings: Settings) -> Iterator[Path]:
     folders = [settings.state_dir, settings.runtime_dir]
     if settings.profile == "standalone":
         node = settings.pve_dir / "nodes" / settings.node
-        folders += [settings.pve_dir, settings.pve_dir / "priv", settings.pve_dir / "firewall", node / "qemu-server"]
+        folders += [
+            settings.pve_dir,
+            settings.pve_dir / "priv",
+            settings.pve_dir / "firewall",
+            node / QEMU_LAYOUT.config_folder,
+        ]
         folders += [settings.lock_dir, settings.state_dir / "storage"]
     for folder in folders:
         if make_private_directory(folder):

@@ -68,7 +68,10 @@ class Storage(Protocol):
     async def alloc(
         self, storage: str, vmid: int, size_bytes: int, format: str, report: Report, *, name: str = ""
     ) -> str:
-        """Make an empty volume. Args: name: empty: the next free one. Returns: its id. Raises: BackendFailed."""
+        """Make an empty volume; in files it has the very size, rounded up to whole sectors.
+
+        Args: name: empty: the next free one. Returns: its id. Raises: BackendFailed.
+        """
 
     async def free(self, volid: str) -> None:
         """Remove a volume. Raises: BackendFailed."""

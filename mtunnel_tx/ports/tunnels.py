@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mtunnel_tx.ports.streams import Route
+from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class Tunnels(Protocol):
         bridges: Sequence[str],
         address: str = "",
         *,
-        kind: str = "qemu",
+        kind: str = QEMU_LAYOUT.word,
     ) -> Opened:
         """Storage and bridge checks, the claim, and a tunnel that waits for its command connection.
 

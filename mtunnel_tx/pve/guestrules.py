@@ -15,6 +15,10 @@ from mtunnel_tx.pve.nic import format_nic, make_mac, parse_nic
 UNTOUCHED_KEYS = frozenset({"vmgenid", "meta"})
 """Keys that go into the new config as they came, beside what Proxmox calls options."""
 
+MOST_MEMORY_MIB = 4 << 20
+"""Proxmox's limit for a guest."""
+MOST_PROCESSORS = 4096
+"""The most that QEMU has for any machine."""
 NIC_KEYS = tuple(f"net{index}" for index in range(INDEXED_KEYS["net"]))
 _FORMAT_ENDING = re.compile(r".+\.(raw|qcow2|vmdk)")
 
@@ -79,6 +83,7 @@ def check_consistency(conf: GuestConfig) -> None:
         is not the volume's, an ISO image that is no CD-ROM.
     """
     _check_balloon(conf)
+    _check_amounts(conf)
     for key, drive in iter_drives(conf):
         _check_drive(key, drive)
     try:
@@ -98,6 +103,19 @@ def _check_balloon(conf: GuestConfig) -> None:
         raise TunnelError("unable to parse value of 'memory'") from error
     if balloon_mib > memory_mib:
         raise TunnelError("balloon value too large (must be smaller than assigned memory)")
+
+
+def _check_amounts(conf: GuestConfig) -> None:
+    """Refuse what no host has, before anything is made for it."""
+    try:
+        memory_mib = int(MEMORY.parse(conf.options.get("memory", "512"))["current"])
+        processors = int(conf.options.get("sockets", "1")) * int(conf.options.get("cores", "1"))
+    except ValueError as error:
+        raise TunnelError("unable to parse value of 'cores'") from error
+    if memory_mib > MOST_MEMORY_MIB:
+        raise TunnelError(f"memory: there are {MOST_MEMORY_MIB} MiB at most")
+    if processors > MOST_PROCESSORS:
+        raise TunnelError(f"cores: there are {MOST_PROCESSORS} processors at most")
 
 
 def _check_drive(key: str, drive: Drive) -> None:

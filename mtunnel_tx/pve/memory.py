@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from mtunnel_tx.checks import split_list
 from mtunnel_tx.errors import refuse
 from mtunnel_tx.pve.guestformats import MEMORY
+from mtunnel_tx.pve.guestrules import MOST_MEMORY_MIB
 from mtunnel_tx.pve.numa import NumaNode, read_numa
 
-MOST_MIB = 4 << 20
-"""Proxmox's limit for a guest."""
 SLOTS = 255
 _STATIC_MIB = 1024
 """Memory that is no DIMM, where memory can be added to a running guest."""
@@ -64,8 +63,8 @@ class GuestMemory:
 def read_memory(options: Mapping[str, str], *, sockets: int, cores: int) -> GuestMemory:
     """Raises: TunnelError: `KEY: REASON`: QEMU or Proxmox would not take it."""
     size_mib = int(MEMORY.parse(options.get("memory", "512"))["current"])
-    if size_mib > MOST_MIB:
-        raise refuse("memory", f"there are {MOST_MIB} MiB at most")
+    if size_mib > MOST_MEMORY_MIB:
+        raise refuse("memory", f"there are {MOST_MEMORY_MIB} MiB at most")
     pages = options.get("hugepages")
     hotplug = "memory" in split_list(options.get("hotplug", ""))
     for key, is_wanted in (("hugepages", pages is not None), ("hotplug", hotplug)):

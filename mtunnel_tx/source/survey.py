@@ -15,7 +15,7 @@ from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.imagefile import ImageFacts
+from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
 from mtunnel_tx.pve.sizes import format_size
 from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, describe_mismatch, match_offers
 from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
@@ -114,6 +114,10 @@ class Survey:
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
                 raise NotFound(f"volume '{disk.volid}' does not exist")
+            if size_bytes % SECTOR_BYTES:
+                raise BadRequest(
+                    f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first"
+                )
             facts = await self._world.storage.image_facts(str(disk.volid))
             if facts is not None:
                 self._look_inside(conf, disk, facts)

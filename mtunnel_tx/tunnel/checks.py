@@ -6,7 +6,7 @@ from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.volume import VolumeId, find_owner
+from mtunnel_tx.pve.volume import VolumeId, find_owner, parse_volume_id
 from mtunnel_tx.tunnel.services import Services
 
 ALLOCATE = Need("/storage/{storage}", ("Datastore.AllocateSpace",), "for each storage that it uses")
@@ -14,7 +14,7 @@ ANY_VOLUME = Need("/storage/{storage}", ("Datastore.Allocate",), "for volumes of
 READ_ONLY_VOLUME = Need(
     "/storage/{storage}",
     ("Datastore.AllocateSpace", "Datastore.Audit"),
-    "or, where the volume is an ISO or import image",
+    "or, where the volume is an ISO or import image, or a snippet",
 )
 
 
@@ -57,3 +57,12 @@ def check_volume_access(entry: StorageEntry, rights: Rights, volume: VolumeId, v
     if owner.content in ("iso", "import") and READ_ONLY_VOLUME.is_met(rights, values):
         return
     raise TunnelError(f"missing privileges to access {volume}")
+
+
+def check_snippet(services: Services, rights: Rights, text: str) -> None:
+    """A snippet, whose text the guest will see. Raises: TunnelError: no such storage, or the token may not read it."""
+    volume = parse_volume_id(text)
+    known_storage(services, volume.storage)
+    values = {"storage": volume.storage}
+    if not (ANY_VOLUME.is_met(rights, values) or READ_ONLY_VOLUME.is_met(rights, values)):
+        raise TunnelError(f"missing privileges to access {volume}")

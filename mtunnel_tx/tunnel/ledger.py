@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 
 log = Logger()
 
@@ -100,7 +101,7 @@ class Ledger:
         self._journal = journal
         self.owed = owed
         self.stands = stands
-        self.written: Callable[[str], object] = str
+        self.written: Callable[[str], object] = _tell_nobody
         # The watch for the whole state writes beside the command in work: neither may lose the other's record.
         self._writing = DeferredLock()
 
@@ -143,11 +144,15 @@ class Ledger:
                 await self._journal.remove(self.owed.vmid)
 
 
+def _tell_nobody(_word: str) -> None:
+    """Recovery has no observers."""
+
+
 def _claim(owed: Owed, record: Mapping[str, Any]) -> Owed:
     if record.get("vmid", owed.vmid) != owed.vmid:
         raise WrongState(f"journal of VM {owed.vmid}: it is that of VM {record['vmid']}")
     # Version 1 knew QEMU guests only.
-    kind = str(record.get("kind", "qemu"))
+    kind = str(record.get("kind", QEMU_LAYOUT.word))
     return replace(owed, kind=kind, token=record["token"], marks=frozenset({"absent", "create"}))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from mtunnel_tx.errors import NotFound, TunnelError
+from mtunnel_tx.errors import NotFound, TunnelError, WrongState
 from mtunnel_tx.tunnel.claim import Claim
 from mtunnel_tx.tunnel.ending import end
+from mtunnel_tx.tunnel.kinds import KINDS
 from mtunnel_tx.tunnel.ledger import Ledger, fold
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import remove_stale
@@ -41,7 +42,10 @@ def find_claim(services: Services, vmid: int) -> Claim:
     records = services.journal.read(vmid)
     if records is None:
         raise NotFound(f"nothing is to be settled for VM {vmid}")
-    return Claim(services, Ledger(services.journal, fold(vmid, records), stands=True), QuietTask())
+    owed = fold(vmid, records)
+    if owed.kind not in KINDS:
+        raise WrongState(f"journal of VM {vmid}: guests of kind {owed.kind!r} are not known here")
+    return Claim(services, Ledger(services.journal, owed, stands=True), QuietTask())
 
 
 async def recover(services: Services) -> dict[int, str]:

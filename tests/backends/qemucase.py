@@ -1,5 +1,6 @@
 """What the tests with real QEMUs share: a host of their own, guests that tick, and an end for every QEMU."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 from mtunnel_tx.backends.cpumodelsfile import cpu_models_file
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.host import PROGRAM, HostFacts
-from mtunnel_tx.backends.images import ImageFile, find_reference
+from mtunnel_tx.backends.images import ImageFile, find_facts
 from mtunnel_tx.backends.process import has_ended, read_record
 from mtunnel_tx.backends.qemu import QemuMachines
 from mtunnel_tx.backends.qmp import connect_monitor
@@ -27,6 +28,7 @@ from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 from tests.guest.ticker import read_beats, ticker
 from tests.patience import POLL_S, WAIT_S, tries
+from tests.processes import run_program
 
 DISK_BYTES = 4 << 20
 FACTS = HostFacts(reactor, {"PATH": os.environ.get("PATH", os.defpath)})
@@ -42,13 +44,21 @@ class Volumes:
     async def path(self, volid):
         return str(self._folder / volid.rpartition("/")[2])
 
+    async def size_bytes(self, volid):
+        path = await self.path(volid)
+        if not Path(path).exists():
+            return None
+        info = run_program(["qemu-img", "info", "-U", "--output=json", path], capture_output=True)
+        return json.loads(info.stdout)["virtual-size"]
+
     async def refers_elsewhere(self, volid):
         path = await self.path(volid)
         file = ImageFile(path=path, format=path.rpartition(".")[2], base=None, in_guest_folder=False)
-        return await find_reference(reactor, file, {"PATH": os.environ.get("PATH", os.defpath)})
+        return (await find_facts(reactor, file, {"PATH": os.environ.get("PATH", os.defpath)})).elsewhere
 
     def config(self):
-        text = f"dir: local\n\tpath {self._folder}\n\tcontent images,iso\n\ndir: isos\n\tpath /isos\n\tcontent iso\n"
+        text = f"dir: local\n\tpath {self._folder}\n\tcontent images,iso,snippets\n\n"
+        text += "dir: isos\n\tpath /isos\n\tcontent iso\n"
         return parse_storage_config(text, self.fail)
 
     def fail(self, reason):

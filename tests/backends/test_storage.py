@@ -89,6 +89,15 @@ class OwnProgramTests(StorageCase):
         self.assertEqual(await self.storage.volumes("local"), [])
         self.assertIsNone(await self.storage.size_bytes(volid))
 
+    async def test_every_size_in_sectors(self):
+        """A mirror needs equal sizes; `pvesm alloc` counts in KiB."""
+        for number, (format, size_bytes) in enumerate(
+            (("raw", 4 * MIB + 512), ("qcow2", 4 * MIB + 1536), ("raw", 513))
+        ):
+            volid = await self.storage.alloc("local", 100, size_bytes, format, self.lines.append)
+            self.assertIn(f"disk-{number}.{format}", volid)
+            self.assertEqual(await self.storage.size_bytes(volid), -(-size_bytes // 512) * 512)
+
     async def test_iso(self):
         iso = self.root / "local/template/iso/my disk.iso"
         iso.parent.mkdir(parents=True)

@@ -75,7 +75,8 @@ class WithTpm(QemuCase):
         self.assertEqual(len(swtpms(self.folder)), 2)
         async with here.machines.attached(100) as running:
             await running.start_migration(incoming.migrate_socket)
-            await running.until_migrated()
+            await running.until_switchover()
+            await running.switch_over()
         await there.machines.resume(100)
         self.assertEqual((await there.machines.state(100)).status, "running")
         # The keys that were made on the other host.

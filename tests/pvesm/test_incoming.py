@@ -57,6 +57,13 @@ class RawTests(ImportCase):
         self.assertEqual(done.code, 0)
         self.assertEqual(self.stored("vm-100-disk-0.raw"), b"x" * 1000 + bytes(24))
 
+    def test_whole_sectors_keep_their_size(self):
+        for size in (512, 1536, MIB + 512):
+            name = f"vm-100-disk-{size}.raw"
+            done = self.feed((f"local:100/{name}", "raw+size"), header(size) + b"x" * size)
+            self.assertEqual((done.code, self.stored(name)), (0, b"x" * size))
+            self.assertNotIn("rounding", done.out)
+
     def test_odd_size_is_exact_too(self):
         self.refused(self.feed(RAW, header(1000) + b"x" * 1024), "longer than 1000 bytes")
 

@@ -32,7 +32,7 @@ WHEN_S = 1_790_856_000.0
 MOVED = CONF.replace("name: ", "moved: to 127.0.0.1 as VM 300 on 2026-10-01 12:00 UTC\nname: ")
 FIREWALL = "[OPTIONS]\n\nenable: 1\n"
 RAW = bytes(range(256)) * 4096
-QCOW2 = b"QFI\xfb" + b"\x01\x02\x03" * 70001
+QCOW2 = b"QFI\xfb" + b"\x01\x02\x03" * 69972
 
 
 class SourceCase(TestCase):

@@ -37,7 +37,7 @@ class SurveyTest(SourceCase):
     async def test_nothing_in_the_way(self):
         plan = await self.check()
         self.assertEqual(
-            [(disk.label, disk.size_bytes) for disk in plan.disks], [("scsi0", 1048576), ("virtio1", 210007)]
+            [(disk.label, disk.size_bytes) for disk in plan.disks], [("scsi0", 1048576), ("virtio1", 209920)]
         )
         self.assertEqual((plan.node, plan.repoid), ("pvetest", "0a1b2c3d"))
         self.assert_untouched()
@@ -100,6 +100,11 @@ class SurveyTest(SourceCase):
             "storage 'local': no target for 'local' in the map 'other:tank'",
             "bridge 'vmbr0': no target for 'vmbr0' in the map 'vmbr7:vmbr8'",
         ])  # fmt: skip
+
+    async def test_a_size_that_qemu_cannot_read_as_it_is(self):
+        self.storage.add("100/vm-100-disk-0.raw", bytes(1000))
+        reason = "'local:100/vm-100-disk-0.raw' has 1000 bytes, no multiple of 512: resize it first"
+        self.assertEqual(await self.obstacles(), [f"scsi0: {reason}"])
 
     def hold(self, **facts):
         """What is stored in the qcow2 beside its disk."""

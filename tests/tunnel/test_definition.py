@@ -43,6 +43,29 @@ class ConfigTests(TunnelCase):
         )
         self.assertEqual(self.written("memory: 512\n")["lock"], "migrate")
 
+    def test_snippets_stay_in_their_folder(self) -> None:
+        for name in ("snippets/../../etc/shadow", "snippets/..", "iso/a.iso", "100/vm-100-disk-0.raw", "../a"):
+            self.assertEqual(
+                self.refused(f"cicustom: user=local:{name}\n"), f"cicustom: user: 'local:{name}' is no snippet\n"
+            )
+        self.assertEqual(self.refused("cicustom: user=nosuch:snippets/a\n"), "storage 'nosuch' does not exist\n")
+        self.assertIn("snippets/a", self.written("cicustom: user=local:snippets/a\n")["cicustom"])
+
+    def test_snippets_need_a_right_to_read_them(self) -> None:
+        users = self.fake.access.users
+        conf = "cicustom: user=local:snippets/a\n"
+        for acl in ("acl:1:/vms:mig@pve:PVEVMAdmin:", "acl:1:/storage/other:mig@pve:PVEDatastoreAdmin:"):
+            given = f"acl:1:/vms:mig@pve:PVEVMAdmin:\n{acl}"
+            self.fake.access.users = users.replace("acl:1:/:mig@pve:Administrator:", given)
+            self.assertEqual(self.refused(conf), "missing privileges to access local:snippets/a\n")
+        given = "acl:1:/vms:mig@pve:PVEVMAdmin:\nacl:1:/storage/local:mig@pve:PVEDatastoreUser:"
+        self.fake.access.users = users.replace("acl:1:/:mig@pve:Administrator:", given)
+        self.written(conf)
+
+    def test_what_no_host_has(self) -> None:
+        self.assertEqual(self.refused("memory: 99999999\n"), "memory: there are 4194304 MiB at most\n")
+        self.assertEqual(self.refused("cores: 64\nsockets: 65\n"), "cores: there are 4096 processors at most\n")
+
     def test_long_ones(self) -> None:
         """What takes a while is not done where everybody waits, and it ends."""
         most = self.fake.services.limits.config_bytes

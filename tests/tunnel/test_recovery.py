@@ -117,6 +117,14 @@ class RecoveryTests(TunnelCase):
         self.assertEqual(after.registry.held, {100: "journal of VM 100: damaged record 'claim'"})
         self.assertEqual(set(after.journal.records), {100})
 
+    def test_a_guest_of_a_later_version(self) -> None:
+        self.connect()
+        volid = self.ask(**DISK)["volid"]
+        self.fake.journal.records[100][0]["kind"] = "lxc"
+        after = self._crash()
+        self.assertEqual(after.registry.held, {100: "journal of VM 100: guests of kind 'lxc' are not known here"})
+        self.assertIn(volid, after.storage.sizes)
+
     def test_an_unknown_record_holds_everything(self) -> None:
         self.connect()
         volid = self.ask(**DISK)["volid"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import read_record
+from tests.processes import run_program
 from tests.whole.moving import FIREWALL, Move, make_qcow2
 from tests.whole.node import USERS, Node, wait_for
 from tests.whole.peer import Tunnel, call
@@ -159,6 +162,45 @@ class ConfigTests(Case):
         (self.node.pve / "user.cfg").write_text(users)
         self.assertEqual(self.config(""), f"403 Permission check failed (/vms/{VMID}, VM.Config.Network)")
         self.assertIsNone(self.node.firewall(VMID))
+
+
+class FullDiskTests(SynchronousTestCase):
+    """A file system that is full while `config` is written, and has space again later."""
+
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mtunnel-full-"))
+        self.addCleanup(self.folder.rmdir)
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(self.folder)]
+        if os.geteuid() or run_program(mount, check=False, capture_output=True).returncode:
+            raise SkipTest("only root can mount a file system: NO FULL DISK IS TRIED")
+        self.addCleanup(run_program, ["umount", str(self.folder)])
+        self.patch(tempfile, "tempdir", str(self.folder))
+        self.node = Node().start()
+        self.addCleanup(self.node.close)
+
+    def fill(self) -> Path:
+        filler = self.folder / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 12)):
+                pass
+        return filler
+
+    def test_config(self) -> None:
+        tunnel = Tunnel(self.node, VMID, storages="local", bridges="")
+        request = {"cmd": "config", "conf": "memory: 16\n", "firewall-config": FIREWALL}
+        filler = self.fill()
+        for _ in range(2):
+            reply = tunnel.ask(**request)
+            self.assertIn("No space left on device", str(reply.get("msg")))
+            self.assertTrue(tunnel.ask(cmd="version")["success"])
+        filler.unlink()
+        self.assertEqual(tunnel.ask(**request), {"success": True})
+        self.assertEqual(self.node.guest(VMID), "lock: migrate\nmemory: 16\n")
+        for name in ("unlock", "quit"):
+            self.assertEqual(tunnel.ask(cmd=name), {"success": True})
+        tunnel.leave()
+        self.node.assert_idle()
+        self.assertEqual(self.node.guest(VMID), "memory: 16\n")
 
 
 class MachineTests(Case):

@@ -79,12 +79,13 @@ class OnlineCase(SynchronousTestCase):
         for file in node.runtime.glob("*.pid"):
             node.run("mtunnel_tx.cli", "vm", "stop", file.stem)
 
-    def boot(self, *, burst: int = 2, more: str = "") -> Listener:
+    def boot(self, *, burst: int = 2, more: str = "", spare: bool = True) -> Listener:
         folder = self.here.storage / "images" / "100"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "vm-100-disk-0.raw").write_bytes(ticker(8, burst, ring=RING))
         os.truncate(folder / "vm-100-disk-0.raw", DISK_BYTES)
-        (folder / "vm-100-disk-1.raw").write_bytes(bytes(1 << 20))
+        if spare:
+            (folder / "vm-100-disk-1.raw").write_bytes(bytes(1 << 20))
         self.here.guest_file(100).write_text(GUEST + more)
         self.here.run("mtunnel_tx.cli", "vm", "start", "100")
         listener = Listener(self.here.runtime / "100.serial0")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, TunnelError
-from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused, inspect_image
+from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts, ImageRefused, inspect_image
 from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
 from mtunnel_tx.pve.volume import DirVolume, next_disk_name, parse_dir_volume
 from mtunnel_tx.pvesm.driver import Announce, ImportOrder
@@ -25,6 +25,7 @@ from mtunnel_tx.pvesm.output import say, warn
 from mtunnel_tx.pvesm.sparse import CHUNK_BYTES, store
 
 _GRANULARITY_BYTES = 1024
+"""Proxmox's pvesm makes no image of another size."""
 
 
 def receive_image(folders: ImageFolders, name: str, order: ImportOrder, stream: int, announce: Announce) -> None:
@@ -67,6 +68,9 @@ def _namer(folders: ImageFolders, volume: DirVolume, *, allow_rename: bool) -> C
 
 
 def _round_up(size_bytes: int) -> int:
+    """What QEMU reads as it is, whole sectors, keeps its size; the rest is rounded as Proxmox does."""
+    if size_bytes % SECTOR_BYTES == 0:
+        return size_bytes
     rounded = -(-size_bytes // _GRANULARITY_BYTES) * _GRANULARITY_BYTES
     if rounded != size_bytes:
         say(f"size {size_bytes} is not aligned to granularity {_GRANULARITY_BYTES}, rounding up to {rounded}")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from mtunnel_tx.errors import InvalidParameters, TunnelError
+from mtunnel_tx.pve.cloudinit import iter_snippets
 from mtunnel_tx.pve.firewall import format_firewall
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestkeys import check_config_privileges
@@ -20,7 +21,7 @@ from mtunnel_tx.pve.guestrules import (
 )
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.volume import find_owner, parse_volume_id
-from mtunnel_tx.tunnel.checks import check_volume_access, known_storage
+from mtunnel_tx.tunnel.checks import check_snippet, check_volume_access, known_storage
 from mtunnel_tx.tunnel.claim import marked
 from mtunnel_tx.tunnel.common import DONE, Result
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
@@ -118,6 +119,8 @@ async def _complete(tunnel: Tunnel, conf: GuestConfig) -> GuestConfig:
         # `disk` made volumes for mirroring, so the VM will be started here. A stopped VM need not be able to run here.
         tunnel.services.hypervisor.check(conf)
     refuse_allocation(conf)
+    for _, snippet in iter_snippets(conf):
+        check_snippet(tunnel.services, tunnel.rights, snippet)
     sizes_bytes = {key: await _check_volume(tunnel, volume) for key, volume in iter_volumes(conf)}
     return set_sizes(fill_macs(conf, tunnel.services.random_bytes), sizes_bytes)
 
