@@ -96,7 +96,11 @@ def _identity(hardware: Hardware) -> list[str]:
 
 
 def _vnc(plan: StartPlan) -> list[str]:
-    return ["-vnc", f"unix:{escaped(plan.socket('vnc'))}"] if plan.hardware.display.driver else []
+    """The screen, and the layout of the keyboard before it."""
+    if not plan.hardware.display.driver:
+        return []
+    layout = ["-k", plan.hardware.keyboard] if plan.hardware.keyboard else []
+    return ["-vnc", f"unix:{escaped(plan.socket('vnc'))}", *layout]
 
 
 def _processors(hardware: Hardware) -> str:

@@ -142,7 +142,7 @@ def small_devices(hardware: Hardware) -> list[str]:
     arguments: list[str] = []
     if hardware.vmgenid:
         arguments += device("vmgenid", guid="auto" if hardware.vmgenid == "1" else hardware.vmgenid)
-    if hardware.rng:
+    if hardware.rng and hardware.machine.at_least(4, 1, 2):
         arguments += _rng({**_DEFAULT_RNG, **hardware.rng})
     if hardware.balloon:
         reporting = True if hardware.machine.at_least(6, 2) else None

@@ -14,12 +14,12 @@ from mtunnel_tx.backends.drives import VolumeFile, volumes
 from mtunnel_tx.backends.host import QemuHost, check_room
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
-from mtunnel_tx.pve.hardware import read_hardware
+from mtunnel_tx.pve.hardware import read_hardware, resolve_machine
 from tests.backends.qemucase import QemuCase
 
 NEWEST = {"pc-i440fx-7.2", "pc-q35-7.2"}
 HOST = QemuHost(
-    machines=frozenset({*NEWEST, "pc-i440fx-6.1", "pc-i440fx-7.0", "pc-i440fx-9.2", "pc-i440fx-10.1"}),
+    machines=frozenset({*NEWEST, "pc-i440fx-4.1", "pc-i440fx-6.1", "pc-i440fx-7.0", "pc-i440fx-9.2", "pc-i440fx-10.1"}),
     cpus=frozenset({"kvm64", "qemu64", "max", "host"}),
     cpu_flags=frozenset({"aes", "pcid", "lahf-lm", "sep", "sse4-1", "svm"}),
     has_kvm=False,
@@ -250,6 +250,29 @@ class Strangers(SynchronousTestCase):
             self.assertNotIn("\n", value)
 
 
+class OldMachines(SynchronousTestCase):
+    """What the machine version decides, beyond the table of docs/machines.md."""
+
+    def test_random_numbers(self):
+        self.assertEqual(option(line("rng0: source=/dev/urandom\nmachine: pc-i440fx-4.1\n"), "-object"), [])
+
+    def test_many_scsi_disks(self):
+        text = "scsi14: local:100/a.raw\nmachine: pc-i440fx-{}\n"
+        resolve_machine(read_hardware(parse_guest_config(text.format("4.1+pve2"))), HOST.machines)
+        with self.assertRaises(TunnelError) as caught:
+            resolve_machine(read_hardware(parse_guest_config(text.format("4.1"))), HOST.machines)
+        self.assertIn("scsi14: SCSI disks above scsi13 need machine version 4.1+pve2", caught.exception.text)
+
+    def test_linux_has_the_memory_of_all_its_screens_on_one_card(self):
+        globals = option(line("vga: qxl3,memory=32\nostype: l26\n"), "-global")
+        self.assertIn(f"qxl-vga.ram_size={3 * 4 * 32 << 20}", globals)
+        self.assertIn(f"qxl-vga.vram_size={3 * 2 * 32 << 20}", globals)
+
+    def test_keyboard(self):
+        self.assertEqual(option(line("keyboard: de-ch\n"), "-k"), ["de-ch"])
+        self.assertEqual(option(line("keyboard: de-ch\nvga: serial0\nserial0: socket\n"), "-k"), [])
+
+
 class Room(SynchronousTestCase):
     def read(self, **files):
         meminfo = "MemAvailable: 1048576 kB\nCommitLimit: 2097152 kB\nCommitted_AS: 1572864 kB\n"
@@ -319,6 +342,7 @@ class TakenByQemu(QemuCase):
             "acpi: 0",
             "reboot: 0",
             "tablet: 0",
+            "keyboard: de-ch",
             "sockets: 2",
             "cores: 2",
             "vcpus: 3",

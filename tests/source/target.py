@@ -270,7 +270,18 @@ class RecordedTarget:
     def do_config(self, request):
         return {}
 
-    do_unlock = do_quit = do_config
+    do_unlock = do_quit = do_stop = do_nbdstop = do_resume = do_fstrim = do_config
+
+    def do_disk(self, request):
+        volid = f"{request['storage']}:{self.vmid}/vm-{self.vmid}-disk-{len(self.named('disk')) - 1}"
+        return {"volid": volid, "drivestr": f"{volid},size=1M"}
+
+    def do_start(self, request):
+        run = f"/run/qemu-server/{self.vmid}"
+        exports = {key: {"nbd_uri": f"nbd:unix:{run}_nbd.migrate:exportname=drive-{key}"}
+                   for key in request["migrate_opts"]["nbd"]}  # fmt: skip
+        memory = {"proto": "unix", "addr": f"{run}.migrate", "unix_sockets": [f"{run}_nbd.migrate"]}
+        return {"migrate": memory, "drives": exports}
 
     def named(self, name):
         return [command for command in self.commands if command["cmd"] == name]
