@@ -16,7 +16,7 @@ from mtunnel_tx.pve.cpumodels import CpuModel, read_cpu
 from mtunnel_tx.pve.display import GuestDisplay, read_display
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.guestformats import MACHINE, WATCHDOG, check_value
+from mtunnel_tx.pve.guestformats import AUDIO, MACHINE, WATCHDOG, check_value
 from mtunnel_tx.pve.guestrules import find_strays, is_template, iter_drives, iter_nics
 from mtunnel_tx.pve.machinetype import MachineType, Version, creation_version, parse_machine_type, windows_version
 from mtunnel_tx.pve.memory import GuestMemory, read_memory
@@ -35,7 +35,6 @@ _REFUSED = {
     "intel-tdx": "a guest that is encrypted by one host's processor cannot move to another",
     "virtiofs": "a folder of one host cannot move to another",
     "ivshmem": "memory that is shared with other programs of one host cannot move to another",
-    "audio": "audio devices cannot be run here",
     "hookscript": "scripts of another host are not run here",
     "vmstate": "a saved state cannot be run here",
 }
@@ -111,6 +110,7 @@ class Hardware:
     vmgenid: str | None
     rng: Mapping[str, str] | None
     watchdog: Mapping[str, str] | None
+    sound: Mapping[str, str] | None
     tablet: bool
     keyboard: str | None
     clock: Mapping[str, str]
@@ -181,6 +181,7 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
         rng=read_rng(options),
         watchdog=parse_option(WATCHDOG, options, "watchdog") or None,
+        sound=parse_option(AUDIO, options, "audio0") or None,
         tablet=has_tablet(options),
         keyboard=options.get("keyboard"),
         clock=read_clock(options, windows=windows),
