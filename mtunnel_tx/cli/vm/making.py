@@ -31,7 +31,7 @@ _USER_NET = "user"
 def configure(actions: Actions) -> None:
     """Add these actions."""
     create = add_action(actions, "create", _create, "make a VM with empty disks", qm="create")
-    create.add_argument("name", metavar="NAME", type=_name)
+    create.add_argument("name", metavar="NAME", type=read_guest_name)
     create.add_argument(
         "--disk", action="append", default=[], metavar="SIZE", help="an empty disk, e.g. 20G; once for each"
     )
@@ -50,7 +50,7 @@ def _configure_import(parser: argparse.ArgumentParser) -> None:
         "--libvirt", metavar="NAME|FILE.xml", help="a VM of this host's libvirt, by `virsh`, or its XML"
     )
     parser.add_argument(
-        "--name", type=_name, metavar="NAME", help="default: what it is called there, or the file's name"
+        "--name", type=read_guest_name, metavar="NAME", help="default: what it is called there, or the file's name"
     )
     parser.add_argument("--image-format", choices=IMAGE_FORMATS, help="of FILE, where its name does not say")
     parser.add_argument(
@@ -82,7 +82,8 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", action="store_true", help="start it at once")
 
 
-def _name(text: str) -> str:
+def read_guest_name(text: str) -> str:
+    """A new VM's name from the command line."""
     try:
         return checked("name", text)
     except BadRequest as error:
