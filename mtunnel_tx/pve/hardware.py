@@ -149,7 +149,6 @@ def read_hardware(
 def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping[str, Mapping[str, str]]) -> Hardware:
     """Everything there is, key by key, from options that were checked."""
     sockets, cores = _processors(options)
-    windows = _WINDOWS.get(options.get("ostype", ""), 0)
     return Hardware(
         name=options.get("name"),
         machine=_machine_type(options),
@@ -163,7 +162,7 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         vcpus=_vcpus(options, sockets * cores),
         cpu=read_cpu(options, cpu_models),
         kvm=options.get("kvm", "1") == "1",
-        windows=windows,
+        windows=_windows(options),
         linux=options.get("ostype") == "l26",
         solaris=options.get("ostype") == "solaris",
         ovmf=options.get("bios") == "ovmf",
@@ -175,7 +174,7 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         nics=_nics(conf),
         agent=read_agent(options),
         serials=tuple(number for number in range(4) if f"serial{number}" in options),
-        display=read_display(options, windows=windows),
+        display=read_display(options, windows=_windows(options)),
         usb_ports=read_usb_ports(options),
         smbios=read_smbios(options),
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
@@ -184,11 +183,16 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         sound=parse_option(AUDIO, options, "audio0") or None,
         tablet=has_tablet(options),
         keyboard=options.get("keyboard"),
-        clock=read_clock(options, windows=windows),
+        clock=read_clock(options, windows=_windows(options)),
         stops_at_reboot=options.get("reboot") == "0",
         starts_frozen=options.get("freeze") == "1",
         arguments=options.get("args", ""),
     )
+
+
+def _windows(options: Mapping[str, str]) -> int:
+    """Its version; 0: another system."""
+    return _WINDOWS.get(options.get("ostype", ""), 0)
 
 
 def resolve_machine(hardware: Hardware, known: Collection[str]) -> Hardware:
