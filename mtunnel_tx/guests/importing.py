@@ -36,8 +36,8 @@ class Overrides:
     """What the command line says instead of what is imported.
 
     `options`: config keys. `cloud_init`: a drive for it, with these words. `tpm`: with one. `nets`: network cards in
-    place of all; None: those that it has. `bus`: for all disks. `bridges`: for the networks that an OVF or libvirt names,
-    `""` for all others. `format`: of a plain image.
+    place of all; None: those that it has. `bus`: for all disks. `bridges`: for the networks that an OVF or libvirt
+    names, `""` for all others. `format`: of a plain image.
     """
 
     options: Mapping[str, str] = field(default_factory=dict)
