@@ -17,7 +17,7 @@ from mtunnel_tx.config.checks import node_name, port
 from mtunnel_tx.pve.users import split_token_id
 
 _STORAGE = re.compile(r"(?:([A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9])=)?(/[^\n]*)")
-NO_TOKEN = "-"
+NOBODY = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class InitAnswers:
     """What a new host is like.
 
     `runtime_dir`, `state_dir`: None: the defaults hold. `storage`: name and folder of the first one; None: in the state
-    directory. `token`: who may send VMs here; None: nobody yet. `host`: the name under which a source reaches this host.
+    directory. `token`: who may send VMs here; None: nobody yet. `host`: by which name a source reaches this host.
     """
 
     node: str | None = None
@@ -110,8 +110,8 @@ def ask(answers: InitAnswers, host: Host, state_dir: Path) -> InitAnswers:
         default = f"local={answers.state_dir}/storage"
         answers = replace(answers, storage=_question("first storage, NAME=FOLDER", default, read_storage))
     if answers.token is None:
-        answers = replace(answers, token=_question(f"token for who sends, {NO_TOKEN} for none", "mig@pve!t1", _or_none))
-    if answers.token not in (None, NO_TOKEN) and answers.host is None:
+        answers = replace(answers, token=_question(f"token for who sends, {NOBODY} for none", "mig@pve!t1", _or_none))
+    if answers.token not in (None, NOBODY) and answers.host is None:
         answers = replace(
             answers, host=_question("name or address that it reaches this host by", socket.getfqdn(), str)
         )
@@ -119,7 +119,7 @@ def ask(answers: InitAnswers, host: Host, state_dir: Path) -> InitAnswers:
 
 
 def _or_none(text: str) -> str:
-    return text if text == NO_TOKEN else read_token(text)
+    return text if text == NOBODY else read_token(text)
 
 
 def _question(what: str, default: str, read: Callable[[str], Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from mtunnel_tx.backends.access import changed_access, user_file
 from mtunnel_tx.backends.files import create_file, make_folder, refusal
 from mtunnel_tx.cli.answers import (
-    NO_TOKEN,
+    NOBODY,
     InitAnswers,
     ask,
     can_ask,
@@ -65,14 +65,10 @@ def configure(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "init", help="make directories, certificate, storage and a first configuration", description=_DESCRIPTION
     )
-    parser.add_argument(
-        "--node", type=read_node, metavar="NAME", help="this host's name (default: the short host name)"
-    )
+    parser.add_argument("--node", type=read_node, metavar="NAME", help="this host's name (default: its short one)")
     parser.add_argument("--port", type=read_port, metavar="N", help="where sources connect (default: 8016)")
     parser.add_argument("--state-dir", type=read_folder, metavar="DIR", help="for everything that must not get lost")
-    parser.add_argument(
-        "--storage", type=read_storage, metavar="[NAME=]DIR", help="the first storage, for disks and CDs"
-    )
+    parser.add_argument("--storage", type=read_storage, metavar="[NAME=]DIR", help="the first storage")
     parser.add_argument("--token", type=read_token, metavar="USER@REALM!TOKENID", help="make a token that may send VMs")
     parser.add_argument("--host", metavar="HOST", help="name or address by which a source reaches this host")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -100,7 +96,7 @@ def run(args: argparse.Namespace, place: InitPlace) -> int:
         print(f"made {path}")
     print(f"state: {settings.state_dir}")
     print(f"ready: twistd -n mtunnel --config {settings.file}")
-    if answers.token not in (None, NO_TOKEN):
+    if answers.token not in (None, NOBODY):
         print(_endpoint(settings, str(answers.token), answers.host))
     return 0
 

@@ -158,13 +158,8 @@ class Init(Case):
         self.assertEqual((status, err), (1, f"mtunnel: {file}: listen: is ('tcp6:9000',) already; change it there\n"))
 
     def test_options_that_are_none(self):
-        for words in (
-            ["--node", "a.b"],
-            ["--port", "0"],
-            ["--state-dir", "x"],
-            ["--storage", "x"],
-            ["--token", "root"],
-        ):
+        wrong = {"--node": "a.b", "--port": "0", "--state-dir": "x", "--storage": "x", "--token": "root"}
+        for words in wrong.items():
             self.assertEqual(run("init", "--config", self.config, *words)[0], 2, words)
 
 
