@@ -123,6 +123,7 @@ class RecordedTarget:
         self.streams = []
         self.fail = {}
         self.keeps_open = False
+        self.imports_fail = False
         self.silent = ""
         self.replies = {}
         self.lines = ["Formatting 'x', fmt=raw size=1048576 preallocation=off\n"]
@@ -259,6 +260,7 @@ class RecordedTarget:
 
     def do_disk_import(self, request):
         self._import = Import(f"{request['storage']}:{self.vmid}/{request['volname']}", list(self.lines))
+        self._import.fails = self.imports_fail
         return {"socket": f"/run/qemu-server/{self.vmid}.storage", "format": request["export_formats"].split(",")[0]}
 
     def do_ticket(self, request):
@@ -294,6 +296,7 @@ class Import:
         self.volid, self.lines = volid, lines
         self.ended = None
         self.waiting = None
+        self.fails = False
 
     def query(self):
         if self.ended is None:
@@ -307,7 +310,7 @@ class Import:
 
     def stream_ended(self, orderly):
         if self.ended is None:
-            self.ended = orderly
+            self.ended = orderly and not self.fails
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             waiting.callback(self.query())
