@@ -26,9 +26,9 @@ class LocalMachines(QemuMachines):
         """See ports.LocalHypervisor."""
         return list_bridges()
 
-    def efi_template(self) -> Path:
+    def efi_template(self, *, enrolled: bool) -> Path:
         """See ports.LocalHypervisor."""
-        return find_variables("4m", enrolled=False)
+        return find_variables("4m", enrolled=enrolled)
 
     def recorded(self) -> list[int]:
         """See ports.LocalHypervisor."""
