@@ -20,7 +20,7 @@ class Order:
 
     `bwlimit_kib_s` replaces the limits of our own files where it is given; 0 is no limit. `delete`: remove the VM
     here once the target has it. `online`: move it while it runs. `drop_snapshots`: even where snapshots and bitmaps in
-    its images are lost by that.
+    its images are lost by that. `strict_space`: the target must have room for all that the disks can become.
     """
 
     vmid: int
@@ -31,6 +31,7 @@ class Order:
     delete: bool = False
     online: bool = False
     drop_snapshots: bool = False
+    strict_space: bool = False
 
     def bridge(self, name: str) -> str:
         """What a bridge is called at the target. Raises: BadRequest: not in the map."""
