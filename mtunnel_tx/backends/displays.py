@@ -53,9 +53,11 @@ def _card_memory(display: GuestDisplay) -> dict[str, Any]:
 
 
 def _qxl_globals(display: GuestDisplay) -> list[str]:
+    """Linux has all its QXL displays on one card, with the memory of all."""
     if display.memory_mib is None:
         return list(_QXL_ONE)
-    sizes = {"ram_size": display.memory_mib << 22, "vram_size": display.memory_mib << 21}
+    memory_bytes = display.memory_mib * display.qxl_count << 20
+    sizes = {"ram_size": 4 * memory_bytes, "vram_size": 2 * memory_bytes}
     return [word for name, size in sizes.items() for word in ("-global", f"qxl-vga.{name}={size}")]
 
 

@@ -36,6 +36,8 @@ _PROGRAMS = ("swtpm", "swtpm_setup", "xorriso", "genisoimage")
 QXL = "qxl-vga"
 """A device that each QEMU with a SPICE server has, in a module beside it."""
 _SPICE_PACKAGE = "qemu-system-modules-spice"
+_OLDEST_QEMU = (6, 2)
+"""The first one that takes a device as JSON."""
 _MACHINE = re.compile(r"(pc-(?:i440fx|q35)-[0-9.]+)\s")
 _CPU = re.compile(r"^(?:x86)? +(\S+)", re.MULTILINE)
 _DEVICE = re.compile(r'^name "([^"]+)"', re.MULTILINE)
@@ -99,7 +101,7 @@ class HostFacts:
         cpuinfo = CPUINFO.read_text()
         cpus, _, flags = (await self._run("-cpu", "help")).partition(_BEFORE_FLAGS)
         host = QemuHost(
-            machines=frozenset(_MACHINE.findall(await self._run("-machine", "help"))),
+            machines=read_machines(await self._run("-machine", "help")),
             cpus=frozenset(_CPU.findall(cpus)),
             cpu_flags=frozenset(flag.replace(".", "-") for flag in flags.split()),
             has_kvm=await self._try_kvm(),
@@ -130,6 +132,16 @@ class HostFacts:
                     return True
                 log.warn("KVM cannot be used here: {reason}", reason=error.text)
         return False
+
+
+def read_machines(output: str) -> frozenset[str]:
+    """The machine types that `-machine help` lists. Raises: BackendFailed: this QEMU is too old."""
+    machines = frozenset(_MACHINE.findall(output))
+    versions = [tuple(map(int, name.rpartition("-")[2].split("."))) for name in machines]
+    newest = max(versions, default=(0,))
+    if newest < _OLDEST_QEMU:
+        raise BackendFailed(f"this host's QEMU is version {'.'.join(map(str, newest))}; 6.2 or newer is needed")
+    return machines
 
 
 def _probe_arguments(disk: Path) -> list[str]:

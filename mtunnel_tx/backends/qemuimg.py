@@ -46,7 +46,9 @@ class QemuImages:
 
     async def convert(self, source: SourceImage, target: Path, format: str) -> None:
         """See ports.Images."""
-        await self._run(WORK_S, "convert", "-n", "--target-is-zero", "-O", format, _node(source), str(target))
+        # A new block device may hold what somebody else left there.
+        known = [] if target.is_block_device() else ["--target-is-zero"]
+        await self._run(WORK_S, "convert", "-n", *known, "-O", format, _node(source), str(target))
 
     async def resize(self, path: Path, format: str, size_bytes: int) -> None:
         """See ports.Images."""

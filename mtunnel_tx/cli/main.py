@@ -21,7 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "acl": "grant roles to users, tokens and groups",
     "endpoint": "print what a source needs to reach this host",
     "migrate": "send a virtual machine to another host",
-    "vm": "list, start, stop and mend the VMs of a host without Proxmox",
+    "vm": "make, import, run, change and remove the VMs of a host without Proxmox",
     "status": "show the tunnels of the running daemon",
     "history": "show the moves that are over",
     "settle": "end what was left open about a VM",

@@ -105,6 +105,8 @@ def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
     drain = ", takes no new tunnels" if status.get("draining") else ""
     head = f"mtunnel-tx {status['version']}, pid {status['pid']}, listening on {listening}{drain}"
     console.print(Text(head), soft_wrap=True)
+    if "relay" in status:
+        console.print(Text(f"streams run by: {status['relay']}"), soft_wrap=True)
     for worker in status.get("workers", []):
         line = f"worker process {worker['pid']}: {worker['connections']} connections, {worker['busy']} of them busy"
         console.print(Text(line), soft_wrap=True)

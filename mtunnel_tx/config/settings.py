@@ -80,6 +80,7 @@ class Limits:
     handshake_s: float = 20
     connections: int = 1024
     connections_unauthenticated_per_address: int = 32
+    connections_per_token: int = 128
     tunnels: int = 64
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64

@@ -10,6 +10,7 @@ from typing import Any
 from mtunnel_tx import __version__
 from mtunnel_tx.errors import BadRequest, WrongState
 from mtunnel_tx.net.controlsocket import ControlCommand
+from mtunnel_tx.stream.native import find_native
 from mtunnel_tx.tunnel.registry import Registry
 
 
@@ -37,6 +38,7 @@ class Control:
             "pid": os.getpid(),
             "listening": self.addresses(),
             "workers": self.workers(),
+            "relay": find_native().summary(),
             "draining": self.registry.draining,
             "tunnels": [asdict(tunnel) for tunnel in self.registry.live()],
             "held": {str(vmid): reason for vmid, reason in sorted(self.registry.held.items())},

@@ -106,7 +106,8 @@ async def make_disk(
 ) -> Drive:
     """Make a volume, with an image's content where there is one. Returns: the drive."""
     size_bytes = max(disk.size_bytes or 0, image.size_bytes if image else 0)
-    volid = await work.add_volume(entry, size_bytes, format)
+    format = disk.volume_format or format
+    volid = await work.add_volume(entry, size_bytes, format, suffix=disk.suffix)
     if image is not None:
         await work.host.images.convert(image, Path(await work.host.storage.path(volid)), format)
     interface = drive_interface(disk.key)

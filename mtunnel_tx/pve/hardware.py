@@ -5,23 +5,22 @@ What such a host cannot run is refused by the name of its key; nothing that a gu
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from mtunnel_tx.checks import CONTROL, FormatError, clean
+from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError, refuse
 from mtunnel_tx.pve.booting import boot_indexes
 from mtunnel_tx.pve.cpumodels import CpuModel, read_cpu
 from mtunnel_tx.pve.display import GuestDisplay, read_display
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.guestformats import AGENT, MACHINE, RNG, SMBIOS, WATCHDOG, check_value
+from mtunnel_tx.pve.guestformats import AUDIO, MACHINE, WATCHDOG, check_value
 from mtunnel_tx.pve.guestrules import find_strays, is_template, iter_drives, iter_nics
 from mtunnel_tx.pve.machinetype import MachineType, Version, creation_version, parse_machine_type, windows_version
 from mtunnel_tx.pve.memory import GuestMemory, read_memory
-from mtunnel_tx.pve.property import PropertyFormat
+from mtunnel_tx.pve.smallparts import has_tablet, parse_option, read_agent, read_clock, read_rng, read_smbios
 from mtunnel_tx.pve.usb import UsbPort, check_usb_ports, read_usb_ports
 
 MOST_NICS = 32
@@ -36,13 +35,14 @@ _REFUSED = {
     "intel-tdx": "a guest that is encrypted by one host's processor cannot move to another",
     "virtiofs": "a folder of one host cannot move to another",
     "ivshmem": "memory that is shared with other programs of one host cannot move to another",
-    "audio": "audio devices cannot be run here",
     "hookscript": "scripts of another host are not run here",
     "vmstate": "a saved state cannot be run here",
 }
 """Keys that cannot be run here, without their numbers."""
 _OLD_USB_WINDOWS = 7
 _ACPI_HOTPLUG = (6, 1)
+_MORE_SCSI = (4, 1, 2)
+_LAST_OLD_SCSI = 13
 _WINDOWS = {"wxp": 5, "w2k": 5, "w2k3": 5, "w2k8": 6, "wvista": 6, "win7": 7, "win8": 8, "win10": 10, "win11": 11}
 
 
@@ -110,7 +110,9 @@ class Hardware:
     vmgenid: str | None
     rng: Mapping[str, str] | None
     watchdog: Mapping[str, str] | None
+    sound: Mapping[str, str] | None
     tablet: bool
+    keyboard: str | None
     clock: Mapping[str, str]
     stops_at_reboot: bool
     starts_frozen: bool
@@ -147,7 +149,6 @@ def read_hardware(
 def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping[str, Mapping[str, str]]) -> Hardware:
     """Everything there is, key by key, from options that were checked."""
     sockets, cores = _processors(options)
-    windows = _WINDOWS.get(options.get("ostype", ""), 0)
     return Hardware(
         name=options.get("name"),
         machine=_machine_type(options),
@@ -161,7 +162,7 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         vcpus=_vcpus(options, sockets * cores),
         cpu=read_cpu(options, cpu_models),
         kvm=options.get("kvm", "1") == "1",
-        windows=windows,
+        windows=_windows(options),
         linux=options.get("ostype") == "l26",
         solaris=options.get("ostype") == "solaris",
         ovmf=options.get("bios") == "ovmf",
@@ -171,27 +172,34 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         tpm=_tpm(conf),
         scsihw=options.get("scsihw", "lsi"),
         nics=_nics(conf),
-        agent=_agent(options),
+        agent=read_agent(options),
         serials=tuple(number for number in range(4) if f"serial{number}" in options),
-        display=read_display(options, windows=windows),
+        display=read_display(options, windows=_windows(options)),
         usb_ports=read_usb_ports(options),
-        smbios=_smbios(options),
+        smbios=read_smbios(options),
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
-        rng=_rng(options),
-        watchdog=_parse(WATCHDOG, options, "watchdog") or None,
-        tablet=_has_tablet(options),
-        clock=_clock(options),
+        rng=read_rng(options),
+        watchdog=parse_option(WATCHDOG, options, "watchdog") or None,
+        sound=parse_option(AUDIO, options, "audio0") or None,
+        tablet=has_tablet(options),
+        keyboard=options.get("keyboard"),
+        clock=read_clock(options, windows=_windows(options)),
         stops_at_reboot=options.get("reboot") == "0",
         starts_frozen=options.get("freeze") == "1",
         arguments=options.get("args", ""),
     )
 
 
+def _windows(options: Mapping[str, str]) -> int:
+    """Its version; 0: another system."""
+    return _WINDOWS.get(options.get("ostype", ""), 0)
+
+
 def resolve_machine(hardware: Hardware, known: Collection[str]) -> Hardware:
     """The hardware with a machine type that has a version.
 
     Args: known: the machine types of this host's QEMU.
-    Raises: TunnelError: `KEY: REASON`: QEMU does not know it, or it has too few USB ports.
+    Raises: TunnelError: `KEY: REASON`: QEMU does not know it, or it has too few USB ports or SCSI disks.
     """
     pinned = windows_version(hardware.created) if hardware.windows else None
     try:
@@ -199,7 +207,15 @@ def resolve_machine(hardware: Hardware, known: Collection[str]) -> Hardware:
     except FormatError as error:
         raise refuse("machine", str(error)) from error
     check_usb_ports(resolved.usb_ports, has_many=resolved.has_xhci)
+    _check_age(resolved)
     return resolved
+
+
+def _check_age(hardware: Hardware) -> None:
+    """Old machines have fewer SCSI disks."""
+    for disk in hardware.disks:
+        if disk.interface == "scsi" and disk.index > _LAST_OLD_SCSI and not hardware.machine.at_least(*_MORE_SCSI):
+            raise refuse(disk.key, "SCSI disks above scsi13 need machine version 4.1+pve2 or newer")
 
 
 def _checked(conf: GuestConfig, *, local: bool) -> dict[str, str]:
@@ -229,14 +245,8 @@ def _check_possible(key: str, value: str) -> None:
         raise refuse(key, f"only 'socket' can be run here: {_HARDWARE}")
 
 
-def _parse(form: PropertyFormat, options: Mapping[str, str], key: str, default: str = "") -> dict[str, str]:
-    """A property string that `_checked` let pass; empty where it is absent."""
-    text = options.get(key, default)
-    return form.parse(text) if text else {}
-
-
 def _machine_type(options: Mapping[str, str]) -> MachineType:
-    machine = _parse(MACHINE, options, "machine")
+    machine = parse_option(MACHINE, options, "machine")
     if "viommu" in machine:
         raise refuse("machine", "viommu is for hardware of one host, which cannot move to another")
     if "aw-bits" in machine:
@@ -248,7 +258,7 @@ def _machine_type(options: Mapping[str, str]) -> MachineType:
 
 
 def _sleeps(options: Mapping[str, str]) -> dict[str, bool]:
-    machine = _parse(MACHINE, options, "machine")
+    machine = parse_option(MACHINE, options, "machine")
     return {state: machine[f"enable-{state}"] == "1" for state in ("s3", "s4") if f"enable-{state}" in machine}
 
 
@@ -323,55 +333,3 @@ def _nics(conf: GuestConfig) -> tuple[Nic, ...]:
             raise refuse(key, "model ne2k_isa cannot be run here")
         nics.append(Nic(key=key, index=index, options=options, boot_index=indexes.get(key)))
     return tuple(nics)
-
-
-def _agent(options: Mapping[str, str]) -> str | None:
-    agent = _parse(AGENT, options, "agent")
-    if agent.get("enabled") != "1":
-        return None
-    if agent.get("type") == "isa" and all(f"serial{number}" in options for number in range(4)):
-        raise refuse("agent", "there are four ISA serial ports, and all have their use")
-    return agent.get("type", "virtio")
-
-
-def _has_tablet(options: Mapping[str, str]) -> bool:
-    """Without a word about it, there is none where the display is text, or SPICE has a pointer of its own."""
-    default = "0" if options.get("vga", "").removeprefix("type=").startswith(("serial", "qxl")) else "1"
-    return options.get("tablet", default) == "1"
-
-
-def _rng(options: Mapping[str, str]) -> dict[str, str] | None:
-    rng = _parse(RNG, options, "rng0")
-    if int(rng.get("max_bytes", "1")) > 0 and not 0 < int(rng.get("period", "1")) < 1 << 32:
-        raise refuse("rng0", f"period is {rng['period']}, no number of milliseconds")
-    return rng or None
-
-
-def _smbios(options: Mapping[str, str]) -> dict[str, str]:
-    """Type 1's fields as text."""
-    fields = _parse(SMBIOS, options, "smbios1")
-    encoded = fields.pop("base64", "0") == "1"
-    return {key: _decoded(value) if encoded and key != "uuid" else value for key, value in fields.items()}
-
-
-def _decoded(value: str) -> str:
-    try:
-        text = b64decode(value, validate=True).decode("utf-8")
-    except ValueError as error:
-        raise refuse("smbios1", "a value is not in base64") from error
-    if CONTROL.search(text):
-        raise refuse("smbios1", "a value has control characters")
-    return text
-
-
-def _clock(options: Mapping[str, str]) -> dict[str, str]:
-    """Options of the real time clock; Windows keeps local time."""
-    windows = options.get("ostype") in _WINDOWS
-    clock = {}
-    if options.get("tdf", "1" if windows and options.get("acpi") != "0" else "0") == "1":
-        clock["driftfix"] = "slew"
-    if options.get("startdate", "now") != "now":
-        clock["base"] = options["startdate"]
-    elif options.get("localtime", "1" if windows else "0") == "1":
-        clock["base"] = "localtime"
-    return clock

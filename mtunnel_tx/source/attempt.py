@@ -69,7 +69,7 @@ class Attempt:
                 live = LiveMove(tunnel, running, forwards, world, self._journal)
                 pace = await self._agree(tunnel)
                 drives = await self._prepare(tunnel, pace)
-                await live.approach(drives, pace)
+                await live.approach(drives, pace, self._order.patience)
                 await self._see_through(self._hand_over(tunnel, live, drives))
         finally:
             forwards.close()
@@ -115,15 +115,23 @@ class Attempt:
 
     async def _give(self, tunnel: TargetTunnel) -> None:
         """The VM is the target's from now on; where it runs there, it is so already."""
-        if self._journal.departure.stage is not Stage.RESUMED:
+        if self._journal.departure.stage is Stage.RESUMED:
+            await self._unlock_running(tunnel)
+        else:
             await self._journal.announce("handing_over")
+            try:
+                await tunnel.unlock()
+            except CommandRefused:
+                await self._journal.note("refused")
+                raise
+        await self._journal.note("handed_over")
+
+    async def _unlock_running(self, tunnel: TargetTunnel) -> None:
         try:
             await tunnel.unlock()
-        except CommandRefused:
-            if self._journal.departure.stage is Stage.HANDING_OVER:
-                await self._journal.note("refused")
-            raise
-        await self._journal.note("handed_over")
+        except TunnelError as error:
+            there = f"VM {self._order.target_vmid} runs at the target"
+            raise BackendFailed(f"{there}, but its lock there may stand: {error.text}") from error
 
     # The tunnel
 

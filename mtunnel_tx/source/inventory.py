@@ -117,8 +117,14 @@ def custom_cpu(conf: GuestConfig) -> str | None:
 
 
 def find_drives(conf: GuestConfig) -> Iterator[tuple[str, str]]:
-    """Keys and values of everything that names a volume, unused ones included; in byte order."""
-    return ((key, conf.options[key]) for key in sorted(conf.options) if is_drive_key(key))
+    """Keys and values of everything that names a volume, unused ones included; `scsi2` before `scsi10`."""
+    keys = [key for key in conf.options if is_drive_key(key)]
+    return ((key, conf.options[key]) for key in sorted(keys, key=_natural_order))
+
+
+def _natural_order(key: str) -> tuple[str, int]:
+    name = key.rstrip("0123456789")
+    return name, int(key.removeprefix(name) or 0)
 
 
 def find_disks(vmid: int, conf: GuestConfig, entries: Mapping[str, StorageEntry]) -> tuple[list[SourceDisk], list[str]]:

@@ -80,6 +80,8 @@ class Survey:
         if self._world.running(order.vmid) and not (order.online and self._world.machines):
             how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
             self._add(f"VM {order.vmid} is running: {how}")
+        if order.delete and conf.options.get("protection") == "1":
+            self._add(f"VM {order.vmid} is protected against removal: leave --delete out, or its `protection`")
         self._add(*find_obstacles(order.vmid, conf))
         disks, obstacles = find_disks(order.vmid, conf, self._world.storage.config())
         self._add(*obstacles, *self._find_gaps(conf, disks))
@@ -114,6 +116,8 @@ class Survey:
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
                 raise NotFound(f"volume '{disk.volid}' does not exist")
+            if not size_bytes:
+                raise BadRequest(f"volume '{disk.volid}' has a size of 0 bytes")
             if size_bytes % SECTOR_BYTES:
                 raise BadRequest(
                     f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first"

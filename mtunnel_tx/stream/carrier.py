@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import ModuleType
 
 from mtunnel_tx.stream.engine import MakeEngine, StreamEnded, StreamFailed
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.mask import Unmask
+from mtunnel_tx.stream.native import NativeSide
 from mtunnel_tx.stream.peer import PeerConnection
-from mtunnel_tx.stream.sides import Blocks, is_peer_dead, make_side, receive, reset_on_close
+from mtunnel_tx.stream.sides import Blocks, Side, is_peer_dead, make_side, receive, reset_on_close
 from mtunnel_tx.wire.frames import Decoder, Role
 
 PINGS = 64
@@ -29,12 +31,17 @@ DISCARDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadTools:
-    """What all flows of one thread share; `now`: seconds, of any origin."""
+    """What all flows of one thread share.
+
+    engine, unmask: of the pure Python path. native: the module that is used instead (native.py), or None. now: seconds,
+    of any origin.
+    """
 
     blocks: Blocks
     unmask: Unmask
     engine: MakeEngine
     now: Callable[[], float]
+    native: ModuleType | None = None
 
 
 class CarrierPhase(Enum):
@@ -44,6 +51,12 @@ class CarrierPhase(Enum):
     FLUSHING = auto()
     LINGERING = auto()
     CLOSED = auto()
+
+
+def _make_side(peer: PeerConnection, tools: ThreadTools) -> Side:
+    if tools.native is not None and peer.connection is not None:
+        return NativeSide(tools.native, peer.sock, peer.leftover, tools.blocks, peer.connection)
+    return make_side(peer.sock, peer.leftover, tools.blocks, peer.connection, tools.engine)
 
 
 class Carrier:
@@ -56,7 +69,7 @@ class Carrier:
     def __init__(self, peer: PeerConnection, role: Role, limits: FlowLimits, tools: ThreadTools) -> None:
         self.peer = peer
         self.sock: socket.socket = peer.sock
-        self.side = make_side(peer.sock, peer.leftover, tools.blocks, peer.connection, tools.engine)
+        self.side = _make_side(peer, tools)
         self.decoder = Decoder(role, limits.frame_bytes)
         self.pings: deque[bytes] = deque(maxlen=PINGS)
         self.phase = CarrierPhase.TALKING

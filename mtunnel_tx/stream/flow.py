@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.peer import PeerConnection
+from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.stream.unixside import grow_buffer
 from mtunnel_tx.wire.frames import Role
 
@@ -134,7 +135,14 @@ class Flow:
             self._relay.cancel(self)
 
     def attach(self, peer: PeerConnection) -> None:
-        """Let a connection carry the flow. A flow that cannot be started for want of threads or descriptors ends."""
+        """Let a connection carry the flow; one that comes when the flow is over is closed.
+
+        A flow that cannot be started for want of threads or descriptors ends.
+        """
+        if self.done.called and self.released.called:
+            reset_on_close(peer.sock)
+            peer.close()
+            return
         is_first, self._is_started = not self._is_started, True
         self._carriers += 1
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -18,7 +17,7 @@ from typing import Any
 from OpenSSL import SSL
 
 from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
-from mtunnel_tx.stream.sides import BLOCK_BYTES, RECORD_ROOM_BYTES, Blocks, put_leftover
+from mtunnel_tx.stream.sides import RECORD_ROOM_BYTES, Blocks, put_leftover
 
 SWITCH = "MTUNNEL_NATIVE"
 """An environment variable: `0` keeps the native module out, for comparisons and to rule it out as a cause."""
@@ -45,6 +44,10 @@ class Native:
 
     module: ModuleType | None
     reason: str = ""
+
+    def summary(self) -> str:
+        """Which way streams run, for people."""
+        return "native module" if self.module else f"pure Python ({self.reason})"
 
 
 def find_native(environ: dict[str, str] | os._Environ[str] = os.environ) -> Native:
@@ -130,16 +133,17 @@ class NativeSide:
     def flush(self) -> None:
         self._send(b"")
 
-    def say_end(self) -> None:
-        module: Any = SSL
-        module._lib.SSL_shutdown(self._connection._ssl)
-        module._lib.ERR_clear_error()
-
     def drop(self) -> None:
+        """Forget what waits, and give the block back."""
         self._begin = self._end = 0
         if self._block is not None:
             self._blocks.give_back(self._block)
             self._block = None
+
+    def say_end(self) -> None:
+        module: Any = SSL
+        module._lib.SSL_shutdown(self._connection._ssl)
+        module._lib.ERR_clear_error()
 
     def _send(self, data: memoryview | bytes) -> None:
         block = self._block = self._block or self._blocks.lend()
@@ -147,11 +151,8 @@ class NativeSide:
             self._ssl, self._out, self._number, data, block, self._begin, self._end
         )
         self.sent_bytes += sent_bytes
-        if outcome > FULL:
-            self._begin = self._end = 0
-        if not self.waits:
-            self._blocks.give_back(block)
-            self._block = None
+        if outcome > FULL or not self.waits:
+            self.drop()
         if outcome > FULL:
             kind, text = describe_outcome(outcome, "send", number)
             raise kind(text)
@@ -166,8 +167,3 @@ def describe_outcome(outcome: int, deed: str, number: int) -> tuple[type[Excepti
     if outcome == TLS_FAILED:
         return StreamFailed, "TLS error"
     return StreamFailed, f"cannot {deed}: {os.strerror(number) if number else errno.errorcode.get(number, '?')}"
-
-
-MakeNativeSide = Callable[[socket.socket, bytes, Blocks, SSL.Connection], NativeSide]
-
-assert BLOCK_BYTES < 1 << 32, "spans have 32 bits"

@@ -45,6 +45,7 @@ from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.engine import MakeEngine, best_engine
 from mtunnel_tx.stream.flow import Flow
 from mtunnel_tx.stream.mask import Unmask, best_unmask
+from mtunnel_tx.stream.native import Native, find_native
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.running import Interest, RunningFlow
 from mtunnel_tx.stream.runningset import RunningSet
@@ -304,7 +305,8 @@ class Pump:
     """Runs flows in pump threads (flow.Relay).
 
     Args: reactor: IReactorFromThreads. threads: how many; they start with the first flows. unmask, engine: the best
-    there are where None. now: monotonic seconds. rest: how a pump thread sleeps for some seconds.
+    there are where None. native: the module of native.py; where None, it is looked for unless one of those two is
+    given. now: monotonic seconds. rest: how a pump thread sleeps for some seconds.
     """
 
     def __init__(
@@ -314,11 +316,14 @@ class Pump:
         threads: int = THREADS,
         unmask: Unmask | None = None,
         engine: MakeEngine | None = None,
+        native: Native | None = None,
         now: Callable[[], float] = time.monotonic,
         rest: Callable[[float], None] = time.sleep,
     ) -> None:
         self._reactor = reactor
         self._most_threads = threads
+        pure = unmask is not None or engine is not None
+        self._native = native or (Native(None, "another way was asked for") if pure else find_native())
         self._unmask = unmask or best_unmask()
         self._engine = engine or best_engine()
         self._now = now
@@ -379,7 +384,9 @@ class Pump:
 
     def _start_thread(self, name: str) -> _PumpThread:
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
-        tools = ThreadTools(blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now)
+        tools = ThreadTools(
+            blocks=Blocks(), unmask=self._unmask, engine=self._engine, now=self._now, native=self._native.module
+        )
         return _PumpThread(name, self._reactor, tools, self._rest)
 
 

@@ -14,6 +14,7 @@ from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.ends import Ends, Sender
 from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
 from mtunnel_tx.stream.limits import Bucket, FlowLimits
+from mtunnel_tx.stream.payload import make_payload
 from mtunnel_tx.stream.sides import NO_SIDE, Side, describe, receive
 from mtunnel_tx.wire.frames import (
     HEADER_ROOM_BYTES,
@@ -31,11 +32,8 @@ from mtunnel_tx.wire.frames import (
 BATCHES = 2
 """Blocks in a row before another flow gets its turn."""
 
-GATHER_BYTES = 4096
-"""Smaller payload is moved next to the payload before it, so that the kernel gets one piece instead of many."""
 
-# Looked up for every frame; as attributes of the class they are slow.
-_NOTHING, _PAYLOAD = Event.NOTHING, Event.PAYLOAD
+_HEARD = (Event.PING, Event.PONG, Event.CLOSE)
 
 
 class Inward:
@@ -54,28 +52,27 @@ class Inward:
         self._local = local
         self._ends = ends
         self._blocks = tools.blocks
-        self._unmask = tools.unmask
+        self._payload = make_payload(tools.native, tools.unmask)
         self._side: Side = NO_SIDE
         self._decoder: Decoder | None = None
-        self._spans: deque[tuple[int, int]] = deque()
         self._block: memoryview | None = None
 
     @property
     def waits(self) -> bool:
         """Payload waits for the UNIX socket."""
-        return bool(self._spans)
+        return self._payload.waits
 
     @property
     def reads(self) -> bool:
         """The peer's next bytes are wanted."""
-        return not self._spans and self._ends.inward.takes and self.bucket.due_s is None
+        return not self._payload.waits and self._ends.inward.takes and self.bucket.due_s is None
 
     def carry(self, now_s: float) -> None:
         """Move what can be moved."""
         self.bucket.due_s = None
         for _ in range(BATCHES):
             self._push()
-            if self._spans or not self._ends.inward.takes:
+            if self._payload.waits or not self._ends.inward.takes:
                 return
             if self.bucket.is_empty(now_s) or not self._pull():
                 break
@@ -94,16 +91,16 @@ class Inward:
 
     def drop(self) -> None:
         """The UNIX socket takes nothing more."""
-        self._spans.clear()
+        self._payload.drop()
 
     def rewind(self) -> None:
         """Forget what the UNIX socket has not taken: it will come again."""
-        self._spans.clear()
+        self._payload.drop()
         self.arrived_bytes = self.position
 
     def give_back(self) -> None:
         """Return the block where nothing is in it."""
-        if self._block is not None and not self._spans:
+        if self._block is not None and not self._payload.waits:
             self._blocks.give_back(self._block)
             self._block = None
 
@@ -125,18 +122,18 @@ class Inward:
         return self._side.more or self._ends.inward.sender is Sender.LAST
 
     def _decode(self, block: memoryview, end: int) -> None:
-        decoder, position, before_bytes = self._decoder, 0, self.arrived_bytes
+        decoder, payload, position = self._decoder, self._payload, 0
         assert decoder is not None, "bytes come from a carrier"
+        before_bytes = payload.found_bytes
         try:
             while position < end:
-                position = decoder.step(block, position, end)
-                if decoder.event is _PAYLOAD:
-                    self._add(block, decoder.begin, position, decoder.mask)
-                elif decoder.event is not _NOTHING and not self._hear(decoder):
+                position = payload.find(decoder, block, position, end)
+                if decoder.event in _HEARD and not self._hear(decoder):
                     break
         except FrameError as error:
             self._ends.violated(error.code, error.text)
-        self.bucket.spend(self.arrived_bytes - before_bytes)
+        self.arrived_bytes += payload.found_bytes - before_bytes
+        self.bucket.spend(payload.found_bytes - before_bytes)
 
     def _hear(self, decoder: Decoder) -> bool:
         """A control frame came. Returns: whether what follows still counts."""
@@ -146,41 +143,16 @@ class Inward:
             self._ends.close_came(decoder.close_code)
         return self._ends.inward.takes
 
-    def _add(self, block: memoryview, begin: int, end: int, mask: bytes | None) -> None:
-        size_bytes = end - begin
-        if mask is not None:
-            self._unmask(block[begin:end], mask)
-        self.arrived_bytes += size_bytes
-        if self._spans and size_bytes < GATHER_BYTES:
-            first, last = self._spans[-1]
-            block[last : last + size_bytes] = block[begin:end]
-            self._spans[-1] = (first, last + size_bytes)
-        else:
-            self._spans.append((begin, end))
-
     def _push(self) -> None:
         """Give the spans to the UNIX socket, as far as it takes them."""
         block = self._block
-        if not self._spans or block is None:
+        if block is None or not self._payload.waits:
             return
         try:
-            sent_bytes = self._local.sendmsg([block[begin:end] for begin, end in self._spans])
-        except BlockingIOError:
-            return
+            self.position += self._payload.send(self._local, block)
         except OSError as error:
-            self._spans.clear()
+            self._payload.drop()
             self._ends.local_deaf(f"UNIX side: {describe('send', error)}")
-            return
-        self.position += sent_bytes
-        self._forget(sent_bytes)
-
-    def _forget(self, sent_bytes: int) -> None:
-        while sent_bytes:
-            begin, end = self._spans.popleft()
-            if end - begin > sent_bytes:
-                self._spans.appendleft((begin + sent_bytes, end))
-                return
-            sent_bytes -= end - begin
 
 
 class Outward:

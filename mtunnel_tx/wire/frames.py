@@ -107,7 +107,7 @@ class Decoder:
         self.control = b""
         self.close_code = CLOSE_NO_STATUS
         self._mask_bit = _MASKED if role is Role.SERVER else 0
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._records = records
         self._takes_usual = role is Role.SERVER and limit_bytes > 0xFFFF
         self._usual_starts = (_FIN | Opcode.BINARY,) if records else _WHOLE_MESSAGES
@@ -118,6 +118,16 @@ class Decoder:
         self._in_message = False
         self._collected: bytearray | None = None
         self._key: bytes | None = None
+
+    @property
+    def is_masked(self) -> bool:
+        """Every frame has to have a mask."""
+        return self._mask_bit != 0
+
+    @property
+    def texts_are_payload(self) -> bool:
+        """A text frame is payload like any other, and no record."""
+        return not self._records
 
     @property
     def is_usual(self) -> bool:
@@ -233,7 +243,7 @@ class Decoder:
     def _check_length(self, length: int, size_bytes: int) -> int:
         if length >> 63 or length <= (CONTROL_BYTES if size_bytes == 2 else 0xFFFF):
             raise FrameError(CLOSE_PROTOCOL_ERROR, "length is not encoded as it should be")
-        if length > self._limit_bytes:
+        if length > self.limit_bytes:
             raise FrameError(CLOSE_TOO_BIG, f"frame of {length} bytes")
         return length
 

@@ -14,12 +14,12 @@ from mtunnel_tx.backends.drives import VolumeFile, volumes
 from mtunnel_tx.backends.host import QemuHost, check_room
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
-from mtunnel_tx.pve.hardware import read_hardware
-from tests.backends.qemucase import QemuCase
+from mtunnel_tx.pve.hardware import read_hardware, resolve_machine
+from tests.backends.qemucase import FACTS, QemuCase
 
 NEWEST = {"pc-i440fx-7.2", "pc-q35-7.2"}
 HOST = QemuHost(
-    machines=frozenset({*NEWEST, "pc-i440fx-6.1", "pc-i440fx-7.0", "pc-i440fx-9.2", "pc-i440fx-10.1"}),
+    machines=frozenset({*NEWEST, "pc-i440fx-4.1", "pc-i440fx-6.1", "pc-i440fx-7.0", "pc-i440fx-9.2", "pc-i440fx-10.1"}),
     cpus=frozenset({"kvm64", "qemu64", "max", "host"}),
     cpu_flags=frozenset({"aes", "pcid", "lahf-lm", "sep", "sse4-1", "svm"}),
     has_kvm=False,
@@ -250,6 +250,38 @@ class Strangers(SynchronousTestCase):
             self.assertNotIn("\n", value)
 
 
+class OldMachines(SynchronousTestCase):
+    """What the machine version decides, beyond the table of docs/machines.md."""
+
+    def test_random_numbers(self):
+        self.assertEqual(option(line("rng0: source=/dev/urandom\nmachine: pc-i440fx-4.1\n"), "-object"), [])
+
+    def test_many_scsi_disks(self):
+        text = "scsi14: local:100/a.raw\nmachine: pc-i440fx-{}\n"
+        resolve_machine(read_hardware(parse_guest_config(text.format("4.1+pve2"))), HOST.machines)
+        with self.assertRaises(TunnelError) as caught:
+            resolve_machine(read_hardware(parse_guest_config(text.format("4.1"))), HOST.machines)
+        self.assertIn("scsi14: SCSI disks above scsi13 need machine version 4.1+pve2", caught.exception.text)
+
+    def test_linux_has_the_memory_of_all_its_screens_on_one_card(self):
+        globals = option(line("vga: qxl3,memory=32\nostype: l26\n"), "-global")
+        self.assertIn(f"qxl-vga.ram_size={3 * 4 * 32 << 20}", globals)
+        self.assertIn(f"qxl-vga.vram_size={3 * 2 * 32 << 20}", globals)
+
+    def test_sound(self):
+        argv = line("audio0: device=intel-hda\n")
+        card, micro, duplex = (device(argv, f"audiodev0{part}") for part in ("", "-codec0", "-codec1"))
+        self.assertEqual((card["driver"], card["bus"], card["addr"]), ("intel-hda", "pci.2", "0xc"))
+        self.assertEqual((micro["driver"], micro["cad"], micro["audiodev"]), ("hda-micro", 0, "spice-backend0"))
+        self.assertEqual((duplex["driver"], duplex["bus"]), ("hda-duplex", "audiodev0.0"))
+        self.assertEqual(option(argv, "-audiodev"), ["none,id=spice-backend0"])
+        self.assertEqual(device(line("audio0: device=AC97,driver=none\n"), "audiodev0")["addr"], "0xc")
+
+    def test_keyboard(self):
+        self.assertEqual(option(line("keyboard: de-ch\n"), "-k"), ["de-ch"])
+        self.assertEqual(option(line("keyboard: de-ch\nvga: serial0\nserial0: socket\n"), "-k"), [])
+
+
 class Room(SynchronousTestCase):
     def read(self, **files):
         meminfo = "MemAvailable: 1048576 kB\nCommitLimit: 2097152 kB\nCommitted_AS: 1572864 kB\n"
@@ -301,6 +333,13 @@ class TakenByQemu(QemuCase):
         for vga in ("std,memory=32", "cirrus", "vmware", "virtio,memory=64", "none", "serial1"):
             await self.start(f"vga: {vga}", "serial1: socket")
 
+    async def test_sound(self):
+        for card in ("ich9-intel-hda", "intel-hda,driver=none", "AC97"):
+            await self.start(f"audio0: device={card}")
+        await self.start("audio0: device=ich9-intel-hda,driver=spice", "machine: q35")
+        if (await FACTS.ask()).has_spice:
+            await self.start("audio0: device=AC97", "vga: qxl")
+
     async def test_cards(self):
         models = ("virtio", "e1000", "e1000e", "rtl8139", "vmxnet3", "pcnet", "ne2k_pci", "i82551", "e1000-82545em")
         nics = [f"net{index}: {model}=BC:24:11:00:00:0{index}" for index, model in enumerate(models)]
@@ -319,6 +358,7 @@ class TakenByQemu(QemuCase):
             "acpi: 0",
             "reboot: 0",
             "tablet: 0",
+            "keyboard: de-ch",
             "sockets: 2",
             "cores: 2",
             "vcpus: 3",

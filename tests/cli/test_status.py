@@ -49,6 +49,10 @@ class Status(Case):
         cells = self.shown(tunnels=[TUNNEL]).splitlines()[2].split()
         self.assertEqual(cells, ["200", "serving", "0:01:23", "2", "3.0", "MiB", "0.5", "MiB", "mig@pve!t1"])
 
+    def test_which_way_streams_run(self):
+        shown = self.shown(relay="pure Python (not built)").splitlines()
+        self.assertEqual(shown[1], "streams run by: pure Python (not built)")
+
     def test_worker_processes(self):
         shown = self.shown(workers=[{"pid": 12, "connections": 3, "busy": 1}]).splitlines()
         self.assertEqual(shown[1], "worker process 12: 3 connections, 1 of them busy")

@@ -6,7 +6,7 @@ from pathlib import Path
 from mtunnel_tx.backends import launch
 from mtunnel_tx.backends.cmdline import StartPlan, command_line
 from mtunnel_tx.backends.drives import VolumeFile, volumes
-from mtunnel_tx.backends.host import QemuHost
+from mtunnel_tx.backends.host import QemuHost, read_machines
 from mtunnel_tx.pve.cpumodels import parse_cpu_models
 from mtunnel_tx.pve.guestconf import parse_guest_config
 from mtunnel_tx.pve.hardware import read_hardware, resolve_machine
@@ -18,10 +18,10 @@ SCREEN = {"x-speed", "x-width"}
 
 
 def host(newest):
-    """A host with KVM and a QEMU that has everything, up to a version."""
+    """A host with KVM and a QEMU that has everything, up to a version. Raises: TunnelError: that is too old."""
     versions = VERSIONS[: VERSIONS.index(newest) + 1]
     return QemuHost(
-        machines=frozenset(f"pc-{kind}-{version}" for kind in ("i440fx", "q35") for version in versions),
+        machines=read_machines("\n".join(f"pc-{kind}-{name}  PC" for kind in ("i440fx", "q35") for name in versions)),
         cpus=frozenset(),
         cpu_flags=frozenset({"cet-ibt", "cet-ss"}),
         has_kvm=True,

@@ -87,6 +87,13 @@ ROWS = (
         there="refuses it since version 9.2, before that builds it",
         note="built where QEMU has it",
     ),
+    Row(
+        name="old-qemu",
+        config="",
+        newest="4.1",
+        refused="this host's QEMU is version 4.1; 6.2 or newer is needed",
+        there="refuses it",
+    ),
     simple("simple1", "10.1", CARD_NEW),
     simple("simple-11.0-binary", "11.0", f"{CARD_NEW} host_tunnel=off"),
     Row(

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from tests.patience import patience_s
-from tests.soak.cargo import PATTERN, Flow, Piece, close_frame, frames, size_of_frames
+from tests.soak.payload import PATTERN, Flow, Piece, close_frame, frames, size_of_frames
 from tests.stream.openssl import NOT_REQUESTED, REQUESTED, TLS12, TLS13, Lost, Tls
 
 """Without one byte in either way."""
@@ -198,13 +198,13 @@ class Voyage:
         return self.chance.choice((777 if tiny else 128 * 1024, 65_536, ROOM_BYTES, 2 * MIB))
 
     def run(self) -> Report:
-        with socket.socket(socket.AF_UNIX) as door:
-            door.bind(str(self.folder / self.name))
-            door.listen(1)
-            door.settimeout(patience_s(120))
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self.folder / self.name))
+            listener.listen(1)
+            listener.settimeout(patience_s(120))
             tls = self._connect()
             try:
-                sock, _ = door.accept()
+                sock, _ = listener.accept()
             finally:
                 (self.folder / self.name).unlink()
         with sock:

@@ -42,6 +42,13 @@ class DisksTest(SynchronousTestCase):
             ],
         )
 
+    def test_numbers_are_numbers(self):
+        """31 disks get their numbers at the target in the order in which their owner counts them."""
+        keys = [*(f"scsi{number}" for number in range(31)), "virtio0", "virtio10"]
+        lines = [f"{key}: local:100/vm-100-disk-{number}.raw\n" for number, key in enumerate(keys)]
+        found, _ = disks("".join(sorted(lines)))
+        self.assertEqual([disk.label for disk in found], keys)
+
     def test_names_at_the_target(self):
         found, _ = disks("scsi0: local:100/vm-100-disk-0.raw\nunused0: local:100/odd.vmdk\n")
         self.assertEqual([d.name_for(100, 300) for d in found], ["vm-300-disk-0.raw", "odd.vmdk"])

@@ -127,6 +127,18 @@ class SurveyTest(SourceCase):
         )
         await self.check(online=True, drop_snapshots=True)
 
+    async def test_a_protected_one_that_is_to_be_deleted(self):
+        self.write("protection: 1")
+        await self.check()
+        self.assertEqual(
+            await self.obstacles(delete=True),
+            ["VM 100 is protected against removal: leave --delete out, or its `protection`"],
+        )
+
+    async def test_a_disk_without_a_size(self):
+        self.storage.add("100/vm-100-disk-0.raw", b"")
+        self.assertEqual(await self.obstacles(), ["scsi0: volume 'local:100/vm-100-disk-0.raw' has a size of 0 bytes"])
+
     async def test_an_encrypted_image(self):
         self.hold(encrypted=True)
         self.assertEqual(

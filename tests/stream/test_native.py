@@ -283,3 +283,4 @@ class SwitchTests(SynchronousTestCase):
     def test_it_can_be_kept_out(self):
         native = find_native({SWITCH: "0"})
         self.assertEqual((native.module, native.reason), (None, "switched off by MTUNNEL_NATIVE=0"))
+        self.assertEqual(native.summary(), "pure Python (switched off by MTUNNEL_NATIVE=0)")

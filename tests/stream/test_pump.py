@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.stream.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.stream.mask import find_native, unmask_slowly
+from mtunnel_tx.stream.native import Native
 from mtunnel_tx.stream.pump import GATHER_S, Pump
 from tests.patience import patience_s
 from tests.stream.relaying import RelayTests
@@ -99,6 +100,22 @@ class PlainPump(PumpTests, TestCase):
 
     def setUp(self):
         self.relay = Pump(reactor, threads=3, unmask=unmask_slowly)
+
+
+class NativePlainPump(PumpTests, TestCase):
+    """The native module where there is no TLS."""
+
+    tls = False
+
+    def setUp(self):
+        self.relay = Pump(reactor, threads=3)
+
+
+class PurePump(PumpTests, TestCase):
+    """What runs where the native module cannot be used."""
+
+    def setUp(self):
+        self.relay = Pump(reactor, threads=3, native=Native(None, "the test wants none"))
 
 
 class PublicPump(PumpTests, TestCase):
