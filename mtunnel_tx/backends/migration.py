@@ -47,6 +47,14 @@ class MemoryProgress:
     total_bytes: int = 0
     downtime_ms: int = 0
     error: str | None = None
+    passes: int = 0
+    dirty_bytes_s: float = 0
+    sent_bytes_s: float = 0
+    throttle_percent: int = 0
+
+
+async def _nobody(_progress: Any) -> None:
+    """Nobody watches."""
 
 
 class RunningMachine:
@@ -144,7 +152,7 @@ class RunningMachine:
         states = {job["device"]: str(job.get("io-status", "ok")) for job in await self._call("query-block-jobs")}
         return {node: _BROKEN.get(state, state) for node, state in states.items() if state != "ok"}
 
-    async def until_ready(self, told: Callable[[list[Mirror]], None] = lambda _mirrors: None) -> None:
+    async def until_ready(self, told: Callable[[list[Mirror]], Awaitable[None]] = _nobody) -> None:
         """Wait until all mirrors are ready.
 
         Args: told: called with the progress about once a second.
@@ -156,7 +164,7 @@ class RunningMachine:
             for mirror in mirrors:
                 if mirror.error is not None:
                     raise BackendFailed(f"mirror of {mirror.drive} failed: {mirror.error}")
-            told(mirrors)
+            await told(mirrors)
             return all(mirror.ready for mirror in mirrors)
 
         await self._until(ready)
@@ -218,13 +226,16 @@ class RunningMachine:
         names = [str(job["id"]) for job in await self._call("query-jobs")]
         self._mirrors |= {name.removeprefix(_MIRROR): name for name in names if name.startswith(_MIRROR)}
 
-    async def start_migration(self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None:
+    async def start_migration(
+        self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100, auto_converge: bool = False
+    ) -> None:
         """Send memory and devices to a UNIX socket; before the last of it QEMU stops the VM and waits (`switch_over`).
 
         Until then the receiving side cannot have the whole state. Args: limit_bytes_s: 0: none.
         """
-        wanted = [{"capability": name, "state": True} for name in ("events", "pause-before-switchover")]
-        await self._call("migrate-set-capabilities", {"capabilities": wanted})
+        wanted = {"events": True, "pause-before-switchover": True, "auto-converge": auto_converge}
+        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+        await self._call("migrate-set-capabilities", {"capabilities": capabilities})
         await self.limit(limit_bytes_s=limit_bytes_s, downtime_ms=downtime_ms)
         await self._call("migrate", {"uri": f"unix:{socket}"})
 
@@ -243,10 +254,14 @@ class RunningMachine:
             remaining_bytes=int(memory.get("remaining", 0)),
             total_bytes=int(memory.get("total", 0)),
             downtime_ms=int(answer.get("downtime", 0)),
+            passes=int(memory.get("dirty-sync-count", 0)),
+            dirty_bytes_s=float(memory.get("dirty-pages-rate", 0)) * int(memory.get("page-size", 4096)),
+            sent_bytes_s=float(memory.get("mbps", 0)) * 1e6 / 8,
+            throttle_percent=int(answer.get("cpu-throttle-percentage", 0)),
             error=answer.get("error-desc"),
         )
 
-    async def until_switchover(self, told: Callable[[MemoryProgress], None] = lambda _progress: None) -> MemoryProgress:
+    async def until_switchover(self, told: Callable[[MemoryProgress], Awaitable[None]] = _nobody) -> MemoryProgress:
         """Wait until the VM stands still and only the rest of its state is to be sent.
 
         Args: told: called with the progress about once a second.
@@ -257,15 +272,15 @@ class RunningMachine:
     async def switch_over(self) -> MemoryProgress:
         """Send the rest; from now on the receiving side may have the whole state. Raises: BackendFailed: it failed."""
         await self._call("migrate-continue", {"state": _WAITS})
-        return await self._until_status("completed", lambda _progress: None)
+        return await self._until_status("completed", _nobody)
 
-    async def _until_status(self, wanted: str, told: Callable[[MemoryProgress], None]) -> MemoryProgress:
+    async def _until_status(self, wanted: str, told: Callable[[MemoryProgress], Awaitable[None]]) -> MemoryProgress:
         last = MemoryProgress(status="none")
 
         async def reached() -> bool:
             nonlocal last
             last = await self.progress()
-            told(last)
+            await told(last)
             return last.status == wanted or last.status in _OVER
 
         await self._until(reached)

@@ -69,7 +69,7 @@ class Attempt:
                 live = LiveMove(tunnel, running, forwards, world, self._journal)
                 pace = await self._agree(tunnel)
                 drives = await self._prepare(tunnel, pace)
-                await live.approach(drives, pace)
+                await live.approach(drives, pace, self._order.patience)
                 await self._see_through(self._hand_over(tunnel, live, drives))
         finally:
             forwards.close()

@@ -16,10 +16,11 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 import mtunnel_tx
 from mtunnel_tx.cli.main import make_parser
 from mtunnel_tx.cli.migrate import find_endpoint, run
-from mtunnel_tx.cli.progress import Bars, Lines, format_amount, format_rate, format_time, make_display
+from mtunnel_tx.cli.progress import Bars, Lines, make_display
 from mtunnel_tx.cli.sourcehost import is_running
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.maps import format_endpoint
+from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
 from tests.patience import patience_s
 from tests.source.target import SECRET, RecordedTarget
 

@@ -19,6 +19,9 @@ class FakeMachine:
         self.deeds = []
         self.is_on = status != "off"
         self.dies = self.fails = ""
+        self.mirror_states, self.memory_states = [], []
+        self.held_writes = 0
+        self.told = lambda: None
 
     def running(self, _vmid):
         return self.is_on
@@ -58,15 +61,24 @@ class FakeMachine:
         self.mirrors.append(drive)
 
     async def until_ready(self, told):
+        for states in self.mirror_states:
+            await told(states)
+            self.told()
         self._do("mirror")
 
     async def write_through(self):
-        pass
+        self.held_writes += 1
 
-    async def start_migration(self, _socket, *, limit_bytes_s, downtime_ms):
+    async def start_migration(self, _socket, *, limit_bytes_s, downtime_ms, auto_converge):
         self.before, self.memory = self.now, "active"
+        self.limits = [(limit_bytes_s, downtime_ms, auto_converge)]
+
+    async def limit(self, *, limit_bytes_s, downtime_ms):
+        self.limits.append((limit_bytes_s, downtime_ms))
 
     async def until_switchover(self, told):
+        for state in self.memory_states:
+            await told(state)
         self._do("memory")
         self.now, self.memory = "finish-migrate", "pre-switchover"
 
