@@ -360,6 +360,6 @@ class Dialling(TestCase):
                 waiting += [await dial(reactor, path.absolute(), 0.2)]
         self.assertTrue(waiting)
         reactor.callLater(0.1, lambda: [listener.accept()[0].close() for _ in waiting])
-        (await dial(reactor, path.absolute(), 5)).close()
+        (await dial(reactor, path.absolute(), patience_s())).close()
         for sock in waiting:
             sock.close()

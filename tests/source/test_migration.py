@@ -6,6 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.survey import Obstructed
+from tests.patience import patience_s
 from tests.source.case import CONF, FIREWALL, QCOW2, RAW, SourceCase
 from tests.source.target import TOKEN, make_reply
 
@@ -305,7 +306,7 @@ class FailuresTest(SourceCase):
         self.world_now.impatient.callback(None)
         with self.assertRaises((CancelledError, TunnelError)):
             await running
-        self.assertLess(reactor.seconds() - began, 3, event)
+        self.assertLess(reactor.seconds() - began, patience_s(3), event)
 
     async def test_target_that_is_not_waited_for(self):
         """Everything here is as it was."""
