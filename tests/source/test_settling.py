@@ -17,10 +17,6 @@ DEAD = Program(boot="an earlier one", pid=1, started=1)
 VOLUMES = ["local:100/vm-100-disk-0.raw", "local:100/vm-100-disk-1.qcow2"]
 REMOVING = {"volumes": VOLUMES, "config": hashlib.sha256(CONF.encode()).hexdigest()}
 VALUES = {"opened": {"upid": "UPID:x:"}, "removing": REMOVING, "freed": {"volid": VOLUMES[0]}}
-    "opened": {"upid": "UPID:x:"},
-    "removing": {"volumes": VOLUMES, "config": hashlib.sha256(CONF.encode()).hexdigest()},
-    "freed": {"volid": VOLUMES[0]},
-}
 
 
 def program_of(pid):
