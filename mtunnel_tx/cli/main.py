@@ -17,6 +17,7 @@ from mtunnel_tx.errors import TunnelError, os_reason
 
 COMMANDS: Mapping[str, str] = {
     "init": "make directories, certificate, storage and a first configuration",
+    "check": "say what is well, what is not, and what to type",
     "token": "make, list and remove API tokens",
     "acl": "grant roles to users, tokens and groups",
     "endpoint": "print what a source needs to reach this host",

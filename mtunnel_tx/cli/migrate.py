@@ -82,6 +82,9 @@ def configure(subparsers: Any) -> None:
     parser.add_argument(
         "--drop-snapshots", action="store_true", help="with --online: snapshots and bitmaps in its images may be lost"
     )
+    parser.add_argument(
+        "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
+    )
     _add_patience(parser)
     parser.set_defaults(run=run)
 
@@ -181,6 +184,7 @@ def make_order(args: argparse.Namespace) -> Order:
         delete=args.delete,
         online=args.online,
         drop_snapshots=args.drop_snapshots,
+        strict_space=args.strict_space,
         patience=Patience(
             max_downtime_s=args.max_downtime,
             auto_converge=args.auto_converge,

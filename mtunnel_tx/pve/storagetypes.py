@@ -30,12 +30,14 @@ class StreamFormat:
     """How the bytes of a volume travel.
 
     `images`: the formats of images that can become of it, the usual one first. `plain`: it can carry the state of now
-    alone (`with_snapshots` 0); `whole`: also what an image holds beside (`with_snapshots` 1).
+    alone (`with_snapshots` 0); `whole`: also what an image holds beside (`with_snapshots` 1). `dense`: the format of
+    Proxmox's that it takes the place of, between two of ours; None: it is one of Proxmox's.
     """
 
     images: tuple[str, ...]
     plain: bool = False
     whole: bool = False
+    dense: str | None = None
 
     def fits(self, *, with_snapshots: bool) -> bool:
         """Whether it carries what is asked for."""
@@ -49,7 +51,12 @@ STREAM_FORMATS: Mapping[str, StreamFormat] = {
     "vmdk+size": StreamFormat(images=("vmdk",), whole=True),
     "zfs": StreamFormat(images=("raw", "subvol"), plain=True, whole=True),
     "btrfs": StreamFormat(images=("raw", "subvol"), plain=True, whole=True),
+    "raw+sparse": StreamFormat(images=("raw",), plain=True, dense="raw+size"),
+    "qcow2+sparse": StreamFormat(images=("qcow2",), whole=True, dense="qcow2+size"),
+    "vmdk+sparse": StreamFormat(images=("vmdk",), whole=True, dense="vmdk+size"),
 }
+PROXMOX_STREAMS = tuple(name for name, stream in STREAM_FORMATS.items() if stream.dense is None)
+"""What Proxmox's own pvesm knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,9 @@ class Offer:
     image: str
 
     def __str__(self) -> str:
-        return f"{self.image} as {self.stream}"
+        """A sparse stream goes by the name of the dense one."""
+        stream = STREAM_FORMATS.get(self.stream)
+        return f"{self.image} as {(stream and stream.dense) or self.stream}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,16 +110,16 @@ def match_offers(offers: Sequence[Offer], target: StorageType, *, with_snapshots
 
 def describe_mismatch(offers: Sequence[Offer], source: str, target: str) -> str:
     """Why there is no match, by the names of both types."""
-    listed = " or ".join(map(str, offers)) or "nothing"
+    listed = " or ".join(dict.fromkeys(map(str, offers))) or "nothing"
     return f"storage type {target} does not take {listed}, which is all that storage type {source} can send"
 
 
 _IMAGES = ("raw", "qcow2", "vmdk")
-_FILE_STREAMS = ("raw+size", "qcow2+size", "vmdk+size")
+_FILE_STREAMS = ("raw+sparse", "qcow2+sparse", "vmdk+sparse", "raw+size", "qcow2+size", "vmdk+size")
 _FILE_EXPORTS: Mapping[str, tuple[str, ...]] = {
-    "raw": ("raw+size",),
-    "qcow2": ("qcow2+size", "raw+size"),
-    "vmdk": ("vmdk+size", "raw+size"),
+    "raw": ("raw+sparse", "raw+size"),
+    "qcow2": ("qcow2+sparse", "qcow2+size", "raw+size"),
+    "vmdk": ("vmdk+sparse", "vmdk+size", "raw+size"),
 }
 _MOUNTED = StorageType(
     layout=Layout.FILES, formats=_IMAGES, exports=_FILE_EXPORTS, imports=_FILE_STREAMS, mounted=True, shared=True

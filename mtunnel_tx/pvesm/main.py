@@ -17,7 +17,7 @@ from mtunnel_tx.checks import Check, enum, formatted, integer, list_of, pattern,
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError
 from mtunnel_tx.pve.storagecfg import CONTENT_TYPES
-from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
+from mtunnel_tx.pve.storagetypes import PROXMOX_STREAMS, STREAM_FORMATS
 from mtunnel_tx.pvesm import commands
 from mtunnel_tx.pvesm.driver import ExportOrder, ImportOrder, NewImage
 from mtunnel_tx.pvesm.failure import ExitError
@@ -167,6 +167,11 @@ def _export(settings: Settings, given: Parameters) -> None:
         commands.export_volume(settings, order, target)
 
 
+def _stream_format(value: str) -> str:
+    """Proxmox's own list is what a refusal shows."""
+    return value if value in STREAM_FORMATS else enum(*PROXMOX_STREAMS)(value)
+
+
 def _vmid(value: str) -> str:
     return formatted(vmid)(integer()(value))
 
@@ -178,7 +183,7 @@ _CHECKS: Mapping[str, Check] = {
     "content": formatted(_CONTENT),
     "delay": integer(1, _LONGEST_DELAY_S),
     "delete-snapshot": pattern(r"(?i:[a-z0-9_-]{1,80})"),
-    "format": enum(*STREAM_FORMATS),
+    "format": _stream_format,
     "size": pattern(_SIZE.pattern),
     "snapshot": _SNAPSHOT,
     "storage": formatted(storage_id),

@@ -59,7 +59,7 @@ class Shipping:
     async def send(self, shipment: Shipment) -> str:
         """Returns: the volume's id at the target. Raises: TunnelError: with the target's reason where it has one."""
         path, stream = await self._tunnel.start_import(shipment.disk, shipment.name, shipment.storage)
-        self._progress.begin(shipment.disk.label, shipment.disk.stream_bytes)
+        self._progress.begin(shipment.disk.label, shipment.disk.length_as(stream))
         try:
             return await self._through(shipment, path, stream)
         finally:

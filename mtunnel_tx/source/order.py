@@ -21,7 +21,8 @@ class Order:
 
     `bwlimit_kib_s` replaces the limits of our own files where it is given; 0 is no limit. `delete`: remove the VM
     here once the target has it. `online`: move it while it runs. `drop_snapshots`: even where snapshots and bitmaps in
-    its images are lost by that. `patience`: how long it may take then.
+    its images are lost by that. `patience`: how long it may take then. `strict_space`: the target must have room for
+    all that the disks can become.
     """
 
     vmid: int
@@ -32,6 +33,7 @@ class Order:
     delete: bool = False
     online: bool = False
     drop_snapshots: bool = False
+    strict_space: bool = False
     patience: Patience = PATIENCE
 
     def bridge(self, name: str) -> str:

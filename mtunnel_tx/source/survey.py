@@ -5,14 +5,14 @@ Only GET requests: nothing at the target notices.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.extents import FileExtents
 from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
@@ -125,11 +125,11 @@ class Survey:
             facts = await self._world.storage.image_facts(str(disk.volid))
             if facts is not None:
                 self._look_inside(conf, disk, facts)
-            stream_bytes = await self._file_bytes(disk) if disk.with_snapshots else size_bytes
+            extents = await self._world.storage.extents(str(disk.volid))
         except TunnelError as error:
             self._add(f"{disk.label}: {clean(error.text)}")
             return None
-        return replace(disk, size_bytes=size_bytes, stream_bytes=stream_bytes + HEADER_BYTES)
+        return _measured(disk, size_bytes, extents, self._world.storage.stream_formats)
 
     def _look_inside(self, conf: GuestConfig, disk: SourceDisk, facts: ImageFacts) -> None:
         """What an image holds that cannot go with it. Raises: BadRequest: it is no whole image alone."""
@@ -140,13 +140,6 @@ class Survey:
         mirrored = self._world.running(self._order.vmid) and is_online(conf, disk)
         if mirrored and not self._order.drop_snapshots:
             self._add(*(f"{disk.label}: {reason}" for reason in _lost_by_a_mirror(facts)))
-
-    async def _file_bytes(self, disk: SourceDisk) -> int:
-        path = await self._world.storage.path(str(disk.volid))
-        try:
-            return Path(path).stat().st_size
-        except OSError as error:
-            raise NotFound(f"'{path}': {error.strerror}") from error
 
     # There
 
@@ -208,13 +201,18 @@ class Survey:
                 self._add(f"target: {disk.label} cannot go to storage '{name}': {reason}")
 
     def _check_space(self, name: str, avail: Json, disks: Sequence[SourceDisk]) -> None:
-        mapped = (disk for disk in disks if _target_or_none(self._order, disk) == name)
-        needed_bytes = sum(disk.size_bytes for disk in mapped)
-        if isinstance(avail, int) and needed_bytes > avail:
-            self._add(
-                f"target: storage '{name}' has no space: {format_size(needed_bytes)} needed, "
-                f"{format_size(avail)} available"
-            )
+        """What will be written must fit; what the guests may write later is worth a warning."""
+        mapped = [disk for disk in disks if _target_or_none(self._order, disk) == name]
+        size_bytes = sum(disk.size_bytes for disk in mapped)
+        needed_bytes = size_bytes if self._order.strict_space else sum(disk.data_bytes for disk in mapped)
+        if not isinstance(avail, int) or size_bytes <= avail:
+            return
+        there = f"{format_size(avail)} available"
+        if needed_bytes > avail:
+            self._add(f"target: storage '{name}' has no space: {format_size(needed_bytes)} needed, {there}")
+        else:
+            full = f"the disks can grow to {format_size(size_bytes)}, {there}"
+            self._world.progress.say(f"target: storage '{name}' may become full: {full}")
 
     async def _check_cpu(self, conf: GuestConfig) -> None:
         name = custom_cpu(conf)
@@ -255,6 +253,19 @@ def _lost_by_a_mirror(facts: ImageFacts) -> Iterator[str]:
     for kind, names in (("snapshots", facts.snapshots), ("bitmaps", facts.bitmaps)):
         if names:
             yield f"the {kind} in its image would be lost by a move while it runs: {', '.join(names)}; {hint}"
+
+
+def _measured(disk: SourceDisk, size_bytes: int, extents: FileExtents | None, known: Collection[str]) -> SourceDisk:
+    """Args: known: the stream formats that our own program can write."""
+    length = extents.length_bytes if extents and disk.with_snapshots else size_bytes
+    return replace(
+        disk,
+        offers=tuple(offer for offer in disk.offers if offer.stream in known),
+        size_bytes=size_bytes,
+        data_bytes=extents.data_bytes if extents else size_bytes,
+        stream_bytes=length + HEADER_BYTES,
+        sparse_bytes=extents.stream_bytes + HEADER_BYTES if extents else 0,
+    )
 
 
 def _objects(data: Json) -> list[Mapping[str, Json]]:

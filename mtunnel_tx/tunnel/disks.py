@@ -86,7 +86,9 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Im
     if args.format not in entry.valid_formats:
         raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
     volume = _target_volume(tunnel, entry, args)
-    stream_format = choose_stream(entry, args.format, args.export_formats, with_snapshots=args.with_snapshots)
+    known = tunnel.services.storage.stream_formats
+    offered = [stream for stream in args.export_formats if stream in known]
+    stream_format = choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots)
     return ImportRequest(
         volid=str(volume),
         stream_format=stream_format,

@@ -12,6 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.pve.maps import Endpoint
+from mtunnel_tx.pve.storagetypes import PROXMOX_STREAMS
 from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 
 SECRET = "11111111-2222-3333-4444-555555555555"
@@ -260,8 +261,9 @@ class RecordedTarget:
 
     def do_disk_import(self, request):
         self._import = Import(f"{request['storage']}:{self.vmid}/{request['volname']}", list(self.lines))
+        known = [stream for stream in request["export_formats"].split(",") if stream in PROXMOX_STREAMS]
         self._import.fails = self.imports_fail
-        return {"socket": f"/run/qemu-server/{self.vmid}.storage", "format": request["export_formats"].split(",")[0]}
+        return {"socket": f"/run/qemu-server/{self.vmid}.storage", "format": known[0]}
 
     def do_ticket(self, request):
         return {"ticket": "PVETUNNEL:6B035031::CD+/="}

@@ -34,11 +34,11 @@ class DisksTest(SynchronousTestCase):
             [(d.label, d.name, d.format, ",".join(d.streams), d.with_snapshots, d.is_cloudinit) for d in found],
             [
                 ("efidisk0", "vm-100-disk-2", "raw", "raw+size", False, False),
-                ("ide2", "vm-100-cloudinit.qcow2", "qcow2", "qcow2+size", True, True),
+                ("ide2", "vm-100-cloudinit.qcow2", "qcow2", "qcow2+sparse,qcow2+size", True, True),
                 ("sata0", "vm-100-disk-3", "raw", "zfs", False, False),
-                ("scsi0", "vm-100-disk-0.raw", "raw", "raw+size", False, False),
-                ("unused0", "odd.vmdk", "vmdk", "vmdk+size", True, False),
-                ("virtio1", "vm-100-disk-1.qcow2", "qcow2", "qcow2+size", True, False),
+                ("scsi0", "vm-100-disk-0.raw", "raw", "raw+sparse,raw+size", False, False),
+                ("unused0", "odd.vmdk", "vmdk", "vmdk+sparse,vmdk+size", True, False),
+                ("virtio1", "vm-100-disk-1.qcow2", "qcow2", "qcow2+sparse,qcow2+size", True, False),
             ],
         )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
 from mtunnel_tx.tunnel.disks import choose_stream
 from tests.fakes import TOKEN, FakeStream
 from tests.fakestorage import FakeChild
@@ -168,6 +169,16 @@ class ImportTests(TunnelCase):
         self.assertEqual(self.msg(**{**IMPORT, "storage": "thin", "format": "qcow2"}), text)
         text = "failed to handle 'disk-import' command - no matching import/export format found for storage 'local'\n"
         self.assertEqual(self.msg(**{**IMPORT, "export_formats": "zfs;btrfs"}), text)
+
+    def test_a_sparse_stream_only_where_pvesm_knows_it(self) -> None:
+        request = {**IMPORT, "export_formats": "raw+sparse,raw+size"}
+        self.fake.storage.stream_formats = frozenset(STREAM_FORMATS)
+        self.begin_import(**request)
+        self.assertEqual(self.fake.storage.requests[-1].stream_format, "raw+sparse")
+
+    def test_proxmox_knows_no_sparse_stream(self) -> None:
+        self.begin_import(**{**IMPORT, "export_formats": "raw+sparse,raw+size"})
+        self.assertEqual(self.fake.storage.requests[-1].stream_format, "raw+size")
 
     def test_stream_choice(self) -> None:
         entries = self.fake.storage.config()

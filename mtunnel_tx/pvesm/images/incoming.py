@@ -8,21 +8,23 @@ Thin storages (see `allocation`) take images larger than the free space; where i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, TunnelError
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts, ImageRefused, inspect_image
 from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
 from mtunnel_tx.pve.volume import DirVolume, next_disk_name, parse_dir_volume
 from mtunnel_tx.pvesm.driver import Announce, ImportOrder
-from mtunnel_tx.pvesm.header import read_size, read_stream
+from mtunnel_tx.pvesm.header import read_size
 from mtunnel_tx.pvesm.images.allocation import IMAGE_FORMATS, create, preallocation
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.qcow2tables import refuse_missing_clusters
 from mtunnel_tx.pvesm.images.qemuimg import delete_snapshot, verify_image
 from mtunnel_tx.pvesm.images.reservation import Choose, Reservation, reserve
 from mtunnel_tx.pvesm.output import say, warn
-from mtunnel_tx.pvesm.sparse import CHUNK_BYTES, store
+from mtunnel_tx.pvesm.pieces import Piece, dense_pieces, sparse_pieces
+from mtunnel_tx.pvesm.sparse import store
 
 _GRANULARITY_BYTES = 1024
 """Proxmox's pvesm makes no image of another size."""
@@ -34,10 +36,11 @@ def receive_image(folders: ImageFolders, name: str, order: ImportOrder, stream: 
     assert volume.vmid is not None
     with reserve(folders, volume.vmid, _namer(folders, volume, allow_rename=order.allow_rename)) as reservation:
         size_bytes = read_size(stream)
+        read_pieces = sparse_pieces if STREAM_FORMATS[order.stream_format].dense else dense_pieces
         if volume.format == "raw":
-            _receive_raw(stream, size_bytes, reservation, folders)
+            _receive_raw(read_pieces(stream, size_bytes), size_bytes, reservation, folders)
         else:
-            _receive_image(stream, size_bytes, reservation, folders, volume.format)
+            _receive_image(read_pieces(stream), size_bytes, reservation, folders, volume.format)
         if order.delete_snapshot:
             delete_snapshot(reservation.part, order.delete_snapshot)
         _refuse_orphan(order.requester)
@@ -77,15 +80,17 @@ def _round_up(size_bytes: int) -> int:
     return rounded
 
 
-def _receive_raw(stream: int, size_bytes: int, reservation: Reservation, folders: ImageFolders) -> None:
+def _receive_raw(pieces: Iterator[Piece], size_bytes: int, reservation: Reservation, folders: ImageFolders) -> None:
     """Exactly as many bytes as the header says."""
     create(reservation, folders, "raw", _round_up(size_bytes))
-    received = _receive(stream, reservation, most_bytes=size_bytes)
+    received = _receive(pieces, reservation)
     if received != size_bytes:
         raise BadRequest(f"import: stream ended after {received} of {size_bytes} bytes")
 
 
-def _receive_image(stream: int, size_bytes: int, reservation: Reservation, folders: ImageFolders, format: str) -> None:
+def _receive_image(
+    pieces: Iterator[Piece], size_bytes: int, reservation: Reservation, folders: ImageFolders, format: str
+) -> None:
     """Byte for byte, snapshots and all; then everything about it must be right."""
     rounded = _round_up(size_bytes)
     chosen = preallocation(folders.entry, format)
@@ -97,7 +102,7 @@ def _receive_image(stream: int, size_bytes: int, reservation: Reservation, folde
             _check_facts(facts, size_bytes)
         say(_formatting(reservation, format, rounded, chosen or "off"))
 
-    received = _receive(stream, reservation, begin=begin)
+    received = _receive(pieces, reservation, begin)
     os.ftruncate(reservation.fd, received)
 
     def read(offset: int, count: int) -> bytes:
@@ -131,34 +136,24 @@ def _check_facts(facts: ImageFacts, size_bytes: int) -> None:
 
 
 def _receive(
-    stream: int,
-    reservation: Reservation,
-    *,
-    most_bytes: int | None = None,
-    begin: Callable[[memoryview], None] = lambda _: None,
+    pieces: Iterator[Piece], reservation: Reservation, begin: Callable[[memoryview], None] = lambda _: None
 ) -> int:
     """Write the stream into the file, holes left out.
 
-    Args: begin: is given the first bytes before any is written. Returns: how many came.
+    Args: begin: is given the first bytes of the file before any is written. Returns: the length of the file.
     """
-    buffer = bytearray(CHUNK_BYTES)
-    received = 0
-    while True:
-        wanted = CHUNK_BYTES if most_bytes is None else min(CHUNK_BYTES, most_bytes + 1 - received)
-        count = read_stream(stream, memoryview(buffer)[:wanted])
-        if received == 0:
-            begin(memoryview(buffer)[:count])
-        if most_bytes is not None and received + count > most_bytes:
-            raise BadRequest(f"import: stream is longer than {most_bytes} bytes")
-        _store(reservation, buffer, count, received)
-        received += count
-        if count < wanted:
-            return received
+    first = next(pieces)
+    begin(first.view if first.offset == 0 else memoryview(b""))
+    length = first.offset
+    for piece in chain((first,), pieces):
+        _store(reservation, piece)
+        length = piece.offset + piece.count
+    return length
 
 
-def _store(reservation: Reservation, buffer: bytearray, count: int, offset: int) -> None:
+def _store(reservation: Reservation, piece: Piece) -> None:
     try:
-        store(reservation.fd, buffer, count, offset)
+        store(reservation.fd, piece.buffer, piece.count, piece.offset)
     except OSError as error:
         raise BackendFailed(f"unable to write '{reservation.path}': {error.strerror}") from error
 

@@ -23,7 +23,7 @@ from mtunnel_tx.pvesm.header import send_size
 from mtunnel_tx.pvesm.images.allocation import IMAGE_FORMATS
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.nbd import opened_image, read_disk
-from mtunnel_tx.pvesm.sparse import send_all, send_file
+from mtunnel_tx.pvesm.sparse import send_all, send_extents, send_file
 
 _MISSING = 1
 
@@ -41,6 +41,9 @@ def send_image(folders: ImageFolders, plugin: str, name: str, order: ExportOrder
         if order.stream_format == f"{volume.format}+size":
             send_size(facts.size_bytes, target)
             send_file(source, length, target)
+        elif order.stream_format == f"{volume.format}+sparse":
+            send_size(facts.size_bytes, target)
+            send_extents(source, length, target)
         else:
             with opened_image(path, volume.format) as connection:
                 _send_disk(connection, facts.size_bytes, target)
