@@ -23,7 +23,7 @@ class Disks(ActCase):
         done = await self.act("disk", "add", "100", "--size", "2G")
         volume = "disks:100/vm-100-disk-1.qcow2"
         self.assertEqual(done, {"vmid": 100, "key": "scsi1", "volume": volume, "size_bytes": 2 << 30})
-        self.assertEqual(self.conf().options["scsi1"], f"{volume},discard=on,iothread=1,size=2G")
+        self.assertEqual(self.conf().options["scsi1"], f"{volume},discard=on,size=2G")
         image = self.folder / "a.raw"
         image.write_bytes(b"content" * 512)
         done = await self.act("disk", "add", "ticker", "--image", image, "--bus", "virtio", "--format", "raw")
