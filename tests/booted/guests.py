@@ -1,4 +1,4 @@
-"""mtunnel-guests.service on a system that systemd has booted: VMs start after a boot, and end in order before the host."""
+"""mtunnel-guests.service on a system that systemd has booted: VMs start with it, and end in order before it."""
 
 from __future__ import annotations
 
