@@ -44,6 +44,7 @@ class TargetStorages:
                 mapped = [disk for disk in disks if self._target(disk) == name]
                 self._check_space(name, there.get("avail"), mapped)
                 self._check_streams(name, str(there.get("type")), mapped)
+                self._check_sizes(mapped, repoid)
                 await self._find_leftovers(name, mapped, repoid)
 
     def _target(self, disk: SourceDisk) -> str | None:
@@ -89,6 +90,12 @@ class TargetStorages:
                 own = self._world.storage.config()[disk.volid.storage].type
                 reason = describe_mismatch(disk.offers, own, type)
                 self._obstructed(f"target: {disk.label} cannot go to storage '{name}': {reason}")
+
+    def _check_sizes(self, disks: Sequence[SourceDisk], repoid: str) -> None:
+        """Proxmox makes disks in KiB: rounded up, a copy is no copy, and QEMU refuses to mirror into it."""
+        for disk in (disk for disk in disks if disk.format == "raw" and disk.size_bytes % 1024 and not is_ours(repoid)):
+            size = f"{disk.size_bytes} bytes"
+            self._obstructed(f"target: {disk.label} has {size}, but Proxmox makes disks in KiB only: resize it first")
 
     async def _find_leftovers(self, name: str, disks: Sequence[SourceDisk], repoid: str) -> None:
         """Volumes of a VM that is not there: a disk takes another name beside them, a cloud-init drive cannot.

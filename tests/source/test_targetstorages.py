@@ -8,6 +8,7 @@ from tests.source.case import QCOW2, SourceCase
 
 STORAGES = ("GET", "/nodes/localhost/storage")
 CONTENT = ("GET", "/nodes/localhost/storage/tank/content")
+OURS = {"version": "9.2.0", "release": "9.2", "repoid": "mtunnel-tx-1.0"}
 LEFT = "storage 'tank' has volumes of VM 300, which no VM has: "
 
 
@@ -47,6 +48,15 @@ class AbsentTests(StorageCase):
         self.assertEqual(await self.absent(), [text])
 
 
+class SizeTests(StorageCase):
+    async def test_half_a_kibibyte(self):
+        self.storage.add("100/vm-100-disk-0.raw", bytes(1536))
+        reason = "scsi0 has 1536 bytes, but Proxmox makes disks in KiB only: resize it first"
+        self.assertEqual(await self.obstacles(), [f"target: {reason}"])
+        self.target.http["GET", "/version"] = OURS
+        self.assertEqual(await self.obstacles(), [])
+
+
 class LeftoverTests(StorageCase):
     def leave(self, *names):
         self.target.http[CONTENT] = [{"volid": f"tank:300/{name}"} for name in names]
@@ -73,7 +83,7 @@ class LeftoverTests(StorageCase):
     async def test_our_own_makes_that_anew(self):
         self.add_cloudinit()
         self.leave("vm-300-cloudinit.qcow2")
-        self.target.http["GET", "/version"] = {"version": "9.2.0", "release": "9.2", "repoid": "mtunnel-tx-1.0"}
+        self.target.http["GET", "/version"] = OURS
         self.assertEqual(await self.obstacles(), [])
         self.assertIn(f"target: {LEFT}tank:300/vm-300-cloudinit.qcow2", self.watcher.said)
 
