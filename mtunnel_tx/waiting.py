@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredLock, fail, succeed
 from twisted.python.failure import Failure
 
 from mtunnel_tx.errors import TimedOut, WrongState
@@ -237,6 +237,16 @@ async def in_time(clock: Clock, wait_s: float, event: Deferred[Any]) -> bool:
     except TimedOut:
         return False
     return True
+
+
+async def together(*works: Coroutine[Any, Any, object]) -> None:
+    """Await several things that go on at the same time, each to its end. Raises: what the first of them raises."""
+    ends: list[tuple[bool, Any]] = await DeferredList(
+        [Deferred.fromCoroutine(work) for work in works], consumeErrors=True
+    )
+    for succeeded, end in ends:
+        if not succeeded:
+            end.raiseException()
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

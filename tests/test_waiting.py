@@ -5,7 +5,20 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import TimedOut, WrongState
-from mtunnel_tx.waiting import Latch, Occasion, OwnedWork, Quota, Task, Turns, finish, first_of, in_time, pause, within
+from mtunnel_tx.waiting import (
+    Latch,
+    Occasion,
+    OwnedWork,
+    Quota,
+    Task,
+    Turns,
+    finish,
+    first_of,
+    in_time,
+    pause,
+    together,
+    within,
+)
 
 
 async def wait_for(deferred):
@@ -332,6 +345,39 @@ class OwnedWorkTest(SynchronousTestCase):
         running.cancel()
         self.failureResultOf(running, CancelledError)
         self.assertTrue(waiting.called)
+
+
+class TogetherTest(SynchronousTestCase):
+    async def work(self, until):
+        await until
+
+    def begin(self, count):
+        untils = [Deferred() for _ in range(count)]
+        return untils, Deferred.fromCoroutine(together(*(self.work(until) for until in untils)))
+
+    def test_all_go_on_at_once(self):
+        (first, second), work = self.begin(2)
+        second.callback(None)
+        self.assertNoResult(work)
+        first.callback(None)
+        self.assertIsNone(self.successResultOf(work))
+
+    def test_each_is_awaited_and_the_first_failure_counts(self):
+        (first, second, third), work = self.begin(3)
+        third.errback(ValueError())
+        second.errback(KeyError())
+        self.assertNoResult(work)
+        first.callback(None)
+        self.failureResultOf(work, KeyError)
+
+    def test_cancelled(self):
+        untils, work = self.begin(2)
+        work.cancel()
+        self.failureResultOf(work, CancelledError)
+        self.assertTrue(all(until.called for until in untils))
+
+    def test_nothing(self):
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(together())))
 
 
 class TurnsTest(SynchronousTestCase):
