@@ -95,6 +95,7 @@ class Limits:
     child_output_bytes: int = 1 << 20
     stall_s: float = 600
     dead_peer_s: float = 60
+    ping_s: float = 25
     half_close_s: float = 60
     connect_s: float = 300
     unlocked_s: float = 86400
