@@ -1,4 +1,4 @@
-"""What a sparse file really holds, and the stream formats that leave its holes out (`raw+sparse`, `qcow2+sparse`, …).
+"""The data extents of a sparse file, and the stream formats that do not send its holes (`raw+sparse`, …).
 
 Proxmox does not know these formats; between two of ours they take the place of `raw+size`, `qcow2+size`, …: eight
 bytes, little endian, the virtual size; then for each extent of data, in the order of the file, its offset and its
@@ -19,7 +19,7 @@ EXTENT = struct.Struct("<QQ")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileExtents:
-    """What a file holds: its length, the bytes of it that are no hole, and how many extents these are in."""
+    """The length of a file, the number of its bytes that are not in holes, and the number of data extents."""
 
     length_bytes: int
     data_bytes: int
@@ -27,18 +27,18 @@ class FileExtents:
 
     @property
     def stream_bytes(self) -> int:
-        """The length of a sparse stream of it, without the virtual size in front."""
+        """The length of a sparse stream of the file, without the header."""
         return self.data_bytes + EXTENT.size * (self.count + 1)
 
 
 def measure_extents(fd: int, length_bytes: int) -> FileExtents:
-    """Look at a file's first `length_bytes`; blocks, but reads none of them."""
+    """Measure a file's first `length_bytes` with SEEK_DATA and SEEK_HOLE; blocks, but reads no data."""
     sizes = [end - start for start, end, has_data in segments(fd, length_bytes) if has_data]
     return FileExtents(length_bytes=length_bytes, data_bytes=sum(sizes), count=len(sizes))
 
 
 def segments(fd: int, length_bytes: int) -> Iterator[tuple[int, int, bool]]:
-    """Data and holes in turn: (start, end, has data). A file system that knows no holes has data alone."""
+    """Yields: (start, end, has data) for data and holes in turn. Without support for holes all is data."""
     position = 0
     while position < length_bytes:
         data = min(_seek_data(fd, position, length_bytes), length_bytes)

@@ -34,7 +34,7 @@ class FileJournal:
     """ports.Journal below a state directory; the first record carries the format's version.
 
     A record counts if its line is complete. Effects wait for the fsync, so a torn last line announced an effect that
-    did not happen. Args: prefix: COMING or LEAVING; a VM may have one journal of each kind.
+    did not happen. Args: prefix: COMING or LEAVING; a VM has one journal at a time.
     """
 
     def __init__(self, threads: ReactorThreads, state_dir: Path, prefix: str = COMING) -> None:
@@ -46,10 +46,11 @@ class FileJournal:
         self._reserve = Reserve(state_dir / "reserve")
 
     async def open(self, vmid: int, record: Mapping[str, Any]) -> None:
-        """Create the journal with its first record. Raises: WrongState: one stands already."""
+        """Create the journal with its first record. Raises: WrongState: one stands already, of either kind."""
         text = _line({**record, "version": VERSION})
+        other = self._folder / f"{COMING if self._prefix == LEAVING else LEAVING}{vmid}.jsonl"
         try:
-            await self._threads.run(self._reserve.write, _create, self._file(vmid), text)
+            await self._threads.run(self._reserve.write, _create, self._file(vmid), text, other)
         except FileExistsError as error:
             raise WrongState(f"VM {vmid} waits for 'mtunnel settle {vmid}'") from error
 
@@ -121,9 +122,13 @@ def _record(vmid: int, line: bytes) -> dict[str, Any]:
     return record
 
 
-def _create(path: Path, text: str) -> None:
+def _create(path: Path, text: str, other: Path) -> None:
+    """Raises: FileExistsError: it is there, or another one that speaks for the same VM."""
     make_folder(path.parent)
     create_file(path, text, 0o600)
+    if os.path.lexists(other):  # looked for afterwards: of two at once, none is taken rather than both
+        remove_file(path)
+        raise FileExistsError
 
 
 def _append(path: Path, line: bytes) -> None:

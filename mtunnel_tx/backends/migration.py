@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
-
 from mtunnel_tx.backends.process import ProcessExit
 from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.waiting import Occasion, in_time
+from mtunnel_tx.waiting import Occasion, in_time, together
 
 COMMAND_S = 60.0
 RECONNECT_S = 10
@@ -131,7 +129,7 @@ class RunningMachine:
         """Remove the job and the node of an earlier attempt whose program was killed."""
         if await self._job(node):
             self._mirrors[drive] = node
-            await self.end_mirrors(force=True)
+            await self.end_mirrors()
         else:
             await self._remove_node(node)
 
@@ -169,23 +167,36 @@ class RunningMachine:
 
         await self._until(ready)
 
-    async def end_mirrors(self, *, force: bool = False) -> None:
-        """End the mirrors. A mirror that is ready leaves a complete copy, unless it is ended by force.
+    async def complete_mirrors(self) -> None:
+        """End the mirrors of a VM that stands still; each leaves a complete copy.
 
+        Their jobs and nodes stay until QEMU ends, or until `end_mirrors`: nobody has time for them now.
         Raises: BackendFailed: a mirror had failed, or fails now.
         """
-        if not force:
-            for drive in list(self._mirrors):
-                await self._end_mirror(drive)
-            return
+        await together(*(self._cancel_mirror(node, force=False) for node in self._mirrors.values()))
+        await self._until(self._are_complete)
+
+    async def _are_complete(self) -> bool:
+        """Raises: BackendFailed: a mirror has failed."""
+        jobs = {job["id"]: job for job in await self._call("query-jobs")}
+        broken = await self._broken()
+        for drive, node in self._mirrors.items():
+            reason = broken.get(node) or jobs.get(node, {"error": "it has ended"}).get("error")
+            if reason is not None:
+                raise BackendFailed(f"mirror of {drive} failed: {reason}")
+        return all(jobs[node]["status"] == "concluded" for node in self._mirrors.values())
+
+    async def end_mirrors(self) -> None:
+        """End the mirrors at once, whatever their copies are; nothing is left of them."""
         await self._cut()
         # Ending a job while a guest's write passes through it corrupts QEMU's heap; a paused job has no writes.
         runs = self._mirrors and await self.status() == "running"
         if runs:
             await self._call("stop")
         try:
-            for drive in list(self._mirrors):
-                await self._end_mirror(drive, force=True)
+            for drive, node in list(self._mirrors.items()):
+                await self._end_mirror(node)
+                del self._mirrors[drive]
         finally:
             if runs:
                 await self._call("cont")
@@ -196,30 +207,19 @@ class RunningMachine:
             with suppress(QmpCommandFailed):
                 await self._call("yank", {"instances": [{"type": "block-node", "node-name": node}]})
 
-    async def _end_mirror(self, drive: str, *, force: bool = False) -> None:
-        node = self._mirrors[drive]
-        reason: str | None = None
+    async def _cancel_mirror(self, node: str, *, force: bool) -> None:
+        with suppress(QmpCommandFailed):  # it has ended by itself
+            await self._call("block-job-cancel", {"device": node, "force": force})
 
-        async def cancel(*, by_force: bool) -> None:
-            with suppress(QmpCommandFailed):  # it has ended by itself; its error is looked at below
-                await self._call("block-job-cancel", {"device": node, "force": by_force})
-
+    async def _end_mirror(self, node: str) -> None:
         async def concluded() -> bool:
-            nonlocal reason
-            if reason is None and (reason := (await self._broken()).get(node)):
-                await cancel(by_force=True)  # it would wait for ever
             return str((await self._job(node)).get("status", "concluded")) == "concluded"
 
-        if force or not (await self._broken()).get(node):
-            await cancel(by_force=force)
+        await self._cancel_mirror(node, force=True)
         await self._until(concluded)
-        job = await self._job(node)
         with suppress(QmpCommandFailed):
             await self._call("job-dismiss", {"id": node})
-        del self._mirrors[drive]
         await self._remove_node(node)
-        if not force and (reason or "error" in job):
-            raise BackendFailed(f"mirror of {drive} failed: {reason or job['error']}")
 
     async def adopt_mirrors(self) -> None:
         """Take over the mirrors of a program that has ended, so that `end_mirrors` ends them too."""
@@ -269,10 +269,10 @@ class RunningMachine:
         """
         return await self._until_status(_WAITS, told)
 
-    async def switch_over(self) -> MemoryProgress:
+    async def switch_over(self) -> None:
         """Send the rest; from now on the receiving side may have the whole state. Raises: BackendFailed: it failed."""
         await self._call("migrate-continue", {"state": _WAITS})
-        return await self._until_status("completed", _nobody)
+        await self._until_status("completed", _nobody)
 
     async def _until_status(self, wanted: str, told: Callable[[MemoryProgress], Awaitable[None]]) -> MemoryProgress:
         last = MemoryProgress(status="none")
@@ -312,7 +312,7 @@ class RunningMachine:
         is sent with it, so that the guest runs for some microseconds at most.
         """
         words = ["cont", "stop"] if await self.status() == "postmigrate" else ["stop"]
-        await gatherResults([Deferred.fromCoroutine(self._call(word)) for word in words])
+        await together(*(self._call(word) for word in words))
 
     async def quit(self) -> None:
         """End QEMU. Raises: BackendFailed: it does not end."""

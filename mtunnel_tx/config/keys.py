@@ -239,6 +239,11 @@ KEYS: tuple[Key, ...] = (
         number(2, 86400),
         "bytes are on their way and the peer acknowledged nothing for so long: it is gone; keepalives come every 30 s",
     ),
+    _limit(
+        "ping_s",
+        number(1, 3600),
+        "a websocket to which nothing was sent for so long gets a ping: proxies end silent connections (nginx: 60 s)",
+    ),
     _limit("half_close_s", number(0.1, 86400), "how long one direction may outlive the other"),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
     _limit(

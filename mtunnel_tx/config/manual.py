@@ -1,4 +1,4 @@
-"""What people read about the keys: the manual's table and the example file, both printed from KEYS."""
+"""Documentation made from KEYS: the table of docs/operations.md and the example file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manual_table() -> str:
 
 
 def with_key_table(page: str) -> str:
-    """Returns: docs/operations.md with its table as it has to be."""
+    """Returns: the text of docs/operations.md with its table brought up to date."""
     head, start, rest = page.partition(_TABLE_START)
     _, end, tail = rest.partition(_TABLE_END)
     return f"{head}{start}{manual_table()}\n{end}{tail}"

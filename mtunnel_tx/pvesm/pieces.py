@@ -1,6 +1,6 @@
-"""Streams, dense ones and sparse ones (`mtunnel_tx.extents`), as pieces that have their place in the file.
+"""Read a dense or a sparse stream (`mtunnel_tx.extents`) as pieces, each with its offset in the file.
 
-The last piece is empty; its offset is the length of the file. A piece's buffer is used again for the next one.
+The last piece is empty, and its offset is the length of the file. The next piece reuses the buffer of the former one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Piece:
 
     @property
     def view(self) -> memoryview:
-        """What is in it."""
+        """The bytes of the piece."""
         return memoryview(self.buffer)[: self.count]
 
 
 def dense_pieces(stream: int, most_bytes: int | None = None) -> Iterator[Piece]:
-    """Byte after byte up to the end. Raises: BadRequest: more than `most_bytes` came; BackendFailed."""
+    """Read a dense stream to its end. Raises: BadRequest: it is longer than `most_bytes`; BackendFailed."""
     buffer = bytearray(CHUNK_BYTES)
     received = 0
     while True:
@@ -46,7 +46,7 @@ def dense_pieces(stream: int, most_bytes: int | None = None) -> Iterator[Piece]:
 
 
 def sparse_pieces(stream: int, most_bytes: int | None = None) -> Iterator[Piece]:
-    """Extent after extent, up to the one that ends the file; nothing may come behind that.
+    """Read a sparse stream up to its end record, after which the stream has to end.
 
     Raises: BadRequest: it is cut short, out of order, or longer than `most_bytes`; BackendFailed.
     """

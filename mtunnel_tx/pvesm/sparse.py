@@ -1,4 +1,4 @@
-"""Bytes between a stream and a file: fast, and holes stay holes."""
+"""Copy bytes between a stream and a file quickly, and keep holes as holes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _data_runs(buffer: bytearray, count: int) -> Iterator[tuple[int, int]]:
 
 
 def _is_empty(buffer: bytearray, position: int, count: int) -> bool:
-    """Compares in place, up to the first byte that differs."""
+    """Whether a block is all zeros; compares in place and stops at the first difference."""
     if position + _BLOCK_BYTES <= count:
         return buffer.startswith(_ZERO_BLOCK, position)
     return buffer.startswith(bytes(count - position), position)
@@ -104,7 +104,7 @@ def _send_data(source: int, start: int, end: int, target: int) -> None:
 
 
 def _send_some(source: int, start: int, count: int, target: int) -> int:
-    """Within the kernel where it can, which is not into every kind of file."""
+    """Use sendfile, which does not work with every kind of target; otherwise read and write."""
     try:
         return os.sendfile(target, source, start, count)
     except OSError as error:

@@ -24,11 +24,10 @@ from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.qemu.live import LiveMove, is_online, sent_drive, wants_trim
 from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
 from mtunnel_tx.source.settling import Settling
+from mtunnel_tx.source.target import is_ours
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
 from mtunnel_tx.waiting import finish
 
-OURS = "mtunnel-tx"
-"""How our own `repoid` begins: such a target can be asked for digests."""
 DIGEST_S = 60.0
 DIGEST_BYTES_S = 5_000_000
 
@@ -56,7 +55,7 @@ class Attempt:
         volids = await self._send_disks(plan.disks, tunnel, await self._agree(tunnel))
         await self._define(tunnel, volids)
         await self._see_through(self._give(tunnel))
-        if self._order.delete and plan.repoid.startswith(OURS):
+        if self._order.delete and is_ours(plan.repoid):
             await self._compare(volids)
 
     async def _move_live(self, tunnel: TargetTunnel) -> None:

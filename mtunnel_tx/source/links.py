@@ -87,7 +87,7 @@ class MirrorState(Protocol):
 
 
 class MemoryState(Protocol):
-    """How far the copy of the memory is; `downtime_ms` once it is complete.
+    """How far the copy of the memory is.
 
     `passes`: over the whole memory, then over what was changed; the rates are those of the last pass.
     """
@@ -113,9 +113,6 @@ class MemoryState(Protocol):
     @property
     def remaining_bytes(self) -> int: ...
 
-    @property
-    def downtime_ms(self) -> int: ...
-
 
 class Running(Protocol):
     """A VM that runs here, to be sent away; every method raises BackendFailed with QEMU's reason."""
@@ -134,7 +131,11 @@ class Running(Protocol):
 
     async def write_through(self) -> None: ...
 
-    async def end_mirrors(self, *, force: bool = False) -> None: ...
+    async def complete_mirrors(self) -> None:
+        """End the mirrors of a VM that stands still; each leaves a complete copy."""
+
+    async def end_mirrors(self) -> None:
+        """End the mirrors at once, whatever their copies are."""
 
     async def start_migration(
         self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100, auto_converge: bool = False
@@ -145,7 +146,7 @@ class Running(Protocol):
     async def until_switchover(self, told: Callable[[Any], Awaitable[None]]) -> MemoryState:
         """Wait until the VM stands still and only the rest of its memory is to be sent."""
 
-    async def switch_over(self) -> MemoryState:
+    async def switch_over(self) -> None:
         """Send the rest; from now on the target may have the whole state."""
 
     async def migration(self) -> str:

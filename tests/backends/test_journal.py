@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.backends.files import ReactorThreads
-from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.backends.journal import LEAVING, FileJournal
 from mtunnel_tx.backends.reserve import RESERVE_BYTES
 from mtunnel_tx.errors import BackendFailed, WrongState
 from tests.backends.test_files import refuse
@@ -22,6 +22,17 @@ class JournalTest(TestCase):
         self.state = Path(self.mktemp())
         self.file = self.state / "journal" / "100.jsonl"
         self.journal = FileJournal(ReactorThreads(reactor, reactor.getThreadPool()), self.state)
+
+    async def test_a_vm_has_one_journal(self):
+        """It comes, or it is on its way out; what is left of the one must not touch the other."""
+        leaving = FileJournal(ReactorThreads(reactor, reactor.getThreadPool()), self.state, LEAVING)
+        for one, other in ((self.journal, leaving), (leaving, self.journal)):
+            await one.open(100, {"do": "claim"})
+            with self.assertRaises(WrongState) as caught:
+                await other.open(100, {"do": "claim"})
+            self.assertEqual(caught.exception.text, "VM 100 waits for 'mtunnel settle 100'")
+            self.assertEqual((one.standing(), other.standing()), ([100], []))
+            await one.remove(100)
 
     async def test_life(self):
         self.assertIsNone(self.journal.read(100))

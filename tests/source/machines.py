@@ -1,7 +1,6 @@
 """A VM that runs here, as far as a source asks: what QEMU says, and what it was told."""
 
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 from mtunnel_tx.errors import BackendFailed
 
@@ -85,7 +84,6 @@ class FakeMachine:
     async def switch_over(self):
         self._do("rest")
         self.now, self.memory = "postmigrate", "completed"
-        return SimpleNamespace(downtime_ms=5)
 
     async def migration(self):
         return self.memory
@@ -97,9 +95,10 @@ class FakeMachine:
     async def adopt_mirrors(self):
         self.deeds += [f"adopt {name}" for name in self.mirrors]
 
-    async def end_mirrors(self, *, force=False):
-        if not force:
-            self._do("level")
+    async def complete_mirrors(self):
+        self._do("level")
+
+    async def end_mirrors(self):
         self.mirrors.clear()
 
     async def run(self):

@@ -65,7 +65,7 @@ class SurveyTest(SourceCase):
                 "scsi5: volume 'local:100/vm-100-disk-9.raw' does not exist",
                 "tpmstate0: volume 'local:100/vm-100-disk-5.raw' does not exist",
                 "target: VM 300 already exists on node 'far'",
-                "target: storage 'nowhere' is not there, is disabled, or the token may not use it",
+                "target: the token may not use storage 'nowhere'",
                 "target: storage 'tank' does not support vm images",
                 "target: 500 no such model 'mine'",
                 "target: 403 Permission check failed (/vms/300, VM.Allocate)",

@@ -155,7 +155,8 @@ class WorkerPoolTests(SynchronousTestCase):
 
 class TermsTests(SynchronousTestCase):
     def test_a_worker_runs_a_flow_on_the_daemons_terms(self) -> None:
-        limits = FlowLimits(half_close_s=1, stall_s=2, dead_peer_s=3, linger_s=4, rate_bytes_s=5, frame_bytes=6)
+        times = {"half_close_s": 1, "stall_s": 2, "dead_peer_s": 3, "linger_s": 4, "ping_s": 9}
+        limits = FlowLimits(rate_bytes_s=5, frame_bytes=6, **times)
         terms = FlowTerms(urgent=True, role=Role.CLIENT, ends_with_local=True, ends_with_peer=True, limits=limits)
         message = json.loads(json.dumps(write_terms(terms)))
         self.assertEqual(read_terms(message, terms.closed), terms)

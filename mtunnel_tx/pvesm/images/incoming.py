@@ -1,8 +1,7 @@
-"""`import`: a stream becomes a volume, or nothing.
+"""`import`: make a volume from a stream, or leave nothing.
 
-The image is written under a temporary name, checked, made safe on disk, and only then gets its own.
-
-Thin storages (see `allocation`) take images larger than the free space; where it runs out midway, the import fails.
+The image is written under a temporary name, checked, and fsynced; only then it gets its name. A thin storage (see
+`allocation`) may run out of space while it is written; then the import fails.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _GRANULARITY_BYTES = 1024
 
 
 def receive_image(folders: ImageFolders, name: str, order: ImportOrder, stream: int, announce: Announce) -> None:
-    """Read the stream to its end, and announce the volume. Raises: TunnelError."""
+    """Read the stream to its end, then announce the volume. Raises: TunnelError."""
     volume = _check_name(name, order.stream_format)
     assert volume.vmid is not None
     with reserve(folders, volume.vmid, _namer(folders, volume, allow_rename=order.allow_rename)) as reservation:
@@ -71,7 +70,7 @@ def _namer(folders: ImageFolders, volume: DirVolume, *, allow_rename: bool) -> C
 
 
 def _round_up(size_bytes: int) -> int:
-    """What QEMU reads as it is, whole sectors, keeps its size; the rest is rounded as Proxmox does."""
+    """Keep a size of whole sectors, which QEMU can use exactly; round another one up to 1 KiB, as Proxmox does."""
     if size_bytes % SECTOR_BYTES == 0:
         return size_bytes
     rounded = -(-size_bytes // _GRANULARITY_BYTES) * _GRANULARITY_BYTES
@@ -81,7 +80,7 @@ def _round_up(size_bytes: int) -> int:
 
 
 def _receive_raw(pieces: Iterator[Piece], size_bytes: int, reservation: Reservation, folders: ImageFolders) -> None:
-    """Exactly as many bytes as the header says."""
+    """Receive a raw disk, which must have exactly as many bytes as the header says."""
     create(reservation, folders, "raw", _round_up(size_bytes))
     received = _receive(pieces, reservation)
     if received != size_bytes:
@@ -91,12 +90,12 @@ def _receive_raw(pieces: Iterator[Piece], size_bytes: int, reservation: Reservat
 def _receive_image(
     pieces: Iterator[Piece], size_bytes: int, reservation: Reservation, folders: ImageFolders, format: str
 ) -> None:
-    """Byte for byte, snapshots and all; then everything about it must be right."""
+    """Receive an image file byte for byte, internal snapshots included, then verify it."""
     rounded = _round_up(size_bytes)
     chosen = preallocation(folders.entry, format)
 
     def begin(first: memoryview) -> None:
-        """The first bytes tell most of it already: better now than after hours."""
+        """Check the header with the first bytes, so that a bad image is refused at once and not after hours."""
         if format == "qcow2":
             facts = inspect_image(format, lambda offset, count: bytes(first[offset : offset + count]), len(first))
             _check_facts(facts, size_bytes)
@@ -138,7 +137,7 @@ def _check_facts(facts: ImageFacts, size_bytes: int) -> None:
 def _receive(
     pieces: Iterator[Piece], reservation: Reservation, begin: Callable[[memoryview], None] = lambda _: None
 ) -> int:
-    """Write the stream into the file, holes left out.
+    """Write the stream into the file; blocks of zeros become holes.
 
     Args: begin: is given the first bytes of the file before any is written. Returns: the length of the file.
     """
@@ -159,6 +158,6 @@ def _store(reservation: Reservation, piece: Piece) -> None:
 
 
 def _refuse_orphan(requester: int | None) -> None:
-    """A daemon that dies closes its end of the stream, which looks like a regular end of it."""
+    """Fail if our parent has changed: a daemon that dies closes the stream, which looks like its regular end."""
     if requester not in (None, os.getppid()):
         raise BackendFailed("import: whoever asked for it is gone")

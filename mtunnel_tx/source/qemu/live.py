@@ -25,6 +25,7 @@ from mtunnel_tx.source.patience import Patience
 from mtunnel_tx.source.qemu.copying import LiveCopy
 from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
+from mtunnel_tx.waiting import together
 from mtunnel_tx.wire import socketkinds
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
@@ -86,14 +87,15 @@ class LiveMove:
 
         Not to be cancelled: half of it would leave the VM with nobody. Raises: TunnelError.
         """
-        await self._running.end_mirrors()
-        await self._journal.announce("completing")
-        last = await self._running.switch_over()
-        self._host.progress.say(f"memory is there; downtime {last.downtime_ms} ms")
+        stopped_s = self._host.reactor.seconds()
+        await together(self._running.complete_mirrors(), self._journal.announce("completing"))
+        await self._running.switch_over()
         if drives:
             await self._tunnel.stop_nbd()
         if self._journal.departure.power is Power.RUNNING:
             await self._resume()
+            downtime_ms = 1000 * (self._host.reactor.seconds() - stopped_s)
+            self._host.progress.say(f"it runs there; downtime {downtime_ms:.0f} ms")
         self._forwards.close()
 
     async def _resume(self) -> None:
