@@ -14,7 +14,8 @@ LOOKS = [
     ("GET", "/cluster/status", {}),
     ("GET", "/version", {}),
     ("GET", "/cluster/resources", {"type": "vm"}),
-    ("GET", "/nodes/localhost/storage", {"enabled": "1"}),
+    ("GET", "/nodes/localhost/storage", {}),
+    ("GET", "/nodes/localhost/storage/tank/content", {"vmid": "300"}),
 ]
 SENT = CONF.replace("local:100/vm-100-disk-", "tank:300/vm-300-disk-").replace("bridge=vmbr0", "bridge=vmbr9")
 PATH = "/run/qemu-server/300.storage"

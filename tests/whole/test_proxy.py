@@ -15,6 +15,7 @@ from tests.processes import started_process
 from tests.whole.hostile import start_import
 from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call
+from tests.whole.test_online import OnlineCase
 
 CONFIGURATION = """\
 daemon off;
@@ -68,17 +69,23 @@ class Behind:
         return socket.create_connection(("127.0.0.1", self.port), 30)
 
 
-class ProxyCase(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
-        if self.program is None:
-            raise SkipTest("nginx is not installed (Debian: nginx-light)")
+def find_nginx() -> str:
+    found = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
+    if found is None:
+        raise SkipTest("nginx is not installed (Debian: nginx-light)")
+    return found
 
+
+class ProxyCase(SynchronousTestCase):
     def through(self, timeouts: str, extra: str = "") -> Behind:
         """A daemon behind nginx."""
+        find_nginx()
         node = Node(extra=extra)
         self.addCleanup(node.close)
-        node.start()
+        return self.in_front_of(node.start(), timeouts)
+
+    def in_front_of(self, node: Node, timeouts: str) -> Behind:
+        """Let nginx lead to a daemon that runs."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         folder = node.root / "nginx"
@@ -87,7 +94,7 @@ class ProxyCase(SynchronousTestCase):
         configuration = folder / "nginx.conf"
         configuration.write_text(CONFIGURATION.format(timeouts=timeouts, **places))
         with (folder / "nginx.log").open("wb") as log:
-            command = [str(self.program), "-p", str(folder), "-c", str(configuration)]
+            command = [find_nginx(), "-p", str(folder), "-c", str(configuration)]
             started_process(self.addCleanup, command, stdout=log, stderr=log)
         behind = Behind(node, port)
         wait_for(f"nginx\n{folder}", lambda: self.answers(behind))
@@ -127,3 +134,22 @@ class DefaultTests(ProxyCase):
     def test_nothing_is_configured(self) -> None:
         """As long as it takes: nginx's own 60 s, and our own 25 s."""
         self.assertTrue(self.is_open_after(self.through(DEFAULT), DEFAULT_S + 8))
+
+
+class MoveTests(OnlineCase, ProxyCase):
+    """A running VM, moved so slowly that the command connection has nothing to say for longer than nginx waits."""
+
+    def make_target(self) -> Node:
+        return Node("there", extra="[limits]\nping_s = 1").start()
+
+    def test_online(self) -> None:
+        self.boot()
+        behind = self.in_front_of(self.there, SHORT)
+        endpoint = self.there.endpoint.replace(f"port={self.there.port}", f"port={behind.port}")
+        self.assertNotEqual(endpoint, self.there.endpoint)
+        argv = ("migrate", "100", endpoint, "--online", "--target-vmid", "200", "--target-storage", "local")
+        began_s = time.monotonic()
+        self.here.run("mtunnel_tx.cli", *argv, "--bwlimit", "2048")
+        self.assertGreater(time.monotonic() - began_s, 6)
+        self.assertIn("running", self.status(self.there, 200))
+        wait_for("the end of the tunnel", lambda: not self.there.ask(cmd="status")["tunnels"])
