@@ -77,5 +77,6 @@ ready:
 
 clean:
 	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz .trim
+	rm -f mtunnel_tx/stream/*.so
 
 .PHONY: help demo test lint fuzz soak trim matrix bench fresh booted ready clean

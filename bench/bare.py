@@ -84,8 +84,9 @@ async def _send(here: QemuMachines, incoming: Incoming) -> float:
         await running.write_through()
         await running.start_migration(incoming.migrate_socket)
         await running.until_switchover()
-        await running.end_mirrors()
-        progress = await running.switch_over()
+        await running.complete_mirrors()
+        await running.switch_over()
+        progress = await running.progress()
     return progress.downtime_ms
 
 

@@ -105,10 +105,10 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
     make_pattern();
-    int door = listen_unix();
+    int listener = listen_unix();
     say_ready();
     for (;;) {
-        int fd = accept(door, NULL, NULL);
+        int fd = accept(listener, NULL, NULL);
         if (fd < 0)
             fail("accept");
         pthread_detach(start_thread(serve, (void *)(intptr_t)fd));

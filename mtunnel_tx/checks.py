@@ -1,4 +1,4 @@
-"""The one way to check a value: what ids and names look like, and checks that return a text as it is kept.
+"""Checks of values, used everywhere: the expressions of ids and names, and functions that check a text.
 
 A check takes a text and returns it in the form that it is kept in, or raises FormatError with the reason. The reasons
 are Proxmox's own words (protocol.md sections 1, 4 and 7). `wire/schema.py` (JSON values, reasons by name) and
@@ -13,6 +13,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 Check = Callable[[str], str]
 """Takes a value; returns it in the form it is kept in. Raises: FormatError."""
+Warn = Callable[[str], None]
+"""Takes one sentence about something that was skipped."""
 
 CONTROL_CLASS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
 """For a character class: control characters, line separators, and surrogates, which are no text."""
@@ -56,12 +58,12 @@ class FormatError(ValueError):
 
 
 def clean(text: str) -> str:
-    """Text of a peer with every control character, line separator and lone surrogate as `?`."""
+    """Replace every control character, line separator and lone surrogate with `?`."""
     return CONTROL.sub("?", text)
 
 
 def clean_lines(text: str) -> str:
-    """The same, but line feeds stay."""
+    """Like `clean`, but line feeds stay."""
     return "\n".join(map(clean, text.split("\n")))
 
 
@@ -71,7 +73,7 @@ def split_list(value: str) -> tuple[str, ...]:
 
 
 def boolean(value: str) -> str:
-    """`1`, `on`, `yes`, `true` to `1`, their opposites to `0`."""
+    """A boolean: `1`, `on`, `yes`, `true` are kept as `1`, their opposites as `0`."""
     if _TRUE.fullmatch(value):
         return "1"
     if _FALSE.fullmatch(value):
@@ -174,7 +176,7 @@ def list_of(check_item: Check) -> Check:
 
 
 def each(check_item: Check) -> Check:
-    """The same within one line of text, of at most MOST_ITEMS items."""
+    """Like `list_of`, but without control characters and with at most MOST_ITEMS items."""
 
     def check(value: str) -> str:
         if len(split_list(raw_text(value))) > MOST_ITEMS:
@@ -286,7 +288,11 @@ vmid = pattern(VMID, "value does not look like a valid VM ID")
 node_name = pattern(NODE_NAME, "value does not look like a valid node name")
 
 
+def ignore(_warning: str) -> None:
+    """Drop a warning: the default of parsers that take a function for warnings."""
+
+
 def shorten(warnings: Sequence[str]) -> list[str]:
-    """The first ones, and how many more there are."""
+    """Returns: the first MOST_WARNINGS warnings, and how many more there are."""
     more = len(warnings) - MOST_WARNINGS
     return [*warnings[:MOST_WARNINGS], *([f"{more} more warnings"] if more > 0 else [])]

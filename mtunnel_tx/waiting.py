@@ -1,7 +1,7 @@
-"""Waiting: for what happens once or again and again, for a while, for a turn; and how cancellation passes through it.
+"""Waiting for events, for a time, for one's turn, and for work; all of it can be cancelled.
 
-Everything here is made of Twisted's Deferreds. Whoever needs time gives a clock; nothing imports a reactor. A wait that
-is cancelled leaves neither a timer nor a place in a list behind.
+It is built on Twisted's Deferreds. Functions that need time take a clock; nothing imports a reactor. A cancelled wait
+leaves no timer and no entry in a list of waiters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredLock, fail, succeed
 from twisted.python.failure import Failure
 
 from mtunnel_tx.errors import TimedOut, WrongState
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Occasion:
-    """Something that happens again and again; who waits, waits for the next time."""
+    """An event that may happen many times; a waiter waits for the next time."""
 
     def __init__(self) -> None:
         self._waiters: dict[Deferred[None], None] = {}
@@ -40,12 +40,12 @@ class Occasion:
                 waiter.callback(None)
 
     def happen_soon(self, clock: Clock) -> None:
-        """Wake everybody who waits in the reactor's next turn: they cannot disturb what happens now."""
+        """Wake all waiters in the reactor's next turn, so that they do not run inside the caller."""
         if self._waiters:
             clock.callLater(0, self.happen)
 
     def wait(self) -> Deferred[None]:
-        """Fires the next time."""
+        """Returns: a Deferred that fires the next time."""
         waiter: Deferred[None] = Deferred(self._forget)
         self._waiters[waiter] = None
         return waiter
@@ -55,7 +55,7 @@ class Occasion:
 
 
 class Latch(Generic[T]):
-    """Something that happens once and has a value; who comes later need not wait."""
+    """An event that happens once and has a value; later callers get the value at once."""
 
     def __init__(self) -> None:
         self._event = Occasion()
@@ -237,6 +237,16 @@ async def in_time(clock: Clock, wait_s: float, event: Deferred[Any]) -> bool:
     except TimedOut:
         return False
     return True
+
+
+async def together(*works: Coroutine[Any, Any, object]) -> None:
+    """Await several things that go on at the same time, each to its end. Raises: what the first of them raises."""
+    ends: list[tuple[bool, Any]] = await DeferredList(
+        [Deferred.fromCoroutine(work) for work in works], consumeErrors=True
+    )
+    for succeeded, end in ends:
+        if not succeeded:
+            end.raiseException()
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

@@ -13,6 +13,7 @@ from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.storage import ImportRequest, Volume
 from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.storagecfg import parse_storage_config
+from mtunnel_tx.pve.storagetypes import PROXMOX_STREAMS
 
 STORAGES = """\
 dir: local
@@ -91,6 +92,8 @@ class FakeStorage:
         self.next_children: deque[FakeChild] = deque()
         self.requests: list[ImportRequest] = []
         self.alloc_error: TunnelError | None = None
+
+    stream_formats = frozenset(PROXMOX_STREAMS)
 
     def config(self) -> Mapping[str, Any]:
         return parse_storage_config(STORAGES)

@@ -14,6 +14,7 @@ from mtunnel_tx.backends.drives import VolumeFile, controller_names, disk_device
 from mtunnel_tx.backends.firmware import firmware_devices, firmware_of
 from mtunnel_tx.backends.host import PROGRAM, QemuHost
 from mtunnel_tx.backends.memorydevices import dimm_devices, memory_arguments
+from mtunnel_tx.backends.sound import sound_devices
 from mtunnel_tx.backends.tpm import tpm_arguments
 from mtunnel_tx.backends.usbdevices import tablet_device, usb_controllers, usb_ports
 from mtunnel_tx.pve.hardware import Hardware
@@ -76,6 +77,7 @@ def command_line(plan: StartPlan) -> list[str]:
         *(device("tpm-tis", tpmdev="tpmdev") if hardware.tpm else []),
         *graphics_devices(hardware),
         *serial_devices(hardware, plan.socket),
+        *sound_devices(hardware, spice=plan.host.has_spice),
         *agent_port_devices(hardware.display, spice=plan.host.has_spice),
         *(spice_server(hardware.display, plan.socket("spice")) if plan.host.has_spice else []),
         *small_devices(hardware),

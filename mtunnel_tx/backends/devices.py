@@ -34,6 +34,7 @@ _PCI = {
     "rng0": (1, 29),
     **{f"virtio{index}": (2, index - 5) for index in range(6, 16)},
     **{f"virtioscsi{index}": (3, 1 + index) for index in range(31)},
+    "audio0": (2, 12),
     **{f"scsihw{index}": (4, index - 1) for index in range(2, 5)},
 }
 """Bus and slot of each device; not the VGA's, which differs between machines."""

@@ -21,6 +21,7 @@ from mtunnel_tx.backends.files import (
     remove_file,
     remove_leftovers,
 )
+from mtunnel_tx.backends.reserve import Reserve
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.journal import READABLE_VERSIONS, VERSION
 from mtunnel_tx.waiting import Turns
@@ -33,7 +34,7 @@ class FileJournal:
     """ports.Journal below a state directory; the first record carries the format's version.
 
     A record counts if its line is complete. Effects wait for the fsync, so a torn last line announced an effect that
-    did not happen. Args: prefix: COMING or LEAVING; a VM may have one journal of each kind.
+    did not happen. Args: prefix: COMING or LEAVING; a VM has one journal at a time.
     """
 
     def __init__(self, threads: ReactorThreads, state_dir: Path, prefix: str = COMING) -> None:
@@ -42,12 +43,14 @@ class FileJournal:
         self._name = re.compile(rf"{prefix}([1-9][0-9]*)\.jsonl")
         self._folder = state_dir / "journal"
         self._turns = Turns()
+        self._reserve = Reserve(state_dir / "reserve")
 
     async def open(self, vmid: int, record: Mapping[str, Any]) -> None:
-        """Create the journal with its first record. Raises: WrongState: one stands already."""
+        """Create the journal with its first record. Raises: WrongState: one stands already, of either kind."""
         text = _line({**record, "version": VERSION})
+        other = self._folder / f"{COMING if self._prefix == LEAVING else LEAVING}{vmid}.jsonl"
         try:
-            await self._threads.run(_create, self._file(vmid), text)
+            await self._threads.run(self._reserve.write, _create, self._file(vmid), text, other)
         except FileExistsError as error:
             raise WrongState(f"VM {vmid} waits for 'mtunnel settle {vmid}'") from error
 
@@ -55,12 +58,13 @@ class FileJournal:
         """Add a record, fsynced when this returns. Raises: BackendFailed: there is no journal, or no space."""
         line = _line(record).encode()
         async with self._turns.of(vmid):
-            await self._threads.run(_append, self._file(vmid), line)
+            await self._threads.run(self._reserve.write, _append, self._file(vmid), line)
 
     async def remove(self, vmid: int) -> None:
         """Delete the journal; success where there is none."""
         async with self._turns.of(vmid):
             await self._threads.run(remove_file, self._file(vmid))
+        await self._threads.run(self._reserve.fill)
 
     def read(self, vmid: int) -> list[dict[str, Any]] | None:
         """All whole records, one at least; None where there is no journal.
@@ -97,6 +101,7 @@ class FileJournal:
     async def tidy(self) -> None:
         """See ports.Journal."""
         await self._threads.run(remove_leftovers, self._folder, f"{self._prefix}[0-9]*.jsonl")
+        await self._threads.run(self._reserve.fill)
 
     def _file(self, vmid: int) -> Path:
         return self._folder / f"{self._prefix}{vmid}.jsonl"
@@ -117,9 +122,13 @@ def _record(vmid: int, line: bytes) -> dict[str, Any]:
     return record
 
 
-def _create(path: Path, text: str) -> None:
+def _create(path: Path, text: str, other: Path) -> None:
+    """Raises: FileExistsError: it is there, or another one that speaks for the same VM."""
     make_folder(path.parent)
     create_file(path, text, 0o600)
+    if os.path.lexists(other):  # looked for afterwards: of two at once, none is taken rather than both
+        remove_file(path)
+        raise FileExistsError
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from mtunnel_tx.backends.firmware import find_variables
 from mtunnel_tx.backends.machine import Machine
 from mtunnel_tx.backends.qemu import QemuMachines
+from mtunnel_tx.backends.scope import join_scope
 from mtunnel_tx.backends.taps import list_bridges
 from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
+from mtunnel_tx.ports.storage import Report
+from mtunnel_tx.pve.guestconf import GuestConfig
 
 RESIZE_S = 30.0
 _FREE_SOCKET = "disconnected:"
@@ -22,14 +26,19 @@ class LocalMachines(QemuMachines):
         """See ports.LocalHypervisor."""
         return list_bridges()
 
-    def efi_template(self) -> Path:
+    def efi_template(self, *, enrolled: bool) -> Path:
         """See ports.LocalHypervisor."""
-        return find_variables("4m", enrolled=False)
+        return find_variables("4m", enrolled=enrolled)
 
     def recorded(self) -> list[int]:
         """See ports.LocalHypervisor."""
         names = (file.stem for file in self._runtime_dir.glob("*.pid"))
         return sorted(vmid for vmid in map(int, filter(str.isdecimal, names)) if self.running(vmid))
+
+    async def local_start(self, vmid: int, conf: GuestConfig, report: Report) -> None:
+        """See ports.LocalHypervisor."""
+        await super().local_start(vmid, conf, report)
+        await join_scope(self._reactor, os.environ, vmid, self._get(vmid).exit.pid, report)
 
     async def shutdown(self, vmid: int, wait_s: float) -> bool:
         """See ports.LocalHypervisor."""

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
-
 from mtunnel_tx.backends.process import ProcessExit
 from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.waiting import Occasion, in_time
+from mtunnel_tx.waiting import Occasion, in_time, together
 
 COMMAND_S = 60.0
 RECONNECT_S = 10
@@ -47,6 +45,14 @@ class MemoryProgress:
     total_bytes: int = 0
     downtime_ms: int = 0
     error: str | None = None
+    passes: int = 0
+    dirty_bytes_s: float = 0
+    sent_bytes_s: float = 0
+    throttle_percent: int = 0
+
+
+async def _nobody(_progress: Any) -> None:
+    """Nobody watches."""
 
 
 class RunningMachine:
@@ -123,7 +129,7 @@ class RunningMachine:
         """Remove the job and the node of an earlier attempt whose program was killed."""
         if await self._job(node):
             self._mirrors[drive] = node
-            await self.end_mirrors(force=True)
+            await self.end_mirrors()
         else:
             await self._remove_node(node)
 
@@ -144,7 +150,7 @@ class RunningMachine:
         states = {job["device"]: str(job.get("io-status", "ok")) for job in await self._call("query-block-jobs")}
         return {node: _BROKEN.get(state, state) for node, state in states.items() if state != "ok"}
 
-    async def until_ready(self, told: Callable[[list[Mirror]], None] = lambda _mirrors: None) -> None:
+    async def until_ready(self, told: Callable[[list[Mirror]], Awaitable[None]] = _nobody) -> None:
         """Wait until all mirrors are ready.
 
         Args: told: called with the progress about once a second.
@@ -156,28 +162,41 @@ class RunningMachine:
             for mirror in mirrors:
                 if mirror.error is not None:
                     raise BackendFailed(f"mirror of {mirror.drive} failed: {mirror.error}")
-            told(mirrors)
+            await told(mirrors)
             return all(mirror.ready for mirror in mirrors)
 
         await self._until(ready)
 
-    async def end_mirrors(self, *, force: bool = False) -> None:
-        """End the mirrors. A mirror that is ready leaves a complete copy, unless it is ended by force.
+    async def complete_mirrors(self) -> None:
+        """End the mirrors of a VM that stands still; each leaves a complete copy.
 
+        Their jobs and nodes stay until QEMU ends, or until `end_mirrors`: nobody has time for them now.
         Raises: BackendFailed: a mirror had failed, or fails now.
         """
-        if not force:
-            for drive in list(self._mirrors):
-                await self._end_mirror(drive)
-            return
+        await together(*(self._cancel_mirror(node, force=False) for node in self._mirrors.values()))
+        await self._until(self._are_complete)
+
+    async def _are_complete(self) -> bool:
+        """Raises: BackendFailed: a mirror has failed."""
+        jobs = {job["id"]: job for job in await self._call("query-jobs")}
+        broken = await self._broken()
+        for drive, node in self._mirrors.items():
+            reason = broken.get(node) or jobs.get(node, {"error": "it has ended"}).get("error")
+            if reason is not None:
+                raise BackendFailed(f"mirror of {drive} failed: {reason}")
+        return all(jobs[node]["status"] == "concluded" for node in self._mirrors.values())
+
+    async def end_mirrors(self) -> None:
+        """End the mirrors at once, whatever their copies are; nothing is left of them."""
         await self._cut()
         # Ending a job while a guest's write passes through it corrupts QEMU's heap; a paused job has no writes.
         runs = self._mirrors and await self.status() == "running"
         if runs:
             await self._call("stop")
         try:
-            for drive in list(self._mirrors):
-                await self._end_mirror(drive, force=True)
+            for drive, node in list(self._mirrors.items()):
+                await self._end_mirror(node)
+                del self._mirrors[drive]
         finally:
             if runs:
                 await self._call("cont")
@@ -188,43 +207,35 @@ class RunningMachine:
             with suppress(QmpCommandFailed):
                 await self._call("yank", {"instances": [{"type": "block-node", "node-name": node}]})
 
-    async def _end_mirror(self, drive: str, *, force: bool = False) -> None:
-        node = self._mirrors[drive]
-        reason: str | None = None
+    async def _cancel_mirror(self, node: str, *, force: bool) -> None:
+        with suppress(QmpCommandFailed):  # it has ended by itself
+            await self._call("block-job-cancel", {"device": node, "force": force})
 
-        async def cancel(*, by_force: bool) -> None:
-            with suppress(QmpCommandFailed):  # it has ended by itself; its error is looked at below
-                await self._call("block-job-cancel", {"device": node, "force": by_force})
-
+    async def _end_mirror(self, node: str) -> None:
         async def concluded() -> bool:
-            nonlocal reason
-            if reason is None and (reason := (await self._broken()).get(node)):
-                await cancel(by_force=True)  # it would wait for ever
             return str((await self._job(node)).get("status", "concluded")) == "concluded"
 
-        if force or not (await self._broken()).get(node):
-            await cancel(by_force=force)
+        await self._cancel_mirror(node, force=True)
         await self._until(concluded)
-        job = await self._job(node)
         with suppress(QmpCommandFailed):
             await self._call("job-dismiss", {"id": node})
-        del self._mirrors[drive]
         await self._remove_node(node)
-        if not force and (reason or "error" in job):
-            raise BackendFailed(f"mirror of {drive} failed: {reason or job['error']}")
 
     async def adopt_mirrors(self) -> None:
         """Take over the mirrors of a program that has ended, so that `end_mirrors` ends them too."""
         names = [str(job["id"]) for job in await self._call("query-jobs")]
         self._mirrors |= {name.removeprefix(_MIRROR): name for name in names if name.startswith(_MIRROR)}
 
-    async def start_migration(self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None:
+    async def start_migration(
+        self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100, auto_converge: bool = False
+    ) -> None:
         """Send memory and devices to a UNIX socket; before the last of it QEMU stops the VM and waits (`switch_over`).
 
         Until then the receiving side cannot have the whole state. Args: limit_bytes_s: 0: none.
         """
-        wanted = [{"capability": name, "state": True} for name in ("events", "pause-before-switchover")]
-        await self._call("migrate-set-capabilities", {"capabilities": wanted})
+        wanted = {"events": True, "pause-before-switchover": True, "auto-converge": auto_converge}
+        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+        await self._call("migrate-set-capabilities", {"capabilities": capabilities})
         await self.limit(limit_bytes_s=limit_bytes_s, downtime_ms=downtime_ms)
         await self._call("migrate", {"uri": f"unix:{socket}"})
 
@@ -243,10 +254,14 @@ class RunningMachine:
             remaining_bytes=int(memory.get("remaining", 0)),
             total_bytes=int(memory.get("total", 0)),
             downtime_ms=int(answer.get("downtime", 0)),
+            passes=int(memory.get("dirty-sync-count", 0)),
+            dirty_bytes_s=float(memory.get("dirty-pages-rate", 0)) * int(memory.get("page-size", 4096)),
+            sent_bytes_s=float(memory.get("mbps", 0)) * 1e6 / 8,
+            throttle_percent=int(answer.get("cpu-throttle-percentage", 0)),
             error=answer.get("error-desc"),
         )
 
-    async def until_switchover(self, told: Callable[[MemoryProgress], None] = lambda _progress: None) -> MemoryProgress:
+    async def until_switchover(self, told: Callable[[MemoryProgress], Awaitable[None]] = _nobody) -> MemoryProgress:
         """Wait until the VM stands still and only the rest of its state is to be sent.
 
         Args: told: called with the progress about once a second.
@@ -254,18 +269,18 @@ class RunningMachine:
         """
         return await self._until_status(_WAITS, told)
 
-    async def switch_over(self) -> MemoryProgress:
+    async def switch_over(self) -> None:
         """Send the rest; from now on the receiving side may have the whole state. Raises: BackendFailed: it failed."""
         await self._call("migrate-continue", {"state": _WAITS})
-        return await self._until_status("completed", lambda _progress: None)
+        await self._until_status("completed", _nobody)
 
-    async def _until_status(self, wanted: str, told: Callable[[MemoryProgress], None]) -> MemoryProgress:
+    async def _until_status(self, wanted: str, told: Callable[[MemoryProgress], Awaitable[None]]) -> MemoryProgress:
         last = MemoryProgress(status="none")
 
         async def reached() -> bool:
             nonlocal last
             last = await self.progress()
-            told(last)
+            await told(last)
             return last.status == wanted or last.status in _OVER
 
         await self._until(reached)
@@ -297,7 +312,7 @@ class RunningMachine:
         is sent with it, so that the guest runs for some microseconds at most.
         """
         words = ["cont", "stop"] if await self.status() == "postmigrate" else ["stop"]
-        await gatherResults([Deferred.fromCoroutine(self._call(word)) for word in words])
+        await together(*(self._call(word) for word in words))
 
     async def quit(self) -> None:
         """End QEMU. Raises: BackendFailed: it does not end."""

@@ -15,6 +15,7 @@ from mtunnel_tx.backends.files import ReactorThreads, make_folder
 from mtunnel_tx.backends.foreignimages import look_at_image
 from mtunnel_tx.errors import BackendFailed, BadRequest
 from mtunnel_tx.ports.images import ImagePlace, SourceImage
+from mtunnel_tx.pve.imagefile import ImageFacts, read_image_info
 
 INFO_S = 60.0
 WORK_S = 7 * 24 * 3600.0
@@ -39,14 +40,16 @@ class QemuImages:
         seen = await self._threads.run(look_at_image, place, format)
         if seen.size_bytes:
             return seen
-        info = json.loads(await self._run(INFO_S, "info", "--output=json", _node(seen), limits=_INFO_LIMITS))
-        if info.get("encrypted") or "backing-filename" in info:
+        facts = await self._info(_node(seen), limits=_INFO_LIMITS)
+        if facts.encrypted or facts.backing is not None:
             raise BadRequest(f"{place.path}: it is encrypted, or needs another image")
-        return replace(seen, size_bytes=int(info["virtual-size"]))
+        return replace(seen, size_bytes=facts.size_bytes)
 
     async def convert(self, source: SourceImage, target: Path, format: str) -> None:
         """See ports.Images."""
-        await self._run(WORK_S, "convert", "-n", "--target-is-zero", "-O", format, _node(source), str(target))
+        # A new block device may hold what somebody else left there.
+        known = [] if target.is_block_device() else ["--target-is-zero"]
+        await self._run(WORK_S, "convert", "-n", *known, "-O", format, _node(source), str(target))
 
     async def resize(self, path: Path, format: str, size_bytes: int) -> None:
         """See ports.Images."""
@@ -54,8 +57,7 @@ class QemuImages:
 
     async def snapshots(self, path: Path) -> list[str]:
         """See ports.Images."""
-        info = json.loads(await self._run(INFO_S, "info", "-U", "-f", "qcow2", "--output=json", "--", str(path)))
-        return [str(snapshot["name"]) for snapshot in info.get("snapshots", [])]
+        return list((await self._info("-U", "-f", "qcow2", "--", str(path))).snapshots)
 
     async def take_snapshot(self, path: Path, name: str) -> None:
         """See ports.Images."""
@@ -96,6 +98,9 @@ class QemuImages:
             count = min(_HASHED_BYTES, length_bytes - begin)
             await self._threads.run(_hash_part, hashed, place.path, place.offset_bytes + begin, count)
         return hashed.hexdigest()
+
+    async def _info(self, *arguments: str, limits: Sequence[str] = ()) -> ImageFacts:
+        return read_image_info(json.loads(await self._run(INFO_S, "info", "--output=json", *arguments, limits=limits)))
 
     async def _snapshot(self, option: str, path: Path, name: str) -> None:
         image = {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}}

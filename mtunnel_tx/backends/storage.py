@@ -18,10 +18,11 @@ from mtunnel_tx.backends.files import CachedFile
 from mtunnel_tx.backends.images import ImageFile, find_facts, unusable
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
+from mtunnel_tx.extents import FileExtents, measure_extents
 from mtunnel_tx.ports.storage import ImportRequest, Report, Volume
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
-from mtunnel_tx.pve.storagetypes import Layout
+from mtunnel_tx.pve.storagetypes import PROXMOX_STREAMS, STREAM_FORMATS, Layout
 from mtunnel_tx.pve.volume import find_owner, parse_dir_volume, parse_volume_id
 
 log = Logger()
@@ -29,6 +30,8 @@ ALLOC_S = 600.0
 FREE_S = 600.0
 QUERY_S = 120.0
 _UNIT_BYTES = 1024
+_OWN_MODULE = "mtunnel_tx.pvesm"
+_OWN_PROGRAM = "mtunnel-pvesm"
 DIGEST_S = 24 * 3600.0
 _CREATED = re.compile(r"successfully created '(.+)'")
 _LISTED = re.compile(
@@ -63,6 +66,12 @@ class PvesmStorage:
         self._output_bytes = output_bytes
         self._storages = CachedFile(pve_dir / "storage.cfg", _parse_storages)
         self._datacenter = CachedFile(pve_dir / "datacenter.cfg", parse_datacenter_config)
+
+    @property
+    def stream_formats(self) -> frozenset[str]:
+        """See ports.Storage."""
+        ours = any(word == _OWN_MODULE or Path(word).name == _OWN_PROGRAM for word in self._command)
+        return frozenset(STREAM_FORMATS if ours else PROXMOX_STREAMS)
 
     def config(self) -> Mapping[str, StorageEntry]:
         """See ports.Storage. Raises: BackendFailed: storage.cfg cannot be read."""
@@ -157,6 +166,12 @@ class PvesmStorage:
         path = await self._file(volid)
         if path is not None:
             await self._in_thread(partial(_extend_file, size_bytes=size_bytes), path)
+
+    async def extents(self, volid: str) -> FileExtents | None:
+        """See ports.Storage."""
+        path = await self._file(volid)
+        found: FileExtents | None = None if path is None else await self._in_thread(_measure, path)
+        return found
 
     async def digest(self, volid: str) -> str:
         """See ports.Storage. Raises: BackendFailed, TimedOut."""
@@ -264,6 +279,14 @@ def _extend_file(path: str, *, size_bytes: int) -> None:
             os.truncate(path, size_bytes)
         except OSError as error:
             raise BackendFailed(f"unable to extend '{path}': {error.strerror}") from error
+
+
+def _measure(path: str) -> FileExtents:
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a path of another program's
+            return measure_extents(file.fileno(), os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise BackendFailed(f"'{path}': {error.strerror}") from error
 
 
 def _sync_file(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +24,9 @@ from mtunnel_tx.pve.users import split_token_id
 log = Logger()
 
 MOST_LOGS = 1000
-MOST_BYTES = 16 << 20
+MOST_BYTES = 4 << 20
+MOST_BYTES_OF_TOKEN = 64 << 20
+MOST_BYTES_IN_ALL = 512 << 20
 _LONGEST_ERROR = 2000
 _TAIL_BYTES = 16 << 10
 _WELL = re.compile(r"OK|WARNINGS: [0-9]+")
@@ -85,17 +88,28 @@ class FileTaskLog:
 class FileTasks:
     """ports.Tasks, and the reading side for the API.
 
-    Args: most_logs: how many are kept; the oldest go first, running ones never. most_bytes: size of one log.
+    Args: most_logs: how many are kept; the oldest go first, running ones never. most_bytes: size of one log. of_token:
+    bytes of all logs of one token, running ones apart; in_all: of all tokens.
     """
 
     def __init__(
-        self, state_dir: Path, node: str, wall: WallClock, *, most_logs: int = MOST_LOGS, most_bytes: int = MOST_BYTES
+        self,
+        state_dir: Path,
+        node: str,
+        wall: WallClock,
+        *,
+        most_logs: int = MOST_LOGS,
+        most_bytes: int = MOST_BYTES,
+        of_token: int = MOST_BYTES_OF_TOKEN,
+        in_all: int = MOST_BYTES_IN_ALL,
     ) -> None:
         self._folder = state_dir / "tasks"
         self._node = node
         self._wall = wall
         self._most_logs = most_logs
         self._most_bytes = most_bytes
+        self._of_token = of_token
+        self._in_all = in_all
         self._live: set[str] = set()
 
     def start(self, task_type: str, vmid: int, token: str) -> FileTaskLog:
@@ -139,11 +153,21 @@ class FileTasks:
                 log.warn("cannot finish the task log {upid}: {reason}", upid=path.name, reason=str(error))
 
     def _prune(self) -> None:
+        """From the newest to the oldest: what is too much by number or size goes."""
         logs = [path for path in self._folder.glob("?/UPID:*") if path.name not in self._live]
-        surplus = len(logs) + len(self._live) - self._most_logs
-        if surplus > 0:
-            for path in sorted(logs, key=_start_time)[:surplus]:
+        bytes_of: Counter[str] = Counter()
+        kept = len(self._live)
+        for path in sorted(logs, key=_start_time, reverse=True):
+            token, size_bytes = _token(path), path.stat().st_size
+            if (
+                kept >= self._most_logs
+                or bytes_of[token] + size_bytes > self._of_token
+                or bytes_of.total() + size_bytes > self._in_all
+            ):
                 path.unlink(missing_ok=True)
+            else:
+                kept += 1
+                bytes_of[token] += size_bytes
 
     def running(self) -> list[str]:
         """The UPIDs of the tasks that have not ended, oldest first."""
@@ -211,6 +235,13 @@ def _start_time(path: Path) -> int:
         return parse_upid(path.name).starttime
     except BadRequest:
         return 0
+
+
+def _token(path: Path) -> str:
+    try:
+        return parse_upid(path.name).user
+    except BadRequest:
+        return ""
 
 
 def _ending(path: Path, task: Upid) -> str | None:

@@ -33,15 +33,19 @@ def configure(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print the endpoint. Returns: the exit code."""
-    token, secret = _find_token(settings, args.token)
-    endpoint = Endpoint(
-        apitoken=f"PVEAPIToken={token}={secret}",
-        host=args.host or socket.getfqdn(),
-        port=args.port or listening_port(settings),
+    print(format_endpoint(make_endpoint(settings, args.token, args.host, args.port)))
+    return 0
+
+
+def make_endpoint(settings: Settings, token: str | None, host: str | None, port: int | None = None) -> Endpoint:
+    """What a source needs. Args: None: the only token, our own name, the first port in `listen`. Raises: NotFound."""
+    name, secret = _find_token(settings, token)
+    return Endpoint(
+        apitoken=f"PVEAPIToken={name}={secret}",
+        host=host or socket.getfqdn(),
+        port=port or listening_port(settings),
         fingerprint=own_fingerprint(settings),
     )
-    print(format_endpoint(endpoint))
-    return 0
 
 
 def _find_token(settings: Settings, wanted: str | None) -> tuple[str, str]:

@@ -17,11 +17,12 @@ from mtunnel_tx.errors import TunnelError, os_reason
 
 COMMANDS: Mapping[str, str] = {
     "init": "make directories, certificate, storage and a first configuration",
+    "check": "say what is well, what is not, and what to type",
     "token": "make, list and remove API tokens",
     "acl": "grant roles to users, tokens and groups",
     "endpoint": "print what a source needs to reach this host",
     "migrate": "send a virtual machine to another host",
-    "vm": "list, start, stop and mend the VMs of a host without Proxmox",
+    "vm": "make, import, run, change and remove the VMs of a host without Proxmox",
     "status": "show the tunnels of the running daemon",
     "history": "show the moves that are over",
     "settle": "end what was left open about a VM",

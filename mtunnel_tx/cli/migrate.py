@@ -17,20 +17,23 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
-from mtunnel_tx.cli.progress import Display, format_amount, format_rate, format_time, make_display
+from mtunnel_tx.cli.progress import Display, make_display
 from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
+from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
+from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
 from mtunnel_tx.stream.flow import Flow
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
 
+LONGEST_S = 1e6
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
 LIMITS = FlowLimits(half_close_s=3600.0)
 """A target that has a disk to flush may end its stream late; what counts is what its import says."""
@@ -79,7 +82,45 @@ def configure(subparsers: Any) -> None:
     parser.add_argument(
         "--drop-snapshots", action="store_true", help="with --online: snapshots and bitmaps in its images may be lost"
     )
+    parser.add_argument(
+        "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
+    )
+    _add_patience(parser)
     parser.set_defaults(run=run)
+
+
+def _add_patience(parser: argparse.ArgumentParser) -> None:
+    online = parser.add_argument_group("with --online, where the VM changes faster than it is sent")
+    online.add_argument(
+        "--max-downtime",
+        type=read_seconds,
+        default=MAX_DOWNTIME_S,
+        metavar="S",
+        help=f"raise its downtime in steps, up to so many seconds (default: {MAX_DOWNTIME_S:g})",
+    )
+    online.add_argument("--auto-converge", action="store_true", help="slow its guest down")
+    online.add_argument(
+        "--timeout", type=read_seconds, metavar="S", help="seconds for disks and memory together (default: no limit)"
+    )
+    online.add_argument(
+        "--on-timeout",
+        type=OnTimeout,
+        choices=list(OnTimeout),
+        default=OnTimeout.ABORT,
+        metavar="abort|pause",
+        help="then give up, or let it stand still until it is there (default: abort)",
+    )
+
+
+def read_seconds(text: str) -> float:
+    """A time from the command line."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds, more than 0 and at most {LONGEST_S:g}")
+    return seconds
 
 
 def read_map(text: str) -> Map:
@@ -143,6 +184,13 @@ def make_order(args: argparse.Namespace) -> Order:
         delete=args.delete,
         online=args.online,
         drop_snapshots=args.drop_snapshots,
+        strict_space=args.strict_space,
+        patience=Patience(
+            max_downtime_s=args.max_downtime,
+            auto_converge=args.auto_converge,
+            timeout_s=args.timeout,
+            on_timeout=args.on_timeout,
+        ),
     )
 
 

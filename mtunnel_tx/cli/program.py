@@ -7,11 +7,12 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from mtunnel_tx.cli.output import Forgiving
 from mtunnel_tx.net.reactor import prepare
 
 FAILED = 1
@@ -32,12 +33,14 @@ def run_reactor(
     notice: str = "",
     hurry: Callable[[], None] | None = None,
 ) -> int:
-    """Run work to its end. A signal cancels it, once; its cleanup is awaited.
+    """Run work to its end. A signal cancels it, once; its cleanup is awaited, even where the terminal has gone.
 
     Args: notice: what to say at the signal, where the cleanup may take a while. hurry: called at the second
     Ctrl-C. Returns: its exit status, or 128 + N.
     """
     prepare(reactor)
+    stderr: Any = sys.stderr
+    sys.stderr = cast(TextIO, Forgiving(stderr))
     status = FAILED
     received: list[int] = []
 
@@ -64,7 +67,10 @@ def run_reactor(
         running.addBoth(finished)
 
     reactor.callWhenRunning(start)
-    reactor.run()
+    try:
+        reactor.run()
+    finally:
+        sys.stderr = stderr
     return SIGNALLED + received[0] if received and status else status
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -19,30 +18,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mtunnel_tx.cli.output import Forgiving
 from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
 
 LINE_EVERY_S = 5.0
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def format_amount(size_bytes: float) -> str:
-    """`1.5 GiB`."""
-    value, unit = float(size_bytes), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{value:.0f} B"
-
-
-def format_rate(size_bytes: int, seconds: float) -> str:
-    """Bytes in a time as `1.5 GiB/s`."""
-    return f"{format_amount(size_bytes / max(seconds, 0.001))}/s"
-
-
-def format_time(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Display(Protocol):
@@ -171,37 +151,6 @@ class Bars:
     def finish(self, label: str) -> None:
         """The stream has ended, well or not."""
         self._progress.stop_task(self._tasks.pop(label))
-
-
-class Forgiving:
-    """A text stream that may break, as a pipe or a terminal does: then what is said goes nowhere, and all goes on."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def write(self, text: str) -> int:
-        """As of a text stream."""
-        try:
-            return self._out.write(text)
-        except OSError:
-            self._fall_silent()
-            return len(text)
-
-    def flush(self) -> None:
-        """As of a text stream."""
-        try:
-            self._out.flush()
-        except OSError:
-            self._fall_silent()
-
-    def _fall_silent(self) -> None:
-        """Also for those who have the same descriptor, and for Python's own flush at the end."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._out.fileno())
-        os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._out, name)
 
 
 def make_display(out: TextIO, clock: Clock) -> Display:

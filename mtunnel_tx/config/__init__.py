@@ -1,6 +1,6 @@
-"""`mtunnel.toml` to frozen Settings: every key has a default, every value is checked.
+"""Reads `mtunnel.toml` into frozen Settings. Every key has a default, and every value is checked.
 
-Nothing here creates a file; `make_private_directory` is for those who do.
+This package creates no files; `make_private_directory` is for callers that do.
 """
 
 from mtunnel_tx.config.host import (

@@ -15,7 +15,7 @@ from mtunnel_tx.config.settings import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What the defaults depend on."""
+    """The facts about this host that default values depend on."""
 
     uid: int
     node: str
@@ -30,7 +30,7 @@ class Host:
         return (base if base.is_absolute() else self._home() / below_home) / "mtunnel"
 
     def runtime_dir(self) -> Path:
-        """Where no $XDG_RUNTIME_DIR is set: a directory of the user's own below the temporary one."""
+        """The runtime directory; without $XDG_RUNTIME_DIR a user's own directory below the temporary one."""
         if self.uid == 0 or Path(self.environ.get("XDG_RUNTIME_DIR", "")).is_absolute():
             return self.directory("/run/mtunnel", "XDG_RUNTIME_DIR", "")
         return self.temp_dir / f"mtunnel-{self.uid}"
@@ -51,7 +51,7 @@ def this_host(environ: Mapping[str, str]) -> Host:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something has this name. Raises: ConfigError: that may not be seen, in a directory of others."""
+    """Whether the path exists. Raises: ConfigError: a directory above it may not be searched."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -62,7 +62,7 @@ def is_there(path: Path) -> bool:
 
 
 def make_private_directory(path: Path) -> bool:
-    """Make a directory (mode 0700) with its parents, or check the one that is there.
+    """Make a directory (mode 0700) and its parents, or check the existing one.
 
     Returns: whether it was made. Raises: ConfigError: it is not ours alone.
     """
@@ -76,7 +76,7 @@ def make_private_directory(path: Path) -> bool:
 
 
 def check_private_directory(path: Path) -> None:
-    """Raises: ConfigError: `path` is no directory of our own that nobody else may write to."""
+    """Raises: ConfigError: it is no directory, or others own it or may write to it."""
     try:
         status = path.lstat()
     except OSError as error:

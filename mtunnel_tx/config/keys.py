@@ -196,11 +196,20 @@ KEYS: tuple[Key, ...] = (
     _limit("header_bytes", whole(_KIB, _MIB), "all header lines of one request"),
     _limit("request_s", number(0.1, 3600), "a request must have come as a whole by then, counted from its first byte"),
     _limit("handshake_s", number(0.1, 3600), "a TLS handshake that is not done by then is over"),
-    _limit("connections", whole(1, 65535), "open connections in all; keep below the process's limit of open files"),
+    _limit(
+        "connections",
+        whole(1, 65535),
+        "open connections in all; the daemon does not start where they need more open files than it may have",
+    ),
     _limit(
         "connections_unauthenticated_per_address",
         whole(1, 65535),
         "connections of one address that have not shown a valid token; a real source opens a few at a time",
+    ),
+    _limit(
+        "connections_per_token",
+        whole(1, 65535),
+        "connections of one token that are no streams of tunnels; for another one the longest idle one ends",
     ),
     _limit("tunnels", whole(1, 4096), "live tunnels in all"),
     _limit("tunnels_per_token", whole(1, 4096), "live tunnels of one token"),
@@ -229,6 +238,11 @@ KEYS: tuple[Key, ...] = (
         "dead_peer_s",
         number(2, 86400),
         "bytes are on their way and the peer acknowledged nothing for so long: it is gone; keepalives come every 30 s",
+    ),
+    _limit(
+        "ping_s",
+        number(1, 3600),
+        "a websocket to which nothing was sent for so long gets a ping: proxies end silent connections (nginx: 60 s)",
     ),
     _limit("half_close_s", number(0.1, 86400), "how long one direction may outlive the other"),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),

@@ -1,6 +1,6 @@
 """Twisted's server endpoint strings as `listen` takes them: `KIND:VALUE:NAME=VALUE…`, a literal `:` as `\\:`.
 
-Read here, without Twisted, so that a bad one is an error of the configuration and not of the daemon's start.
+They are parsed here without Twisted, so that a bad one is a configuration error and not a failed start.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _HIGHEST_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One endpoint: what kind it is, and its values by name."""
+    """One endpoint: its kind (`tcp`, `unix`, …) and its values by name."""
 
     kind: str
     values: Mapping[str, str]
 
     @property
     def port(self) -> int | None:
-        """The port, 0 for any; None where somebody else knows it (`systemd`), or there is none (`unix`)."""
+        """The port; 0: any; None: another program chose it (`systemd`), or there is none (`unix`)."""
         return int(self.values["port"]) if "port" in self.values else None
 
 

@@ -1,10 +1,10 @@
-"""What people read about the keys: the manual's table and the example file, both printed from KEYS."""
+"""Documentation made from KEYS: the table of docs/operations.md and the example file."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,18 @@ def manual_table() -> str:
 
 
 def with_key_table(page: str) -> str:
-    """Returns: docs/operations.md with its table as it has to be."""
+    """Returns: the text of docs/operations.md with its table brought up to date."""
     head, start, rest = page.partition(_TABLE_START)
     _, end, tail = rest.partition(_TABLE_END)
     return f"{head}{start}{manual_table()}\n{end}{tail}"
 
 
-def example_file() -> str:
-    """Returns: etc/mtunnel.toml, which is also what `mtunnel init` writes."""
-    return "".join([_HEAD, *_entries(), _NODES])
+def example_file(given: Mapping[str, Any] | None = None) -> str:
+    """Returns: etc/mtunnel.toml, which is also what `mtunnel init` writes. Args: given: values of keys that count."""
+    return "".join([_HEAD, *_entries(given or {}), _NODES])
 
 
-def _entries() -> Iterator[str]:
+def _entries(given: Mapping[str, Any]) -> Iterator[str]:
     host = Host(uid=0, node="NODE", environ={}, temp_dir=Path("/tmp"))  # noqa: S108 - root's defaults have none in it
     values: dict[str, Any] = {}
     table = ""
@@ -55,12 +55,15 @@ def _entries() -> Iterator[str]:
         if inside != table:
             table = inside
             yield f"\n[{table}]\n"
-        yield _entry(key, name, values[key.name])
+        if key.name in given:
+            yield f"{_comment(key)}{name} = {_literal(given[key.name])}\n"
+        else:
+            yield f"{_comment(key)}#{name} = {_literal(key.example or values[key.name])}\n"
 
 
-def _entry(key: Key, name: str, default: object) -> str:
+def _comment(key: Key) -> str:
     comment = textwrap.fill(key.reason, 110, initial_indent="# ", subsequent_indent="# ")
-    return f"\n{comment}\n#{name} = {_literal(key.example or default)}\n"
+    return f"\n{comment}\n"
 
 
 def _literal(value: object) -> str:

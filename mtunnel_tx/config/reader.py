@@ -40,7 +40,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str], host: Host | No
 
 
 def find_tls(settings: Settings) -> Tls:
-    """Certificate and key as they are to be found now, where the configuration leaves that to us."""
+    """Look up certificate and key again, unless the configuration names them."""
     values = {name: getattr(settings, name) for name in ("profile", "node", "state_dir", "pve_dir")}
     tls = settings.tls
     certificate = tls.certificate if "certificate" in tls.named else tls_file("pem")(values)
@@ -48,7 +48,7 @@ def find_tls(settings: Settings) -> Tls:
 
 
 class _Reader:
-    """Turns the decoded file into Settings; knows the file's name for its errors, and tells all of them at once."""
+    """Turns the decoded file into Settings; collects all errors and raises them together, with the file's name."""
 
     def __init__(self, label: str, host: Host) -> None:
         self._label = label
@@ -95,7 +95,7 @@ class _Reader:
         return values
 
     def _value(self, key: Key, flat: dict[str, Any], above: Mapping[str, Any]) -> Any:
-        """A wrong value counts as one that was not given: so what depends on it can be judged, too."""
+        """The key's value. A wrong value is noted and replaced by the default, so that later keys can be checked."""
         if key.name in flat:
             with self._noted(key.name):
                 return key.check(flat.pop(key.name))
@@ -114,7 +114,7 @@ class _Reader:
         return {name: node for name, node in found.items() if node is not None}
 
     def _node(self, name: str, value: object) -> ClusterNode | None:
-        """None: something is wrong with it, and noted."""
+        """Returns: the node; None: it has an error, which was noted."""
         with self._noted(name):
             node_name(name.removeprefix("forward.nodes."))
         if not isinstance(value, dict):
@@ -147,7 +147,7 @@ class _Reader:
 
     @contextmanager
     def _noted(self, name: str) -> Iterator[None]:
-        """Note file and key where a check only knows the reason, and go on."""
+        """Turn a check's ValueError into a noted error with file and key, and continue."""
         try:
             yield
         except ValueError as error:

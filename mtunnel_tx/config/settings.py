@@ -1,4 +1,4 @@
-"""What the daemon and the commands know about their host: frozen, checked, complete."""
+"""Settings of the daemon and the commands: frozen, checked and complete."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one peer may use; the reasons stand in `KEYS`."""
+    """What one peer may use; `KEYS` explains each limit."""
 
     body_bytes: int = 1 << 20
     header_bytes: int = 32 << 10
@@ -80,6 +80,7 @@ class Limits:
     handshake_s: float = 20
     connections: int = 1024
     connections_unauthenticated_per_address: int = 32
+    connections_per_token: int = 128
     tunnels: int = 64
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64
@@ -94,6 +95,7 @@ class Limits:
     child_output_bytes: int = 1 << 20
     stall_s: float = 600
     dead_peer_s: float = 60
+    ping_s: float = 25
     half_close_s: float = 60
     connect_s: float = 300
     unlocked_s: float = 86400
@@ -108,7 +110,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything the daemon and the commands know about their host; `file` is None where defaults rule alone."""
+    """All settings. `file`: where they came from; None: only defaults are used."""
 
     file: Path | None
     node: str

@@ -133,8 +133,14 @@ def make_tls(settings: Settings) -> TlsContext:
 def make_workers(settings: Settings, reactor: Any, here: Relay) -> WorkerPool:
     """The processes that do TLS and carry streams; `here` runs those of our own."""
     program = WorkerProgram(reactor, os.environ, user=settings.user, label=str(settings.state_dir))
-    handshake_s = settings.limits.handshake_s
-    return WorkerPool(reactor, count=settings.workers, spawn=program.spawn, here=here, handshake_s=handshake_s)
+    return WorkerPool(
+        reactor,
+        count=settings.workers,
+        spawn=program.spawn,
+        here=here,
+        handshake_s=settings.limits.handshake_s,
+        explain=program.explain,
+    )
 
 
 def _make_machines(

@@ -1,6 +1,7 @@
 """The daemon, started and stopped in the one order that is safe.
 
-Start: one daemon per state directory → control socket → what a crash left is settled → workers → the ports open.
+Start: room for descriptors → one daemon per state directory → control socket → what a crash left is settled → workers →
+the ports open.
 Stop: the ports close → tunnels end by the handover rule → relays → workers → control socket.
 """
 
@@ -23,6 +24,7 @@ from mtunnel_tx.backends.systemd import Notifier
 from mtunnel_tx.config import Settings, find_tls
 from mtunnel_tx.daemon.compose import Composition, MakeJournal, compose, make_tls, make_workers
 from mtunnel_tx.daemon.control import Control
+from mtunnel_tx.daemon.descriptors import raise_limit
 from mtunnel_tx.daemon.listening import Listeners
 from mtunnel_tx.daemon.state import lock_state, make_directories
 from mtunnel_tx.errors import TunnelError
@@ -82,6 +84,7 @@ class Daemon(Service):
 
     async def _start(self) -> None:
         settings = self._settings
+        raise_limit(settings)
         make_directories(settings)
         self._lock = lock_state(settings.state_dir)
         composition = self._composition = self._compose()

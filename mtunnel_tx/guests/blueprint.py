@@ -24,7 +24,8 @@ class BlueprintDisk:
 
     `key`: the drive, `scsi0`. `size_bytes`: None: as large as the image. `image`: the file with its content, a path or
     a name inside the archive; empty: an empty disk. `format`: the image's; None: what it says itself. `options`: of the
-    drive; None: those that suit its bus.
+    drive; None: those that suit its bus. `suffix`: its volume's name's end, where that is no `disk-N`. `volume_format`:
+    None: that of the VM's disks.
     """
 
     key: str
@@ -32,19 +33,23 @@ class BlueprintDisk:
     image: str = ""
     format: str | None = None
     options: Mapping[str, str] | None = None
+    suffix: str = ""
+    volume_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
     """A whole VM.
 
-    `options`: config keys but for its disks. `isos`: drive to a file or volume. `notes`: what was not understood, or is
+    `options`: config keys but for its disks. `isos`: drive to a file or volume. `secure_boot`: a new EFI disk has the
+    keys for it. `notes`: what was not understood, or is
     done in another way.
     """
 
     options: Mapping[str, str]
     disks: tuple[BlueprintDisk, ...] = ()
     isos: Mapping[str, str] = field(default_factory=dict)
+    secure_boot: bool = False
     notes: tuple[str, ...] = ()
 
 

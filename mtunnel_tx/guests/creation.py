@@ -23,7 +23,7 @@ from mtunnel_tx.pve.guestrules import check_consistency, fill_macs, iter_nics
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
 SCSI_CONTROLLER = "virtio-scsi-single"
-_THREADED = frozenset({"scsi", "virtio"})
+_TRIMMED = frozenset({"scsi", "virtio"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +106,13 @@ async def make_disk(
 ) -> Drive:
     """Make a volume, with an image's content where there is one. Returns: the drive."""
     size_bytes = max(disk.size_bytes or 0, image.size_bytes if image else 0)
-    volid = await work.add_volume(entry, size_bytes, format)
+    format = disk.volume_format or format
+    volid = await work.add_volume(entry, size_bytes, format, suffix=disk.suffix)
     if image is not None:
         await work.host.images.convert(image, Path(await work.host.storage.path(volid)), format)
     interface = drive_interface(disk.key)
-    suitable = {"discard": "on", "iothread": "1"} if interface in _THREADED else {}
+    # No iothread: a disk in a thread of its own keeps QEMU from handing the VM over to another host.
+    suitable = {"discard": "on"} if interface in _TRIMMED else {}
     return Drive(volid, suitable if disk.options is None else disk.options).with_size(
         await work.host.storage.size_bytes(volid)
     )

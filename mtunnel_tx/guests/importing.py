@@ -19,6 +19,7 @@ from mtunnel_tx.guests.blueprint import (
     name_from,
 )
 from mtunnel_tx.guests.creation import CreatedGuest, Placement, create_guest
+from mtunnel_tx.guests.extras import with_cloud_init, with_tpm
 from mtunnel_tx.guests.libvirt import read_domain
 from mtunnel_tx.guests.ovf import read_ovf
 from mtunnel_tx.guests.plainhost import PlainHost
@@ -34,20 +35,23 @@ _APPLIANCES = (".ova", ".ovf")
 class Overrides:
     """What the command line says instead of what is imported.
 
-    `options`: config keys. `nets`: network cards in place of all; None: those that it has. `bus`: for all disks.
-    `bridges`: for the networks that an OVF or libvirt names, `""` for all others. `format`: of a plain image.
+    `options`: config keys. `cloud_init`: a drive for it, with these words. `tpm`: with one. `nets`: network cards in
+    place of all; None: those that it has. `bus`: for all disks. `bridges`: for the networks that an OVF or libvirt
+    names, `""` for all others. `format`: of a plain image.
     """
 
     options: Mapping[str, str] = field(default_factory=dict)
+    cloud_init: str | None = None
+    tpm: bool = False
     nets: Mapping[str, str] | None = None
     bus: str | None = None
     bridges: Mapping[str, str] = field(default_factory=dict)
     format: str | None = None
 
 
-async def create_new(host: PlainHost, blueprint: Blueprint, placement: Placement) -> CreatedGuest:
+async def create_new(host: PlainHost, blueprint: Blueprint, overrides: Overrides, placement: Placement) -> CreatedGuest:
     """Make a VM with empty disks. Raises: TunnelError: nothing is left then."""
-    return await _make(host, "create", blueprint, _beside, placement)
+    return await _make(host, "create", _with_extras(blueprint, overrides), _beside, placement)
 
 
 async def import_file(host: PlainHost, path: Path, overrides: Overrides, placement: Placement) -> CreatedGuest:
@@ -138,10 +142,14 @@ def _overridden(blueprint: Blueprint, overrides: Overrides) -> Blueprint:
     if overrides.bus is not None:
         options.pop("scsihw", None)
     options = {**options, "boot": boot_order(*boot), **overrides.options}
+    options = {key: checked(key, value) for key, value in options.items() if value}
     disks = tuple(replace(disk, key=renamed.get(disk.key, disk.key)) for disk in blueprint.disks)
-    return replace(
-        blueprint, options={key: checked(key, value) for key, value in options.items() if value}, disks=disks
-    )
+    return _with_extras(replace(blueprint, options=options, disks=disks), overrides)
+
+
+def _with_extras(blueprint: Blueprint, overrides: Overrides) -> Blueprint:
+    blueprint = with_tpm(blueprint) if overrides.tpm else blueprint
+    return with_cloud_init(blueprint, overrides.cloud_init) if overrides.cloud_init is not None else blueprint
 
 
 def _renamed_keys(blueprint: Blueprint, bus: str | None) -> dict[str, str]:
@@ -163,8 +171,9 @@ def _with_efi_disk(host: PlainHost, blueprint: Blueprint) -> Blueprint:
     if own is not None:
         host.note(f"there is no '{clean(own.image)}': the UEFI variables begin anew")
     try:
-        template = host.machines.efi_template()
+        template = host.machines.efi_template(enrolled=blueprint.secure_boot)
     except TunnelError as error:
         raise BadRequest(f"{error.text}; on Debian: apt-get install ovmf") from error
-    fresh = BlueprintDisk(key=EFI_DISK, image=str(template), format="raw", options=EFI_OPTIONS)
+    options = {**EFI_OPTIONS, **({"pre-enrolled-keys": "1"} if blueprint.secure_boot else {})}
+    fresh = BlueprintDisk(key=EFI_DISK, image=str(template), format="raw", options=options)
     return replace(blueprint, disks=(*(disk for disk in blueprint.disks if disk.key != EFI_DISK), fresh))

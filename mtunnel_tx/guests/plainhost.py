@@ -63,6 +63,13 @@ class PlainHost:
             return True
         return False
 
+    def stopped(self, vmid: int) -> GuestConfig:
+        """The VM's config. Raises: NotFound; WrongState: somebody works on the VM, or it runs."""
+        conf = self.unlocked(vmid)
+        if self.machines.running(vmid):
+            raise WrongState(f"VM {vmid} runs; shut it down first: mtunnel vm shutdown {vmid}")
+        return conf
+
     def unlocked(self, vmid: int) -> GuestConfig:
         """The VM's config. Raises: NotFound; WrongState: somebody works on the VM, a migration for example."""
         conf = self.guests.read(vmid)

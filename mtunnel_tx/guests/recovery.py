@@ -8,6 +8,15 @@ from pathlib import Path
 
 from mtunnel_tx.errors import NotFound
 from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
+from mtunnel_tx.guests.removalsteps import DESTROY, finish_destruction
+from mtunnel_tx.guests.snapshotsteps import (
+    REMOVE,
+    ROLL_BACK,
+    TAKE,
+    finish_removal,
+    finish_rollback,
+    undo_taking,
+)
 from mtunnel_tx.guests.volumes import free_unnamed
 from mtunnel_tx.ports.changes import Change
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -47,4 +56,13 @@ def _is_named(host: PlainHost, file: str) -> bool:
     return any(host.guests.naming(volid) for volid in volids)
 
 
-_RECOVERIES: Mapping[str, Recovery] = {}
+async def _finish_destruction(host: PlainHost, change: Change) -> None:
+    await finish_destruction(host, change)
+
+
+_RECOVERIES: Mapping[str, Recovery] = {
+    DESTROY: _finish_destruction,
+    TAKE: undo_taking,
+    REMOVE: finish_removal,
+    ROLL_BACK: finish_rollback,
+}

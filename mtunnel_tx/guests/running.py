@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut, WrongState
 from mtunnel_tx.guests.changing import settle_earlier
 from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
+from mtunnel_tx.guests.settings import with_pending
+from mtunnel_tx.pve.moved import find_move, forget_move
 
 SHUTDOWN_S = 180.0
 """How long a guest may take to shut down where its config does not say."""
@@ -57,7 +59,7 @@ def _row(host: PlainHost, vmid: int, name: str) -> GuestRow | None:
         conf = host.guests.read(vmid)
         status = "running" if host.machines.running(vmid) else "stopped"
         onboot = conf.options.get("onboot") == "1"
-        note = _change_note(host, vmid) or (f"locked ({conf.lock})" if conf.lock else "")
+        note = _change_note(host, vmid) or (f"locked ({conf.lock})" if conf.lock else find_move(conf) or "")
         return GuestRow(vmid=vmid, name=name, status=status, lock=conf.lock or "", onboot=onboot, note=note)
     return None
 
@@ -81,14 +83,20 @@ def _lost_row(host: PlainHost, vmid: int) -> GuestRow:
     return GuestRow(vmid=vmid, name="", status="stopped", note=_change_note(host, vmid))
 
 
-async def start(host: PlainHost, vmid: int) -> None:
-    """Start a VM. Raises: TunnelError: why it cannot be."""
+async def start(host: PlainHost, vmid: int, *, force: bool = False) -> None:
+    """Start a VM, with the changes that waited for that.
+
+    Args: force: also where it was moved to another host. Raises: TunnelError: why it cannot be.
+    """
     await settle_earlier(host, vmid)
     async with host.guests.locked(vmid, LOCK_S):
         conf = host.unlocked(vmid)
         if host.machines.running(vmid):
             raise WrongState(f"VM {vmid} already running")
-        await host.machines.local_start(vmid, conf, host.note)
+        if conf.pending is not None:
+            conf = with_pending(conf)
+            await host.guests.write(vmid, conf)
+        await host.machines.local_start(vmid, forget_move(conf) if force else conf, host.note)
 
 
 async def stop(host: PlainHost, vmid: int) -> None:
@@ -133,13 +141,22 @@ async def unlock(host: PlainHost, vmid: int) -> None:
             await host.guests.write(vmid, conf)
 
 
+async def forget(host: PlainHost, vmid: int) -> None:
+    """Remove the mark of a VM that was moved away: this copy is the VM again. Raises: WrongState: it has none."""
+    async with host.guests.locked(vmid, LOCK_S):
+        conf = host.guests.read(vmid)
+        if find_move(conf) is None:
+            raise WrongState(f"VM {vmid} was not moved")
+        await host.guests.write(vmid, forget_move(conf))
+
+
 async def status(host: PlainHost, vmid: int) -> GuestStatus:
     """What a VM does now. Raises: NotFound: there is neither a config nor a QEMU."""
     note = ""
     if vmid in host.machines.recorded() and not host.has_config(vmid):
         note = "its config was removed"
     else:
-        host.guests.read(vmid)
+        note = find_move(host.guests.read(vmid)) or ""
     with suppress(TimedOut, BackendFailed):  # the daemon talks to it now, or nobody can; it runs in any case
         state = await host.machines.state(vmid)
         shown = "stopped" if state.status == "off" else state.status

@@ -109,6 +109,18 @@ def is_own(host: PlainHost, volid: str, vmid: int) -> bool:
     return owner.content == "images" and owner.vmid == vmid
 
 
+def keep_unused(conf: GuestConfig, volid: str) -> None:
+    """Name a volume that no drive has."""
+    conf.options[free_key(conf, "unused")] = volid
+
+
+def image_format(host: PlainHost, volid: str) -> str:
+    """The format of a volume's image: where there are files, its name says so; elsewhere there is none but raw."""
+    volume = parse_volume_id(volid)
+    entry = host.storage.config().get(volume.storage)
+    return volume.name.rpartition(".")[2] if entry is not None and entry.has_files else "raw"
+
+
 async def free_unnamed(host: PlainHost, volids: Iterable[str]) -> list[str]:
     """Free those volumes that no config names. Returns: those that stay since one does."""
     kept = []

@@ -34,7 +34,7 @@ from mtunnel_tx.http.replies import (
 )
 from mtunnel_tx.http.table import find_operation, shown_path, split_path
 from mtunnel_tx.http.tasks import is_owner
-from mtunnel_tx.net.admission import address_of
+from mtunnel_tx.net.admission import TooManyConnections, address_of
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.waiting import OwnedWork, first_of
@@ -132,9 +132,9 @@ class ApiResource(Resource):
             return await self._pass_on(visit, destination)
         try:
             rights = self._authenticate(visit.request)
-            visit.trust()
         except Unauthenticated as error:
             return await self._refuse(visit, unauthenticated_reply(error))
+        visit.trust(rights.token)
         try:
             return await self._dispatch(visit, rights)
         except Unauthenticated:
@@ -150,8 +150,7 @@ class ApiResource(Resource):
         """Whoever answers judges the credentials, and we heed that: here, too, a failed login is one."""
         assert self._parts.elsewhere is not None
         with suppress(Unauthenticated):
-            self._authenticate(visit.request)
-            visit.trust()
+            visit.trust(self._authenticate(visit.request).token)
         try:
             reply = await self._parts.elsewhere.answer(visit.request, destination, visit.gone)
         except Unauthenticated as error:
@@ -224,10 +223,14 @@ class Visit:
         self._place = request.channel.place
         request.notifyFinish().addCallbacks(self._end, self._leave)
 
-    def trust(self) -> None:
-        """The request has shown a valid token."""
+    def trust(self, token: str = "") -> None:
+        """The request has shown a valid token. Raises: TooManyConnections: the connection ends with this request."""
         if self._place is not None:
-            self._place.trust()
+            try:
+                self._place.trust(token)
+            except TooManyConnections:
+                self.request.channel.persistent = False
+                raise
 
     def _end(self, _: None) -> None:
         self.is_over = True

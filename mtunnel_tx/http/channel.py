@@ -49,9 +49,13 @@ class LimitedChannel(HTTPChannel):
         if self._idle:
             self._idle = False
             self.setTimeout(self._request_s)
+            if self.place is not None:
+                self.place.work()
 
     def requestDone(self, request: Request) -> None:
         self._idle = True
+        if self.persistent and self.place is not None:
+            self.place.rest(self.transport.abortConnection)
         HTTPChannel.requestDone(self, request)
 
     def lineReceived(self, line: bytes) -> None:

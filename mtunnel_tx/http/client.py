@@ -1,4 +1,4 @@
-"""Websockets to a target: connect, check whose certificate it is, upgrade, join with a local socket."""
+"""Websockets to a target: connect, check its certificate, upgrade, join with a local socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtunnel_tx.net.kinds import Reactor, Transport
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.stream.flow import Flow, FlowTerms, Relay, tell_nobody
 from mtunnel_tx.stream.limits import FlowLimits
-from mtunnel_tx.stream.peer import take_over
+from mtunnel_tx.stream.peer import PeerConnection, take_over
 from mtunnel_tx.tls.pinning import CONNECT_S, check_identity, client_connection, explain_tls, pinned_agent
 from mtunnel_tx.tls.protocol import TlsProtocol
 from mtunnel_tx.wire.frames import Role
@@ -151,24 +151,40 @@ async def open_stream(
 ) -> Flow:
     """Open a websocket at the target and join it with a local socket.
 
-    Args: path_query: as it goes into the request line. sock: connected; it belongs to the stream, whatever happens.
-    headers: sent besides. closed: awaited at the end (flow.Terms). ends_with_peer: see ends.Ends.
-    Returns: the stream, running. Raises: TunnelError: with the status text where the target refused.
+    Args: sock: connected; it belongs to the flow, whatever happens. closed: awaited at the end (FlowTerms).
+    ends_with_peer: see ends.Ends. The others: see connect_websocket.
+    Returns: the flow, running. Raises: TunnelError: with the status text where the target refused.
+    """
+    try:
+        peer = await connect_websocket(reactor, endpoint, path_query, headers)
+    except BaseException:
+        sock.close()
+        raise
+    limits = limits or FlowLimits()
+    flow = Flow(relay, sock, FlowTerms(role=Role.CLIENT, limits=limits, closed=closed, ends_with_peer=ends_with_peer))
+    flow.attach(peer)
+    return flow
+
+
+async def connect_websocket(
+    reactor: Reactor, endpoint: Endpoint, path_query: str, headers: Mapping[str, str] | None = None
+) -> PeerConnection:
+    """Connect to the target, check its certificate, and upgrade to a websocket.
+
+    Args: path_query: as it goes into the request line. headers: sent besides.
+    Returns: the connection, ready to carry a flow. Raises: TunnelError: with the status text where the target refused.
     """
     opening = _Opening(reactor, endpoint, path_query, headers)
     tls = TlsProtocol(client_connection(endpoint), opening, reactor, verified=lambda one: check_identity(one, endpoint))
     try:
         await _connect(reactor, endpoint, tls)
         opening.done.addTimeout(UPGRADE_S, reactor, onTimeoutCancel=_late)
-        leftover = await opening.done
-    except BaseException:
-        sock.close()
+        return await take_over(tls, b"", await opening.done)
+    except BaseException as error:
         _abort(tls)
+        if isinstance(error, ConnectionLost):
+            raise _translate(error) from error
         raise
-    limits = limits or FlowLimits()
-    flow = Flow(relay, sock, FlowTerms(role=Role.CLIENT, limits=limits, closed=closed, ends_with_peer=ends_with_peer))
-    flow.attach(await take_over(tls, b"", leftover))
-    return flow
 
 
 async def _connect(reactor: Reactor, endpoint: Endpoint, tls: TlsProtocol) -> None:

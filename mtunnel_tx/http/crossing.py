@@ -1,7 +1,8 @@
-"""A websocket that goes on to another daemon: two streams, back to back on a pair of sockets.
+"""A websocket that is forwarded to another daemon: two flows, joined by a socket pair.
 
-An end in order passes from one to the other by itself: a Close frame becomes the end of file of a socket, and that a
-Close frame again. An abort must not look like one, so whoever aborts takes the other along before its socket closes.
+An end in order passes from one flow to the other by itself: a Close frame becomes the end of file of a socket, and that
+becomes a Close frame again. A failure must not look like an end in order: the flow that fails first aborts the other
+one before it closes its socket of the pair.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mtunnel_tx.wire.socketkinds import FORWARDED
 
 
 class Crossing:
-    """Both streams, each told when the other one breaks."""
+    """Both flows, each aborted when the other one fails."""
 
     def __init__(self) -> None:
         self.near: Flow | None = None
@@ -30,13 +31,13 @@ class Crossing:
         self.is_broken = False
 
     async def near_closed(self, orderly: bool) -> None:
-        await self._take_along(self.far, orderly)
+        await self._abort_too(self.far, orderly)
 
     async def far_closed(self, orderly: bool) -> None:
-        await self._take_along(self.near, orderly)
+        await self._abort_too(self.near, orderly)
 
-    async def _take_along(self, other: Flow | None, orderly: bool) -> None:
-        """The first one to break waits until the other has let go of the pair, and does not meet its end of file."""
+    async def _abort_too(self, other: Flow | None, orderly: bool) -> None:
+        """The first one to fail waits until the other has closed its socket, which so never sees an end of file."""
         if orderly or self.is_broken:
             return
         self.is_broken = True
@@ -46,7 +47,7 @@ class Crossing:
 
 
 class NearRoute:
-    """Where the client's own stream leads (ports.Route): into the pair."""
+    """Where the client's own flow leads (ports.Route): to the pair."""
 
     kind = FORWARDED
     file = Path("crossing")
@@ -57,17 +58,17 @@ class NearRoute:
         self._crossing = crossing
 
     def check_room(self) -> None:
-        """Whether there is any is for the other node to say."""
+        """The other node checks that."""
 
     def opened(self, flow: TunnelFlow) -> None:
-        """The client's stream is about to run. Raises: Unreachable: there is nothing left that it could lead to."""
+        """The client's flow is about to run. Raises: Unreachable: the other flow has ended already."""
         if self._crossing.is_broken:
             raise Unreachable("the other side ended the connection")
         assert isinstance(flow, Flow)
         self._crossing.near = flow
 
     async def closed(self, *, orderly: bool) -> None:
-        """The client's stream has ended."""
+        """The client's flow has ended."""
         await self._crossing.near_closed(orderly)
 
 

@@ -13,12 +13,17 @@ log = Logger(namespace="mtunnel_tx.logins")
 
 FORGET_S = 600.0
 MOST_ADDRESSES = 4096
+WINDOW_S = 60.0
+LINES_OF_ADDRESS, LINES_IN_ALL = 10, 300
+"""Lines within WINDOW_S. fail2ban counts five within ten minutes; each line says how many there were."""
 
 
 @dataclass(slots=True)
 class _Tally:
-    count: int
-    last_s: float
+    count: int = 0
+    last_s: float = 0.0
+    lines: int = 0
+    window: int = 0
 
 
 class Logins:
@@ -30,10 +35,19 @@ class Logins:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._tallies: OrderedDict[str, _Tally] = OrderedDict()
+        self._window = -1
+        self._lines = 0
+        self._untold = 0
 
     def fail(self, address: str) -> None:
         """Somebody there has shown a token that is none of ours, or no longer one."""
         tally = self._tally(address)
+        self._begin_window(tally)
+        if tally.lines >= LINES_OF_ADDRESS or self._lines >= LINES_IN_ALL:
+            self._untold += 1
+            return
+        tally.lines += 1
+        self._lines += 1
         log.warn("failed login from {address}, number {count}", address=address, count=tally.count)
 
     def count(self, address: str) -> int:
@@ -43,13 +57,23 @@ class Logins:
 
     def _tally(self, address: str) -> _Tally:
         self._drop_old()
-        tally = self._tallies.setdefault(address, _Tally(0, 0.0))
+        tally = self._tallies.setdefault(address, _Tally())
         tally.count += 1
         tally.last_s = self._now()
         self._tallies.move_to_end(address)
         if len(self._tallies) > MOST_ADDRESSES:
             self._tallies.popitem(last=False)
         return tally
+
+    def _begin_window(self, tally: _Tally) -> None:
+        """Where another minute has come, lines count from 0, and what was not logged in the last one is told."""
+        window = int(self._now() // WINDOW_S)
+        if window != self._window:
+            self._window, self._lines, untold, self._untold = window, 0, self._untold, 0
+            if untold:
+                log.warn("{count} more logins have failed, without a line each", count=untold)
+        if window != tally.window:
+            tally.window, tally.lines = window, 0
 
     def _drop_old(self) -> None:
         """The order is that of the last failure, so the old ones stand first."""

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from mtunnel_tx.checks import split_list
-from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.errors import BackendFailed, NotFound, TunnelError
 from mtunnel_tx.http.operation import Call, Parts, takes
 from mtunnel_tx.http.replies import PRODUCT, Reply, data_reply
 from mtunnel_tx.ports.guests import GuestEntry
+from mtunnel_tx.ports.storage import Volume
 from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.wire.formats import CPU_MODEL, NODE_NAME, STORAGE_ID
+from mtunnel_tx.wire.formats import CPU_MODEL, NODE_NAME, STORAGE_ID, VMID
 from mtunnel_tx.wire.requests import NODE
-from mtunnel_tx.wire.schema import Boolean, Enum, Property, String
+from mtunnel_tx.wire.schema import Boolean, Enum, Integer, Property, String
 
 RELEASE = "9.2"
 CERTIFICATE_FILE = "pveproxy-ssl.pem"
 
 SEE_GUEST = Need("/vms/{vmid}", ("VM.Audit",), "for each guest that is shown")
 SEE_STORAGE = Need("/storage/{storage}", ("Datastore.Audit", "Datastore.AllocateSpace"), "for each that is shown")
+SEE_VOLUMES = Need("/storage/{storage}", ("Datastore.Audit", "Datastore.AllocateSpace"))
 SEE_MODEL = Need("/mapping/cpu/{cputype}", ("Mapping.Audit", "Mapping.Use", "Mapping.Modify"))
 SEE_CLUSTER = Need("/", ("Sys.Audit",))
 
@@ -35,6 +37,14 @@ STORAGES = takes(
         "enabled": Property(Boolean(), "only those that are enabled"),
         "format": Property(Boolean(), "of no effect"),
         "target": Property(String(format=NODE_NAME), "of no effect"),
+    }
+)
+VOLUMES = takes(
+    {
+        **NODE,
+        "storage": Property(String(format=STORAGE_ID), "the storage", True),
+        "vmid": Property(Integer(format=VMID, minimum=100, maximum=999_999_999), "only what belongs to this guest"),
+        "content": Property(String(), "only this content"),
     }
 )
 CERTIFICATES = takes(NODE)
@@ -72,6 +82,28 @@ async def storages(call: Call) -> Reply:
     """Storages of this node that the token may see, with the room that is left."""
     chosen = [entry for entry in call.parts.storage.config().values() if _wanted(call, entry)]
     return data_reply([await _storage(call, entry) for entry in chosen])
+
+
+async def volumes(call: Call) -> Reply:
+    """Volumes of one storage of this node."""
+    values = call.values
+    entry = call.parts.storage.config().get(values["storage"])
+    if entry is None or not entry.on_node(call.parts.guests.node):
+        raise NotFound(f"storage '{values['storage']}' does not exist")
+    async with call.parts.child_turn(call.rights.token, None):
+        listed = await call.parts.storage.volumes(entry.id, values["vmid"])
+    wanted = [volume for volume in listed if values["content"] in (None, volume.content)]
+    return data_reply([_volume(volume) for volume in wanted])
+
+
+def _volume(volume: Volume) -> dict[str, Any]:
+    shown = {
+        "volid": volume.volid,
+        "content": volume.content,
+        "format": volume.format,
+        "size": volume.size_bytes,
+    }
+    return shown if volume.vmid is None else {**shown, "vmid": volume.vmid}
 
 
 def _wanted(call: Call, entry: StorageEntry) -> bool:

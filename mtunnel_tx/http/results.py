@@ -36,6 +36,12 @@ STORAGES = rows(
         {"avail": {**NUMBER, "description": "bytes that are free"}},
     )
 )
+VOLUMES = rows(
+    record(
+        {"volid": TEXT, "content": TEXT, "format": TEXT, "size": {**NUMBER, "description": "its size in bytes"}},
+        {"vmid": {**NUMBER, "description": "the guest that it belongs to"}},
+    )
+)
 CERTIFICATES = rows(record({"filename": TEXT, "fingerprint": FINGERPRINT}))
 MODEL = record({"cputype": TEXT})
 NODES = rows(record({"type": {"const": "node"}, "id": TEXT, "name": TEXT, "nodeid": NUMBER, "local": FLAG}))

@@ -63,6 +63,16 @@ OPERATIONS = (
     ),
     Operation(
         method="GET",
+        path="/nodes/{node}/storage/{storage}/content",
+        summary="volumes of a storage",
+        handler=resources.volumes,
+        gives=results.VOLUMES,
+        takes=resources.VOLUMES,
+        needs=(resources.SEE_VOLUMES,),
+        ends_with_client=True,
+    ),
+    Operation(
+        method="GET",
         path="/nodes/{node}/certificates/info",
         summary="the fingerprint of the certificate in use",
         handler=resources.certificates,

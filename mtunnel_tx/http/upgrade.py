@@ -1,4 +1,4 @@
-"""From an HTTP request to a stream: the 101 is sent, then the connection leaves HTTP for good."""
+"""From an HTTP request to a flow: the 101 is sent, then the connection leaves HTTP for good."""
 
 from __future__ import annotations
 
@@ -22,25 +22,22 @@ async def upgrade(
     request: Request, handshake: Handshake, local: socket.socket, route: Route, *, relay: Relay,
     limits: FlowLimits, reactor: Reactor,
 ) -> Flow:  # fmt: skip
-    """Turn a request into a stream between its connection and a UNIX socket.
+    """Turn a request into a flow between its connection and a UNIX socket.
 
     Args: request: a twisted.web request, nothing answered yet. handshake: of this request. local: connected; it belongs
-    to the stream from now on, and is closed where there will be none.
-    Returns: the stream, running; the request must not be touched any more.
+    to the flow from now on, and is closed if there will be none.
+    Returns: the flow, running; the request must not be touched any more.
     Raises: TunnelError: refused, to be answered as HTTP; ConnectionLost: there is nobody left to answer.
     """
     flow = Flow(relay, local, _terms(route, limits))
     try:
-        # What followed the request in the same segment reaches the channel only after this turn of the reactor.
-        await deferLater(reactor, 0)
-        if request.channel is None:
-            raise ConnectionLost("connection lost before the upgrade")
+        await check_connected(request, reactor)
         route.opened(flow)
     except BaseException:
         local.close()
         raise
     try:
-        peer = await _leave_http(request, handshake.answer)
+        peer = await leave_http(request, handshake.answer)
     except BaseException:
         flow.drop()
         raise
@@ -60,13 +57,26 @@ def _terms(route: Route, limits: FlowLimits) -> FlowTerms:
     )
 
 
-async def _leave_http(request: Request, answer: bytes) -> PeerConnection:
-    """Take the connection from the request's channel.
+async def check_connected(request: Request, reactor: Reactor) -> None:
+    """Wait until everything that came with the request is with its channel. Raises: ConnectionLost: the client left.
+
+    What followed a request in the same segment reaches the channel only after this iteration of the reactor.
+    """
+    await deferLater(reactor, 0)
+    if request.channel is None:
+        raise ConnectionLost("connection lost before the upgrade")
+
+
+async def leave_http(request: Request, answer: bytes) -> PeerConnection:
+    """Answer a request, and take its connection from its channel. Raises: ConnectionLost.
 
     A channel keeps what came after a request for the next one, and gives it to `setLineMode` when the first is done.
     """
     channel = request.channel
     leftover: list[bytes] = []
+    place = getattr(channel.transport, "place", None)
+    if place is not None:
+        place.carry()
     channel.persistent = True
     channel.setLineMode = leftover.append
     channel.requestDone(request)

@@ -92,8 +92,11 @@ class LocalHypervisor(Hypervisor, Protocol):
     def bridges(self) -> list[str]:
         """The bridges of this host that network cards can be plugged into."""
 
-    def efi_template(self) -> Path:
-        """What a new EFI disk of type 4m holds, a raw image. Raises: TunnelError: this host has no such firmware."""
+    def efi_template(self, *, enrolled: bool) -> Path:
+        """What a new EFI disk of type 4m holds, a raw image.
+
+        Args: enrolled: with the keys for secure boot. Raises: TunnelError: this host has no such firmware.
+        """
 
     def recorded(self) -> list[int]:
         """The VMs that run by their record, with a config or without one."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mtunnel_tx.extents import FileExtents
 from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
@@ -59,6 +60,10 @@ class Child(Protocol):
 class Storage(Protocol):
     """Volumes, through `pvesm` (Proxmox's or ours) as a child."""
 
+    @property
+    def stream_formats(self) -> frozenset[str]:
+        """The stream formats that its program knows; of Proxmox's: those without the sparse ones."""
+
     def config(self) -> Mapping[str, StorageEntry]:
         """storage.cfg, read again when it changed; ids to entries."""
 
@@ -97,6 +102,9 @@ class Storage(Protocol):
 
     async def extend(self, volid: str, size_bytes: int) -> None:
         """Add zeros to the end of a raw file that is shorter; nothing for what is no file."""
+
+    async def extents(self, volid: str) -> FileExtents | None:
+        """How much of a volume's file is no hole; None on a storage without files. Raises: BackendFailed."""
 
     async def digest(self, volid: str) -> str:
         """Returns: SHA-256 of the volume's file, hex."""

@@ -30,9 +30,12 @@ _TO_ESCAPE = re.compile(r"[^ -~]|[%:]")
 
 @dataclass(frozen=True, slots=True)
 class StrayLine:
-    """A line that is neither a setting nor a comment, and its number in the file, from 1."""
+    """A line that is neither a setting nor a comment, and its number in the file, from 1.
 
-    number: int
+    Configs that differ in such numbers only are equal: stray lines are written behind the settings.
+    """
+
+    number: int = field(compare=False)
     text: str
 
 

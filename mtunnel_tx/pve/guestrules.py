@@ -60,7 +60,7 @@ def is_template(conf: GuestConfig) -> bool:
 
 
 def find_strays(conf: GuestConfig) -> Iterator[str]:
-    """One sentence for each line of today's settings that is none."""
+    """Yields: a sentence for each line of the current settings that is no setting."""
     for stray in conf.strays:
         yield f"line {stray.number} of its config is no setting: {clean(stray.text)}"
 

@@ -16,7 +16,7 @@ from mtunnel_tx.pve.cpumodels import CpuModel, read_cpu
 from mtunnel_tx.pve.display import GuestDisplay, read_display
 from mtunnel_tx.pve.drive import Drive, drive_interface
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.guestformats import MACHINE, WATCHDOG, check_value
+from mtunnel_tx.pve.guestformats import AUDIO, MACHINE, WATCHDOG, check_value
 from mtunnel_tx.pve.guestrules import find_strays, is_template, iter_drives, iter_nics
 from mtunnel_tx.pve.machinetype import MachineType, Version, creation_version, parse_machine_type, windows_version
 from mtunnel_tx.pve.memory import GuestMemory, read_memory
@@ -35,7 +35,6 @@ _REFUSED = {
     "intel-tdx": "a guest that is encrypted by one host's processor cannot move to another",
     "virtiofs": "a folder of one host cannot move to another",
     "ivshmem": "memory that is shared with other programs of one host cannot move to another",
-    "audio": "audio devices cannot be run here",
     "hookscript": "scripts of another host are not run here",
     "vmstate": "a saved state cannot be run here",
 }
@@ -111,6 +110,7 @@ class Hardware:
     vmgenid: str | None
     rng: Mapping[str, str] | None
     watchdog: Mapping[str, str] | None
+    sound: Mapping[str, str] | None
     tablet: bool
     keyboard: str | None
     clock: Mapping[str, str]
@@ -149,7 +149,6 @@ def read_hardware(
 def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping[str, Mapping[str, str]]) -> Hardware:
     """Everything there is, key by key, from options that were checked."""
     sockets, cores = _processors(options)
-    windows = _WINDOWS.get(options.get("ostype", ""), 0)
     return Hardware(
         name=options.get("name"),
         machine=_machine_type(options),
@@ -163,7 +162,7 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         vcpus=_vcpus(options, sockets * cores),
         cpu=read_cpu(options, cpu_models),
         kvm=options.get("kvm", "1") == "1",
-        windows=windows,
+        windows=_windows(options),
         linux=options.get("ostype") == "l26",
         solaris=options.get("ostype") == "solaris",
         ovmf=options.get("bios") == "ovmf",
@@ -175,19 +174,25 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         nics=_nics(conf),
         agent=read_agent(options),
         serials=tuple(number for number in range(4) if f"serial{number}" in options),
-        display=read_display(options, windows=windows),
+        display=read_display(options, windows=_windows(options)),
         usb_ports=read_usb_ports(options),
         smbios=read_smbios(options),
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
         rng=read_rng(options),
         watchdog=parse_option(WATCHDOG, options, "watchdog") or None,
+        sound=parse_option(AUDIO, options, "audio0") or None,
         tablet=has_tablet(options),
         keyboard=options.get("keyboard"),
-        clock=read_clock(options, windows=windows),
+        clock=read_clock(options, windows=_windows(options)),
         stops_at_reboot=options.get("reboot") == "0",
         starts_frozen=options.get("freeze") == "1",
         arguments=options.get("args", ""),
     )
+
+
+def _windows(options: Mapping[str, str]) -> int:
+    """Its version; 0: another system."""
+    return _WINDOWS.get(options.get("ostype", ""), 0)
 
 
 def resolve_machine(hardware: Hardware, known: Collection[str]) -> Hardware:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
-Warn = Callable[[str], None]
-"""Takes one sentence about something that was skipped."""
+from mtunnel_tx.checks import Warn, ignore
 
 _HEADER = re.compile(r"(\S+):\s*(\S+)\s*")
 _OPTION = re.compile(r"\s+(\S+)(?:\s+(.*\S))?\s*")
@@ -23,11 +22,7 @@ class Section:
     line: int
 
 
-def _ignore(reason: str) -> None:
-    """Nobody wants to know."""
-
-
-def parse_sections(text: str, warn: Warn = _ignore, *, types: Collection[str] | None = None) -> list[Section]:
+def parse_sections(text: str, warn: Warn = ignore, *, types: Collection[str] | None = None) -> list[Section]:
     """All sections in their order; a bare key is `1`, of a duplicate key the first stays.
 
     Args: warn: told of everything that is skipped, as `line N: REASON`. types: such a header begins a section even

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mtunnel_tx.checks import STORAGE_ID, split_list
-from mtunnel_tx.pve.sections import Section, Warn, parse_sections
+from mtunnel_tx.checks import STORAGE_ID, Warn, ignore, split_list
+from mtunnel_tx.pve.sections import Section, parse_sections
 from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, Layout, StorageType
 
 _ID = re.compile(STORAGE_ID)
@@ -49,7 +49,7 @@ class StorageEntry:
 
     @property
     def kind(self) -> StorageType:
-        """What its type brings along."""
+        """The properties of its type."""
         return STORAGE_TYPES.get(self.type, StorageType())
 
     @property
@@ -69,7 +69,7 @@ class StorageEntry:
 
     @property
     def has_files(self) -> bool:
-        """Whether its volumes are below a folder; a name then has the form of `parse_dir_volume`."""
+        """Whether its volumes are below a folder; then `parse_dir_volume` reads their names."""
         return self.kind.layout is not Layout.BLOCKS
 
     @property
@@ -111,11 +111,7 @@ class StorageEntry:
         return f"{self.path.rstrip('/')}/{chosen.get(content, _FOLDERS[content]).strip('/')}"
 
 
-def _ignore(reason: str) -> None:
-    """Nobody wants to know."""
-
-
-def parse_storage_config(text: str, warn: Warn = _ignore) -> dict[str, StorageEntry]:
+def parse_storage_config(text: str, warn: Warn = ignore) -> dict[str, StorageEntry]:
     """Ids to entries, in the order of the file.
 
     Args: warn: told of everything that is skipped, as `line N: REASON`.
@@ -155,7 +151,7 @@ def _check_options(section: Section, warn: Warn) -> dict[str, str]:
 
 
 def _object(type: str, key: str, value: str) -> str | None:
-    """What is wrong with an option; None: nothing. Other types' keys are Proxmox's own business."""
+    """What is wrong with an option; None: nothing. Keys of types other than `dir` are left to Proxmox."""
     if type == "dir" and key not in _DIR_KEYS:
         return "unknown"
     if key in _BOOLEANS and value not in ("0", "1"):

@@ -1,10 +1,10 @@
-"""The storage types of Proxmox as one table, and which streams lead from one to another.
+"""The storage types of Proxmox as one table, and the choice of a stream format between two of them.
 
-A row says what a storage of that type holds and how its volumes travel. Used by the tunnel (what may come in), the
-source (what may go out) and pvesm. A new type is one more row. The types that only Proxmox's own pvesm drives are rows,
-too: a tunnel on a Proxmox node has to answer for them.
+A row says which image formats a storage of that type has and which stream formats it can write and read. The tunnel,
+the source and pvesm use it. A new type is one more row. The types that only Proxmox's own pvesm can drive are in the
+table as well, because a tunnel on a Proxmox node has to answer for them.
 
-A disk travels as a pair: the stream's format, and that of the image that it becomes. Both sides make their pairs here.
+A disk is offered as pairs (stream format, image format at the target). Both sides use `match_offers` on such pairs.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ class Layout(Enum):
     """Where the volumes of a storage are."""
 
     FILES = auto()
-    """In folders of the storage; a volume's name tells its file."""
+    """Files below the storage's folder; the path follows from the volume's name."""
     SUBVOLUMES = auto()
-    """In folders, too, but only the storage's program knows where."""
+    """Below a folder too, but only the storage's program knows the path."""
     BLOCKS = auto()
-    """On block devices, or somewhere in the network."""
+    """Block devices, or volumes in the network; there is no folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamFormat:
-    """How the bytes of a volume travel.
+    """A format in which a volume can be sent.
 
-    `images`: the formats of images that can become of it, the usual one first. `plain`: it can carry the state of now
-    alone (`with_snapshots` 0); `whole`: also what an image holds beside (`with_snapshots` 1).
+    `images`: the image formats that can be made of it, the usual one first. `plain`: it can be sent without snapshots
+    (`with_snapshots` 0); `whole`: it can be sent with them (`with_snapshots` 1). `dense`: for a sparse format, which
+    only mtunnel-tx knows, the format of Proxmox that it replaces; None: Proxmox knows the format.
     """
 
     images: tuple[str, ...]
     plain: bool = False
     whole: bool = False
+    dense: str | None = None
 
     def fits(self, *, with_snapshots: bool) -> bool:
-        """Whether it carries what is asked for."""
+        """Whether it can be used with, or without, snapshots."""
         return self.whole if with_snapshots else self.plain
 
 
@@ -49,27 +51,35 @@ STREAM_FORMATS: Mapping[str, StreamFormat] = {
     "vmdk+size": StreamFormat(images=("vmdk",), whole=True),
     "zfs": StreamFormat(images=("raw", "subvol"), plain=True, whole=True),
     "btrfs": StreamFormat(images=("raw", "subvol"), plain=True, whole=True),
+    "raw+sparse": StreamFormat(images=("raw",), plain=True, dense="raw+size"),
+    "qcow2+sparse": StreamFormat(images=("qcow2",), whole=True, dense="qcow2+size"),
+    "vmdk+sparse": StreamFormat(images=("vmdk",), whole=True, dense="vmdk+size"),
 }
+PROXMOX_STREAMS = tuple(name for name, stream in STREAM_FORMATS.items() if stream.dense is None)
+"""The stream formats that Proxmox's own pvesm knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A stream format, and the format of the image that it becomes at the target."""
+    """A stream format and the image format that the target makes of it."""
 
     stream: str
     image: str
 
     def __str__(self) -> str:
-        return f"{self.image} as {self.stream}"
+        """For people: a sparse format is shown as the format that it replaces."""
+        stream = STREAM_FORMATS.get(self.stream)
+        return f"{self.image} as {(stream and stream.dense) or self.stream}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageType:
-    """What a storage type brings along.
+    """The properties of a storage type.
 
-    `content`: what its storages hold where storage.cfg does not say. `formats`: of its images, the default one first.
-    `exports`: image format to the stream formats that it can be read as, `imports`: the stream formats that it can
-    take; both in order of preference. `mounted`: below /mnt/pve where no path is given. `shared`: by its nature.
+    `content`: the default of `content` in storage.cfg. `formats`: the image formats, the default one first. `exports`:
+    for each image format the stream formats that it can be sent in; `imports`: the stream formats that can be
+    received; both in order of preference. `mounted`: the default path is below /mnt/pve. `shared`: always shared
+    between nodes.
     """
 
     layout: Layout = Layout.BLOCKS
@@ -81,36 +91,36 @@ class StorageType:
     shared: bool = False
 
     def offers(self, image: str) -> tuple[Offer, ...]:
-        """The pairs that an image of this format can be sent as and stays what it is; the preferred one first.
+        """The pairs in which an image can be sent without changing its format, in order of preference.
 
-        What would change the format (qcow2 as raw+size) loses what is in the image beside its disk, so it is no offer.
+        A stream that changes the format (qcow2 as raw+size) is no offer, because snapshots in the image would be lost.
         """
         streams = self.exports.get(image, ())
         return tuple(Offer(stream, image) for stream in streams if image in STREAM_FORMATS[stream].images)
 
     def takes(self, offer: Offer, *, with_snapshots: bool) -> bool:
-        """Whether such a stream can become such an image here."""
+        """Whether a storage of this type can receive this stream and make this image of it."""
         stream = STREAM_FORMATS.get(offer.stream) if offer.stream in self.imports else None
         return stream is not None and offer.image in stream.images and stream.fits(with_snapshots=with_snapshots)
 
 
 def match_offers(offers: Sequence[Offer], target: StorageType, *, with_snapshots: bool) -> Offer | None:
-    """The first of the source's pairs that the target takes, which both sides then agree on. None: there is none."""
+    """Returns: the first of the source's pairs that the target takes; None: it takes none."""
     return next((offer for offer in offers if target.takes(offer, with_snapshots=with_snapshots)), None)
 
 
 def describe_mismatch(offers: Sequence[Offer], source: str, target: str) -> str:
-    """Why there is no match, by the names of both types."""
-    listed = " or ".join(map(str, offers)) or "nothing"
+    """Returns: why `match_offers` found nothing, with the names of both types."""
+    listed = " or ".join(dict.fromkeys(map(str, offers))) or "nothing"
     return f"storage type {target} does not take {listed}, which is all that storage type {source} can send"
 
 
 _IMAGES = ("raw", "qcow2", "vmdk")
-_FILE_STREAMS = ("raw+size", "qcow2+size", "vmdk+size")
+_FILE_STREAMS = ("raw+sparse", "qcow2+sparse", "vmdk+sparse", "raw+size", "qcow2+size", "vmdk+size")
 _FILE_EXPORTS: Mapping[str, tuple[str, ...]] = {
-    "raw": ("raw+size",),
-    "qcow2": ("qcow2+size", "raw+size"),
-    "vmdk": ("vmdk+size", "raw+size"),
+    "raw": ("raw+sparse", "raw+size"),
+    "qcow2": ("qcow2+sparse", "qcow2+size", "raw+size"),
+    "vmdk": ("vmdk+sparse", "vmdk+size", "raw+size"),
 }
 _MOUNTED = StorageType(
     layout=Layout.FILES, formats=_IMAGES, exports=_FILE_EXPORTS, imports=_FILE_STREAMS, mounted=True, shared=True
@@ -135,7 +145,7 @@ STORAGE_TYPES: Mapping[str, StorageType] = {
         layout=Layout.SUBVOLUMES,
         content="images,rootdir",
         formats=("raw", "subvol"),
-        # `btrfs send` needs a snapshot, and a migration makes none; who sends one may.
+        # `btrfs send` needs a snapshot, and our source makes none; another source may send one.
         exports={"raw": ("raw+size",), "subvol": ("tar+size",)},
         imports=("btrfs", "raw+size", "tar+size"),
     ),

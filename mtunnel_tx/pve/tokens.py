@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from mtunnel_tx.checks import Warn, ignore
 from mtunnel_tx.pve.users import split_token_id
 
 _LINE = re.compile(r"\s*(\S+)\s+(\S+)\s*")
 
 
-def _ignore(reason: str) -> None:
-    """Nobody wants to know."""
-
-
-def parse_token_config(text: str, warn: Callable[[str], None] = _ignore) -> dict[str, str]:
+def parse_token_config(text: str, warn: Warn = ignore) -> dict[str, str]:
     """Full token ids to secrets.
 
     Args: warn: told of skipped lines as `line N: REASON`, which never holds any of their text.

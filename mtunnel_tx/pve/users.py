@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
-from mtunnel_tx.checks import STORAGE_ID, TOKEN_ID, USER_ID, split_list
+from mtunnel_tx.checks import STORAGE_ID, TOKEN_ID, USER_ID, Warn, ignore, split_list
 from mtunnel_tx.pve.roles import ALL_PRIVILEGES, BUILTIN_ROLES
 
 ROOT = "root@pam"
-
-Warn = Callable[[str], None]
-"""Takes one sentence about something that was skipped."""
 
 _USER_ID = re.compile(USER_ID)
 _TOKEN_ID = re.compile(TOKEN_ID)
@@ -262,11 +259,7 @@ def _require_name(text: str, what: str) -> None:
         raise _SkipLineError(f"not a {what} name")
 
 
-def _ignore(reason: str) -> None:
-    """Nobody wants to know."""
-
-
-def parse_user_config(text: str, warn: Warn = _ignore) -> UserConfig:
+def parse_user_config(text: str, warn: Warn = ignore) -> UserConfig:
     """Read user.cfg.
 
     Args: warn: told of everything that is skipped, as `line N: REASON`; where it stays silent, writing the

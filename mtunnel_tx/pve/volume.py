@@ -10,12 +10,12 @@ from mtunnel_tx.checks import CONTROL_CLASS, VOLUME_ID
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
-# A VMID has one spelling, or two names would lead to one file.
+# No leading zeros, or two names would lead to one file.
 _VMID = r"[1-9][0-9]{0,8}"
 _WORD = rf"[^\s{CONTROL_CLASS}]+"
 _VOLUME_ID = re.compile(VOLUME_ID)
 _PART = rf"[^/\s{CONTROL_CLASS}]+"
-# No blanks of freedom in the middle: `1/1/1/…` of some kilobytes would take for ever.
+# The parts exclude `/`, so that the expression cannot backtrack for ever on `1/1/1/…`.
 _CLONE = re.compile(rf"({_VMID})/({_PART})/({_VMID})/({_WORD})")
 _IMAGE = re.compile(rf"({_VMID})/({_WORD})")
 _FILE_NAME = re.compile(rf"{_PART}\.(raw|qcow2|vmdk|subvol)")
@@ -100,10 +100,10 @@ def parse_dir_volume(name: str) -> DirVolume:
 
 @dataclass(frozen=True, slots=True)
 class VolumeOwner:
-    """Whose a volume is, by its name.
+    """The owner of a volume, as its name says.
 
-    `content`: what it is (`images`, `iso`, …). `vmid`: the guest that it belongs to; None: none. `named`: every guest
-    that the name has, that of a base included.
+    `content`: the kind of content (`images`, `iso`, …). `vmid`: the guest that it belongs to; None: no guest. `named`:
+    all VMIDs in the name, including that of a base volume.
     """
 
     content: str
@@ -112,16 +112,16 @@ class VolumeOwner:
 
     @property
     def guests(self) -> frozenset[int]:
-        """Every guest that it belongs to or names."""
+        """The owner and all guests in the name."""
         return self.named | ({self.vmid} if self.vmid is not None else set())
 
     def is_foreign(self, vmid: int) -> bool:
-        """Whether it is an image that belongs to another guest than this one, or stands on another's."""
+        """Whether it is an image of another guest, or a clone of another guest's image."""
         return self.content in ("images", "rootdir") and (self.vmid != vmid or bool(self.named - {vmid}))
 
 
 def find_owner(entry: StorageEntry, name: str) -> VolumeOwner:
-    """Read the part behind the colon as its storage does. Raises: TunnelError: no volume of it is called so."""
+    """Read the owner from a volume's name (behind the colon). Raises: TunnelError: the storage has no such names."""
     named = [int(found[1]) for part in name.split("/") if (found := _OWNER.match(part))]
     if not entry.has_files:
         last = _OWNER.match(name.rpartition("/")[2])

@@ -1,4 +1,4 @@
-"""What each command does, of whatever type the storage is."""
+"""The commands of mtunnel-pvesm, independent of the storage's type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtunnel_tx.pvesm.tables import StorageStatus
 
 
 def allocate(settings: Settings, storage: str, wanted: NewImage) -> None:
-    """`alloc`: make an empty image, and say how it is called. Raises: TunnelError."""
+    """`alloc`: make an empty image and print its volume id. Raises: TunnelError."""
     driver = open_storage(settings, storage, "images")
     driver.allocate(wanted, lambda volid: say(f"successfully created '{volid}'"))
 
@@ -28,13 +28,13 @@ def free(settings: Settings, volid: str) -> None:
 
 
 def path(settings: Settings, volid: str) -> str:
-    """`path`: where a volume is, or would be; its storage need not be usable. Raises: TunnelError."""
+    """`path`: find out where a volume is; neither it nor its storage need be there. Raises: TunnelError."""
     parsed = parse_volume_id(volid)
     return str(find_storage(settings, parsed.storage).path(parsed.name))
 
 
 def list_volumes(settings: Settings, storage: str, vmid: int | None, content: str | None) -> list[ListedVolume]:
-    """`list`: the volumes of a storage, sorted; of one guest or one kind only if so wished. Raises: TunnelError."""
+    """`list`: list the volumes of a storage, sorted. `vmid`, `content`: None: of all. Raises: TunnelError."""
     driver = open_storage(settings, storage)
     kinds = [kind for kind in CONTENT_TYPES if kind in driver.entry.content and content in (None, kind)]
     return sorted(driver.volumes(kinds, vmid), key=lambda listed: listed.volid.lower())
@@ -43,9 +43,10 @@ def list_volumes(settings: Settings, storage: str, vmid: int | None, content: st
 def storage_status(
     settings: Settings, storage: str | None, kinds: Collection[str] = (), *, enabled: bool = False
 ) -> list[StorageStatus]:
-    """`status`: the storages of this node, all or one, all or those that are enabled; sorted.
+    """`status`: list the storages of this node, sorted by id.
 
-    Args: kinds: of content: only what is enabled and may hold one of them; empty: no matter what.
+    Args: storage: only this one; None: all. kinds: only enabled storages that may hold one of these kinds of content;
+        empty: all. enabled: only enabled storages.
     """
     entries = read_entries(settings).values()
     wanted = [entry for entry in entries if storage in (None, entry.id) and entry.on_node(settings.node)]
@@ -67,7 +68,7 @@ def _status(settings: Settings, entry: StorageEntry) -> StorageStatus:
 
 
 def import_volume(settings: Settings, order: ImportOrder, stream: int) -> None:
-    """`import`: read a stream to its end, and say how the volume is called. Raises: TunnelError."""
+    """`import`: make a volume from a stream and print its volume id. Raises: TunnelError."""
     parsed = _named_volume(order.volid, "import into")
     driver = open_storage(settings, parsed.storage, "images")
     if order.stream_format not in driver.entry.kind.imports:
@@ -79,7 +80,7 @@ def import_volume(settings: Settings, order: ImportOrder, stream: int) -> None:
 
 
 def export_volume(settings: Settings, order: ExportOrder, target: int) -> None:
-    """`export`: write a stream. Raises: TunnelError: before the first byte wherever possible; OSError: the target."""
+    """`export`: write a volume as a stream. Raises: TunnelError; OSError: the target cannot be written."""
     parsed = _named_volume(order.volid, "export")
     open_storage(settings, parsed.storage).send(parsed.name, order, target)
 

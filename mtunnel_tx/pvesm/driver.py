@@ -1,7 +1,7 @@
-"""What a storage type fulfils so that mtunnel-pvesm can drive it.
+"""The protocol that a storage type has to fulfil so that mtunnel-pvesm can drive it.
 
-The core reads command lines, finds storages, checks what is asked for, opens streams and prints tables: the same for
-every type. A type is
+The core reads command lines, finds storages, checks what is asked for, opens streams and prints tables. It is the same
+for every type. A type consists of
 
 - one module in `types/` with one class that is a `Driver`,
 - one row in `types/__init__.py`, by its name in storage.cfg,
@@ -28,7 +28,7 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedVolume:
-    """One line of `list`; `format` as it is shown."""
+    """One line of `list`. `format`: as it is printed, e.g. `tgz` for a container template."""
 
     volid: str
     format: str
@@ -39,7 +39,7 @@ class ListedVolume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageUsage:
-    """Of the storage as a whole."""
+    """How full a storage is."""
 
     total_bytes: int = 0
     used_bytes: int = 0
@@ -48,7 +48,11 @@ class StorageUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewImage:
-    """What `alloc` makes; `name` empty: the next free one; `format` None: that of the name, else the storage's own."""
+    """What `alloc` has to make.
+
+    `name`: empty: the driver chooses the next free name. `format`: None: the format that the name says, else the
+    storage's default.
+    """
 
     vmid: int
     name: str
@@ -58,10 +62,10 @@ class NewImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOrder:
-    """What `import` makes of a stream; the stream's format is one that the storage type takes.
+    """What `import` has to make of a stream. The core has checked that the type takes this stream format.
 
-    `delete_snapshot` is removed from the image once it is here. `requester`: the process that must still be our parent
-    at the end; None: no matter who.
+    `delete_snapshot`: an internal snapshot that is removed once the image is here. `requester`: the id of the process
+    that must still be our parent when the stream ends; None: this is not checked.
     """
 
     volid: str
@@ -74,7 +78,7 @@ class ImportOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOrder:
-    """What `export` sends; `partial`: only a snapshot, or what changed since one."""
+    """What `export` has to send. `partial`: only a snapshot is wanted, or only what changed since one."""
 
     volid: str
     stream_format: str
@@ -83,36 +87,36 @@ class ExportOrder:
 
 
 class Driver(Protocol):
-    """One storage, as its type does it."""
+    """Drives one storage of one type."""
 
     @property
     def plugin(self) -> str:
-        """What Proxmox's texts call the type: `PVE::Storage::DirPlugin`."""
+        """The type's name in Proxmox's error texts, e.g. `PVE::Storage::DirPlugin`."""
 
     @property
     def entry(self) -> StorageEntry:
-        """The storage in storage.cfg."""
+        """The storage's section of storage.cfg."""
 
     def find_problem(self) -> str | None:
-        """Make it ready. Returns: why it cannot be used; None: it can."""
+        """Make the storage ready if possible. Returns: why it cannot be used; None: it can be used."""
 
     def usage(self) -> StorageUsage:
-        """How full it is."""
+        """Ask how full the storage is."""
 
     def path(self, name: str) -> Path:
-        """Where a volume is, or would be."""
+        """Returns: where a volume is; it need not exist."""
 
     def volumes(self, kinds: Collection[str], vmid: int | None) -> Iterable[ListedVolume]:
-        """What is there of these kinds of content, of one guest or of all, in no order."""
+        """Yields: the volumes of these kinds of content, of one guest or (None) of all, in any order."""
 
     def free(self, name: str) -> None:
-        """Remove a volume; one that is not there is worth a warning only."""
+        """Remove a volume. If it does not exist, print a warning and succeed, as Proxmox does."""
 
     def allocate(self, wanted: NewImage, announce: Announce) -> None:
         """Make an empty image."""
 
     def receive(self, name: str, order: ImportOrder, stream: int, announce: Announce) -> None:
-        """Make a volume of a stream, all of it or none. Args: stream: a descriptor to read from, to its end."""
+        """Make a volume from a stream, or leave nothing. Args: stream: a descriptor, which is read to its end."""
 
     def send(self, name: str, order: ExportOrder, target: int) -> None:
-        """Write a volume as a stream to a descriptor; refuse before the first byte what can be refused then."""
+        """Write a volume as a stream to a descriptor; refuse, if possible, before the first byte."""

@@ -1,4 +1,4 @@
-"""The streams of pvesm: eight bytes, little endian, the volume's virtual size; then the volume."""
+"""The header of pvesm's streams: the volume's virtual size in eight bytes, little endian."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LARGEST_BYTES = 1 << 50
 
 
 def read_size(stream: int) -> int:
-    """Raises: BadRequest: there is none, or no disk has it; BackendFailed: the stream broke off."""
+    """Read the header. Raises: BadRequest: it is missing or impossible; BackendFailed: reading failed."""
     header = bytearray(HEADER_BYTES)
     if read_stream(stream, memoryview(header)) < HEADER_BYTES:
         raise BadRequest("import: no size found in export header, aborting.")
@@ -20,7 +20,7 @@ def read_size(stream: int) -> int:
 
 
 def send_size(size_bytes: int, target: int) -> None:
-    """Begin a stream."""
+    """Write the header."""
     send_all(memoryview(size_bytes.to_bytes(HEADER_BYTES, "little")), target)
 
 
@@ -33,6 +33,6 @@ def read_stream(stream: int, buffer: memoryview) -> int:
 
 
 def check_size(size_bytes: int) -> None:
-    """Raises: BadRequest: no disk has this size."""
+    """Raises: BadRequest: the size is 0 or too large."""
     if not 0 < size_bytes <= LARGEST_BYTES:
         raise BadRequest(f"refusing an image of {size_bytes} bytes, at most {LARGEST_BYTES} are possible")

@@ -1,7 +1,8 @@
-"""`mtunnel-pvesm`: Proxmox's `pvesm` for some storage types, on qemu-img; arguments, lines and exit codes alike.
+"""`mtunnel-pvesm`: does what Proxmox's `pvesm` does, with the same arguments, output lines and exit codes.
 
-Exit codes: 0 done; 255 failed; 2 the command line; the system's error number where a stream cannot be opened; 4 nobody
-connected; 128 and the signal's number. It imports no Twisted: it has to start fast.
+Exit codes: 0: success; 255: failure; 2: wrong command line; the system's error number: a stream cannot be opened; 4:
+nobody connected to the socket; 128 plus a signal's number: interrupted. The program imports no Twisted, because it has
+to start fast.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mtunnel_tx.checks import Check, enum, formatted, integer, list_of, pattern,
 from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError
 from mtunnel_tx.pve.storagecfg import CONTENT_TYPES
-from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
+from mtunnel_tx.pve.storagetypes import PROXMOX_STREAMS, STREAM_FORMATS
 from mtunnel_tx.pvesm import commands
 from mtunnel_tx.pvesm.driver import ExportOrder, ImportOrder, NewImage
 from mtunnel_tx.pvesm.failure import ExitError
@@ -40,7 +41,7 @@ _SIZE = re.compile(r"(\d{1,15})([MG]?)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class PvesmCommand:
-    """A command's syntax, and what does it."""
+    """A command: its syntax and the function that runs it."""
 
     syntax: Syntax
     run: Callable[[Settings, Parameters], None]
@@ -89,7 +90,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _whole_name(given: str) -> str:
-    """The one command that begins like this, of all that Proxmox's pvesm has; else the word as it is."""
+    """Complete a command's name that was cut short; an ambiguous or unknown word is returned as it is."""
     found = [name for name in (*COMMANDS, *_NOT_HERE) if name.startswith(given)]
     return found[0] if len(found) == 1 and given else given
 
@@ -99,7 +100,7 @@ def _usage() -> str:
 
 
 def _help(name: str | None) -> str:
-    """One command with its options, or all of them."""
+    """The help text of one command, or (None) of all."""
     if name is not None:
         return f"USAGE: {COMMANDS[name].syntax.help()}"
     return "\n".join([_HEAD, *(command.syntax.help() for command in COMMANDS.values())])
@@ -167,6 +168,11 @@ def _export(settings: Settings, given: Parameters) -> None:
         commands.export_volume(settings, order, target)
 
 
+def _stream_format(value: str) -> str:
+    """Check a stream format. The error lists the formats of Proxmox only, as its pvesm does."""
+    return value if value in STREAM_FORMATS else enum(*PROXMOX_STREAMS)(value)
+
+
 def _vmid(value: str) -> str:
     return formatted(vmid)(integer()(value))
 
@@ -178,7 +184,7 @@ _CHECKS: Mapping[str, Check] = {
     "content": formatted(_CONTENT),
     "delay": integer(1, _LONGEST_DELAY_S),
     "delete-snapshot": pattern(r"(?i:[a-z0-9_-]{1,80})"),
-    "format": enum(*STREAM_FORMATS),
+    "format": _stream_format,
     "size": pattern(_SIZE.pattern),
     "snapshot": _SNAPSHOT,
     "storage": formatted(storage_id),

@@ -39,7 +39,7 @@ class Syntax:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """A command line that was read: values and arguments by name, switches by name."""
+    """A command line after parsing: the values of options and arguments by name, and the switches by name."""
 
     texts: Mapping[str, str]
     switches: Mapping[str, bool]
@@ -70,7 +70,7 @@ def parse_parameters(syntax: Syntax, words: Sequence[str]) -> Parameters:
 
 
 class _Reader:
-    """Goes through the words once."""
+    """Parses the words of one command line from left to right."""
 
     def __init__(self, syntax: Syntax) -> None:
         self._syntax = syntax
@@ -133,7 +133,7 @@ class _Reader:
 
 
 def _split(word: str) -> tuple[str, str | None]:
-    """`--x=y` to `x` and `y`; None: it brings no value along."""
+    """Split `--x=y` into `x` and `y`; the value is None where there is no `=`."""
     name = word.removeprefix("-").removeprefix("-")
     end = name.find("=", 1)
     return (name, None) if end < 0 else (name[:end], name[end + 1 :])

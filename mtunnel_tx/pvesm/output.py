@@ -1,4 +1,4 @@
-"""Lines for whoever called: flushed one by one, so that two outputs on one pipe keep their order."""
+"""Output lines. Each is flushed at once, so that stdout and stderr on one pipe keep their order."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line on the standard error output; where that fails, the exit code has to do."""
+    """Print a line on the standard error output; if that fails, only the exit code tells of the error."""
     with suppress(OSError):
         _print(text, sys.stderr)
 
 
 def _print(text: str, stream: TextIO) -> None:
-    """Volume names come from a peer: control characters never reach a terminal or a log raw."""
+    """Replace control characters before printing: volume names come from a peer."""
     lines = clean_lines(text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
@@ -33,7 +33,7 @@ def _print(text: str, stream: TextIO) -> None:
 
 
 def _drop(stream: TextIO) -> None:
-    """What could not be written is still held: at the end of the program it would be tried, and fail, once more."""
+    """Redirect the stream to /dev/null, so that Python does not try to flush the rest at exit and fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

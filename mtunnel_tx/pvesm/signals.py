@@ -1,4 +1,4 @@
-"""Signals that ask us to stop: noticed wherever the program waits, held back where it must not be disturbed."""
+"""Signals that ask the program to stop: they interrupt every wait, and are blocked in critical sections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _bell: list[int] = []
 
 
 class Interrupted(BaseException):
-    """A signal asks us to stop; everything on the way out cleans up."""
+    """A signal asks the program to stop; `finally` blocks and context managers clean up on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -25,7 +25,7 @@ class Interrupted(BaseException):
 
 
 def catch_signals() -> None:
-    """From here on the first of them raises Interrupted in the main thread."""
+    """From now on the first such signal raises Interrupted in the main thread."""
     if not _bell:
         _bell[:] = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(_bell[1], warn_on_full_buffer=False)
@@ -34,16 +34,16 @@ def catch_signals() -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    """Only once: nothing may disturb the cleaning up."""
+    """Further signals are ignored, so that cleaning up is not interrupted."""
     for each in STOPPING:
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(number)
 
 
 def wait_for(fd: int, events: int) -> None:
-    """Until one of `select.POLLIN`, `select.POLLOUT` holds for it, or a signal has come.
+    """Wait until the descriptor is ready for `events` (`select.POLLIN`, `select.POLLOUT`), or a signal has come.
 
-    One that comes just before a call that blocks would else be noticed only after it, maybe never.
+    Without this a signal that arrives just before a blocking call would be handled only after that call.
     """
     poll = select.poll()
     poll.register(fd, events)
@@ -55,7 +55,7 @@ def wait_for(fd: int, events: int) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """What begins inside is also finished."""
+    """Block the stopping signals while the block runs; one that comes meanwhile is handled afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield

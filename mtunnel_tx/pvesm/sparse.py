@@ -1,4 +1,4 @@
-"""Bytes between a stream and a file: fast, and holes stay holes."""
+"""Copy bytes between a stream and a file quickly, and keep holes as holes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import select
 from collections.abc import Iterator
 
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.extents import EXTENT, segments
 from mtunnel_tx.pvesm.signals import wait_for
 
 CHUNK_BYTES = 2 << 20
@@ -53,7 +54,7 @@ def _data_runs(buffer: bytearray, count: int) -> Iterator[tuple[int, int]]:
 
 
 def _is_empty(buffer: bytearray, position: int, count: int) -> bool:
-    """Compares in place, up to the first byte that differs."""
+    """Whether a block is all zeros; compares in place and stops at the first difference."""
     if position + _BLOCK_BYTES <= count:
         return buffer.startswith(_ZERO_BLOCK, position)
     return buffer.startswith(bytes(count - position), position)
@@ -71,34 +72,23 @@ def send_file(source: int, length_bytes: int, target: int) -> None:
 
     Raises: BackendFailed: the file became shorter meanwhile.
     """
-    for start, end, has_data in _segments(source, length_bytes):
+    for start, end, has_data in segments(source, length_bytes):
         if has_data:
             _send_data(source, start, end, target)
         else:
             _send_zeros(end - start, target)
 
 
-def _segments(fd: int, length_bytes: int) -> Iterator[tuple[int, int, bool]]:
-    """Data and holes in turn: (start, end, has data)."""
-    position = 0
-    while position < length_bytes:
-        data = min(_seek_data(fd, position, length_bytes), length_bytes)
-        if data > position:
-            yield position, data, False
-        if data < length_bytes:
-            position = min(os.lseek(fd, data, os.SEEK_HOLE), length_bytes)
-            yield data, position, True
-        else:
-            position = length_bytes
+def send_extents(source: int, length_bytes: int, target: int) -> None:
+    """Write a file's first `length_bytes` to a stream of the format of `mtunnel_tx.extents`, without the size in front.
 
-
-def _seek_data(fd: int, position: int, length_bytes: int) -> int:
-    try:
-        return os.lseek(fd, position, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return length_bytes
-        raise
+    Raises: BackendFailed: the file became shorter meanwhile.
+    """
+    for start, end, has_data in segments(source, length_bytes):
+        if has_data:
+            send_all(memoryview(EXTENT.pack(start, end - start)), target)
+            _send_data(source, start, end, target)
+    send_all(memoryview(EXTENT.pack(length_bytes, 0)), target)
 
 
 def _send_data(source: int, start: int, end: int, target: int) -> None:
@@ -114,7 +104,7 @@ def _send_data(source: int, start: int, end: int, target: int) -> None:
 
 
 def _send_some(source: int, start: int, count: int, target: int) -> int:
-    """Within the kernel where it can, which is not into every kind of file."""
+    """Use sendfile, which does not work with every kind of target; otherwise read and write."""
     try:
         return os.sendfile(target, source, start, count)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Storages by their id, each with the driver of its type."""
+"""Find a storage by its id and make the driver of its type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtunnel_tx.pvesm.types import DRIVERS
 
 
 def open_storage(settings: Settings, storage: str, content: str | None = None) -> Driver:
-    """A storage that is there, enabled, on this node, and takes `content`.
+    """Find a storage and check that it is enabled, on this node, takes `content`, and can be used.
 
     Raises: TunnelError: the texts of protocol.md section 6; BackendFailed: it cannot be used.
     """
@@ -40,13 +40,13 @@ def find_storage(settings: Settings, storage: str) -> Driver:
 
 
 def make_driver(settings: Settings, entry: StorageEntry) -> Driver | None:
-    """None: nothing here drives that type."""
+    """Returns: the driver; None: mtunnel-pvesm cannot drive this type."""
     make = DRIVERS.get(entry.type)
     return make(settings, entry) if make else None
 
 
 def read_entries(settings: Settings) -> dict[str, StorageEntry]:
-    """All storages; none where there is no storage.cfg. Raises: BackendFailed."""
+    """Read storage.cfg; a missing file has no storages. Raises: BackendFailed."""
     file = settings.pve_dir / "storage.cfg"
     try:
         return parse_storage_config(file.read_text("utf-8", "replace"))

@@ -19,7 +19,7 @@ _closed: set[int] = set()
 
 
 def fill_gaps() -> None:
-    """Open what is closed of the descriptors 0 to 2: the next file or pipe would else become a standard stream."""
+    """Open /dev/null for closed descriptors 0 to 2, or the next opened file would become a standard stream."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -30,11 +30,11 @@ def fill_gaps() -> None:
 
 @contextmanager
 def open_source(name: str, connect_s: float = CONNECT_S) -> Iterator[int]:
-    """Open what an import reads; for a socket print `ready` and wait that long for its one client.
+    """Open what an import reads; for a socket print `ready` and wait up to `connect_s` seconds for one client.
 
-    After a failure a connection is left to the end of the process: who sees it end stops listening to us, or kills us,
-    and the reason has to be out by then.
-    Raises: ExitError: with the system's error number; 4: nobody came.
+    After a failure the connection stays open until the process ends: a caller that sees it close may kill us before the
+    reason was printed.
+    Raises: ExitError: with the system's error number; 4: nobody connected.
     """
     if name == "-":
         yield _standard(0, "input")
@@ -83,7 +83,7 @@ def _opened(name: str, flags: int) -> Iterator[int]:
 
 
 def _remove_regular(file: Path) -> None:
-    """A device or a pipe is not ours to remove."""
+    """Remove a regular file; a device or a pipe stays."""
     with suppress(OSError):
         if file.is_file():
             file.unlink()
@@ -113,7 +113,7 @@ def _listening(path: str) -> Iterator[socket.socket]:
 
 
 def _bind(listener: socket.socket, path: str) -> None:
-    """For nobody else, from its first moment. Without a path the kernel would choose a name that nobody knows."""
+    """Bind with mode 0600 from the start. An empty path is refused: the kernel would choose a name itself."""
     if not path:
         raise BadRequest(f"unable to open '{_SOCKET}': it has no path")
     mask = os.umask(0o177)

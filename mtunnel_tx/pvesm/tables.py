@@ -10,7 +10,7 @@ from mtunnel_tx.pvesm.driver import ListedVolume, StorageUsage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageStatus:
-    """How a storage is: `active`, `inactive` or `disabled`; its usage is nothing where it is not known."""
+    """One line of `status`. `state`: `active`, `inactive` or `disabled`; `usage`: 0 where it is not known."""
 
     id: str
     type: str

@@ -24,11 +24,10 @@ from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.qemu.live import LiveMove, is_online, sent_drive, wants_trim
 from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
 from mtunnel_tx.source.settling import Settling
+from mtunnel_tx.source.target import is_ours
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
 from mtunnel_tx.waiting import finish
 
-OURS = "mtunnel-tx"
-"""How our own `repoid` begins: such a target can be asked for digests."""
 DIGEST_S = 60.0
 DIGEST_BYTES_S = 5_000_000
 
@@ -56,7 +55,7 @@ class Attempt:
         volids = await self._send_disks(plan.disks, tunnel, await self._agree(tunnel))
         await self._define(tunnel, volids)
         await self._see_through(self._give(tunnel))
-        if self._order.delete and plan.repoid.startswith(OURS):
+        if self._order.delete and is_ours(plan.repoid):
             await self._compare(volids)
 
     async def _move_live(self, tunnel: TargetTunnel) -> None:
@@ -69,7 +68,7 @@ class Attempt:
                 live = LiveMove(tunnel, running, forwards, world, self._journal)
                 pace = await self._agree(tunnel)
                 drives = await self._prepare(tunnel, pace)
-                await live.approach(drives, pace)
+                await live.approach(drives, pace, self._order.patience)
                 await self._see_through(self._hand_over(tunnel, live, drives))
         finally:
             forwards.close()
@@ -115,15 +114,23 @@ class Attempt:
 
     async def _give(self, tunnel: TargetTunnel) -> None:
         """The VM is the target's from now on; where it runs there, it is so already."""
-        if self._journal.departure.stage is not Stage.RESUMED:
+        if self._journal.departure.stage is Stage.RESUMED:
+            await self._unlock_running(tunnel)
+        else:
             await self._journal.announce("handing_over")
+            try:
+                await tunnel.unlock()
+            except CommandRefused:
+                await self._journal.note("refused")
+                raise
+        await self._journal.note("handed_over")
+
+    async def _unlock_running(self, tunnel: TargetTunnel) -> None:
         try:
             await tunnel.unlock()
-        except CommandRefused:
-            if self._journal.departure.stage is Stage.HANDING_OVER:
-                await self._journal.note("refused")
-            raise
-        await self._journal.note("handed_over")
+        except TunnelError as error:
+            there = f"VM {self._order.target_vmid} runs at the target"
+            raise BackendFailed(f"{there}, but its lock there may stand: {error.text}") from error
 
     # The tunnel
 

@@ -46,7 +46,8 @@ class Departure:
 
     `program`: who is at work, or was. `host`, `target_vmid`, `upid`: where the VM goes, as which one, and the task
     there. `token`: the id of the API token, without its secret. `at_s`: when it began, in seconds since the epoch.
-    `delete`: the VM is to be removed here at the end. `volumes`: while that is done, those that are left to be freed.
+    `delete`: the VM is to be removed here at the end. While that is done, `config` is the SHA-256 of the config to be
+    removed, and `volumes` are those that are left to be freed.
     """
 
     vmid: int
@@ -59,6 +60,7 @@ class Departure:
     at_s: int
     delete: bool
     upid: str = ""
+    config: str = ""
     volumes: tuple[str, ...] = ()
 
     @property
@@ -170,7 +172,8 @@ def _refused(departure: Departure, _record: Record) -> Departure:
 
 
 def _removing(departure: Departure, record: Record) -> Departure:
-    return replace(departure, stage=Stage.REMOVING, volumes=tuple(map(_text, record["volumes"])))
+    volumes = tuple(map(_text, record["volumes"]))
+    return replace(departure, stage=Stage.REMOVING, volumes=volumes, config=_text(record["config"]))
 
 
 def _freed(departure: Departure, record: Record) -> Departure:

@@ -59,7 +59,7 @@ class Shipping:
     async def send(self, shipment: Shipment) -> str:
         """Returns: the volume's id at the target. Raises: TunnelError: with the target's reason where it has one."""
         path, stream = await self._tunnel.start_import(shipment.disk, shipment.name, shipment.storage)
-        self._progress.begin(shipment.disk.label, shipment.disk.stream_bytes)
+        self._progress.begin(shipment.disk.label, shipment.disk.length_as(stream))
         try:
             return await self._through(shipment, path, stream)
         finally:
@@ -150,7 +150,8 @@ class Shipping:
         return source, child
 
     async def _complete(self) -> str:
-        """Ask until the import has ended. Returns: the volume's id there."""
+        """Ask until the import has ended. Returns: the volume's id there. Raises: DiskStreamFailed: with its reason."""
+        said: deque[str] = deque(maxlen=LAST_LINES)
         while True:
             reply = await self._tunnel.query_import()
             message = self._say(reply)
@@ -158,9 +159,10 @@ class Shipping:
                 case "complete":
                     return read_text(reply, "volid")
                 case "pending":
+                    said += [message] if is_reason(message) else []
                     await pause(self._reactor, 0 if message else QUERY_PAUSE_S)
                 case "error":
-                    raise DiskStreamFailed(f"target: {message or 'import failed'}")
+                    raise DiskStreamFailed(f"target: {': '.join([message or 'import failed', *said])}")
                 case _:
                     raise BackendFailed("the target's reply to 'query-disk-import' has an unknown status")
 
@@ -184,6 +186,11 @@ class Shipping:
                     break
                 await pause(self._reactor, 0 if message else QUERY_PAUSE_S)
         return "; ".join(said[-LAST_LINES:])
+
+
+def is_reason(message: str) -> bool:
+    """Whether a line of an import can say why it failed; some only say what it makes."""
+    return bool(message) and not message.startswith(("Formatting '", "successfully imported "))
 
 
 def _shared(result: Deferred[bool]) -> Deferred[bool]:

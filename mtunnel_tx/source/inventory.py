@@ -13,7 +13,7 @@ from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestrules import find_strays
 from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.storagetypes import Offer
+from mtunnel_tx.pve.storagetypes import STREAM_FORMATS, Offer
 from mtunnel_tx.pve.volume import VolumeId, find_owner, parse_dir_volume, parse_volume_id
 
 _DEVICE = re.compile(r"(hostpci|usb|serial|parallel|virtiofs)[0-9]+|ivshmem")
@@ -33,8 +33,8 @@ class SourceDisk:
     """A volume that has to be sent.
 
     `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `offers`
-    what it can be sent as, the preferred pair first. `size_bytes` is its virtual size,
-    `stream_bytes` the length of its stream, both 0 until it was measured.
+    what it can be sent as, the preferred pair first. Measured later, 0 until then: `size_bytes` is its virtual size,
+    `data_bytes` what of it is no hole, `stream_bytes` the length of its stream, `sparse_bytes` that of a sparse one.
     """
 
     keys: tuple[str, ...]
@@ -43,7 +43,9 @@ class SourceDisk:
     format: str
     offers: tuple[Offer, ...]
     size_bytes: int = 0
+    data_bytes: int = 0
     stream_bytes: int = 0
+    sparse_bytes: int = 0
 
     @property
     def label(self) -> str:
@@ -54,6 +56,10 @@ class SourceDisk:
     def streams(self) -> tuple[str, ...]:
         """The stream formats that it is offered in."""
         return tuple(offer.stream for offer in self.offers)
+
+    def length_as(self, stream: str) -> int:
+        """How long it is in one of these formats."""
+        return self.stream_bytes if STREAM_FORMATS[stream].dense is None else self.sparse_bytes
 
     @property
     def with_snapshots(self) -> bool:
@@ -111,8 +117,14 @@ def custom_cpu(conf: GuestConfig) -> str | None:
 
 
 def find_drives(conf: GuestConfig) -> Iterator[tuple[str, str]]:
-    """Keys and values of everything that names a volume, unused ones included; in byte order."""
-    return ((key, conf.options[key]) for key in sorted(conf.options) if is_drive_key(key))
+    """Keys and values of everything that names a volume, unused ones included; `scsi2` before `scsi10`."""
+    keys = [key for key in conf.options if is_drive_key(key)]
+    return ((key, conf.options[key]) for key in sorted(keys, key=_natural_order))
+
+
+def _natural_order(key: str) -> tuple[str, int]:
+    name = key.rstrip("0123456789")
+    return name, int(key.removeprefix(name) or 0)
 
 
 def find_disks(vmid: int, conf: GuestConfig, entries: Mapping[str, StorageEntry]) -> tuple[list[SourceDisk], list[str]]:

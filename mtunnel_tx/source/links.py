@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,18 +81,37 @@ class MirrorState(Protocol):
     @property
     def total_bytes(self) -> int: ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether the copy is level with the disk."""
+
 
 class MemoryState(Protocol):
-    """How far the copy of the memory is; `downtime_ms` once it is complete."""
+    """How far the copy of the memory is.
+
+    `passes`: over the whole memory, then over what was changed; the rates are those of the last pass.
+    """
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def passes(self) -> int: ...
+
+    @property
+    def dirty_bytes_s(self) -> float: ...
+
+    @property
+    def sent_bytes_s(self) -> float: ...
+
+    @property
+    def throttle_percent(self) -> int: ...
 
     @property
     def transferred_bytes(self) -> int: ...
 
     @property
     def remaining_bytes(self) -> int: ...
-
-    @property
-    def downtime_ms(self) -> int: ...
 
 
 class Running(Protocol):
@@ -108,18 +127,26 @@ class Running(Protocol):
 
     async def start_mirror(self, drive: str, socket: Path, export: str, *, limit_bytes_s: int = 0) -> None: ...
 
-    async def until_ready(self, told: Callable[[Sequence[Any]], None]) -> None: ...
+    async def until_ready(self, told: Callable[[Sequence[Any]], Awaitable[None]]) -> None: ...
 
     async def write_through(self) -> None: ...
 
-    async def end_mirrors(self, *, force: bool = False) -> None: ...
+    async def complete_mirrors(self) -> None:
+        """End the mirrors of a VM that stands still; each leaves a complete copy."""
 
-    async def start_migration(self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None: ...
+    async def end_mirrors(self) -> None:
+        """End the mirrors at once, whatever their copies are."""
 
-    async def until_switchover(self, told: Callable[[Any], None]) -> MemoryState:
+    async def start_migration(
+        self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100, auto_converge: bool = False
+    ) -> None: ...
+
+    async def limit(self, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None: ...
+
+    async def until_switchover(self, told: Callable[[Any], Awaitable[None]]) -> MemoryState:
         """Wait until the VM stands still and only the rest of its memory is to be sent."""
 
-    async def switch_over(self) -> MemoryState:
+    async def switch_over(self) -> None:
         """Send the rest; from now on the target may have the whole state."""
 
     async def migration(self) -> str:

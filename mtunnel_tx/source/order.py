@@ -11,6 +11,7 @@ from mtunnel_tx.pve.maps import Map
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial
+from mtunnel_tx.source.patience import PATIENCE, Patience
 from mtunnel_tx.source.target import TargetApi
 
 
@@ -20,7 +21,8 @@ class Order:
 
     `bwlimit_kib_s` replaces the limits of our own files where it is given; 0 is no limit. `delete`: remove the VM
     here once the target has it. `online`: move it while it runs. `drop_snapshots`: even where snapshots and bitmaps in
-    its images are lost by that.
+    its images are lost by that. `patience`: how long it may take then. `strict_space`: the target must have room for
+    all that the disks can become.
     """
 
     vmid: int
@@ -31,6 +33,8 @@ class Order:
     delete: bool = False
     online: bool = False
     drop_snapshots: bool = False
+    strict_space: bool = False
+    patience: Patience = PATIENCE
 
     def bridge(self, name: str) -> str:
         """What a bridge is called at the target. Raises: BadRequest: not in the map."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from mtunnel_tx.errors import BackendFailed, NotFound, TunnelError, WrongState
+from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config
 from mtunnel_tx.source.host import LOCK_S, SourceHost
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.marking import find_locked
@@ -14,9 +16,15 @@ async def announce_removal(host: SourceHost, journal: DepartureJournal, volumes:
     """From now on these volumes are to be freed. Raises: WrongState: somebody changed the config's lock."""
     vmid = journal.departure.vmid
     async with host.guests.locked(vmid, LOCK_S):
-        if find_locked(host.guests, vmid) is None:
+        conf = find_locked(host.guests, vmid)
+        if conf is None:
             raise WrongState(f"the lock of VM {vmid} was changed meanwhile; nothing was deleted here")
-        await journal.announce("removing", volumes=list(volumes))
+        await journal.announce("removing", volumes=list(volumes), config=_digest(conf))
+
+
+def _digest(conf: GuestConfig) -> str:
+    """By which a config is known again: after a crash there may be another one with such a lock."""
+    return hashlib.sha256(format_guest_config(conf).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class Removal:
@@ -31,7 +39,8 @@ class Removal:
         """Remove config, firewall file and volumes. Raises: TunnelError: what is left, and why; the journal stands."""
         guests = self._host.guests
         async with guests.locked(self._vmid, LOCK_S):
-            if find_locked(guests, self._vmid) is not None:
+            conf = find_locked(guests, self._vmid)
+            if conf is not None and _digest(conf) == self._journal.departure.config:
                 await guests.remove(self._vmid)
                 await guests.remove_firewall(self._vmid)
         reasons = [reason for volid in self._journal.departure.volumes if (reason := await self._free(volid))]

@@ -100,7 +100,7 @@ class Settling:
         if await running.migration() not in _OVER:
             await running.cancel_migration()
         await running.adopt_mirrors()
-        await running.end_mirrors(force=True)
+        await running.end_mirrors()
         status = await running.status()
         if self._departure.power is Power.RUNNING and status in _STANDING:
             await running.run()

@@ -5,27 +5,25 @@ Only GET requests: nothing at the target notices.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
-from mtunnel_tx.checks import clean, split_list
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.extents import FileExtents
 from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
-from mtunnel_tx.pve.sizes import format_size
-from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, describe_mismatch, match_offers
 from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
 from mtunnel_tx.source.journal import check_abandoned, find_departure
-from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.owner import describe
 from mtunnel_tx.source.qemu.live import is_online
 from mtunnel_tx.source.rewriting import find_bridges
-from mtunnel_tx.source.target import NotImplementedThere, TargetUnreachable
+from mtunnel_tx.source.target import NotImplementedThere, TargetUnreachable, objects
+from mtunnel_tx.source.targetstorages import TargetStorages
 from mtunnel_tx.source.tunnel import read_text
 
 T = TypeVar("T")
@@ -80,6 +78,8 @@ class Survey:
         if self._world.running(order.vmid) and not (order.online and self._world.machines):
             how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
             self._add(f"VM {order.vmid} is running: {how}")
+        if order.delete and conf.options.get("protection") == "1":
+            self._add(f"VM {order.vmid} is protected against removal: leave --delete out, or its `protection`")
         self._add(*find_obstacles(order.vmid, conf))
         disks, obstacles = find_disks(order.vmid, conf, self._world.storage.config())
         self._add(*obstacles, *self._find_gaps(conf, disks))
@@ -114,6 +114,8 @@ class Survey:
             size_bytes = await self._world.storage.size_bytes(str(disk.volid))
             if size_bytes is None:
                 raise NotFound(f"volume '{disk.volid}' does not exist")
+            if not size_bytes:
+                raise BadRequest(f"volume '{disk.volid}' has a size of 0 bytes")
             if size_bytes % SECTOR_BYTES:
                 raise BadRequest(
                     f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first"
@@ -121,11 +123,11 @@ class Survey:
             facts = await self._world.storage.image_facts(str(disk.volid))
             if facts is not None:
                 self._look_inside(conf, disk, facts)
-            stream_bytes = await self._file_bytes(disk) if disk.with_snapshots else size_bytes
+            extents = await self._world.storage.extents(str(disk.volid))
         except TunnelError as error:
             self._add(f"{disk.label}: {clean(error.text)}")
             return None
-        return replace(disk, size_bytes=size_bytes, stream_bytes=stream_bytes + HEADER_BYTES)
+        return _measured(disk, size_bytes, extents, self._world.storage.stream_formats)
 
     def _look_inside(self, conf: GuestConfig, disk: SourceDisk, facts: ImageFacts) -> None:
         """What an image holds that cannot go with it. Raises: BadRequest: it is no whole image alone."""
@@ -137,20 +139,13 @@ class Survey:
         if mirrored and not self._order.drop_snapshots:
             self._add(*(f"{disk.label}: {reason}" for reason in _lost_by_a_mirror(facts)))
 
-    async def _file_bytes(self, disk: SourceDisk) -> int:
-        path = await self._world.storage.path(str(disk.volid))
-        try:
-            return Path(path).stat().st_size
-        except OSError as error:
-            raise NotFound(f"'{path}': {error.strerror}") from error
-
     # There
 
     async def _look_there(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> Plan:
         node = await self._ask(self._find_node(), "")
         repoid = await self._ask(self._find_repoid(), "")
         await self._ask(self._check_vmid(), None)
-        await self._ask(self._check_storages(disks), None)
+        await self._ask(TargetStorages(self._order, self._world, self._add).check(disks, repoid), None)
         await self._ask(self._check_cpu(conf), None)
         return Plan(conf=conf, disks=tuple(disks), node=node, repoid=repoid)
 
@@ -165,7 +160,7 @@ class Survey:
             return default
 
     async def _find_node(self) -> str:
-        for entry in _objects(await self._world.target.get("cluster", "status")):
+        for entry in objects(await self._world.target.get("cluster", "status")):
             if entry.get("type") == "node" and entry.get("local") in (1, True, "1"):
                 return read_text(entry, "name")
         raise NotFound("its cluster status names no local node")
@@ -176,41 +171,9 @@ class Survey:
 
     async def _check_vmid(self) -> None:
         vmid = self._order.target_vmid
-        for entry in _objects(await self._world.target.get("cluster", "resources", type="vm")):
+        for entry in objects(await self._world.target.get("cluster", "resources", type="vm")):
             if str(entry.get("vmid")) == str(vmid):
                 self._add(f"target: VM {vmid} already exists on node '{clean(str(entry.get('node')))}'")
-
-    async def _check_storages(self, disks: Sequence[SourceDisk]) -> None:
-        listed = _objects(await self._world.target.get("nodes", "localhost", "storage", enabled="1"))
-        storages = {str(entry.get("storage")): entry for entry in listed}
-        for name in self._order.storages.targets:
-            if name not in storages:
-                self._add(f"target: storage '{name}' is not there, is disabled, or the token may not use it")
-            elif "images" not in split_list(str(storages[name].get("content", ""))):
-                self._add(f"target: storage '{name}' does not support vm images")
-            else:
-                self._check_space(name, storages[name].get("avail"), disks)
-                self._check_streams(name, str(storages[name].get("type")), disks)
-
-    def _check_streams(self, name: str, type: str, disks: Sequence[SourceDisk]) -> None:
-        """Disks of a running VM are written by QEMU, into whatever image there is; others must fit as a stream."""
-        target = STORAGE_TYPES.get(type)
-        if target is None or self._order.online:
-            return
-        for disk in (disk for disk in disks if _target_or_none(self._order, disk) == name):
-            if match_offers(disk.offers, target, with_snapshots=disk.with_snapshots) is None:
-                own = self._world.storage.config()[disk.volid.storage].type
-                reason = describe_mismatch(disk.offers, own, type)
-                self._add(f"target: {disk.label} cannot go to storage '{name}': {reason}")
-
-    def _check_space(self, name: str, avail: Json, disks: Sequence[SourceDisk]) -> None:
-        mapped = (disk for disk in disks if _target_or_none(self._order, disk) == name)
-        needed_bytes = sum(disk.size_bytes for disk in mapped)
-        if isinstance(avail, int) and needed_bytes > avail:
-            self._add(
-                f"target: storage '{name}' has no space: {format_size(needed_bytes)} needed, "
-                f"{format_size(avail)} available"
-            )
 
     async def _check_cpu(self, conf: GuestConfig) -> None:
         name = custom_cpu(conf)
@@ -229,7 +192,7 @@ class Survey:
             listed = await self._world.target.get("nodes", node, "network", type="any_bridge")
         except (NotImplementedThere, NotFound, Forbidden):
             return
-        known = {str(entry.get("iface")) for entry in _objects(listed)}
+        known = {str(entry.get("iface")) for entry in objects(listed)}
         for name in find_bridges(conf):
             there = _try(partial(self._order.bridge, name))
             if there is not None and there not in known:
@@ -253,9 +216,17 @@ def _lost_by_a_mirror(facts: ImageFacts) -> Iterator[str]:
             yield f"the {kind} in its image would be lost by a move while it runs: {', '.join(names)}; {hint}"
 
 
-def _objects(data: Json) -> list[Mapping[str, Json]]:
-    """The objects in a list; what is none of both is left out."""
-    return [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+def _measured(disk: SourceDisk, size_bytes: int, extents: FileExtents | None, known: Collection[str]) -> SourceDisk:
+    """Args: known: the stream formats that our own program can write."""
+    length = extents.length_bytes if extents and disk.with_snapshots else size_bytes
+    return replace(
+        disk,
+        offers=tuple(offer for offer in disk.offers if offer.stream in known),
+        size_bytes=size_bytes,
+        data_bytes=extents.data_bytes if extents else size_bytes,
+        stream_bytes=length + HEADER_BYTES,
+        sparse_bytes=extents.stream_bytes + HEADER_BYTES if extents else 0,
+    )
 
 
 def _reason(what: str, ask: Callable[[], str]) -> Iterator[str]:

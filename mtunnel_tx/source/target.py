@@ -84,6 +84,16 @@ def token_id(endpoint: Endpoint) -> str:
     return clean(endpoint.apitoken.removeprefix("PVEAPIToken").lstrip("=: ").partition("=")[0])
 
 
+def is_ours(repoid: str) -> bool:
+    """Whether a target that says this of itself (`repoid` of its version) is an mtunnel-tx."""
+    return repoid.startswith("mtunnel-tx")
+
+
+def objects(data: Json) -> list[Mapping[str, Json]]:
+    """The objects in a list; what is none of both is left out."""
+    return [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+
+
 def make_path(*path: str) -> str:
     """Path components, escaped, each after a slash."""
     return "".join(f"/{quote(part, safe='')}" for part in path)

@@ -62,8 +62,8 @@ def _make_side(peer: PeerConnection, tools: ThreadTools) -> Side:
 class Carrier:
     """One carrier. `pings`: payloads of pings that are to be answered. The owner of `peer` closes its socket.
 
-    `sweep_due_s`: when to look whether the peer is dead. `linger_due_s`: when the peer has had enough time to see our
-    last bytes; None: it does not have them yet.
+    `sweep_due_s`: when to look whether the peer is dead. `ping_due_s`: when a ping may be due. `linger_due_s`: when the
+    peer has had enough time to see our last bytes; None: it does not have them yet.
     """
 
     def __init__(self, peer: PeerConnection, role: Role, limits: FlowLimits, tools: ThreadTools) -> None:
@@ -78,11 +78,22 @@ class Carrier:
         self._scratch = tools.blocks.scratch
         self._sweep_s = limits.dead_peer_s / 4
         self.sweep_due_s = tools.now() + self._sweep_s
+        self.ping_due_s = tools.now() + limits.ping_s
+        self._sent_bytes = 0
 
     def sweep(self, now_s: float) -> bool:
         """`sweep_due_s` has come. Returns: whether the peer is dead."""
         self.sweep_due_s = now_s + self._sweep_s
         return self.phase is CarrierPhase.TALKING and is_peer_dead(self.sock, self._limits.dead_peer_s)
+
+    def is_silent(self, now_s: float) -> bool:
+        """Whether nothing was sent for `ping_s`; then it is asked again after as long."""
+        if self.side.sent_bytes == self._sent_bytes and now_s < self.ping_due_s:
+            return False
+        silent = self.side.sent_bytes == self._sent_bytes
+        self._sent_bytes = self.side.sent_bytes
+        self.ping_due_s = now_s + self._limits.ping_s
+        return silent
 
     # The end: to close a socket with unread bytes inside would reset the connection, and a reset may overtake our last
     # bytes. So the peer is told the end, and what it still sends is thrown away until it has ended too.

@@ -17,6 +17,7 @@ class FlowLimits:
     stall_s: how long a receiver may take nothing of the bytes that wait for it.
     dead_peer_s: how long a peer may acknowledge nothing of the bytes that were sent.
     linger_s: how long a peer may take to receive our last bytes.
+    ping_s: how long nothing may be sent before a ping is: proxies end connections that are silent.
     rate_bytes_s: of payload, for each way; None: no limit.
     """
 
@@ -25,6 +26,7 @@ class FlowLimits:
     stall_s: float = 600.0
     dead_peer_s: float = 60.0
     linger_s: float = 5.0
+    ping_s: float = 25.0
     rate_bytes_s: int | None = None
 
 

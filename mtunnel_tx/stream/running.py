@@ -107,7 +107,7 @@ class RunningFlow:
             return None
         if inward.again or outward.again:
             return 0.0
-        earliest_s = carrier.sweep_due_s if carrier is not None else None
+        earliest_s = min(carrier.sweep_due_s, carrier.ping_due_s) if carrier is not None else None
         for due_s in (
             self.ends.due_s,
             inward.bucket.due_s,
@@ -163,6 +163,8 @@ class RunningFlow:
                 outward.answer(inward.pings)
             if self.is_ending:
                 self._settle(now_s)
+            elif self.carrier is not None and self.carrier.is_silent(now_s):
+                outward.ping()
             self._watch(now_s)
         if ends.parked is not None and self.carrier is not None:
             self._park(self.carrier)

@@ -26,6 +26,7 @@ from mtunnel_tx.wire.frames import (
     Role,
     close_frame,
     frame_header,
+    ping_frame,
     pong_frame,
 )
 
@@ -216,6 +217,11 @@ class Outward:
         if pings and not self.waits and self._ends.outward.takes:
             self._write(b"".join(pong_frame(self._role, payload) for payload in pings))
             pings.clear()
+
+    def ping(self) -> None:
+        """Send something on a connection that is silent; where bytes wait for the peer, it is not."""
+        if not self.waits and self._ends.outward.takes:
+            self._write(ping_frame(self._role))
 
     def say_close(self) -> None:
         """Queue our Close frame behind everything else."""

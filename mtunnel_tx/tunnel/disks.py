@@ -71,6 +71,7 @@ async def start_import(guest: Guest, args: ImportArgs) -> Result:
         raise TunnelError(f"disk import already running as PID '{running.pid}'")
     entry = usable_storage(tunnel.services, tunnel.rights, args.storage)
     request = _import_request(tunnel, entry, args)
+    await _remove_old_cloudinit(tunnel, request)
     job = ImportJob(tunnel.services, tunnel.own, tunnel.task, request, tunnel.vmid)
     tunnel.disk_import = job
     try:
@@ -82,11 +83,27 @@ async def start_import(guest: Guest, args: ImportArgs) -> Result:
     return {"socket": socket.name, "format": request.stream_format}
 
 
+async def _remove_old_cloudinit(tunnel: Tunnel, request: ImportRequest) -> None:
+    """A cloud-init drive keeps its name, by which it is known; what no guest has any more may not stand in its way.
+
+    It is made of a VM's config, so that nothing is lost with it. The VMID is this tunnel's own.
+    """
+    if request.allow_rename or not Drive(request.volid).is_cloudinit:
+        return
+    services = tunnel.services
+    if services.guests.naming(request.volid) or await services.storage.size_bytes(request.volid) is None:
+        return
+    tunnel.task.line(f"freeing volume '{request.volid}', a cloud-init drive that no guest has")
+    await services.storage.free(request.volid)
+
+
 def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> ImportRequest:
     if args.format not in entry.valid_formats:
         raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
     volume = _target_volume(tunnel, entry, args)
-    stream_format = choose_stream(entry, args.format, args.export_formats, with_snapshots=args.with_snapshots)
+    known = tunnel.services.storage.stream_formats
+    offered = [stream for stream in args.export_formats if stream in known]
+    stream_format = choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots)
     return ImportRequest(
         volid=str(volume),
         stream_format=stream_format,

@@ -184,7 +184,7 @@ class Decoder:
             start = stop
             if len(head) == 2:
                 self._check_start(head[0], head[1])
-                self._head_bytes += _EXTENDED_BYTES.get(head[1] & _LENGTH, 0) + (4 if self._mask_bit else 0)
+                self._head_bytes += _EXTENDED_BYTES.get(head[1] & _LENGTH, 0) + (4 if head[1] & _MASKED else 0)
         self._begin_frame(head, 1)
         self._head_bytes = 2
         head.clear()
@@ -205,7 +205,8 @@ class Decoder:
         opcode = _FIRST_BYTES.get(first)
         if opcode is None:
             raise FrameError(CLOSE_PROTOCOL_ERROR, "reserved bits, reserved opcode or fragmented control frame")
-        if second & _MASKED != self._mask_bit:
+        # A pong carries nothing, and what Proxmox's own helper makes of a ping is not known for sure.
+        if second & _MASKED != self._mask_bit and not (opcode == Opcode.PONG and self._mask_bit):
             raise FrameError(CLOSE_PROTOCOL_ERROR, "unmasked frame" if self._mask_bit else "masked frame")
         if opcode & _CONTROL:
             if second & _LENGTH > CONTROL_BYTES:
@@ -224,7 +225,7 @@ class Decoder:
 
     def _begin_frame(self, buffer: Buffer, position: int) -> int:
         """Read the header from its second byte on; the whole of it is there. Returns: where the payload begins."""
-        length = buffer[position] & _LENGTH
+        is_masked, length = buffer[position] & _MASKED, buffer[position] & _LENGTH
         position += 1
         if length > CONTROL_BYTES:
             stop = position + _EXTENDED_BYTES[length]
@@ -232,7 +233,7 @@ class Decoder:
             position = stop
         self._left_bytes = length
         self._key = None
-        if self._mask_bit:
+        if is_masked:
             key = bytes(buffer[position : position + 4])
             position += 4
             self._key = key if key != _ZERO_MASK else None
@@ -304,6 +305,11 @@ def frame_header(role: Role, opcode: Opcode, size_bytes: int) -> bytes:
     if size_bytes <= 0xFFFF:
         return bytes((_FIN | opcode, mask_bit | _LENGTH_16)) + size_bytes.to_bytes(2, "big") + mask
     return bytes((_FIN | opcode, mask_bit | _LENGTH_64)) + size_bytes.to_bytes(8, "big") + mask
+
+
+def ping_frame(role: Role) -> bytes:
+    """A ping without a payload."""
+    return frame_header(role, Opcode.PING, 0)
 
 
 def pong_frame(role: Role, payload: bytes) -> bytes:

@@ -100,13 +100,24 @@ class WorkerPool:
     """All workers; `relay` runs flows in them.
 
     Args: count: how many. here: runs flows whose TLS is in this process. handshake_s: limit of a TLS handshake.
+    explain: tells why a worker could not start, where that can be seen.
     """
 
-    def __init__(self, reactor: Reactor, *, count: int, spawn: Spawn, here: Relay, handshake_s: float) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        *,
+        count: int,
+        spawn: Spawn,
+        here: Relay,
+        handshake_s: float,
+        explain: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.relay = WorkerRelay(reactor, here, self._disobeyed, self._note)
         self._reactor = reactor
         self._count = count
         self._spawn = spawn
+        self._explain = explain
         self._handshake_s = handshake_s
         self._certificate: Certificate | None = None
         self._workers: dict[int, WorkerProcess] = {}
@@ -127,7 +138,9 @@ class WorkerPool:
         try:
             await readiness
         except FirstError as error:
-            raise BackendFailed(f"worker process cannot start: {workers[error.index].last_line}") from error
+            said, reason = workers[error.index].last_line, self._explain()
+            why = said if reason is None else f"{reason}; it said: {said}"
+            raise BackendFailed(f"worker process cannot start: {why}") from error
 
     def certify(self, certificate: Certificate) -> None:
         """Give all workers another certificate, for new connections."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from mtunnel_tx.backends.child import PipedChild, spawn_child
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.workers.reachable import find_closed
 
 KEPT_VARIABLES = ("PATH", "LANG", "PYTHONPATH", "COVERAGE_PROCESS_START")
 
@@ -32,6 +33,10 @@ class WorkerProgram:
         identity = _identity(self._user) if os.geteuid() == 0 else ()
         argv = ("setpriv", *identity, "--no-new-privs", "--pdeathsig", "TERM", "--", *program)
         return spawn_child(self._reactor, argv, self._env, stdin=channel)
+
+    def explain(self) -> str | None:
+        """Why one that was started may not have run, for people; None: nobody knows."""
+        return find_closed(self._user) if os.geteuid() == 0 else None
 
 
 def _identity(user: str) -> tuple[str, ...]:

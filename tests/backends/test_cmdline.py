@@ -15,7 +15,7 @@ from mtunnel_tx.backends.host import QemuHost, check_room
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
 from mtunnel_tx.pve.hardware import read_hardware, resolve_machine
-from tests.backends.qemucase import QemuCase
+from tests.backends.qemucase import FACTS, QemuCase
 
 NEWEST = {"pc-i440fx-7.2", "pc-q35-7.2"}
 HOST = QemuHost(
@@ -268,6 +268,15 @@ class OldMachines(SynchronousTestCase):
         self.assertIn(f"qxl-vga.ram_size={3 * 4 * 32 << 20}", globals)
         self.assertIn(f"qxl-vga.vram_size={3 * 2 * 32 << 20}", globals)
 
+    def test_sound(self):
+        argv = line("audio0: device=intel-hda\n")
+        card, micro, duplex = (device(argv, f"audiodev0{part}") for part in ("", "-codec0", "-codec1"))
+        self.assertEqual((card["driver"], card["bus"], card["addr"]), ("intel-hda", "pci.2", "0xc"))
+        self.assertEqual((micro["driver"], micro["cad"], micro["audiodev"]), ("hda-micro", 0, "spice-backend0"))
+        self.assertEqual((duplex["driver"], duplex["bus"]), ("hda-duplex", "audiodev0.0"))
+        self.assertEqual(option(argv, "-audiodev"), ["none,id=spice-backend0"])
+        self.assertEqual(device(line("audio0: device=AC97,driver=none\n"), "audiodev0")["addr"], "0xc")
+
     def test_keyboard(self):
         self.assertEqual(option(line("keyboard: de-ch\n"), "-k"), ["de-ch"])
         self.assertEqual(option(line("keyboard: de-ch\nvga: serial0\nserial0: socket\n"), "-k"), [])
@@ -323,6 +332,13 @@ class TakenByQemu(QemuCase):
     async def test_screens(self):
         for vga in ("std,memory=32", "cirrus", "vmware", "virtio,memory=64", "none", "serial1"):
             await self.start(f"vga: {vga}", "serial1: socket")
+
+    async def test_sound(self):
+        for card in ("ich9-intel-hda", "intel-hda,driver=none", "AC97"):
+            await self.start(f"audio0: device={card}")
+        await self.start("audio0: device=ich9-intel-hda,driver=spice", "machine: q35")
+        if (await FACTS.ask()).has_spice:
+            await self.start("audio0: device=AC97", "vga: qxl")
 
     async def test_cards(self):
         models = ("virtio", "e1000", "e1000e", "rtl8139", "vmxnet3", "pcnet", "ne2k_pci", "i82551", "e1000-82545em")

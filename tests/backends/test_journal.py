@@ -1,6 +1,8 @@
+import contextlib
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import SkipTest
 
 from twisted.internet import reactor
@@ -8,9 +10,11 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from mtunnel_tx.backends.files import ReactorThreads
-from mtunnel_tx.backends.journal import FileJournal
+from mtunnel_tx.backends.journal import LEAVING, FileJournal
+from mtunnel_tx.backends.reserve import RESERVE_BYTES
 from mtunnel_tx.errors import BackendFailed, WrongState
 from tests.backends.test_files import refuse
+from tests.processes import run_program
 
 
 class JournalTest(TestCase):
@@ -18,6 +22,17 @@ class JournalTest(TestCase):
         self.state = Path(self.mktemp())
         self.file = self.state / "journal" / "100.jsonl"
         self.journal = FileJournal(ReactorThreads(reactor, reactor.getThreadPool()), self.state)
+
+    async def test_a_vm_has_one_journal(self):
+        """It comes, or it is on its way out; what is left of the one must not touch the other."""
+        leaving = FileJournal(ReactorThreads(reactor, reactor.getThreadPool()), self.state, LEAVING)
+        for one, other in ((self.journal, leaving), (leaving, self.journal)):
+            await one.open(100, {"do": "claim"})
+            with self.assertRaises(WrongState) as caught:
+                await other.open(100, {"do": "claim"})
+            self.assertEqual(caught.exception.text, "VM 100 waits for 'mtunnel settle 100'")
+            self.assertEqual((one.standing(), other.standing()), ([100], []))
+            await one.remove(100)
 
     async def test_life(self):
         self.assertIsNone(self.journal.read(100))
@@ -48,6 +63,35 @@ class JournalTest(TestCase):
             await self.journal.append(100, {"do": "making"})
         self.assertEqual(caught.exception.text, f"{self.file}: No space left on device")
         self.assertEqual(self.journal.read(100), [{"do": "claim", "version": 2}])
+
+    async def test_a_full_disk_has_room_for_the_journal(self):
+        """A file system that is really full: its last block is taken."""
+        self.state.mkdir()
+        if (
+            os.geteuid() != 0
+            or run_program(["mount", "-t", "tmpfs", "-o", "size=24m", "none", self.state], check=False).returncode
+        ):
+            raise SkipTest("only root mounts a file system")
+        self.addCleanup(run_program, ["umount", self.state])
+        await self.journal.tidy()
+        await self.journal.open(100, {"do": "claim"})
+        with (self.state / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        with self.assertRaises(OSError):
+            (self.state / "other").write_bytes(b"x")
+        for number in range(200):
+            await self.journal.append(100, {"do": "making", "text": "x" * 1000, "number": number})
+        await self.journal.open(101, {"do": "claim"})
+        self.assertEqual(len(self.journal.read(100)), 201)
+        (self.state / "filler").unlink()
+        await self.journal.remove(101)
+        self.assertEqual((self.state / "reserve").stat().st_size, RESERVE_BYTES)
+
+    async def test_a_small_disk_is_left_alone(self):
+        self.patch(os, "fstatvfs", lambda fd: SimpleNamespace(f_bavail=255, f_frsize=RESERVE_BYTES >> 4))
+        await self.journal.tidy()
+        self.assertEqual((self.state / "reserve").stat().st_size if (self.state / "reserve").exists() else 0, 0)
 
     async def test_what_a_crash_left_of_opening_one_goes(self):
         await self.journal.tidy()

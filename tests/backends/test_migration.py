@@ -56,8 +56,9 @@ class Migrating(QemuCase):
         progress = await running.until_switchover()
         self.assertGreater(progress.transferred_bytes, 1 << 20)
         self.assertFalse((await self.here.machines.state(200)).whole)
-        await running.end_mirrors()
-        self.assertEqual((await running.switch_over()).status, "completed")
+        await running.complete_mirrors()
+        await running.switch_over()
+        self.assertEqual(await running.migration(), "completed")
         self.assertEqual(await running.status(), "postmigrate")
 
     def assert_no_gap(self):
@@ -109,7 +110,7 @@ class Whole(Migrating):
             resumed = Deferred.fromCoroutine(self.here.machines.resume(200))
             self.assertFalse(resumed.called)
             await running.until_switchover()
-            await running.end_mirrors()
+            await running.complete_mirrors()
             await running.switch_over()
         await resumed
         self.assertEqual((await self.here.machines.state(200)).status, "running")
@@ -163,7 +164,7 @@ class Failing(Migrating):
             os.kill(self.here.pid(200), signal.SIGKILL)
             self.assertIn("QEMU ended", (await self.fails(BackendFailed, waiting)).text)
             await self.fails(BackendFailed, running.until_switchover())
-            await running.end_mirrors(force=True)
+            await running.end_mirrors()
             self.assertEqual(await running.mirrors(), [])
         ticks = len(self.sent.beats)
         await self.until(lambda: len(self.sent.beats) > ticks + 3, "ticks there")
@@ -176,7 +177,7 @@ class Failing(Migrating):
             await self.mirror(running)
             await running.start_migration(self.incoming.migrate_socket, limit_bytes_s=1 << 20)
             await running.cancel_migration()
-            await running.end_mirrors(force=True)
+            await running.end_mirrors()
             self.assertEqual(await running.status(), "running")
         nodes = {node["node-name"] for node in await self.there.ask(100, "query-named-block-nodes")}
         self.assertNotIn("mirror-scsi0", nodes)
@@ -198,7 +199,7 @@ class Failing(Migrating):
                 self.assertEqual((await running.progress()).status, "pre-switchover")
                 await running.cancel_migration()
                 await running.adopt_mirrors()
-                await running.end_mirrors(force=True)
+                await running.end_mirrors()
                 if paused:
                     await running.pause()
                 self.assertEqual(await running.status(), "paused" if paused else "running")

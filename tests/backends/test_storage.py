@@ -89,6 +89,17 @@ class OwnProgramTests(StorageCase):
         self.assertEqual(await self.storage.volumes("local"), [])
         self.assertIsNone(await self.storage.size_bytes(volid))
 
+    async def test_holes(self):
+        path = self.images / "100/vm-100-disk-0.raw"
+        path.parent.mkdir(parents=True)
+        with path.open("wb") as file:
+            file.seek(64 * MIB)
+            file.write(b"x" * 65536)
+            file.truncate(1 << 30)
+        found = await self.storage.extents("local:100/vm-100-disk-0.raw")
+        self.assertEqual((found.length_bytes, found.data_bytes, found.count), (1 << 30, 65536, 1))
+        await self.failure(self.storage.extents("local:100/vm-100-disk-1.raw"), BackendFailed)
+
     async def test_every_size_in_sectors(self):
         """A mirror needs equal sizes; `pvesm alloc` counts in KiB."""
         for number, (format, size_bytes) in enumerate(
@@ -226,6 +237,12 @@ class ProxmoxProgramTests(StorageCase):
 
     async def test_what_is_no_file_is_not_synced(self):
         await self.storage.sync(["tank:vm-100-disk-0"])
+
+    async def test_its_streams_are_those_of_proxmox(self):
+        self.assertNotIn("raw+sparse", self.storage.stream_formats)
+        for command in ([sys.executable, "-m", "mtunnel_tx.pvesm"], ["/opt/bin/mtunnel-pvesm"]):
+            self.assertIn("raw+sparse", self.make(command).stream_formats)
+        self.assertIsNone(await self.storage.extents("tank:vm-100-disk-0"))
 
     async def test_available(self):
         self.assertEqual(await self.storage.available_bytes("tank"), 600 * 1024)

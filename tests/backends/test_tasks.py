@@ -211,6 +211,29 @@ class RetentionTest(TasksTest):
         self.assertEqual(self.kept(), sorted([upids[0], *upids[-2:]]))
         oldest.finish("OK")
 
+    def finished(self, tasks, vmid, token="a@pve!t1"):
+        self.clock.advance(1)
+        task = tasks.start("qmtunnel", vmid, token)
+        for _ in range(100):
+            task.line("x" * 9)
+        task.finish("OK")
+        return task.upid
+
+    def test_logs_of_one_token_are_bounded(self):
+        tasks = FileTasks(self.state, "n1", self.clock.seconds, of_token=2500, in_all=5000)
+        other = self.finished(tasks, 99, "b@pve!t1")
+        mine = [self.finished(tasks, 100 + number) for number in range(6)]
+        last = tasks.start("qmtunnel", 200, "a@pve!t1")
+        self.assertEqual(self.kept(), sorted([other, *mine[-2:], last.upid]))
+        last.finish("OK")
+
+    def test_all_logs_are_bounded(self):
+        tasks = FileTasks(self.state, "n1", self.clock.seconds, of_token=2500, in_all=3500)
+        ended = [self.finished(tasks, 100 + number, f"u{number}@pve!t1") for number in range(6)]
+        last = tasks.start("qmtunnel", 200, "a@pve!t1")
+        self.assertEqual(self.kept(), sorted([*ended[-3:], last.upid]))
+        last.finish("OK")
+
     def test_what_is_no_log_goes_no_worse_than_oldest(self):
         (self.state / "tasks" / "0").mkdir(parents=True)
         (self.state / "tasks" / "0" / "UPID:rubbish").write_text("")

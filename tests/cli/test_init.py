@@ -2,17 +2,23 @@
 
 import contextlib
 import io
+import os
+import pty
 import stat
+import sys
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from mtunnel_tx.backends.access import read_users
-from mtunnel_tx.cli.init import load
+from mtunnel_tx.cli.answers import InitAnswers
+from mtunnel_tx.cli.init import configured, find_place
 from mtunnel_tx.config import load_settings
 from mtunnel_tx.config.manual import example_file
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 from tests.cli.test_main import Case, run
+from tests.patience import wait_for
+from tests.processes import started_process
 
 
 class Init(Case):
@@ -55,7 +61,8 @@ class Init(Case):
     def test_twice(self):
         self.init()
         before = self.snapshot()
-        self.assertEqual(self.init(), (0, f"ready: twistd -n mtunnel --config {self.config}\n", ""))
+        said = f"state: {self.folder}/state\nready: twistd -n mtunnel --config {self.config}\n"
+        self.assertEqual(self.init(), (0, said, ""))
         self.assertEqual(self.snapshot(), before)
 
     def test_what_is_there_stays(self):
@@ -95,12 +102,95 @@ class Init(Case):
         self.assertEqual((status, "others may write" in err), (1, True))
 
     def test_a_missing_configuration_file_is_written(self):
+        """What one names has its state beside it."""
         file = self.folder / "etc" / "mtunnel.toml"
-        environment = {"MTUNNEL_CONFIG": str(file), "HOME": str(self.folder)}
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            settings = load(None, environment)
-        self.assertEqual((settings.file, file.read_text()), (file, example_file()))
-        self.assertEqual(out.getvalue(), f"made {file}\n")
-        self.assertEqual(load(None, environment), settings)
-        file.write_text('node = "other"')
-        self.assertEqual(load(None, environment).node, "other")
+        status, out, err = run("init", "--config", file)
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn(f"made {file}\n", out)
+        self.assertIn(f"state: {self.folder}/etc/state\n", out)
+        settings = load_settings(file, {})
+        self.assertEqual((settings.state_dir, settings.runtime_dir), (file.parent / "state", file.parent / "run"))
+        given = {"state_dir": settings.state_dir, "runtime_dir": settings.runtime_dir}
+        self.assertEqual(file.read_text(), example_file(given))
+        self.assertEqual(run("init", "--config", file)[1].count("made"), 0)
+
+    def test_from_the_environment(self):
+        file = self.folder / "etc" / "mtunnel.toml"
+        place = find_place(None, {"MTUNNEL_CONFIG": str(file), "HOME": str(self.folder)})
+        with contextlib.redirect_stdout(io.StringIO()):
+            settings, _ = configured(place, InitAnswers(node="other"), asks=False)
+        self.assertEqual((settings.file, settings.node, settings.state_dir), (file, "other", file.parent / "state"))
+
+    def test_a_folder_whose_name_is_too_long_for_sockets(self):
+        file = self.folder / ("long" * 20) / "mtunnel.toml"
+        place = find_place(file, {"HOME": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder)})
+        with contextlib.redirect_stdout(io.StringIO()):
+            settings, _ = configured(place, InitAnswers(), asks=False)
+        self.assertEqual(settings.state_dir, file.parent / "state")
+        self.assertRegex(settings.runtime_dir.name, "^mtunnel-[0-9a-f]{8}$")
+
+    def test_options(self):
+        file = self.folder / "new" / "x.toml"
+        words = [
+            "--node",
+            "one",
+            "--port",
+            "9000",
+            "--state-dir",
+            f"{self.folder}/s",
+            "--storage",
+            f"big={self.folder}/d",
+        ]
+        words += ["--token", "mig@pve!t1", "--host", "one.example"]
+        status, out, err = run("init", "--config", file, *words)
+        self.assertEqual((status, err), (0, ""))
+        settings = load_settings(file, {})
+        self.assertEqual((settings.node, settings.listen), ("one", ("tcp6:9000",)))
+        self.assertEqual(settings.state_dir, self.folder / "s")
+        storages = parse_storage_config((settings.pve_dir / "storage.cfg").read_text())
+        self.assertEqual(storages["big"].path, f"{self.folder}/d")
+        endpoint = out.splitlines()[-1]
+        self.assertEqual(endpoint, run("endpoint", "--config", file, "--host", "one.example")[1].strip())
+        self.assertRegex(endpoint, r"^apitoken=PVEAPIToken=mig@pve!t1=[0-9a-f-]{36},host=one.example,port=9000,fing")
+        # Once more, the same token; what contradicts the file is refused by name.
+        self.assertEqual(run("init", "--config", file, *words)[1].splitlines()[-1], endpoint)
+        status, _, err = run("init", "--config", file, "--port", "9001")
+        self.assertEqual((status, err), (1, f"mtunnel: {file}: listen: is ('tcp6:9000',) already; change it there\n"))
+
+    def test_options_that_are_none(self):
+        wrong = {"--node": "a.b", "--port": "0", "--state-dir": "x", "--storage": "x", "--token": "root"}
+        for words in wrong.items():
+            self.assertEqual(run("init", "--config", self.config, *words)[0], 2, words)
+
+
+class Asked(Case):
+    def answer(self, *lines):
+        """Run it at a terminal. Returns: its exit status, and what was to be seen."""
+        ours, theirs = pty.openpty()
+        self.addCleanup(os.close, ours)
+        self.file = self.folder / "new" / "mtunnel.toml"
+        words = [sys.executable, "-m", "mtunnel_tx.cli", "init", "--config", self.file]
+        process = started_process(self.addCleanup, words, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        os.write(ours, "".join(f"{line}\n" for line in lines).encode())
+        seen = b""
+        with contextlib.suppress(OSError):  # how a terminal says that nobody is at its other end
+            while data := os.read(ours, 4096):
+                seen += data
+        wait_for("its end", lambda: process.poll() is not None)
+        return process.returncode, seen.decode()
+
+    def test_each_question_has_a_default(self):
+        status, seen = self.answer("target", "9000", "", f"big={self.folder}/disks", "", "target.example")
+        self.assertEqual(status, 0, seen)
+        settings = load_settings(self.file, {})
+        self.assertEqual((settings.node, settings.listen), ("target", ("tcp6:9000",)))
+        self.assertEqual(settings.state_dir, self.folder / "new" / "state")
+        self.assertIn(f"[{self.folder}/new/state]: ", seen)
+        self.assertRegex(seen.splitlines()[-1], r"^apitoken=PVEAPIToken=mig@pve!t1=.*,host=target.example,port=9000,")
+
+    def test_an_answer_that_is_none_is_asked_for_again(self):
+        status, seen = self.answer("a b", "target", "", "", "", "-")
+        self.assertEqual(status, 0, seen)
+        self.assertIn("'a b' must be a host name without dots", seen)
+        self.assertNotIn("apitoken", seen)

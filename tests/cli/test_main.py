@@ -113,7 +113,9 @@ class Frame(Case):
         self.assertRegex(out, r"^mtunnel-tx ")
 
     def test_names_keep_their_capitals(self):
-        self.assertIn("\nList, start, stop and mend the VMs of a host without Proxmox.\n", run("vm", "--help")[1])
+        self.assertIn(
+            "\nMake, import, run, change and remove the VMs of a host without Proxmox.\n", run("vm", "--help")[1]
+        )
 
     def test_find_command(self):
         cases = {

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import signal
 import sys
 from contextlib import redirect_stderr
@@ -9,16 +10,18 @@ from rich.console import Console
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import mtunnel_tx
 from mtunnel_tx.cli.main import make_parser
 from mtunnel_tx.cli.migrate import find_endpoint, run
-from mtunnel_tx.cli.progress import Bars, Lines, format_amount, format_rate, format_time, make_display
+from mtunnel_tx.cli.progress import Bars, Lines, make_display
 from mtunnel_tx.cli.sourcehost import is_running
 from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.maps import format_endpoint
+from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
+from tests.patience import patience_s
 from tests.source.target import SECRET, RecordedTarget
 
 ROOT = Path(mtunnel_tx.__file__).parents[1]
@@ -100,10 +103,12 @@ class ProgramTest(TestCase):
         self.conf_file = self.write("pve/nodes/here/qemu-server/100.conf", CONF)
         self.write("pve/storage.cfg", STORAGE.format(folder=self.folder))
         self.disk = self.write("srv/images/100/vm-100-disk-0.raw", "x" * (1 << 20))
+        runtime_dir = Path(f"/tmp/mtunnel-test-{os.getpid()}")
+        self.addCleanup(shutil.rmtree, runtime_dir, ignore_errors=True)
         self.config = self.write(
             "mtunnel.toml",
             f'node = "here"\nstate_dir = "{self.folder}/state"\npve_dir = "{self.folder}/pve"\n'
-            f'runtime_dir = "/tmp/mtunnel-test-{os.getpid()}"\nlock_dir = "{self.folder}/lock"\n',
+            f'runtime_dir = "{runtime_dir}"\nlock_dir = "{self.folder}/lock"\n',
         )
 
     def write(self, name, text):
@@ -112,12 +117,12 @@ class ProgramTest(TestCase):
         path.write_text(text)
         return path
 
-    def start(self, *words, endpoint=None):
+    def start(self, *words, endpoint=None, **how):
         program = Program()
         argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "--config", str(self.config), "100", *words]
         env = {**os.environ, "MTUNNEL_ENDPOINT": endpoint or format_endpoint(self.target.endpoint)}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-        process = reactor.spawnProcess(program, sys.executable, argv, env=env)
+        process = reactor.spawnProcess(program, sys.executable, argv, env=env, **how)
         self.addCleanup(self.end, process, program)
         return process, program
 
@@ -213,6 +218,46 @@ class ProgramTest(TestCase):
 
     async def test_a_lost_terminal(self):
         await self.interrupt(signal.SIGHUP)
+
+    async def lose_terminal(self, event):
+        """Close it while the target has a command and does not answer yet."""
+        late = self.target.replies[event] = Deferred()
+        reached = self.target.when(event)
+        process, program = self.start("--target-vmid", "300", "--target-storage", "tank", usePTY=True)
+        await reached
+        process.loseConnection()
+        done = self.target.when("quit")
+        await deferLater(reactor, patience_s(0.5))  # it is told by a signal, and may be writing to nowhere by now
+        late.callback({})
+        await done
+        await program.ended
+        return program.status, self.target.commands[-1]["cleanup"]
+
+    async def test_complaints_to_a_terminal_that_is_closed(self):
+        """Standard output is a file; the signal is heeded although nobody can be told."""
+        master, slave = os.openpty()
+        late = self.target.replies["disk-import"] = Deferred()
+        reached = self.target.when("disk-import")
+        words = ("--target-vmid", "300", "--target-storage", "tank")
+        process, program = self.start(*words, childFDs={0: "w", 1: "r", 2: slave})
+        os.close(slave)
+        await reached
+        os.close(master)
+        process.signalProcess(signal.SIGTERM)
+        await self.target.when("quit")
+        late.callback({})
+        await program.ended
+        self.assertEqual((program.status, self.conf_file.read_text()), (128 + signal.SIGTERM, CONF))
+
+    async def test_a_terminal_that_is_closed(self):
+        """Nobody reads what is said any more; everything is cleaned up all the same."""
+        self.assertEqual(await self.lose_terminal("config"), (128 + signal.SIGHUP, 1))
+        self.assertEqual(self.conf_file.read_text(), CONF)
+
+    async def test_a_terminal_that_is_closed_in_the_hand_over(self):
+        """It is finished."""
+        self.assertEqual(await self.lose_terminal("unlock"), (0, 0))
+        self.assertIn("moved: to 127.0.0.1 as VM 300 on ", self.conf_file.read_text())
 
     async def test_without_fingerprint_somebody_has_to_vouch(self):
         endpoint = format_endpoint(self.target.endpoint).partition(",fingerprint=")[0]

@@ -4,6 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SkipTest
 
 from tests.cli.vmcase import ActCase, VmCase
 from tests.patience import patience_s, wait_for
@@ -32,8 +35,8 @@ class Create(ActCase):
             "memory": "64",
             "cores": "2",
             "boot": "order=scsi0;ide2;net0",
-            "scsi0": "disks:100/vm-100-disk-0.qcow2,discard=on,iothread=1,size=20G",
-            "scsi1": "disks:100/vm-100-disk-1.qcow2,discard=on,iothread=1,size=512M",
+            "scsi0": "disks:100/vm-100-disk-0.qcow2,discard=on,size=20G",
+            "scsi1": "disks:100/vm-100-disk-1.qcow2,discard=on,size=512M",
             "ide2": "disks:iso/debian.iso,media=cdrom",
             "scsihw": "virtio-scsi-single",
             "serial0": "socket",
@@ -50,6 +53,50 @@ class Create(ActCase):
         self.assertEqual(made["volumes"], {"virtio0": "disks:4711/vm-4711-disk-0.raw"})
         self.assertEqual((await self.act("status", "web"))["status"], "running")
         await self.act("stop", "web")
+
+    async def test_cloud_init(self):
+        """Its drive is filled when it starts; a Debian image of the cloud would read it."""
+        keys = self.folder / "keys.pub"
+        keys.write_text("ssh-ed25519 AAAA me@here\n# another\nssh-ed25519 BBBB you@there\n")
+        words = [
+            "--disk",
+            "1G",
+            "--memory",
+            "64M",
+            "--cloud-init",
+            f"user=me,sshkeys={keys},ip=10.0.0.2/24,gw=10.0.0.1",
+        ]
+        made = await self.act("create", "web", *words)
+        self.assertEqual(made["volumes"]["ide2"], "disks:100/vm-100-cloudinit.qcow2")
+        options = self.conf().options
+        expected = {
+            "ide2": "disks:100/vm-100-cloudinit.qcow2,media=cdrom,size=4M",
+            "ciuser": "me",
+            "ipconfig0": "ip=10.0.0.2/24,gw=10.0.0.1",
+            "sshkeys": "ssh-ed25519%20AAAA%20me%40here%0Assh-ed25519%20BBBB%20you%40there",
+        }
+        self.assertEqual({key: options[key] for key in expected}, expected)
+        await self.act("start", "web")
+        await self.act("stop", "web")
+        cases = {
+            "user=me,colour=red": "cloud-init: 'colour' is none of user, sshkeys, ip, gw, ip6, gw6, nameserver",
+            "sshkeys=/nowhere": "/nowhere: No such file or directory",
+            f"sshkeys={self.config}x": f"{self.config}x: No such file or directory",
+            "ip=somewhere": "ipconfig0: format error ip: invalid format - value does not look like a valid ipv4"
+            " network configuration",
+        }
+        for text, reason in cases.items():
+            self.assertEqual(await self.refusal("create", "web2", "--cloud-init", text), reason)
+
+    async def test_firmware_and_tpm(self):
+        if not Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd").exists():
+            raise SkipTest("no OVMF here: UEFI IS NOT TESTED")
+        await self.act("create", "win", "--disk", "1G", "--secure-boot", "--tpm", "--ostype", "win11")
+        options = self.conf().options
+        self.assertEqual((options["bios"], options["machine"], options["ostype"]), ("ovmf", "q35", "win11"))
+        efi = "disks:100/vm-100-disk-2.qcow2,efitype=4m,pre-enrolled-keys=1,size=528K"
+        self.assertEqual(options["efidisk0"], efi)
+        self.assertEqual(options["tpmstate0"], "disks:100/vm-100-disk-1.raw,size=4M,version=v2.0")
 
     async def test_the_next_vmid_is_one_that_nobody_has(self):
         self.add_ticker(100)

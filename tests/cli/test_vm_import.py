@@ -65,7 +65,7 @@ class Images(ImportCase):
             made = await self.act("import", self.image(name, *words))
             self.assertEqual((made["vmid"], made["name"]), (number, name[0]))
             self.assert_imported(made)
-            drive = f"disks:{number}/vm-{number}-disk-0.qcow2,discard=on,iothread=1,size=4M"
+            drive = f"disks:{number}/vm-{number}-disk-0.qcow2,discard=on,size=4M"
             self.assertEqual(self.conf(number).options["scsi0"], drive)
 
     async def test_a_raw_one_that_starts_as_another_kind(self):
@@ -204,7 +204,7 @@ class Appliances(ImportCase):
             made = await self.act("import", self.ova(parts), "--bridge", "VM Network=br0", "--set", "bios=seabios")
             self.assert_imported(made)
         options = self.conf().options
-        self.assertEqual(options["scsi1"], "disks:100/vm-100-disk-1.qcow2,discard=on,iothread=1,size=1G")
+        self.assertEqual(options["scsi1"], "disks:100/vm-100-disk-1.qcow2,discard=on,size=1G")
         self.assertEqual((options["cores"], options["sockets"], options["memory"]), ("2", "2", "1024"))
         self.assertEqual((options["scsihw"], options["ide0"]), ("pvscsi", "none,media=cdrom"))
         self.assertRegex(options["net0"], "^vmxnet3=BC:24:11:.*,bridge=br0$")

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from twisted.internet import reactor
@@ -37,6 +38,9 @@ scsi0: disks:100/vm-100-disk-0.raw
 serial0: socket
 vga: serial0
 """
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "vm.md"
 
 
 class PlainHostFolder:
@@ -152,10 +156,13 @@ class ActCase(PlainHostFolder, TestCase):
         self.addCleanup(self.host.machines.close)
 
     async def act(self, *words):
-        """Let an action work. Returns: what it answers with --json."""
+        """Let an action work. Returns: what it answers with --json, which is what docs/vm.md says."""
         self.notes.clear()
         args = make_parser("vm").parse_args(["vm", *map(str, words)])
-        return (await args.act(args, self.host)).data
+        data = (await args.act(args, self.host)).data
+        self.assertEqual(list(data), documented_answers()[documented_name(words)], words)
+        json.dumps(data)
+        return data
 
     async def refusal(self, *words):
         """Why an action fails, in one line."""
@@ -165,3 +172,30 @@ class ActCase(PlainHostFolder, TestCase):
             self.assertNotIn("\n", error.text)
             return error.text
         return self.fail(f"not refused: {answer}")
+
+
+@cache
+def documented_answers():
+    """The keys of each action's answer, in order, from the table in docs/vm.md."""
+    table = PAGE.read_text().partition("<!-- answers")[2].partition("<!-- end of answers")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| `")]
+    return {action: _keys(keys) for actions, keys in rows for action in re.findall(r"`([^`]+)`", actions)}
+
+
+def _keys(text):
+    """What stands behind a colon are the keys of what is inside, and what stands in parentheses are values."""
+    names = []
+    for part in re.sub(r"\([^)]*\)", "", text).split(", "):
+        names += re.findall(r"^\s*`([a-z_]+)`", part)
+        if "list of objects" in part:
+            break
+    return names
+
+
+def documented_name(words):
+    """`disk add` of `disk add 100 --size 1G`."""
+    words = [str(word) for word in words]
+    several = {"--onboot", "--all"} & set(words)
+    if several:
+        return f"{words[0]} {several.pop()}"
+    return " ".join(words[:2]) if words[0] == "disk" else words[0]

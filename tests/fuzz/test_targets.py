@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS, run
+from tests.patience import patience_s
 
 SEEDS = seeds()
 Edit = tuple[int, int, bytes]
@@ -28,10 +29,9 @@ def edit(data: bytes, edits: list[Edit]) -> bytes:
 
 class TargetTests(SynchronousTestCase):
     def check(self, name: str) -> None:
-        # Longer than this is a hang; a loaded machine is slow.
-        patient = settings(
-            max_examples=60, deadline=timedelta(seconds=5), suppress_health_check=list(HealthCheck), database=None
-        )
+        # Longer than this is a hang.
+        limit = timedelta(seconds=patience_s(5))
+        patient = settings(max_examples=60, deadline=limit, suppress_health_check=list(HealthCheck), database=None)
 
         @patient
         @given(st.binary(max_size=300))
@@ -43,8 +43,12 @@ class TargetTests(SynchronousTestCase):
         def changed(data: bytes, edits: list[Edit]) -> None:
             run(name, edit(data, edits))
 
-        anything()
-        changed()
+        for each in (anything, changed):
+            try:
+                each()
+            except Exception as error:
+                # Hypothesis adds the input that failed as a note, which trial does not print.
+                raise AssertionError("\n".join(getattr(error, "__notes__", []))) from error
 
     def test_there_are_seeds_for_each(self) -> None:
         self.assertEqual(SEEDS.keys(), TARGETS.keys())

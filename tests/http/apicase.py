@@ -19,6 +19,7 @@ from mtunnel_tx.errors import NotFound, Unauthenticated
 from mtunnel_tx.http.api import make_site
 from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.ports.guests import GuestEntry
+from mtunnel_tx.ports.storage import Volume
 from mtunnel_tx.ports.tunnels import Opened
 from mtunnel_tx.pve.storagecfg import parse_storage_config
 
@@ -120,6 +121,13 @@ class FakeStorage:
 
     async def available_bytes(self, storage):
         return 1 << 30 if storage == "local" else None
+
+    async def volumes(self, storage, vmid=None):
+        found = [
+            Volume(volid=f"{storage}:100/vm-100-disk-0.raw", format="raw", content="images", size_bytes=512, vmid=100),
+            Volume(volid=f"{storage}:iso/a.iso", format="iso", content="iso", size_bytes=2048, vmid=None),
+        ]
+        return [volume for volume in found if vmid in (None, volume.vmid)]
 
 
 class FakeHypervisor:

@@ -10,6 +10,7 @@ import treq
 from treq.client import HTTPClient
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
@@ -18,6 +19,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, Unauthenticated, Unreachable
+from mtunnel_tx.http import client
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
@@ -143,6 +145,16 @@ class Streams(TestCase):
         self.assertEqual(await deferToThread(local.recv, 1), b"")
         local.close()
         self.assertIn(False, self.route.said)
+
+    async def test_no_descriptor_is_left_for_the_connection(self):
+        """The last step may fail, too: then the local socket is closed as after any other failure."""
+
+        async def refuse(transport, opening, leftover):
+            transport.abortConnection()
+            raise ConnectionLost("no descriptor is left for the connection")
+
+        self.patch(client, "take_over", refuse)
+        await self.assert_refused(Unreachable, "the target closed the connection")
 
     async def test_another_certificate(self):
         await self.assert_refused(Unreachable, "TLS", fingerprint="AA:" * 31 + "AA")

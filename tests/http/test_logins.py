@@ -10,7 +10,7 @@ from unittest import SkipTest
 from twisted.logger import capturedLogs, textFileLogObserver
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.http.logins import FORGET_S, MOST_ADDRESSES, Logins
+from mtunnel_tx.http.logins import FORGET_S, LINES_IN_ALL, LINES_OF_ADDRESS, MOST_ADDRESSES, WINDOW_S, Logins
 from tests.http.apicase import SECRET, ApiCase
 from tests.processes import run_program
 
@@ -54,6 +54,23 @@ class LoginsTests(SynchronousTestCase):
         self.assertEqual(self.logins.count("192.0.2.1"), 2)
         self.now += 1
         self.assertEqual(self.logins.count("192.0.2.1"), 0)
+
+    def fail(self, count, address="192.0.2.1"):
+        """Returns: the counts that lines tell of."""
+        with capturedLogs() as events:
+            for _ in range(count):
+                self.logins.fail(address)
+        return [event["count"] for event in events]
+
+    def test_who_does_not_wait_fills_no_log(self):
+        self.assertEqual(self.fail(1000), list(range(1, LINES_OF_ADDRESS + 1)))
+        self.assertEqual(self.fail(1, "192.0.2.2"), [1])
+        self.now = WINDOW_S
+        self.assertEqual(self.fail(2), [1000 - LINES_OF_ADDRESS, 1001, 1002])
+
+    def test_nor_does_who_has_many_addresses(self):
+        lines = [self.fail(1, f"2001:db8::{number:x}") for number in range(2 * LINES_IN_ALL)]
+        self.assertEqual(sum(map(len, lines)), LINES_IN_ALL)
 
     def test_bounded(self):
         for number in range(MOST_ADDRESSES + 1):

@@ -44,6 +44,21 @@ class ReadTests(ApiCase):
         self.assertEqual(self.names("storage=iso"), ["iso"])
         self.assertEqual(self.names("enabled=1", token="poor"), ["iso"])
 
+    def test_volumes(self):
+        disk = {"volid": "iso:100/vm-100-disk-0.raw", "content": "images", "format": "raw", "size": 512, "vmid": 100}
+        iso = {"volid": "iso:iso/a.iso", "content": "iso", "format": "iso", "size": 2048}
+        path = "/nodes/localhost/storage/iso/content"
+        self.assertEqual(self.ask("GET", path, token="poor").data, [disk, iso])
+        self.assertEqual(self.ask("GET", f"{path}?vmid=100").data, [disk])
+        self.assertEqual(self.ask("GET", f"{path}?vmid=101").data, [])
+        self.assertEqual(self.ask("GET", f"{path}?content=iso").data, [iso])
+        self.assertEqual(self.ask("GET", f"{path}?vmid=5").line[9:12], "400")
+        missing = self.ask("GET", "/nodes/localhost/storage/nosuch/content")
+        self.assert_error(missing, "500 storage 'nosuch' does not exist")
+        denied = "403 Permission check failed (/storage/local, Datastore.Audit|Datastore.AllocateSpace)"
+        local = self.ask("GET", "/nodes/localhost/storage/local/content", token="poor")
+        self.assertEqual(local.line, f"HTTP/1.1 {denied}")
+
     def test_certificates(self):
         expected = [{"filename": "pveproxy-ssl.pem", "fingerprint": FINGERPRINT}]
         self.assertEqual(self.ask("GET", "/nodes/localhost/certificates/info", token="poor").data, expected)

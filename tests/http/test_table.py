@@ -11,6 +11,7 @@ UPID = f"UPID:{NODE}:00000001:00000001:6B035030:qmtunnel:300:other@pve!t1:"
 GOOD = {
     "node": "localhost",
     "vmid": "300",
+    "storage": "local",
     "cputype": "known",
     "upid": UPID,
     "socket": "x",
@@ -30,6 +31,7 @@ NEEDS = {
     "GET /nodes/{node}/storage": [
         "Datastore.Audit|Datastore.AllocateSpace on /storage/{storage} for each that is shown"
     ],
+    "GET /nodes/{node}/storage/{storage}/content": ["Datastore.Audit|Datastore.AllocateSpace on /storage/{storage}"],
     "GET /nodes/{node}/certificates/info": [],
     "GET /cluster/qemu/custom-cpu-models/{cputype}": [
         "Mapping.Audit|Mapping.Use|Mapping.Modify on /mapping/cpu/{cputype}"
@@ -88,9 +90,15 @@ class SchemaTests(TableCase):
             good = {name: value.replace("other@", "mig@") for name, value in self.good(operation).items()}
             for violation in filter(self.sendable(operation), violations(operation.schema.json_schema())):
                 response = self.send(operation, violation.applied(good))
+                if response.line.startswith("HTTP/1.1 403 ") and self.stands_in_a_path(operation, violation):
+                    continue
                 self.assert_parameters(response, **{violation.name: violation.words})
                 count += 1
         self.assertGreater(count, 60)
+
+    def stands_in_a_path(self, operation, violation):
+        """Privileges are looked at first, and on what is no access path nobody has any."""
+        return any(f"{{{violation.name}}}" in need.path for need in operation.needs if not need.when)
 
     def sendable(self, operation):
         """Whether HTTP can carry it: a part of a path is a text that is there, in a query all are texts."""

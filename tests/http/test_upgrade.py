@@ -56,7 +56,7 @@ class FakeRoute:
             self.ended.callback(None)
 
 
-class Door(Resource):
+class Upgrades(Resource):
     """Upgrades everything, and waits for nothing it is not told to wait for."""
 
     def __init__(self, case):
@@ -106,7 +106,7 @@ class UpgradeTests:
         self.listener.settimeout(patience_s())
         self.relay = self.make_relay()
         context = TlsContext(*write_pair(folder)) if self.tls else None
-        self.port = reactor.listenTCP(0, TlsFactory(context, Site(Door(self)), reactor), interface="127.0.0.1")
+        self.port = reactor.listenTCP(0, TlsFactory(context, Site(Upgrades(self)), reactor), interface="127.0.0.1")
         self.socks = []
 
     async def tearDown(self):
@@ -360,6 +360,6 @@ class Dialling(TestCase):
                 waiting += [await dial(reactor, path.absolute(), 0.2)]
         self.assertTrue(waiting)
         reactor.callLater(0.1, lambda: [listener.accept()[0].close() for _ in waiting])
-        (await dial(reactor, path.absolute(), 5)).close()
+        (await dial(reactor, path.absolute(), patience_s())).close()
         for sock in waiting:
             sock.close()

@@ -160,11 +160,11 @@ class Cell:
         wait_for("QEMU", self.here.spy)
         wait_for("the first beats", lambda: len(self.before.beats) >= 3)
 
-    def migrate(self) -> None:
+    def migrate(self, *options: str) -> None:
         """Begin; the program runs on its own."""
         endpoint = self.there.endpoint.replace(f"port={self.there.port}", f"port={self.proxy.own_port}")
         argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", str(HERE), "--online", "--target-vmid", str(THERE)]
-        argv += ["--target-storage", "local", "--bwlimit", str(LIMIT_KIB_S)]
+        argv += ["--target-storage", "local", "--bwlimit", str(LIMIT_KIB_S), *options]
         environ = {**self.here.environ, "MTUNNEL_ENDPOINT": endpoint}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.migration = started_process(self._owner.callback, argv, env=environ, **pipes)

@@ -14,6 +14,7 @@ from tests.patience import wait_for
 
 STALL_S = 20.0
 SLOW_BYTES_S = 65536
+NEVER_BYTES_S = 4096
 _NO_STREAM = "there is no such stream yet"
 _STREAM_OVER = "the stream is over"
 _SOURCE_OVER = "the source has ended its QEMU already, before it unlocks"
@@ -21,12 +22,16 @@ _SOURCE_OVER = "the source has ended its QEMU already, before it unlocks"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """`impossible`: in which phases it cannot happen, and why; `small_disk`: the target's storage is a file system."""
+    """`impossible`: in which phases it cannot happen, and why; `small_disk`: the target's storage is a file system.
+
+    `options`: of `mtunnel migrate`.
+    """
 
     name: str
     do: Callable[[Cell, Phase], None]
     impossible: Mapping[str, str] = field(default_factory=dict)
     small_disk: bool = False
+    options: tuple[str, ...] = ()
 
 
 def _kill_source(cell: Cell, _phase: Phase) -> None:
@@ -83,6 +88,14 @@ def _stall(cell: Cell, phase: Phase) -> None:
         cell.proxy.stall(phase.stream, flows=True)
 
 
+def _slow_down(cell: Cell, _phase: Phase) -> None:
+    """So slow from now on that the guest, which goes on writing, is always ahead."""
+    spy = cell.here.spy()
+    assert spy is not None
+    spy.limit_mirrors(NEVER_BYTES_S)
+    spy.limit_migration(NEVER_BYTES_S)
+
+
 def _kill_program(cell: Cell, _phase: Phase) -> None:
     assert cell.migration is not None
     cell.migration.kill()
@@ -115,6 +128,12 @@ FAULTS = (
     Fault(name="all cut, for good", do=_cut_all),
     Fault(name="target disk full", do=_fill, small_disk=True),
     Fault(name="20 s stall", do=_stall),
+    Fault(
+        name="never gets there (--timeout 20)",
+        do=_slow_down,
+        impossible={"before start": _NO_STREAM, **dict.fromkeys(("completed", "resumed", "unlocked"), _STREAM_OVER)},
+        options=("--timeout", "20"),
+    ),
     Fault(name="target machine rebooted", do=_reboot),
     Fault(name="source program killed", do=_kill_program),
 )

@@ -23,11 +23,11 @@ class Phase:
     held: bool
     stream: str
 
-    def reach(self, cell: Cell) -> None:
-        """Wait until the phase is on. Raises: AssertionError: the migration was over first."""
+    def reach(self, cell: Cell, *options: str) -> None:
+        """Wait until the phase is on. Args: options: of `mtunnel migrate`. Raises: AssertionError: over before."""
         if self.held:
             cell.holds = lambda: self.seen(cell)  # type: ignore[method-assign]
-        cell.migrate()
+        cell.migrate(*options)
 
         def on() -> bool:
             assert cell.migration is not None

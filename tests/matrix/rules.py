@@ -32,6 +32,7 @@ RULES: Mapping[str, tuple[End | None, ...]] = {
     "all cut, for good": NEVER_THERE,
     "target disk full": (_S, _S, _S, _TF, _TF, _TF),
     "20 s stall": (_T, _T, _T, _T, _T, _T),
+    "never gets there (--timeout 20)": (None, _S, _S, None, None, None),
     "target machine rebooted": (_S, _S, _S, _HX, _TX, _TX),
     "source program killed": NEVER_THERE,
 }

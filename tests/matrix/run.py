@@ -86,7 +86,7 @@ class Trial:
         """Reach the phase, fail, look, decide where somebody has to, look again."""
         cell = self.cell
         cell.boot()
-        self.phase.reach(cell)
+        self.phase.reach(cell, *self.fault.options)
         self.fault.do(cell, self.phase)
         cell.proxy.release()
         cell.finish()

@@ -128,6 +128,11 @@ class Spy(threading.Thread):
         """Whether a mirror has failed and waits."""
         return any(job["io-status"] != "ok" for job in self.ask("query-block-jobs"))
 
+    def limit_mirrors(self, limit_bytes_s: int) -> None:
+        """How fast the disks may be copied from now on."""
+        for job in self.ask("query-block-jobs"):
+            self.ask("block-job-set-speed", device=job["device"], speed=limit_bytes_s)
+
     def limit_migration(self, limit_bytes_s: int) -> None:
         """How fast it may send its memory from now on."""
         self.ask("migrate-set-parameters", **{"max-bandwidth": limit_bytes_s})

@@ -6,7 +6,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.config import Limits
-from mtunnel_tx.net.admission import TELL_EVERY_S, Admission, address_of, group_of
+from mtunnel_tx.net.admission import TELL_EVERY_S, Admission, TooManyConnections, address_of, group_of
 
 
 def v4(host="192.0.2.1"):
@@ -20,6 +20,7 @@ def v6(host):
 class AdmissionTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
+        self.ended = []
         self.admission = Admission(Limits(connections=5, connections_unauthenticated_per_address=2), self.clock)
 
     def enter(self, host="192.0.2.1"):
@@ -59,6 +60,44 @@ class AdmissionTests(SynchronousTestCase):
         self.enter().leave()
         self.assertTrue(self.enter() and self.enter())
         self.assertIsNone(self.enter())
+
+    def resting(self, host, token="a@pve!t"):
+        """A place whose connection waits for its next request; `ended` has its host once it was ended."""
+        place = self.enter(host)
+        place.trust(token)
+        place.rest(lambda: self.ended.append(host))
+        return place
+
+    def test_the_longest_idle_one_makes_room(self):
+        places = [self.resting(f"192.0.2.{number}") for number in range(5)]
+        places[0].work()
+        places[1].carry()
+        self.assertTrue(self.enter("192.0.2.9") and self.enter("192.0.2.10"))
+        self.assertEqual(self.ended, ["192.0.2.2", "192.0.2.3"])
+        self.assertEqual(self.admission.taken, 5)
+        places[2].leave()
+        self.assertEqual(self.admission.taken, 5)
+
+    def test_a_stream_does_not_rest(self):
+        place = self.enter()
+        place.carry()
+        place.rest(self.fail)
+        self.assertEqual(self.admission.resting, {})
+
+    def test_a_token_has_its_share(self):
+        admission = self.admission = Admission(Limits(connections=9, connections_per_token=2), self.clock)
+        first, second = self.resting("192.0.2.1"), self.resting("192.0.2.2")
+        self.resting("192.0.2.3", "b@pve!t")
+        first.work()
+        self.resting("192.0.2.4")
+        self.assertEqual(self.ended, ["192.0.2.2"])
+        second.leave()
+        admission.resting.clear()
+        with self.assertRaises(TooManyConnections):
+            self.enter("192.0.2.5").trust("a@pve!t")
+        first.carry()
+        self.enter("192.0.2.6").trust("c@pve!t")
+        self.assertEqual(admission.taken, 5)
 
     def test_a_network_of_one_customer_is_one_address(self):
         self.assertTrue(self.admission.enter(v6("2001:db8::1")) and self.admission.enter(v6("2001:db8::2")))

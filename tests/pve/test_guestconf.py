@@ -150,6 +150,11 @@ class Files(SynchronousTestCase):
         text = "a: 1\nzz_new-key9: some value\nwhat is this\nempty:\n\n[odd name!]\nx: 1\nstray\n"
         self.assertEqual(format_guest_config(parse_guest_config(text)), text)
 
+    def test_a_config_that_was_written_is_equal(self) -> None:
+        conf = parse_guest_config("what is this\na: 1\n")
+        self.assertEqual(format_guest_config(conf), "a: 1\nwhat is this\n")
+        self.assertEqual(parse_guest_config(format_guest_config(conf)), conf)
+
     def test_real_config_is_canonical(self) -> None:
         self.assertEqual(format_guest_config(parse_guest_config(REAL)), REAL)
 

@@ -67,7 +67,19 @@ class MatchTests(SynchronousTestCase):
         for source, target in product(files, files):
             for image in ("raw", "qcow2", "vmdk"):
                 found = match_offers(source.offers(image), target, with_snapshots=image != "raw")
-                self.assertEqual(found, Offer(f"{image}+size", image))
+                self.assertEqual(found, Offer(f"{image}+sparse", image))
+
+    def test_every_sparse_stream_stands_for_a_dense_one(self):
+        """Whoever offers the one offers the other behind it: the target may be Proxmox."""
+        for name, row in STORAGE_TYPES.items():
+            for streams in (row.imports, *row.exports.values()):
+                for place, stream in enumerate(streams):
+                    dense = STREAM_FORMATS[stream].dense
+                    self.assertTrue(dense is None or dense in streams[place:], (name, stream))
+        for stream in STREAM_FORMATS.values():
+            if stream.dense is not None:
+                other = STREAM_FORMATS[stream.dense]
+                self.assertEqual((stream.images, stream.plain, stream.whole), (other.images, other.plain, other.whole))
 
     def test_raw_goes_between_files_and_blocks(self):
         for source, target in (("dir", "lvmthin"), ("lvmthin", "dir"), ("rbd", "btrfs"), ("nfs", "lvm")):

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz.seeds import seeds
+from tests.patience import patience_s
 from tests.whole.moving import Move, make_qcow2
 from tests.whole.node import Node
 from tests.whole.peer import Tunnel, Websocket, call, tls_context
@@ -86,7 +87,7 @@ def never_come(node: Node, vmid: int, chance: Random) -> None:
     call(node, "POST", f"/nodes/{node.name}/qemu/{vmid}/mtunnel", {})
 
 
-def babble(node: Node, vmid: int, chance: Random) -> None:
+def changed_lines(node: Node, vmid: int, chance: Random) -> None:
     """Lines that are real ones, changed."""
     tunnel = Tunnel(node, vmid)
     for _ in range(30):
@@ -155,7 +156,7 @@ def no_http(node: Node, vmid: int, chance: Random) -> None:
 
 
 def _connect(node: Node) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", node.port), 30)
+    return socket.create_connection(("127.0.0.1", node.port), patience_s())
 
 
 def _request(node: Node, path: str, authorization: str) -> bytes:
@@ -169,7 +170,7 @@ ACTS: Mapping[Act, int] = {
     vanish: 6,
     break_stream: 4,
     never_come: 2,
-    babble: 3,
+    changed_lines: 3,
     long_line: 1,
     wrong_frames: 4,
     wrong_ticket: 2,

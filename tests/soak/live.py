@@ -1,7 +1,7 @@
 """`python -m tests.soak.live [TIMES]`: a running VM goes to and fro between two nodes, and misses no beat.
 
-After each voyage the node that it left has nothing of it. Exit status 1: a beat is missing or came twice, something was
-left behind, or a daemon's memory grew.
+After each migration nothing of it is left on the node that it came from. Exit status 1: a beat is missing or came
+twice, something was left behind, or a daemon's memory grew.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BALLAST_MIB = 8
 MORE_BEATS = 5
 WARM_SHARE = 0.2
 MORE_MEMORY_BYTES = 8 * MIB
-"""Of a daemon, from the end of the warm voyages to the last one."""
+"""Of a daemon, from the end of the warm-up migrations to the last one."""
 GUEST = """\
 boot: order=scsi0
 memory: 48
@@ -47,7 +47,7 @@ _DOWNTIME = re.compile(r"downtime (\d+) ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Voyage:
+class Migration:
     """One migration: how long it took, how long QEMU says that the guest stood still, the daemons' memory after it."""
 
     took_s: float
@@ -55,7 +55,7 @@ class Voyage:
     memory_bytes: tuple[int, int]
 
 
-class Shuttle:
+class RoundTrips:
     """Two nodes and the VM between them; `text`: what its serial ports have said, in order."""
 
     def __init__(self, nodes: tuple[Node, Node]) -> None:
@@ -64,7 +64,7 @@ class Shuttle:
         self.heard = [0, 0]
         self.text = b""
         self.at = 0
-        self.voyages: list[Voyage] = []
+        self.migrations: list[Migration] = []
 
     def boot(self) -> None:
         """The guest ticks on the first node."""
@@ -89,7 +89,7 @@ class Shuttle:
         start = len(listener.text)
         wait_for("beats", lambda: len(read_beats(listener.text[start:])) >= MORE_BEATS)
 
-    def cross(self) -> None:
+    def migrate(self) -> None:
         """To the other node. Raises: AssertionError: something is not as it should be."""
         here, there = self.nodes[self.at], self.nodes[1 - self.at]
         began = time.monotonic()
@@ -103,7 +103,7 @@ class Shuttle:
         self.check_beats()
         found = _DOWNTIME.search(said)
         assert found is not None, said
-        self.voyages.append(Voyage(took_s=took_s, downtime_ms=int(found[1]), memory_bytes=self.memory_bytes()))
+        self.migrations.append(Migration(took_s=took_s, downtime_ms=int(found[1]), memory_bytes=self.memory_bytes()))
 
     def collect(self, side: int) -> None:
         """Take over what a side has said since the last time."""
@@ -153,26 +153,26 @@ class Shuttle:
                 node.run("mtunnel_tx.cli", "vm", "stop", file.stem, check=False)
 
 
-def soak(shuttle: Shuttle, times: int) -> list[str]:
+def soak(trips: RoundTrips, times: int) -> list[str]:
     """Returns: what is wrong."""
-    shuttle.boot()
+    trips.boot()
     for number in range(1, times + 1):
-        shuttle.cross()
-        voyage = shuttle.voyages[-1]
-        memory = " and ".join(f"{each / MIB:.1f}" for each in voyage.memory_bytes)
-        print(f"{number:4}: {voyage.took_s:5.1f} s, downtime {voyage.downtime_ms} ms, {memory} MiB", flush=True)
-    beats = shuttle.end()
-    downtimes = sorted(voyage.downtime_ms for voyage in shuttle.voyages)
-    took_s = median(voyage.took_s for voyage in shuttle.voyages)
+        trips.migrate()
+        migration = trips.migrations[-1]
+        memory = " and ".join(f"{each / MIB:.1f}" for each in migration.memory_bytes)
+        print(f"{number:4}: {migration.took_s:5.1f} s, downtime {migration.downtime_ms} ms, {memory} MiB", flush=True)
+    beats = trips.end()
+    downtimes = sorted(migration.downtime_ms for migration in trips.migrations)
+    took_s = median(migration.took_s for migration in trips.migrations)
     print(f"{times} migrations, {beats} beats, none lost, none twice; the disk is whole; nothing was left behind")
     print(f"medians: {took_s:.1f} s, downtime {median(downtimes):.0f} ms; longest downtime {downtimes[-1]} ms")
-    return list(grown(shuttle.voyages))
+    return list(grown(trips.migrations))
 
 
-def grown(voyages: list[Voyage]) -> list[str]:
-    """Whose memory grew after the warm voyages, in words."""
-    warm = voyages[int(len(voyages) * WARM_SHARE)].memory_bytes
-    pairs = list(zip(("first", "second"), warm, voyages[-1].memory_bytes, strict=True))
+def grown(migrations: list[Migration]) -> list[str]:
+    """Whose memory grew after the warm-up migrations, in words."""
+    warm = migrations[int(len(migrations) * WARM_SHARE)].memory_bytes
+    pairs = list(zip(("first", "second"), warm, migrations[-1].memory_bytes, strict=True))
     for name, before, after in pairs:
         print(f"{name} daemon: {before / MIB:.1f} MiB when warm, {after / MIB:.1f} MiB at the end")
     return [f"the {name} daemon's memory grew" for name, old, new in pairs if new > old + MORE_MEMORY_BYTES]
@@ -184,16 +184,16 @@ def main(times: str = "50") -> int:
         print(f"{PROGRAM} is not installed: NO RUNNING VM IS MOVED", file=sys.stderr)
         return 1
     nodes = (Node("one"), Node("two"))
-    shuttle = Shuttle(nodes)
+    trips = RoundTrips(nodes)
     wrong = ["it did not come to its end"]
     try:
         for node in nodes:
             node.start()
-        wrong = soak(shuttle, int(times))
+        wrong = soak(trips, int(times))
         if wrong:
             print("\n".join(["WRONG:", *wrong]))
     finally:
-        shuttle.close()
+        trips.close()
         for node in nodes:
             node.close()
     return 1 if wrong else 0

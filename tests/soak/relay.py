@@ -27,7 +27,7 @@ from typing import Any
 
 from tests.patience import patience_s, wait_for
 from tests.processes import started_process
-from tests.soak.voyage import Report, Voyage
+from tests.soak.transfer import Report, Transfer
 
 GIB = 1 << 30
 DRIVERS = 2
@@ -98,18 +98,18 @@ def drive(port: int, folder: str, seed: str, size_bytes: int) -> tuple[list[Repo
     reports: list[Report] = []
     wrong: list[str] = []
 
-    def sail(thread: int) -> None:
+    def work(thread: int) -> None:
         for number in count():
             if wrong or sum(one.bytes_in + one.bytes_out for one in reports) >= size_bytes:
                 return
             name = f"{seed}-{thread}-{number}"
             try:
-                reports.append(Voyage(port, Path(folder), name, Random(name), size_bytes // LARGEST_PART).run())
+                reports.append(Transfer(port, Path(folder), name, Random(name), size_bytes // LARGEST_PART).run())
             except Exception as error:
                 wrong.append(f"{name}: {type(error).__name__}: {error}")
 
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(sail, range(THREADS)))
+        list(pool.map(work, range(THREADS)))
     return reports, wrong
 
 

@@ -54,7 +54,7 @@ class Route:
         """Nobody wants to know."""
 
 
-class Door(Resource):
+class Upgrades(Resource):
     """Upgrades everything."""
 
     def __init__(self, folder: Path, relay: Relay) -> None:
@@ -109,7 +109,7 @@ def main(folder: str, relay: str = "pump") -> None:
     if collects:
         gc.set_threshold(20, 2, 2)
         LoopingCall(gc.collect).start(0.02)
-    site = Site(Door(root, RELAYS[name](reactor)))
+    site = Site(Upgrades(root, RELAYS[name](reactor)))
     site.noisy = False
     port = reactor.listenTCP(0, TlsFactory(context, site, reactor), interface="127.0.0.1", backlog=256)
     reactor.callWhenRunning(say, port=port.getHost().port)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mtunnel_tx.backends.child import spawn_child
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.extents import measure_extents
 from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.storagecfg import parse_storage_config
+from mtunnel_tx.pve.storagetypes import PROXMOX_STREAMS
 
 EXPORT = """
 import struct, sys
@@ -48,8 +50,14 @@ class FolderStorage:
     def _path(self, volid):
         return self.folder / "images" / volid.partition(":")[2]
 
+    stream_formats = frozenset(PROXMOX_STREAMS)
+
     def config(self):
         return self.entries
+
+    async def extents(self, volid):
+        with self._path(volid).open("rb") as file:
+            return measure_extents(file.fileno(), os.fstat(file.fileno()).st_size)
 
     def datacenter_bwlimit(self):
         return None

@@ -1,10 +1,15 @@
-"""A VM that runs here, as far as the end of its way out asks: what QEMU says, and what it was told."""
+"""A VM that runs here, as far as a source asks: what QEMU says, and what it was told."""
 
 from contextlib import asynccontextmanager
 
+from mtunnel_tx.errors import BackendFailed
+
 
 class FakeMachine:
-    """links.Machines and links.Running of one VM; `deeds`: what it was told, in order."""
+    """links.Machines and links.Running of one VM; `deeds`: what it was told, in order.
+
+    `dies`, `fails`: the deed at which QEMU ends, or at which the migration fails and the VM runs on.
+    """
 
     def __init__(self, status="running", migration="none", mirrors=()):
         self.now = status
@@ -12,6 +17,10 @@ class FakeMachine:
         self.mirrors = list(mirrors)
         self.deeds = []
         self.is_on = status != "off"
+        self.dies = self.fails = ""
+        self.mirror_states, self.memory_states = [], []
+        self.held_writes = 0
+        self.told = lambda: None
 
     def running(self, _vmid):
         return self.is_on
@@ -28,6 +37,54 @@ class FakeMachine:
     async def status(self):
         return self.now
 
+    async def machine_type(self):
+        return "pc-i440fx-7.2"
+
+    def cpu(self):
+        return None
+
+    async def host_mtus(self):
+        return {}
+
+    def _do(self, deed):
+        self.deeds.append(deed)
+        if deed == self.dies:
+            self.is_on = False
+            raise BackendFailed("the connection to QEMU has ended")
+        if deed == self.fails:
+            self.memory = "failed"
+            self.now = self.before
+            raise BackendFailed("migration failed: Unable to write to socket: Broken pipe")
+
+    async def start_mirror(self, drive, _socket, _export, *, limit_bytes_s):
+        self.mirrors.append(drive)
+
+    async def until_ready(self, told):
+        for states in self.mirror_states:
+            await told(states)
+            self.told()
+        self._do("mirror")
+
+    async def write_through(self):
+        self.held_writes += 1
+
+    async def start_migration(self, _socket, *, limit_bytes_s, downtime_ms, auto_converge):
+        self.before, self.memory = self.now, "active"
+        self.limits = [(limit_bytes_s, downtime_ms, auto_converge)]
+
+    async def limit(self, *, limit_bytes_s, downtime_ms):
+        self.limits.append((limit_bytes_s, downtime_ms))
+
+    async def until_switchover(self, told):
+        for state in self.memory_states:
+            await told(state)
+        self._do("memory")
+        self.now, self.memory = "finish-migrate", "pre-switchover"
+
+    async def switch_over(self):
+        self._do("rest")
+        self.now, self.memory = "postmigrate", "completed"
+
     async def migration(self):
         return self.memory
 
@@ -38,8 +95,10 @@ class FakeMachine:
     async def adopt_mirrors(self):
         self.deeds += [f"adopt {name}" for name in self.mirrors]
 
-    async def end_mirrors(self, *, force=False):
-        assert force
+    async def complete_mirrors(self):
+        self._do("level")
+
+    async def end_mirrors(self):
         self.mirrors.clear()
 
     async def run(self):

@@ -12,6 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.pve.maps import Endpoint
+from mtunnel_tx.pve.storagetypes import PROXMOX_STREAMS
 from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 
 SECRET = "11111111-2222-3333-4444-555555555555"
@@ -123,6 +124,7 @@ class RecordedTarget:
         self.streams = []
         self.fail = {}
         self.keeps_open = False
+        self.imports_fail = False
         self.silent = ""
         self.replies = {}
         self.lines = ["Formatting 'x', fmt=raw size=1048576 preallocation=off\n"]
@@ -259,7 +261,9 @@ class RecordedTarget:
 
     def do_disk_import(self, request):
         self._import = Import(f"{request['storage']}:{self.vmid}/{request['volname']}", list(self.lines))
-        return {"socket": f"/run/qemu-server/{self.vmid}.storage", "format": request["export_formats"].split(",")[0]}
+        known = [stream for stream in request["export_formats"].split(",") if stream in PROXMOX_STREAMS]
+        self._import.fails = self.imports_fail
+        return {"socket": f"/run/qemu-server/{self.vmid}.storage", "format": known[0]}
 
     def do_ticket(self, request):
         return {"ticket": "PVETUNNEL:6B035031::CD+/="}
@@ -270,7 +274,18 @@ class RecordedTarget:
     def do_config(self, request):
         return {}
 
-    do_unlock = do_quit = do_config
+    do_unlock = do_quit = do_stop = do_nbdstop = do_resume = do_fstrim = do_config
+
+    def do_disk(self, request):
+        volid = f"{request['storage']}:{self.vmid}/vm-{self.vmid}-disk-{len(self.named('disk')) - 1}"
+        return {"volid": volid, "drivestr": f"{volid},size=1M"}
+
+    def do_start(self, request):
+        run = f"/run/qemu-server/{self.vmid}"
+        exports = {key: {"nbd_uri": f"nbd:unix:{run}_nbd.migrate:exportname=drive-{key}"}
+                   for key in request["migrate_opts"]["nbd"]}  # fmt: skip
+        memory = {"proto": "unix", "addr": f"{run}.migrate", "unix_sockets": [f"{run}_nbd.migrate"]}
+        return {"migrate": memory, "drives": exports}
 
     def named(self, name):
         return [command for command in self.commands if command["cmd"] == name]
@@ -283,6 +298,7 @@ class Import:
         self.volid, self.lines = volid, lines
         self.ended = None
         self.waiting = None
+        self.fails = False
 
     def query(self):
         if self.ended is None:
@@ -296,7 +312,7 @@ class Import:
 
     def stream_ended(self, orderly):
         if self.ended is None:
-            self.ended = orderly
+            self.ended = orderly and not self.fails
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             waiting.callback(self.query())

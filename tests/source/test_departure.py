@@ -16,7 +16,11 @@ def first(power="running", *, delete=False):
 
 
 def records(*words, power="running"):
-    more = {"opened": {"upid": "UPID:x:"}, "removing": {"volumes": ["a:1", "a:2"]}, "freed": {"volid": "a:1"}}
+    more = {
+        "opened": {"upid": "UPID:x:"},
+        "removing": {"volumes": ["a:1", "a:2"], "config": "x"},
+        "freed": {"volid": "a:1"},
+    }
     more["taken"] = {"boot": "c", "pid": 6, "started": 8}
     return [first(power), *({"do": word, **more.get(word, {})} for word in words)]
 

@@ -1,6 +1,7 @@
 from twisted.internet import reactor
 
 from mtunnel_tx.errors import BackendFailed
+from tests.patience import patience_s
 from tests.source.case import SourceCase
 
 
@@ -11,7 +12,7 @@ class EndOfStreamTest(SourceCase):
         self.target.keeps_open = True
         began = reactor.seconds()
         await self.migrate()
-        self.assertLess(reactor.seconds() - began, 20)
+        self.assertLess(reactor.seconds() - began, patience_s(20))
         self.assertEqual(self.target.commands[-1], {"cmd": "quit", "cleanup": 0})
 
 

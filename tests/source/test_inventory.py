@@ -34,13 +34,20 @@ class DisksTest(SynchronousTestCase):
             [(d.label, d.name, d.format, ",".join(d.streams), d.with_snapshots, d.is_cloudinit) for d in found],
             [
                 ("efidisk0", "vm-100-disk-2", "raw", "raw+size", False, False),
-                ("ide2", "vm-100-cloudinit.qcow2", "qcow2", "qcow2+size", True, True),
+                ("ide2", "vm-100-cloudinit.qcow2", "qcow2", "qcow2+sparse,qcow2+size", True, True),
                 ("sata0", "vm-100-disk-3", "raw", "zfs", False, False),
-                ("scsi0", "vm-100-disk-0.raw", "raw", "raw+size", False, False),
-                ("unused0", "odd.vmdk", "vmdk", "vmdk+size", True, False),
-                ("virtio1", "vm-100-disk-1.qcow2", "qcow2", "qcow2+size", True, False),
+                ("scsi0", "vm-100-disk-0.raw", "raw", "raw+sparse,raw+size", False, False),
+                ("unused0", "odd.vmdk", "vmdk", "vmdk+sparse,vmdk+size", True, False),
+                ("virtio1", "vm-100-disk-1.qcow2", "qcow2", "qcow2+sparse,qcow2+size", True, False),
             ],
         )
+
+    def test_numbers_are_numbers(self):
+        """31 disks get their numbers at the target in the order in which their owner counts them."""
+        keys = [*(f"scsi{number}" for number in range(31)), "virtio0", "virtio10"]
+        lines = [f"{key}: local:100/vm-100-disk-{number}.raw\n" for number, key in enumerate(keys)]
+        found, _ = disks("".join(sorted(lines)))
+        self.assertEqual([disk.label for disk in found], keys)
 
     def test_names_at_the_target(self):
         found, _ = disks("scsi0: local:100/vm-100-disk-0.raw\nunused0: local:100/odd.vmdk\n")

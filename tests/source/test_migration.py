@@ -6,6 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.survey import Obstructed
+from tests.patience import patience_s
 from tests.source.case import CONF, FIREWALL, QCOW2, RAW, SourceCase
 from tests.source.target import TOKEN, make_reply
 
@@ -13,7 +14,8 @@ LOOKS = [
     ("GET", "/cluster/status", {}),
     ("GET", "/version", {}),
     ("GET", "/cluster/resources", {"type": "vm"}),
-    ("GET", "/nodes/localhost/storage", {"enabled": "1"}),
+    ("GET", "/nodes/localhost/storage", {}),
+    ("GET", "/nodes/localhost/storage/tank/content", {"vmid": "300"}),
 ]
 SENT = CONF.replace("local:100/vm-100-disk-", "tank:300/vm-300-disk-").replace("bridge=vmbr0", "bridge=vmbr9")
 PATH = "/run/qemu-server/300.storage"
@@ -246,6 +248,13 @@ class FailuresTest(SourceCase):
         await self.fails("target: import process failed")
         self.assert_cleaned_up()
 
+    async def test_the_reason_scrolled_by(self):
+        """The last line has it: what an import says at its end is nothing but that."""
+        self.target.lines = ["Formatting 'x', fmt=raw size=1048576\n", "file 'vm-300-disk-0.raw' already exists\n"]
+        self.target.imports_fail = True
+        await self.fails("target: import process failed: file 'vm-300-disk-0.raw' already exists")
+        self.assert_cleaned_up()
+
     async def test_an_unknown_status(self):
         self.target.replies["query-disk-import"] = {"status": "well"}
         await self.fails("unknown status")
@@ -298,7 +307,7 @@ class FailuresTest(SourceCase):
         self.world_now.impatient.callback(None)
         with self.assertRaises((CancelledError, TunnelError)):
             await running
-        self.assertLess(reactor.seconds() - began, 3, event)
+        self.assertLess(reactor.seconds() - began, patience_s(3), event)
 
     async def test_target_that_is_not_waited_for(self):
         """Everything here is as it was."""

@@ -1,3 +1,4 @@
+import hashlib
 import os
 
 from mtunnel_tx.backends.programs import boot_id, start_ticks
@@ -14,7 +15,8 @@ from tests.source.machines import FakeMachine
 
 DEAD = Program(boot="an earlier one", pid=1, started=1)
 VOLUMES = ["local:100/vm-100-disk-0.raw", "local:100/vm-100-disk-1.qcow2"]
-VALUES = {"opened": {"upid": "UPID:x:"}, "removing": {"volumes": VOLUMES}, "freed": {"volid": VOLUMES[0]}}
+REMOVING = {"volumes": VOLUMES, "config": hashlib.sha256(CONF.encode()).hexdigest()}
+VALUES = {"opened": {"upid": "UPID:x:"}, "removing": REMOVING, "freed": {"volid": VOLUMES[0]}}
 
 
 def program_of(pid):
@@ -156,14 +158,16 @@ class BegunRemovalTest(LeftCase):
         await self.settle()
         self.assertEqual((self.storage.freed, self.journal.standing()), (VOLUMES[1:], []))
 
-    async def test_a_new_vm_of_this_number_keeps_its_volumes(self):
+    async def test_a_new_vm_of_this_number_keeps_its_config_and_its_volumes(self):
+        """Also one that comes from another host, whose lock is called like ours."""
         await self.leave(*self.WORDS, power="off")
-        self.conf_file.write_text("memory: 512\n")
-        with self.assertRaises(WrongState) as caught:
-            await self.settle()
-        self.assertIn(f"'{VOLUMES[0]}' (a new VM 100 is there)", caught.exception.text)
-        self.assertEqual((self.storage.freed, self.journal.standing()), ([], [100]))
-        self.assertEqual(self.conf_file.read_text(), "memory: 512\n")
+        for text in ("memory: 512\n", "lock: migrate\nmemory: 512\n"):
+            self.conf_file.write_text(text)
+            with self.assertRaises(WrongState) as caught:
+                await self.settle()
+            self.assertIn(f"'{VOLUMES[0]}' (a new VM 100 is there)", caught.exception.text)
+            self.assertEqual((self.storage.freed, self.journal.standing()), ([], [100]))
+            self.assertEqual(self.conf_file.read_text(), text)
 
 
 class UndecidedTest(LeftCase):

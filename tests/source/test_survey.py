@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 from twisted.internet.defer import Deferred
@@ -64,7 +65,7 @@ class SurveyTest(SourceCase):
                 "scsi5: volume 'local:100/vm-100-disk-9.raw' does not exist",
                 "tpmstate0: volume 'local:100/vm-100-disk-5.raw' does not exist",
                 "target: VM 300 already exists on node 'far'",
-                "target: storage 'nowhere' is not there, is disabled, or the token may not use it",
+                "target: the token may not use storage 'nowhere'",
                 "target: storage 'tank' does not support vm images",
                 "target: 500 no such model 'mine'",
                 "target: 403 Permission check failed (/vms/300, VM.Allocate)",
@@ -126,6 +127,18 @@ class SurveyTest(SourceCase):
         )
         await self.check(online=True, drop_snapshots=True)
 
+    async def test_a_protected_one_that_is_to_be_deleted(self):
+        self.write("protection: 1")
+        await self.check()
+        self.assertEqual(
+            await self.obstacles(delete=True),
+            ["VM 100 is protected against removal: leave --delete out, or its `protection`"],
+        )
+
+    async def test_a_disk_without_a_size(self):
+        self.storage.add("100/vm-100-disk-0.raw", b"")
+        self.assertEqual(await self.obstacles(), ["scsi0: volume 'local:100/vm-100-disk-0.raw' has a size of 0 bytes"])
+
     async def test_an_encrypted_image(self):
         self.hold(encrypted=True)
         self.assertEqual(
@@ -145,6 +158,28 @@ class SurveyTest(SourceCase):
         self.target.http["GET", "/nodes/localhost/storage"] = storages
         (reason,) = await self.obstacles()
         self.assertRegex(reason, r"target: storage 'tank' has no space: \d+K? needed, 1M available")
+
+    def make_thin(self, size_bytes):
+        """A raw disk with 4 KiB of data; the other one has 210 KB."""
+        self.storage.add("100/vm-100-disk-0.raw", bytes(range(256)) * 16)
+        os.truncate(self.storage._path("local:100/vm-100-disk-0.raw"), size_bytes)
+
+    async def test_a_thin_disk_needs_what_is_in_it(self):
+        self.make_thin(200 << 30)
+        storages = [{"storage": "tank", "content": "images", "avail": 1 << 20}]
+        self.target.http["GET", "/nodes/localhost/storage"] = storages
+        await self.check()
+        text = "target: storage 'tank' may become full: the disks can grow to 209715405K, 1M available"
+        self.assertIn(text, self.watcher.said)
+        (reason,) = await self.obstacles(strict_space=True)
+        self.assertEqual(reason, "target: storage 'tank' has no space: 209715405K needed, 1M available")
+
+    async def test_no_space_for_what_is_in_a_thin_disk(self):
+        self.make_thin(200 << 30)
+        storages = [{"storage": "tank", "content": "images", "avail": 1 << 16}]
+        self.target.http["GET", "/nodes/localhost/storage"] = storages
+        (reason,) = await self.obstacles()
+        self.assertRegex(reason, r"target: storage 'tank' has no space: 2\d\dK needed, 64K available")
 
     async def test_a_storage_type_that_takes_no_such_stream(self):
         storages = [{"storage": "tank", "content": "images", "type": "zfspool"}]

@@ -49,12 +49,13 @@ class Carriers(Scenes):
     @in_thread
     def test_a_parked_flow_neither_reads_nor_ends(self):
         """Whatever its UNIX side does, and for longer than any limit of a flow that has a carrier."""
-        scene = self.scene(limits={"stall_s": 0.2, "half_close_s": 0.2, "linger_s": 0.2})
+        limit_s = patience_s(0.2)
+        scene = self.scene(limits=dict.fromkeys(("stall_s", "half_close_s", "linger_s"), limit_s))
         self.exchange(scene, b"x")
         self.detach(scene)
         scene.local.sendall(b"said meanwhile")
         scene.local.shutdown(socket.SHUT_WR)
-        time.sleep(0.6)
+        time.sleep(3 * limit_s)
         self.assertEqual((waiting_bytes(scene.flow.local), scene.closed), (14, []))
         self.assertFalse(scene.flow.done.called or scene.flow.released.called)
         scene.reconnect()

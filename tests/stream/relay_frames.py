@@ -34,6 +34,48 @@ class Control(Scenes):
         self.assertEqual(read_exactly(scene.local, 4), b"done")
 
     @in_thread
+    def test_silence_is_broken_by_pings_that_need_no_answer(self):
+        scene = self.scene(limits={"ping_s": 0.1})
+        for _ in range(3):
+            self.assertEqual(scene.peer.frame(), (theirs.Opcode.PING, b""))
+        scene.local.sendall(b"outward")
+        scene.peer.data(b"inward")
+        self.assertEqual(read_exactly(scene.local, 6), b"inward")
+        opcodes = {opcode for opcode, _ in iter(scene.peer.frame, (theirs.Opcode.BINARY, b"outward"))}
+        self.assertLessEqual(opcodes, {theirs.Opcode.PING})
+
+    @in_thread
+    def test_no_ping_while_bytes_go_out(self):
+        scene = self.scene(limits={"ping_s": 30})
+        for number in range(20):
+            scene.local.sendall(b"%02d" % number)
+            self.assertEqual(scene.peer.frame(), (theirs.Opcode.BINARY, b"%02d" % number))
+
+    @in_thread
+    def test_a_peer_that_only_sends_is_silent_the_other_way(self):
+        scene = self.scene(limits={"ping_s": 0.1})
+        stop = threading.Event()
+
+        def send():
+            while not stop.wait(0.01):
+                scene.peer.data(b"x" * 1000)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            self.assertEqual(scene.peer.frame()[0], theirs.Opcode.PING)
+        finally:
+            stop.set()
+            sender.join()
+
+    @in_thread
+    def test_a_pong_may_lack_its_mask(self):
+        scene = self.scene()
+        scene.peer.send(scene.peer.raw(0x8A, b"", mask=None) + scene.peer.raw(0x8A, b"abc", mask=None))
+        scene.peer.data(b"x")
+        self.assertEqual(read_exactly(scene.local, 1), b"x")
+
+    @in_thread
     def test_pong_is_ignored(self):
         scene = self.scene()
         scene.peer.send(scene.peer.frames.pong(b"unasked"))

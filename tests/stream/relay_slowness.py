@@ -76,12 +76,13 @@ class Slowness(Scenes):
 
     @in_thread
     def test_a_slow_reader_is_no_stall(self):
-        scene = self.scene(small=True, limits={"stall_s": 0.6})
+        scene = self.scene(small=True, limits={"stall_s": patience_s(0.6)})
+        pause_s = patience_s(0.2)
         thread = threading.Thread(target=lambda: scene.peer.data(bytes(8 * MIB)))
         thread.start()
         got = 0
         for _ in range(8):
             got += len(read_exactly(scene.local, MIB))
-            time.sleep(0.2)
+            time.sleep(pause_s)
         thread.join()
         self.assertEqual((got, scene.closed), (8 * MIB, []))

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtunnel_tx.pve.guestconf import parse_guest_config
+from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
 from mtunnel_tx.tunnel.disks import choose_stream
 from tests.fakes import TOKEN, FakeStream
 from tests.fakestorage import FakeChild
 from tests.tunnel.case import DISK, IMPORT, TunnelCase
 
 VOLID = "local:100/vm-100-disk-0.raw"
+CLOUDINIT = "local:100/vm-100-cloudinit.raw"
 
 
 class ImportTests(TunnelCase):
@@ -168,6 +171,43 @@ class ImportTests(TunnelCase):
         self.assertEqual(self.msg(**{**IMPORT, "storage": "thin", "format": "qcow2"}), text)
         text = "failed to handle 'disk-import' command - no matching import/export format found for storage 'local'\n"
         self.assertEqual(self.msg(**{**IMPORT, "export_formats": "zfs;btrfs"}), text)
+
+    def begin_cloudinit(self, **changes: Any) -> list[str]:
+        """Begin the import of a cloud-init drive. Returns: what happened at the storage."""
+        self.fake.storage.events.clear()
+        self.begin_import(volname="vm-100-cloudinit.raw", **{"allow_rename": 0, **changes})
+        return [event for event in self.fake.storage.events if not event.startswith("journal")]
+
+    def test_a_cloudinit_drive_that_no_guest_has_makes_room(self) -> None:
+        self.fake.storage.sizes[CLOUDINIT] = 4 << 20
+        self.assertEqual(self.begin_cloudinit(), [f"free {CLOUDINIT}", f"import {CLOUDINIT}"])
+        self.assertIn(
+            f"freeing volume '{CLOUDINIT}', a cloud-init drive that no guest has", self.fake.tasks.started[-1].lines
+        )
+
+    def test_one_that_a_guest_has_does_not(self) -> None:
+        self.fake.storage.sizes[CLOUDINIT] = 4 << 20
+        self.fake.guests.configs[101] = parse_guest_config(f"ide2: {CLOUDINIT},media=cdrom\n")
+        self.assertEqual(self.begin_cloudinit(), [f"import {CLOUDINIT}"])
+
+    def test_nothing_there_and_other_disks(self) -> None:
+        self.assertEqual(self.begin_cloudinit(), [f"import {CLOUDINIT}"])
+
+    def test_a_disk_is_never_removed(self) -> None:
+        self.fake.storage.sizes[VOLID] = 4 << 20
+        self.fake.storage.events.clear()
+        self.begin_import(allow_rename=0)
+        self.assertNotIn(f"free {VOLID}", self.fake.storage.events)
+
+    def test_a_sparse_stream_only_where_pvesm_knows_it(self) -> None:
+        request = {**IMPORT, "export_formats": "raw+sparse,raw+size"}
+        self.fake.storage.stream_formats = frozenset(STREAM_FORMATS)
+        self.begin_import(**request)
+        self.assertEqual(self.fake.storage.requests[-1].stream_format, "raw+sparse")
+
+    def test_proxmox_knows_no_sparse_stream(self) -> None:
+        self.begin_import(**{**IMPORT, "export_formats": "raw+sparse,raw+size"})
+        self.assertEqual(self.fake.storage.requests[-1].stream_format, "raw+size")
 
     def test_stream_choice(self) -> None:
         entries = self.fake.storage.config()

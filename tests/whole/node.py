@@ -94,7 +94,7 @@ class Node:
         return self
 
     def _settled_account(self) -> Account:
-        """What the daemon has once our own questions at its door are over."""
+        """What the daemon has once our own questions to its control socket are over."""
         assert self.process is not None
         account = take_account(self.process.pid, self.root)
         while (again := take_account(self.process.pid, self.root)).descriptors != account.descriptors:
@@ -119,13 +119,13 @@ class Node:
         return str(listening[0]) if listening else None
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """One question at the daemon's own door."""
+        """Ask the daemon by its control socket. Returns: its answer."""
         try:
-            with socket.socket(socket.AF_UNIX) as door:
-                door.settimeout(patience_s())
-                door.connect(str(self.runtime / "control.sock"))
-                door.sendall(json.dumps(request).encode() + b"\n")
-                return dict(json.loads(door.makefile("rb").readline()))
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(patience_s())
+                sock.connect(str(self.runtime / "control.sock"))
+                sock.sendall(json.dumps(request).encode() + b"\n")
+                return dict(json.loads(sock.makefile("rb").readline()))
         except ConnectionResetError as error:
             ended = self.process and self.process.poll()
             raise ConnectionResetError(f"{error}; exit status {ended}; its log:\n{self.log.read_text()}") from error
@@ -208,7 +208,7 @@ class Node:
         return next(self.state.glob(f"tasks/?/{upid}")).read_text()
 
     def left_over(self) -> dict[str, list[str]]:
-        """What a finished tunnel must not leave: sockets but the door's, journals, children but workers."""
+        """What a finished tunnel must not leave: sockets but the control socket, journals, children but workers."""
         assert self.process is not None
         return {
             "sockets": sorted(

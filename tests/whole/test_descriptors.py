@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import resource
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.patience import wait_for
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.config import load_settings
+from mtunnel_tx.daemon.descriptors import count_needed
+from tests.patience import patience_s, wait_for
 from tests.whole.limited import Case
 from tests.whole.node import Node
 from tests.whole.peer import Websocket, call
@@ -35,6 +40,38 @@ def descriptors_left(node: Node, count: int) -> Iterator[None]:
         yield
     finally:
         moment.join()
+
+
+class StartTests(SynchronousTestCase):
+    def argv(self, node: Node, soft: int, hard: int) -> tuple[str, ...]:
+        twistd = str(Path(sys.executable).parent / "twistd")
+        argv = (twistd, "-n", "--pidfile=", "mtunnel", "--config", str(node.config))
+        return ("prlimit", f"--nofile={soft}:{hard}", *argv)
+
+    def node(self, extra: str = "") -> Node:
+        node = Node(extra=extra)
+        self.addCleanup(node.close)
+        return node
+
+    def test_the_soft_limit_is_raised(self) -> None:
+        node = self.node()
+        node.start(*self.argv(node, 128, 8000))
+        assert node.process is not None
+        self.assertEqual(resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE), (8000, 8000))
+
+    def test_no_start_below_what_the_limits_need(self) -> None:
+        node = self.node()
+        node.launch(*self.argv(node, 128, 1024))
+        assert node.process is not None
+        self.assertEqual(node.process.wait(patience_s()), 1)
+        needed = count_needed(load_settings(node.config, {}))
+        text = f"limits: connections = 1024 and tunnels = 64 need {needed} open files, and the hard limit is 1024"
+        self.assertIn(text, node.log.read_text())
+        node.process = None
+
+    def test_smaller_limits_need_less(self) -> None:
+        node = self.node("[limits]\nconnections = 100\ntunnels = 4")
+        node.start(*self.argv(node, 128, 1024))
 
 
 class StreamTests(Case):

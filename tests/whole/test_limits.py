@@ -35,9 +35,7 @@ exit 7
 """
 
 
-class ConnectionTests(Case):
-    limits = {"connections": 5, "connections_unauthenticated_per_address": 3, "handshake_s": 600, "request_s": 600}
-
+class ConnectionCase(Case):
     def strangers(self, count: int) -> list[socket.socket]:
         return [self.node.connect() for _ in range(count)]
 
@@ -45,12 +43,25 @@ class ConnectionTests(Case):
         """A connection that has shown a token, and stays."""
         sock = secure(self.node)
         sock.sendall(head(self.node, "GET", "/version"))
-        self.assertIn(b"200 OK", sock.recv(65536))
+        answer = b""
+        while not answer.endswith(b"}}"):
+            answer += sock.recv(65536)
+        self.assertIn(b"200 OK", answer)
+        return sock
+
+    def busy(self) -> ssl.SSLSocket:
+        """The same, and another request has begun."""
+        sock = self.regular()
+        sock.sendall(b"GET ")
         return sock
 
     def close(self, socks: list[socket.socket]) -> None:
         for sock in socks:
             sock.close()
+
+
+class ConnectionTests(ConnectionCase):
+    limits = {"connections": 5, "connections_unauthenticated_per_address": 3, "handshake_s": 600, "request_s": 600}
 
     def test_strangers_of_one_address(self) -> None:
         strangers = self.strangers(3)
@@ -71,11 +82,32 @@ class ConnectionTests(Case):
         self.close([*regulars, *strangers])
 
     def test_all_places_taken(self) -> None:
-        regulars = [self.regular() for _ in range(5)]
+        busy = [self.busy() for _ in range(5)]
         self.assertFalse(self.is_served())
-        regulars.pop().close()
+        busy.pop().close()
         wait_for("a place", self.is_served)
-        self.close([*regulars])
+        self.close([*busy])
+
+    def test_who_is_idle_makes_room(self) -> None:
+        """The one that has waited longest for its next request, and no other."""
+        busy, idle = self.busy(), [self.regular() for _ in range(4)]
+        self.assertTrue(self.is_served())
+        self.assertEqual(read_all(idle[0]), b"")
+        for sock in (busy, *idle[1:]):
+            sock.sendall(b"GET /" if sock is not busy else b"/")
+            sock.settimeout(0.2)
+            with self.assertRaises(TimeoutError):
+                sock.recv(1)
+        self.close([busy, *idle])
+
+    def test_idle_connections_keep_no_stream_out(self) -> None:
+        tunnel = self.open()
+        idle = [self.regular() for _ in range(9)]
+        websocket = tunnel.stream(start_import(tunnel)["socket"])
+        self.assertEqual(tunnel.ask(cmd="version")["success"], True)
+        websocket.drop()
+        self.leave(tunnel)
+        self.close([*idle])
 
     def test_a_wrong_token_makes_no_room(self) -> None:
         socks = []
@@ -90,11 +122,38 @@ class ConnectionTests(Case):
     def test_a_stream_keeps_its_place_until_its_end(self) -> None:
         """A websocket is a connection as long as it lives, though nothing of HTTP is left of it."""
         tunnel = self.open()
-        regulars = [self.regular() for _ in range(4)]
+        busy = [self.busy() for _ in range(4)]
         self.assertFalse(self.is_served())
         self.leave(tunnel)
         wait_for("a place", self.is_served)
-        self.close([*regulars])
+        self.close([*busy])
+
+
+class TokenTests(ConnectionCase):
+    """One token among others."""
+
+    limits = {"connections": 20, "connections_per_token": 3, "request_s": 600}
+
+    def test_it_gives_up_its_own_idle_ones(self) -> None:
+        first, *others = [self.regular() for _ in range(4)]
+        self.assertEqual(read_all(first), b"")
+        self.close([first, *others])
+
+    def test_all_of_them_are_busy(self) -> None:
+        busy = [self.busy() for _ in range(3)]
+        with secure(self.node) as sock:
+            sock.sendall(head(self.node, "GET", "/version"))
+            self.assertEqual(status_line(read_all(sock)), "HTTP/1.1 503 no more than 3 connections of one token")
+        busy.pop().close()
+        wait_for("a place", self.is_served)
+        self.close([*busy])
+
+    def test_streams_do_not_count(self) -> None:
+        tunnel = self.open()
+        busy = [self.busy() for _ in range(3)]
+        self.assertEqual(tunnel.ask(cmd="version")["success"], True)
+        self.leave(tunnel)
+        self.close([*busy])
 
 
 class TimeTests(Case):

@@ -79,14 +79,14 @@ class OnlineCase(SynchronousTestCase):
         for file in node.runtime.glob("*.pid"):
             node.run("mtunnel_tx.cli", "vm", "stop", file.stem)
 
-    def boot(self, *, burst: int = 2, more: str = "", spare: bool = True) -> Listener:
+    def boot(self, *, burst: int = 2, more: str = "", spare: bool = True, guest: str = GUEST) -> Listener:
         folder = self.here.storage / "images" / "100"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "vm-100-disk-0.raw").write_bytes(ticker(8, burst, ring=RING))
         os.truncate(folder / "vm-100-disk-0.raw", DISK_BYTES)
         if spare:
             (folder / "vm-100-disk-1.raw").write_bytes(bytes(1 << 20))
-        self.here.guest_file(100).write_text(GUEST + more)
+        self.here.guest_file(100).write_text(guest + more)
         self.here.run("mtunnel_tx.cli", "vm", "start", "100")
         listener = Listener(self.here.runtime / "100.serial0")
         wait_for("the guest's first beats", lambda: len(listener.beats) >= 3)
@@ -126,6 +126,15 @@ class OnlineTests(OnlineCase):
         self.assertEqual({flag for _, flag in beats}, {"."})
         self.assert_whole_disk(numbers[-1])
         self.assert_tidy()
+
+    def test_a_disk_with_a_thread_of_its_own(self) -> None:
+        """As Proxmox's own dialog makes disks."""
+        guest = GUEST.replace("discard=on", "discard=on,iothread=1").replace("scsi-pci", "scsi-single")
+        self.boot(guest=guest, spare=False)
+        after = Listener(self.there.runtime / "200.serial0")
+        self.addCleanup(setattr, after, "stopped", True)
+        self.migrate()
+        wait_for("beats at the target", lambda: len(after.beats) >= 3)
 
     def test_in_the_order_of_proxmox(self) -> None:
         """With the VM's own limits, and a trim at the end."""

@@ -13,6 +13,7 @@ from tests.whole.test_online import OnlineCase
 
 SIZES = {"vm-100-disk-1.raw": (1 << 20) + 512, "vm-100-disk-2.raw": 1536, "vm-100-disk-3.qcow2": (1 << 20) + 512}
 FIRMWARE = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+NOISE = os.urandom(65536)
 DRIVES = "".join(f"scsi{number}: local:100/{name}\n" for number, name in enumerate(SIZES, 1))
 
 
@@ -41,6 +42,34 @@ class OfflineTests(SynchronousTestCase):
         self.assertIn("was removed here", done.stdout)
         after = {path.name: path.read_bytes() for path in (there.storage / "images" / "100").iterdir()}
         self.assertEqual(after, before)
+
+
+class ThinTests(SynchronousTestCase):
+    def test_holes_are_not_sent(self) -> None:
+        """Half a terabyte of nothing would take an hour, and more space than there is."""
+        here, there = Node("here"), Node("there").start()
+        for node in (here, there):
+            self.addCleanup(node.close)
+        folder = here.storage / "images" / "100"
+        folder.mkdir(parents=True)
+        with (folder / "vm-100-disk-0.raw").open("wb") as file:
+            file.seek(300 << 30)
+            file.write(NOISE)
+            file.truncate(512 << 30)
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"]
+        run_program([*argv, str(folder / "vm-100-disk-1.qcow2"), "512M"], check=True)
+        here.guest_file(100).write_text(
+            "memory: 16\nname: thin\nscsi0: local:100/vm-100-disk-0.raw\nscsi1: local:100/vm-100-disk-1.qcow2\n"
+        )
+        done = here.run("mtunnel_tx.cli", "migrate", "100", there.endpoint, "--target-storage", "local")
+        self.assertRegex(done.stdout, r"scsi0: 64\.\d KiB of 64\.\d KiB")
+        copy = there.storage / "images" / "100" / "vm-100-disk-0.raw"
+        self.assertEqual((copy.stat().st_size, copy.stat().st_blocks * 512 < 1 << 20), (512 << 30, True))
+        with copy.open("rb") as file:
+            file.seek(300 << 30)
+            self.assertEqual(file.read(len(NOISE)), NOISE)
+        images = [node.storage / "images" / "100" / "vm-100-disk-1.qcow2" for node in (here, there)]
+        run_program(["cmp", *map(str, images)], check=True)
 
 
 class OnlineTests(OnlineCase):

@@ -190,13 +190,17 @@ class UnitTests(SynchronousTestCase):
         self.service = self.folder / "mtunnel.service"
         self.service.write_text(text.replace("/opt/mtunnel/bin/twistd", str(TWISTD)))
         shutil.copy(TREE / "etc" / "mtunnel.socket", self.folder)
+        text = (TREE / "etc" / "mtunnel-guests.service").read_text()
+        command = str(TWISTD.with_name("mtunnel"))
+        (self.folder / "mtunnel-guests.service").write_text(text.replace("/opt/mtunnel/bin/mtunnel", command))
 
     def run_analyze(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environ = {**os.environ, "SYSTEMD_COLORS": "0", "LC_ALL": "C.UTF-8"}
         return run_program([self.analyze, *arguments], capture_output=True, text=True, check=False, env=environ)
 
     def test_systemd_finds_no_fault(self) -> None:
-        units = [str(self.service), str(self.folder / "mtunnel.socket")]
+        names = ("mtunnel.socket", "mtunnel-guests.service")
+        units = [str(self.service), *(str(self.folder / name) for name in names)]
         done = self.run_analyze("verify", "--man=no", *units)
         ours = [line for line in done.stderr.splitlines() if "mtunnel" in line]
         self.assertEqual((ours, done.returncode), ([], 0))

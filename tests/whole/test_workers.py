@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -36,10 +37,16 @@ from tests.whole.moving import Move, make_qcow2, moved, state_of
 from tests.whole.node import Node
 from tests.whole.peer import Tunnel, call
 
+TREE = Path(__file__).parents[2]
 WORKERS = 'workers = 2\nuser = "nobody"\n'
 NOBODY = 65534
 MIB = 1 << 20
 STORAGE_SOCKET = "/run/qemu-server/100.storage"
+NO_OTHER_PROGRAM = """\
+import os, sys
+if os.geteuid():
+    sys.path.remove({tree!r})
+"""
 CHUNKS = [os.urandom(size) for size in (1, 125, 126, 65535, 65536, 1_000_000)]
 ECHO = """\
 #!{python}
@@ -362,3 +369,32 @@ class UserTests(SynchronousTestCase):
         self.assertEqual(process.wait(patience_s()), 1)
         self.assertIn("cannot start: user: there is no user 'nobody-there'", node.log.read_text())
         node.process = None
+
+    def test_it_cannot_read_the_program(self) -> None:
+        """A checkout in somebody's own folder, say."""
+        if os.geteuid() != 0:
+            self.skipTest("only root's daemon becomes somebody else")
+        node = ElsewhereNode(extra='workers = 1\nuser = "nobody"\n')
+        self.addCleanup(node.close)
+        closed = node.root / "closed"
+        for package in ("mtunnel_tx", "twisted"):
+            shutil.copytree(TREE / package, closed / package, ignore=shutil.ignore_patterns("__pycache__"))
+        (node.root / "sitecustomize.py").write_text(NO_OTHER_PROGRAM.format(tree=str(TREE)))
+        node.root.chmod(0o755)
+        closed.chmod(0o700)
+        node.launch()
+        process: Any = node.process
+        self.assertEqual(process.wait(patience_s()), 1)
+        why = f"worker process cannot start: user 'nobody' cannot enter '{closed}'; it said: "
+        self.assertIn(f"cannot start: {why}", node.log.read_text())
+        node.process = None
+        closed.chmod(0o755)
+        node.start()
+
+
+class ElsewhereNode(Node):
+    """Its program is a copy, below the node's own folder."""
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**super().environ, "PYTHONPATH": f"{self.root / 'closed'}{os.pathsep}{self.root}"}

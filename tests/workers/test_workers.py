@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 
@@ -10,10 +11,14 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.stream.flow import FlowTerms
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tls.certificate import Certificate
+from mtunnel_tx.wire.frames import Role
 from mtunnel_tx.workers.channel import MessageChannel, make_pair
 from mtunnel_tx.workers.pool import BEAT_S, MOST_MISSED, WorkerPool
+from mtunnel_tx.workers.terms import read_terms, write_terms
 
 FILES = Certificate(b"the certificate", b"the key")
 
@@ -146,6 +151,15 @@ class WorkerPoolTests(SynchronousTestCase):
         self.be_ready()
         self.reactor.advance(BEAT_S * 100)
         self.assertEqual([child.killed for child in self.children], [False, False])
+
+
+class TermsTests(SynchronousTestCase):
+    def test_a_worker_runs_a_flow_on_the_daemons_terms(self) -> None:
+        times = {"half_close_s": 1, "stall_s": 2, "dead_peer_s": 3, "linger_s": 4, "ping_s": 9}
+        limits = FlowLimits(rate_bytes_s=5, frame_bytes=6, **times)
+        terms = FlowTerms(urgent=True, role=Role.CLIENT, ends_with_local=True, ends_with_peer=True, limits=limits)
+        message = json.loads(json.dumps(write_terms(terms)))
+        self.assertEqual(read_terms(message, terms.closed), terms)
 
 
 class ChannelTests(SynchronousTestCase):

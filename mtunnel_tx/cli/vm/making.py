@@ -31,13 +31,14 @@ _USER_NET = "user"
 def configure(actions: Actions) -> None:
     """Add these actions."""
     create = add_action(actions, "create", _create, "make a VM with empty disks", qm="create")
-    create.add_argument("name", metavar="NAME", type=_name)
+    create.add_argument("name", metavar="NAME", type=read_guest_name)
     create.add_argument(
         "--disk", action="append", default=[], metavar="SIZE", help="an empty disk, e.g. 20G; once for each"
     )
     create.add_argument("--iso", metavar="FILE", help="a CD image: a file, copied to a storage, or STORAGE:iso/NAME")
     add_guest_options(create)
     create.add_argument("--uefi", action="store_true", help="UEFI instead of a BIOS, with a disk for its variables")
+    create.add_argument("--secure-boot", action="store_true", help="UEFI with the keys for it, on a q35 machine")
     _configure_import(add_action(actions, "import", _import, _IMPORT_HELP, qm="import"))
 
 
@@ -50,7 +51,7 @@ def _configure_import(parser: argparse.ArgumentParser) -> None:
         "--libvirt", metavar="NAME|FILE.xml", help="a VM of this host's libvirt, by `virsh`, or its XML"
     )
     parser.add_argument(
-        "--name", type=_name, metavar="NAME", help="default: what it is called there, or the file's name"
+        "--name", type=read_guest_name, metavar="NAME", help="default: what it is called there, or the file's name"
     )
     parser.add_argument("--image-format", choices=IMAGE_FORMATS, help="of FILE, where its name does not say")
     parser.add_argument(
@@ -79,10 +80,17 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bus", choices=BUSES, help="what its disks hang on (default: scsi)")
     parser.add_argument("--ostype", metavar="TYPE", help="l26, win11, other, … (default: l26, Linux)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of Proxmox's config")
+    parser.add_argument("--tpm", action="store_true", help="with a TPM 2.0 (swtpm)")
+    parser.add_argument(
+        "--cloud-init",
+        metavar="WORDS",
+        help="a drive for it: user=NAME,sshkeys=FILE,ip=dhcp or ip=10.0.0.2/24,gw=10.0.0.1",
+    )
     parser.add_argument("--start", action="store_true", help="start it at once")
 
 
-def _name(text: str) -> str:
+def read_guest_name(text: str) -> str:
+    """A new VM's name from the command line."""
     try:
         return checked("name", text)
     except BadRequest as error:
@@ -97,10 +105,12 @@ async def _create(args: argparse.Namespace, host: PlainHost) -> Answer:
     nets = read_nets(args.net if args.net is not None else [_USER_NET])
     isos = {_ISO_DRIVE: args.iso} if args.iso else {}
     boot = boot_order(*(disk.key for disk in disks[:1]), *isos, *nets)
-    firmware = {"bios": "ovmf"} if args.uefi else {}
+    firmware = {"bios": "ovmf"} if args.uefi or args.secure_boot else {}
+    firmware |= {"machine": "q35"} if args.secure_boot else {}
     options = {"name": args.name, "serial0": "socket", "boot": boot, **firmware, **nets, **read_options(args)}
-    blueprint = Blueprint(options=options, disks=disks, isos=isos)
-    return await finish(args, host, await create_new(host, blueprint, placement(args)))
+    blueprint = Blueprint(options=options, disks=disks, isos=isos, secure_boot=args.secure_boot)
+    extras = Overrides(cloud_init=args.cloud_init, tpm=args.tpm)
+    return await finish(args, host, await create_new(host, blueprint, extras, placement(args)))
 
 
 async def _import(args: argparse.Namespace, host: PlainHost) -> Answer:
@@ -111,6 +121,8 @@ async def _import(args: argparse.Namespace, host: PlainHost) -> Answer:
         bus=args.bus,
         bridges=dict(_split_bridge(text) for text in args.bridge),
         format=args.image_format,
+        cloud_init=args.cloud_init,
+        tpm=args.tpm,
     )
     if args.libvirt is not None:
         return await finish(args, host, await import_domain(host, args.libvirt, overrides, placement(args)))

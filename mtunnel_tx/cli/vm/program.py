@@ -32,10 +32,15 @@ from mtunnel_tx.ports.storage import Report
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an action says at its end: `data` with --json, else `lines`, for people."""
+    """What an action says at its end: `data` with --json, else `lines`, for people.
+
+    `then`: what is left to do once the reactor has stopped, without --json; it returns the exit status.
+    """
 
     data: Mapping[str, Any] = field(default_factory=dict)
     lines: Sequence[str] = ()
+    then: Callable[[], int] | None = None
+    status: int = 0
 
 
 Act = Callable[[argparse.Namespace, PlainHost], Awaitable[Answer]]
@@ -64,6 +69,17 @@ def add_guest_action(
     return parser
 
 
+def add_action_for_several(
+    actions: Actions, name: str, act: Act, help: str, *, option: str, option_help: str
+) -> argparse.ArgumentParser:
+    """Add an action for one VM, or with an option for several."""
+    parser = add_action(actions, name, act, help)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("guest", nargs="?", metavar="VMID", type=read_guest, help="its number, or its name")
+    which.add_argument(option, action="store_true", help=option_help)
+    return parser
+
+
 def read_guest(text: str) -> int | str:
     """A VM from the command line: digits are its VMID, else it is a name."""
     if text.isdecimal():
@@ -77,14 +93,16 @@ def read_guest(text: str) -> int | str:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns: the exit status."""
     if settings.profile == "proxmox":
-        words = ["qm", *shlex.split(args.qm), *([str(args.guest)] if "guest" in args else [])]
+        words = ["qm", *shlex.split(args.qm), *([str(args.guest)] if getattr(args, "guest", None) else [])]
         return _fail(args, f"VMs belong to Proxmox here; run instead:\n{shlex.join(words)}", "mtunnel")
     from twisted.internet import reactor
 
-    return run_reactor(reactor, lambda: _act(reactor, args, settings))
+    follow: list[Callable[[], int]] = []
+    status = run_reactor(reactor, lambda: _act(reactor, args, settings, follow))
+    return follow[0]() if follow and not status else status
 
 
-async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> int:
+async def _act(reactor: Any, args: argparse.Namespace, settings: Settings, follow: list[Callable[[], int]]) -> int:
     notes: list[str] = []
     machines = None
     try:
@@ -93,7 +111,10 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
         host = make_host(threads, settings, note=notes.append if args.json else _say_note)
         machines = host.machines
         await machines.find_all()
-        _show(args, await args.act(args, host), notes)
+        answer: Answer = await args.act(args, host)
+        _show(args, answer, notes)
+        follow += [answer.then] if answer.then and not args.json else []
+        return answer.status
     except (TunnelError, OSError) as error:
         return _fail(args, error.text if isinstance(error, TunnelError) else os_reason(error))
     except CancelledError:
@@ -102,7 +123,6 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings) -> in
     finally:
         if machines is not None:
             machines.close()
-    return 0
 
 
 def make_host(threads: ReactorThreads, settings: Settings, note: Report) -> PlainHost:

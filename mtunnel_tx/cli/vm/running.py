@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import cast
 
 from mtunnel_tx.checks import clean
+from mtunnel_tx.cli.program import FAILED
 from mtunnel_tx.cli.table import format_table
-from mtunnel_tx.cli.vm.program import Actions, Answer, add_action, add_guest_action
+from mtunnel_tx.cli.vm.program import Actions, Answer, add_action, add_action_for_several, add_guest_action
 from mtunnel_tx.guests import running
+from mtunnel_tx.guests.autostart import AutostartResult, shut_all_down, start_all
 from mtunnel_tx.guests.plainhost import PlainHost
+from mtunnel_tx.ports.clock import Clock
 
 
 def configure(actions: Actions) -> None:
     """Add these actions."""
     add_action(actions, "list", _list, "show all VMs, and every QEMU whose config was removed")
-    add_guest_action(actions, "start", _start, "start a VM; it runs on whatever becomes of the daemon")
+    start = add_action_for_several(
+        actions,
+        "start",
+        _start,
+        "start a VM; it runs on whatever becomes of the daemon",
+        option="--onboot",
+        option_help="start those that are to run after a boot, in their order",
+    )
+    start.add_argument("--force", action="store_true", help="also where it was moved to another host: run two of it")
     add_guest_action(actions, "stop", _stop, "end a VM at once, as if its power were cut")
-    shutdown = add_guest_action(actions, "shutdown", _shutdown, "press a VM's power button, and wait until it is off")
+    shutdown = add_action_for_several(
+        actions,
+        "shutdown",
+        _shutdown,
+        "press a VM's power button, and wait until it is off",
+        option="--all",
+        option_help="shut all down, those started last first; one that takes longer than its config allows is ended",
+    )
     shutdown.add_argument(
         "--timeout",
         type=read_seconds,
@@ -51,8 +71,12 @@ async def _list(_args: argparse.Namespace, host: PlainHost) -> Answer:
 
 
 async def _start(args: argparse.Namespace, host: PlainHost) -> Answer:
+    if args.onboot:
+        from twisted.internet import reactor
+
+        return _results(await start_all(host, cast("Clock", reactor)))
     vmid = host.find(args.guest)
-    await running.start(host, vmid)
+    await running.start(host, vmid, force=args.force)
     return Answer({"vmid": vmid})
 
 
@@ -62,7 +86,15 @@ async def _stop(args: argparse.Namespace, host: PlainHost) -> Answer:
     return Answer({"vmid": vmid})
 
 
+def _results(results: Sequence[AutostartResult]) -> Answer:
+    """What failed was told when it did."""
+    failed = any(result.problem for result in results)
+    return Answer({"guests": [asdict(result) for result in results]}, status=FAILED if failed else 0)
+
+
 async def _shutdown(args: argparse.Namespace, host: PlainHost) -> Answer:
+    if args.all:
+        return _results(await shut_all_down(host))
     vmid = host.find(args.guest)
     await running.shut_down(host, vmid, args.timeout)
     return Answer({"vmid": vmid})

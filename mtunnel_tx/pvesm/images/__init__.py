@@ -1,1 +1,1 @@
-"""Images that are files in a folder for each guest: what drivers of such storages are made of."""
+"""For drivers of storages whose images are files in a folder for each guest."""

@@ -1,7 +1,7 @@
-"""`alloc`: an empty image, in the words and with the options of qemu-img.
+"""`alloc`: make an empty image with qemu-img and print what it says.
 
-Space: `preallocation` `off` and `metadata` provision thinly, an image may be larger than what is free. With `falloc`
-and `full` there must be room for all of it.
+With `preallocation` `off` or `metadata` images are thin and may be larger than the free space. With `falloc` or `full`
+there must be space for all of the image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMAGE_FORMATS = ("raw", "qcow2", "vmdk")
 
 
 def allocate_image(folders: ImageFolders, wanted: NewImage, announce: Announce) -> None:
-    """Make an image, and announce it; an empty name means the next free one. Raises: TunnelError."""
+    """Make an image and announce it. Raises: TunnelError."""
     format = _choose_format(folders.entry, wanted.name, wanted.format)
     if format not in IMAGE_FORMATS:
         raise TunnelError(f"unsupported format '{format}' for storage type {folders.entry.type}")
@@ -37,7 +37,7 @@ def allocate_image(folders: ImageFolders, wanted: NewImage, announce: Announce) 
 
 
 def _choose_format(entry: StorageEntry, name: str, format: str | None) -> str:
-    """The format that was asked for, that of the name, the storage's own; the first two may not differ."""
+    """Choose the format: as asked for, else as the name says, else the default. Asked for and name must agree."""
     ending = name.rpartition(".")[2]
     if ending not in IMAGE_FORMATS:
         return format or entry.default_format
@@ -75,7 +75,7 @@ def create(reservation: Reservation, folders: ImageFolders, format: str, size_by
 
 @contextmanager
 def _named(reservation: Reservation, format: str) -> Iterator[Path]:
-    """A vmdk image bears the name under which it was made: show qemu-img the final one."""
+    """Give qemu-img a path with the final name, because a vmdk stores the name under which it was made."""
     if format != "vmdk":
         yield reservation.part
         return
@@ -86,7 +86,7 @@ def _named(reservation: Reservation, format: str) -> Iterator[Path]:
 
 
 def preallocation(entry: StorageEntry, format: str) -> str | None:
-    """What the storage is set to, as far as the format can have it; raw has no metadata."""
+    """The storage's `preallocation`, as far as the format supports it; raw has no metadata."""
     chosen = entry.options.get("preallocation", "metadata")
     if format == "vmdk" or chosen not in _PREALLOCATIONS:
         return None

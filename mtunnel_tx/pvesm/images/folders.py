@@ -32,14 +32,14 @@ class ImageFolders:
         return self.entry.id
 
     def file(self, volume: DirVolume) -> Path:
-        """Raises: BackendFailed: the storage has no place for it."""
+        """The file of a volume. Raises: BackendFailed: the storage has no folder for this content."""
         path = volume.file(self.entry)
         if path is None:
             raise BackendFailed(f"storage '{self.id}' has no files")
         return Path(path)
 
     def folder(self, content: str) -> Path:
-        """Where volumes of this kind are."""
+        """The folder for one kind of content."""
         return Path(self.entry.folder(content) or "/nonexistent")
 
     def volume_id(self, vmid: int, name: str) -> str:
@@ -48,7 +48,7 @@ class ImageFolders:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the storage's lock: names are chosen, taken and given back under it. Raises: TimedOut."""
+        """Hold the storage's lock, under which names are chosen, published and removed. Raises: TimedOut."""
         make_private_directory(self.lock_dir)
         fd = os.open(self.lock_dir / f"storage-{self.id}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:

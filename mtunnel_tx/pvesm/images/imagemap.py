@@ -1,4 +1,4 @@
-"""Whether an image's file has all the data that the image says is in it, by `qemu-img map`."""
+"""Check with `qemu-img map` that an image's file contains all the data that the image refers to."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LINE_BYTES = 4096
 
 
 def refuse_missing_data(path: Path, format: str) -> None:
-    """QEMU reads data behind the end of the file as zeros, and its check finds no fault in that.
+    """Refuse an image that was cut short: QEMU reads missing data as zeros, and `qemu-img check` does not complain.
 
-    The map shows the state of now only: not what belongs to internal snapshots alone, nor where compressed data is.
-    For qcow2 see `qcow2tables`, for compressed vmdk `qemuimg`.
+    The map shows the current state only, not data of internal snapshots or compressed data. Those are checked by
+    `qcow2tables` (qcow2) and `qemuimg` (compressed vmdk).
     Raises: ImageRefused, BackendFailed.
     """
     length = path.stat().st_size
@@ -34,7 +34,7 @@ def refuse_missing_data(path: Path, format: str) -> None:
 
 
 def _data_ends(output: IO[bytes]) -> Iterator[int]:
-    """Each extent is a line of its own: the map of a large image is never in memory as a whole."""
+    """Parse the map line by line (one extent each), so that a large map is never in memory as a whole."""
     while line := output.readline(_LINE_BYTES):
         words = line.strip().strip(b"[],")
         extent = json.loads(words) if words else {}

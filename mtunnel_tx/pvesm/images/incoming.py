@@ -1,43 +1,45 @@
-"""`import`: a stream becomes a volume, or nothing.
+"""`import`: make a volume from a stream, or leave nothing.
 
-The image is written under a temporary name, checked, made safe on disk, and only then gets its own.
-
-Thin storages (see `allocation`) take images larger than the free space; where it runs out midway, the import fails.
+The image is written under a temporary name, checked, and fsynced; only then it gets its name. A thin storage (see
+`allocation`) may run out of space while it is written; then the import fails.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, TunnelError
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts, ImageRefused, inspect_image
 from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
 from mtunnel_tx.pve.volume import DirVolume, next_disk_name, parse_dir_volume
 from mtunnel_tx.pvesm.driver import Announce, ImportOrder
-from mtunnel_tx.pvesm.header import read_size, read_stream
+from mtunnel_tx.pvesm.header import read_size
 from mtunnel_tx.pvesm.images.allocation import IMAGE_FORMATS, create, preallocation
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.qcow2tables import refuse_missing_clusters
 from mtunnel_tx.pvesm.images.qemuimg import delete_snapshot, verify_image
 from mtunnel_tx.pvesm.images.reservation import Choose, Reservation, reserve
 from mtunnel_tx.pvesm.output import say, warn
-from mtunnel_tx.pvesm.sparse import CHUNK_BYTES, store
+from mtunnel_tx.pvesm.pieces import Piece, dense_pieces, sparse_pieces
+from mtunnel_tx.pvesm.sparse import store
 
 _GRANULARITY_BYTES = 1024
 """Proxmox's pvesm makes no image of another size."""
 
 
 def receive_image(folders: ImageFolders, name: str, order: ImportOrder, stream: int, announce: Announce) -> None:
-    """Read the stream to its end, and announce the volume. Raises: TunnelError."""
+    """Read the stream to its end, then announce the volume. Raises: TunnelError."""
     volume = _check_name(name, order.stream_format)
     assert volume.vmid is not None
     with reserve(folders, volume.vmid, _namer(folders, volume, allow_rename=order.allow_rename)) as reservation:
         size_bytes = read_size(stream)
+        read_pieces = sparse_pieces if STREAM_FORMATS[order.stream_format].dense else dense_pieces
         if volume.format == "raw":
-            _receive_raw(stream, size_bytes, reservation, folders)
+            _receive_raw(read_pieces(stream, size_bytes), size_bytes, reservation, folders)
         else:
-            _receive_image(stream, size_bytes, reservation, folders, volume.format)
+            _receive_image(read_pieces(stream), size_bytes, reservation, folders, volume.format)
         if order.delete_snapshot:
             delete_snapshot(reservation.part, order.delete_snapshot)
         _refuse_orphan(order.requester)
@@ -68,7 +70,7 @@ def _namer(folders: ImageFolders, volume: DirVolume, *, allow_rename: bool) -> C
 
 
 def _round_up(size_bytes: int) -> int:
-    """What QEMU reads as it is, whole sectors, keeps its size; the rest is rounded as Proxmox does."""
+    """Keep a size of whole sectors, which QEMU can use exactly; round another one up to 1 KiB, as Proxmox does."""
     if size_bytes % SECTOR_BYTES == 0:
         return size_bytes
     rounded = -(-size_bytes // _GRANULARITY_BYTES) * _GRANULARITY_BYTES
@@ -77,27 +79,29 @@ def _round_up(size_bytes: int) -> int:
     return rounded
 
 
-def _receive_raw(stream: int, size_bytes: int, reservation: Reservation, folders: ImageFolders) -> None:
-    """Exactly as many bytes as the header says."""
+def _receive_raw(pieces: Iterator[Piece], size_bytes: int, reservation: Reservation, folders: ImageFolders) -> None:
+    """Receive a raw disk, which must have exactly as many bytes as the header says."""
     create(reservation, folders, "raw", _round_up(size_bytes))
-    received = _receive(stream, reservation, most_bytes=size_bytes)
+    received = _receive(pieces, reservation)
     if received != size_bytes:
         raise BadRequest(f"import: stream ended after {received} of {size_bytes} bytes")
 
 
-def _receive_image(stream: int, size_bytes: int, reservation: Reservation, folders: ImageFolders, format: str) -> None:
-    """Byte for byte, snapshots and all; then everything about it must be right."""
+def _receive_image(
+    pieces: Iterator[Piece], size_bytes: int, reservation: Reservation, folders: ImageFolders, format: str
+) -> None:
+    """Receive an image file byte for byte, internal snapshots included, then verify it."""
     rounded = _round_up(size_bytes)
     chosen = preallocation(folders.entry, format)
 
     def begin(first: memoryview) -> None:
-        """The first bytes tell most of it already: better now than after hours."""
+        """Check the header with the first bytes, so that a bad image is refused at once and not after hours."""
         if format == "qcow2":
             facts = inspect_image(format, lambda offset, count: bytes(first[offset : offset + count]), len(first))
             _check_facts(facts, size_bytes)
         say(_formatting(reservation, format, rounded, chosen or "off"))
 
-    received = _receive(stream, reservation, begin=begin)
+    received = _receive(pieces, reservation, begin)
     os.ftruncate(reservation.fd, received)
 
     def read(offset: int, count: int) -> bytes:
@@ -131,39 +135,29 @@ def _check_facts(facts: ImageFacts, size_bytes: int) -> None:
 
 
 def _receive(
-    stream: int,
-    reservation: Reservation,
-    *,
-    most_bytes: int | None = None,
-    begin: Callable[[memoryview], None] = lambda _: None,
+    pieces: Iterator[Piece], reservation: Reservation, begin: Callable[[memoryview], None] = lambda _: None
 ) -> int:
-    """Write the stream into the file, holes left out.
+    """Write the stream into the file; blocks of zeros become holes.
 
-    Args: begin: is given the first bytes before any is written. Returns: how many came.
+    Args: begin: is given the first bytes of the file before any is written. Returns: the length of the file.
     """
-    buffer = bytearray(CHUNK_BYTES)
-    received = 0
-    while True:
-        wanted = CHUNK_BYTES if most_bytes is None else min(CHUNK_BYTES, most_bytes + 1 - received)
-        count = read_stream(stream, memoryview(buffer)[:wanted])
-        if received == 0:
-            begin(memoryview(buffer)[:count])
-        if most_bytes is not None and received + count > most_bytes:
-            raise BadRequest(f"import: stream is longer than {most_bytes} bytes")
-        _store(reservation, buffer, count, received)
-        received += count
-        if count < wanted:
-            return received
+    first = next(pieces)
+    begin(first.view if first.offset == 0 else memoryview(b""))
+    length = first.offset
+    for piece in chain((first,), pieces):
+        _store(reservation, piece)
+        length = piece.offset + piece.count
+    return length
 
 
-def _store(reservation: Reservation, buffer: bytearray, count: int, offset: int) -> None:
+def _store(reservation: Reservation, piece: Piece) -> None:
     try:
-        store(reservation.fd, buffer, count, offset)
+        store(reservation.fd, piece.buffer, piece.count, piece.offset)
     except OSError as error:
         raise BackendFailed(f"unable to write '{reservation.path}': {error.strerror}") from error
 
 
 def _refuse_orphan(requester: int | None) -> None:
-    """A daemon that dies closes its end of the stream, which looks like a regular end of it."""
+    """Fail if our parent has changed: a daemon that dies closes the stream, which looks like its regular end."""
     if requester not in (None, os.getppid()):
         raise BackendFailed("import: whoever asked for it is gone")

@@ -1,4 +1,4 @@
-"""`list`: what is in the folders of a storage."""
+"""`list`: find the volumes in the folders of a storage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLONE_OF = re.compile(r"\.\./([1-9]\d{2,8})/(base-[^/]+)")
 
 
 def list_volumes(folders: ImageFolders, kinds: Collection[str], vmid: int | None) -> Iterator[ListedVolume]:
-    """The volumes of these kinds, of one guest or of all."""
+    """Yields: the volumes of these kinds, of one guest or (None) of all."""
     for kind in kinds:
         yield from _list_kind(folders, kind, vmid)
 
@@ -37,7 +37,7 @@ def _list_kind(folders: ImageFolders, kind: str, vmid: int | None) -> Iterator[L
 
 
 def _list_images(folders: ImageFolders, kind: str, vmid: int | None) -> Iterator[ListedVolume]:
-    """Containers' images are directories among the others."""
+    """Images of VMs are files; images of containers are directories beside them."""
     root = folders.folder("images")
     guests = [root / str(vmid)] if vmid is not None else [path for path in _entries(root) if _VMID.fullmatch(path.name)]
     for path in (path for folder in guests if not folder.is_symlink() for path in _entries(folder)):
@@ -65,7 +65,7 @@ def _listed(
 
 
 def _shown_format(volume: DirVolume) -> str:
-    """What is no disk goes by its kind, or by its ending: `tgz` of a `.tar.gz`, `vma.zst` of a `.vma.zst`."""
+    """The format column: for files that are no disks, their kind or ending (`.tar.gz`: `tgz`)."""
     match volume.content:
         case "iso":
             return "iso"
@@ -80,7 +80,7 @@ def _shown_format(volume: DirVolume) -> str:
 
 
 def _with_base(name: str, facts: ImageFacts) -> str:
-    """A linked clone's name begins with that of its base."""
+    """Put the base in front of a linked clone's name."""
     match = _CLONE_OF.fullmatch(facts.backing or "")
     return f"{match[1]}/{match[2]}/{name}" if match else name
 
@@ -93,7 +93,7 @@ def _entries(folder: Path) -> Sequence[Path]:
 
 
 def _file_size(path: Path) -> int | None:
-    """None: it is no file. A symbolic link is none: what it leads to is no volume of this folders."""
+    """The size of a regular file, else None. Symbolic links do not count: they lead out of the storage."""
     try:
         status = path.lstat()
     except OSError:
@@ -109,7 +109,7 @@ def _parse(name: str) -> DirVolume | None:
 
 
 def read_facts(path: Path, format: str) -> ImageFacts | None:
-    """An unreadable image has the size of its file; None: there is no such file."""
+    """Read an image's header; one that cannot be read has the size of its file. None: there is no such file."""
     if _file_size(path) is None:
         return None
     try:

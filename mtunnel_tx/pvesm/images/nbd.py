@@ -1,4 +1,4 @@
-"""An image read as a raw disk, in order, through qemu-nbd: qemu-img cannot convert into a pipe.
+"""Read an image as a raw disk through qemu-nbd, because qemu-img cannot convert into a pipe.
 
 Source: the NBD project's doc/proto.md (fixed newstyle handshake, simple replies).
 """
@@ -54,7 +54,7 @@ def opened_image(path: Path, format: str) -> Iterator[socket.socket]:
 
 
 def _connected_pair() -> tuple[socket.socket, socket.socket]:
-    """A listening socket and the only one that will ever connect to it: its name is gone at once, whatever ends us."""
+    """A listening socket and its only client. The name is removed at once, so that nothing stays behind."""
     listener, connection = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     with uninterrupted(), tempfile.TemporaryDirectory(prefix="mtunnel-nbd-") as folder:
         listener.bind(f"{folder}/s")
@@ -66,7 +66,7 @@ def _connected_pair() -> tuple[socket.socket, socket.socket]:
 @contextmanager
 def _started(argv: list[str], listener: socket.socket, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     try:
-        # A signal between its start and our knowing of it would leave it behind.
+        # A signal between the start and the assignment would leave the process running.
         with uninterrupted(), listener:
             process = subprocess.Popen(
                 argv,
@@ -86,7 +86,7 @@ def _started(argv: list[str], listener: socket.socket, errors: IO[bytes]) -> Ite
 
 
 def _prepare(parent: int, listener: int, libc: ctypes.CDLL) -> None:
-    """Runs in the child: the kernel ends it with its parent, which may be gone already; it is given its socket.
+    """Runs in the child: make the kernel end it with its parent, and pass the listening socket (LISTEN_FDS).
 
     Source: sd_listen_fds(3).
     """
@@ -95,7 +95,7 @@ def _prepare(parent: int, listener: int, libc: ctypes.CDLL) -> None:
     if os.getppid() != parent:
         os._exit(1)
     os.dup2(listener, _LISTEN_FD)
-    os.set_inheritable(_LISTEN_FD, True)  # where it was there already
+    os.set_inheritable(_LISTEN_FD, True)  # if it was descriptor 3 already, dup2 did nothing
     os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 
 
@@ -115,7 +115,7 @@ def _await_greeting(connection: socket.socket, process: subprocess.Popen[bytes],
 
 
 def read_disk(connection: socket.socket, size_bytes: int) -> Iterator[memoryview]:
-    """The disk from its first byte to its last; a MiB at a time.
+    """Yields: the disk from its first byte to its last, 1 MiB at a time.
 
     Raises: BackendFailed: qemu-nbd answers wrongly, offers another size, cannot read, or is gone.
     """

@@ -1,8 +1,8 @@
-"""`export`: a volume becomes a stream.
+"""`export`: write a volume as a stream.
 
-With snapshots, qcow2 and vmdk travel as they are. Without, every format travels as a raw disk: the state of now;
-qcow2 and vmdk are read through qemu-nbd. A linked clone is refused in both: its base would be missing at the other
-end. Nothing is written before the image is known to be readable.
+With snapshots, the file of a qcow2 or vmdk is sent as it is. Without, every format is sent as a raw disk in its current
+state; qcow2 and vmdk are read through qemu-nbd. A linked clone is refused in both cases, because the target would not
+have its base. Nothing is written before the image is known to be readable.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mtunnel_tx.pvesm.header import send_size
 from mtunnel_tx.pvesm.images.allocation import IMAGE_FORMATS
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.nbd import opened_image, read_disk
-from mtunnel_tx.pvesm.sparse import send_all, send_file
+from mtunnel_tx.pvesm.sparse import send_all, send_extents, send_file
 
 _MISSING = 1
 
 
 def send_image(folders: ImageFolders, plugin: str, name: str, order: ExportOrder, target: int) -> None:
-    """Write the stream. Raises: TunnelError: before the first byte wherever possible; OSError: the target."""
+    """Write the stream. Raises: TunnelError: before the first byte if possible; OSError: the target failed."""
     volume = parse_dir_volume(name)
     if order.partial or order.stream_format not in _stream_formats(folders, volume, order):
         raise TunnelError(f"volume export format {order.stream_format} not available for {plugin}")
@@ -41,6 +41,9 @@ def send_image(folders: ImageFolders, plugin: str, name: str, order: ExportOrder
         if order.stream_format == f"{volume.format}+size":
             send_size(facts.size_bytes, target)
             send_file(source, length, target)
+        elif order.stream_format == f"{volume.format}+sparse":
+            send_size(facts.size_bytes, target)
+            send_extents(source, length, target)
         else:
             with opened_image(path, volume.format) as connection:
                 _send_disk(connection, facts.size_bytes, target)
@@ -75,7 +78,7 @@ def _refuse_dependent(volid: str, facts: ImageFacts) -> None:
 
 
 def _send_disk(connection: socket.socket, size_bytes: int, target: int) -> None:
-    """The first piece is read before the header goes out."""
+    """Read the first piece before the header is written, so that an unreadable disk sends nothing."""
     pieces = read_disk(connection, size_bytes)
     first = next(pieces, memoryview(b""))
     send_size(size_bytes, target)

@@ -1,6 +1,6 @@
-"""Whether a qcow2 file has all that its tables point at: of now and of every internal snapshot, compressed or not.
+"""Check that a qcow2 file contains everything that its tables point at, internal snapshots included.
 
-Of clusters with subclusters only the tables count here: a good image need not have the whole of its last one.
+For images with subclusters only the tables are checked, because the last cluster of a good image may be incomplete.
 
 Source: QEMU's docs/interop/qcow2.txt. The image has passed `qemu-img check` before.
 """
@@ -30,7 +30,7 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """A file, and what its header says of entries."""
+    """A file, and the facts of its header that are needed to read its tables."""
 
     read: Read
     length: int
@@ -53,12 +53,12 @@ class _Image:
 
 
 def refuse_missing_clusters(read: Read, length: int) -> None:
-    """Raises: ImageRefused: something is behind the end of the file."""
+    """Raises: ImageRefused: the tables point behind the end of the file."""
     head = read(0, _HEADER_BYTES)
     cluster_bits, size_bytes, l1_entries, l1_offset, snapshots, snapshots_offset = _HEADER.unpack_from(head)
     version, incompatible = head[7], int.from_bytes(head[_INCOMPATIBLE], "big")
     extended = version > 2 and bool(incompatible & _EXTENDED_L2)
-    # The disk's last cluster may end with the disk. Which one it is differs between snapshots: so much for them all.
+    # The last cluster may end with the disk, and snapshots may have other sizes: require only so much of any cluster.
     image = _Image(read, length, cluster_bits, size_bytes % (1 << cluster_bits) or 1 << cluster_bits, extended)
     tables = {(l1_offset, l1_entries), *_snapshot_tables(image, snapshots, snapshots_offset)}
     for offset in {l2 for table in tables for l2 in _l2_offsets(image, *table)}:
@@ -90,7 +90,7 @@ def _refuse_missing_data(image: _Image, offset: int) -> None:
 
 
 def _refuse_missing_sectors(image: _Image, word: int) -> None:
-    """What is compressed may end anywhere in its last sector: there only unpacking it tells whether it is whole."""
+    """Compressed data may end anywhere in its last sector; if that is cut, only unpacking tells if it is whole."""
     shift = 62 - (image.cluster_bits - 8)
     start = word & ((1 << shift) - 1)
     end = (start // _SECTOR_BYTES + 1 + ((word & (_COMPRESSED - 1)) >> shift)) * _SECTOR_BYTES

@@ -1,4 +1,4 @@
-"""qemu-img, told every format, kept within bounds of memory and time."""
+"""Run qemu-img with limits of memory and time, and always with an explicit image format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused, read_image_info
 from mtunnel_tx.pvesm.images.imagemap import refuse_missing_data
 
 _GIB = 1 << 30
-# Reading a header needs next to nothing; a check keeps a reference count for each cluster of the image.
+# `info` reads a header only; `check` needs memory for a reference count of each cluster.
 _INFO_LIMITS = ("--as=2147483648", "--cpu=60")
 _CHECK_LIMITS = (f"--as={16 * _GIB}", "--cpu=14400")
 _INFO_S = 120
@@ -37,7 +37,7 @@ def create_image(path: Path, format: str, size_bytes: int, preallocation: str | 
 
 
 def verify_image(path: Path, facts: ImageFacts) -> None:
-    """Let QEMU itself confirm what the header said, and that the image is whole.
+    """Check with qemu-img that the image is whole and agrees with its header.
 
     Raises: ImageRefused, BackendFailed, TimedOut.
     """
@@ -49,7 +49,7 @@ def verify_image(path: Path, facts: ImageFacts) -> None:
 
 
 def _read_all(path: Path) -> None:
-    """The map does not tell where compressed data is in a vmdk image: only who reads it sees that some is missing."""
+    """Read a compressed vmdk completely: the map does not show where its data is, so only reading finds gaps."""
     both = ["-f", "vmdk", "-F", "vmdk", "--", str(path), str(path)]
     try:
         _run(["compare", *both], limits=_CHECK_LIMITS, timeout_s=_CHECK_S)
@@ -86,10 +86,10 @@ def _check(path: Path, facts: ImageFacts) -> None:
 
 
 def _refuse_missing_end(found: Mapping[str, Any], path: Path, cluster_bytes: int) -> None:
-    """A qcow2 image cut short is no error to qemu-img: what is missing reads as zeros.
+    """Refuse a qcow2 image that was cut short; qemu-img reads what is missing as zeros.
 
-    Clusters that are allocated but in no use (leaks) may lie behind the end of a good image. Part of the last cluster
-    may be missing in a good image, too: whether that is data, the map tells.
+    A good image may have leaked clusters behind its end, and its last cluster may be incomplete; `imagemap` checks
+    whether data is missing there.
     """
     end = found.get("image-end-offset")
     if end is None or not cluster_bytes or found.get("leaks"):

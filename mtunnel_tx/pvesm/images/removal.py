@@ -1,4 +1,4 @@
-"""`free`: volumes go, and what killed imports of the same guest left behind."""
+"""`free`: remove volumes, and what killed imports of the same guest left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtunnel_tx.pvesm.output import warn
 
 
 def remove_volume(folders: ImageFolders, volume: DirVolume) -> None:
-    """Remove a volume and, after its last image, the guest's folder; one that is not there is no error.
+    """Remove a volume, and the guest's folder once it is empty. A volume that does not exist is no error.
 
     Raises: WrongState: linked clones stand on it; TunnelError.
     """
@@ -40,7 +40,7 @@ def _free_image(folders: ImageFolders, volume: DirVolume, vmid: int) -> None:
 
 
 def _remove(path: Path, folder: int | None) -> None:
-    """Unlinks, which follows no symbolic link."""
+    """Unlink the name; a symbolic link is not followed."""
     try:
         os.unlink(path if folder is None else path.name, dir_fd=folder)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""New images: a name that is taken at once, a file that gets it in the end, nothing left where that fails.
+"""Reserve a name for a new image, write a temporary file, and give it the name at the end; a failure leaves nothing.
 
-An image in the making is `.NAME.part-PID` in its folder, held open by its maker. So whoever finds one that the process
-PID does not hold knows that its maker was killed, and removes it.
+The temporary file is `.NAME.part-PID` and is kept open by the process PID. A file that its process does not hold open
+was left by a killed process, and whoever finds it removes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FILE_MODE = 0o640
 
 
 class Reservation:
-    """A taken name, and the file that will bear it: `fd` is open for reading and writing. Made by `reserve`."""
+    """A reserved name and its temporary file; `fd` is open for reading and writing. Made by `reserve`."""
 
     def __init__(self, storage: ImageFolders, vmid: int, name: str, folder: int) -> None:
         self.name = name
@@ -36,7 +36,7 @@ class Reservation:
         self.fd = os.open(self.part.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, _FILE_MODE, dir_fd=folder)
 
     def publish(self, announce: Callable[[], None]) -> None:
-        """Give the file its name, once it is safe on disk; take it back if that cannot be announced.
+        """Fsync the file and give it its name; remove the name again if it cannot be announced.
 
         Raises: WrongState: somebody else took the name; and what `announce` raises.
         """
@@ -58,13 +58,13 @@ class Reservation:
             os.fsync(self._folder)
 
     def _take_name_back(self) -> None:
-        """Unless it was freed meanwhile, and is somebody else's by now."""
+        """Remove the name, unless it belongs to another file by now."""
         with self._storage.locked(), suppress(FileNotFoundError):
             if os.path.samestat(os.stat(self.name, dir_fd=self._folder, follow_symlinks=False), os.fstat(self.fd)):
                 os.unlink(self.name, dir_fd=self._folder)
 
     def _link(self) -> None:
-        """A link never replaces a file; where there are no links, the lock has to do."""
+        """Use a hard link, which never replaces a file; on file systems without links, rename under the lock."""
         try:
             os.link(self.part.name, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=False)
         except FileExistsError:
@@ -75,7 +75,7 @@ class Reservation:
             os.rename(self.part.name, self.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def close(self) -> None:
-        """Remove what is unfinished (or, once published, only the second name)."""
+        """Remove the temporary file (once published, this is only a second name of the image)."""
         os.close(self.fd)
         with suppress(FileNotFoundError):
             os.unlink(self.part.name, dir_fd=self._folder)
@@ -83,13 +83,13 @@ class Reservation:
 
 @contextmanager
 def reserve(storage: ImageFolders, vmid: int, choose: Choose) -> Iterator[Reservation]:
-    """Take a name for a new image; what is not published by the end leaves no trace.
+    """Reserve a name for a new image; a reservation that was not published is removed completely.
 
     Raises: BackendFailed: the folder or the file cannot be made; and what `choose` raises.
     """
     try:
         with ExitStack() as opened:
-            # Under one lock: an empty folder may be removed by whoever holds it.
+            # Under one lock, because others remove empty folders under it.
             with storage.locked():
                 folder = opened.enter_context(storage.image_folder(vmid, make=True))
                 reservation = _take_name(storage, vmid, choose, folder)
@@ -111,7 +111,7 @@ def _take_name(storage: ImageFolders, vmid: int, choose: Choose, folder: int) ->
 
 
 def sweep(storage: ImageFolders, vmid: int) -> None:
-    """Remove what killed makers left behind, and the folder if nothing else is there. Raises: TimedOut: the lock."""
+    """Remove temporary files of killed processes, and the folder if it is empty then. Raises: TimedOut."""
     try:
         with storage.image_folder(vmid) as folder, storage.locked():
             _remove_stale_parts(folder)
@@ -127,7 +127,7 @@ def _remove_stale_parts(folder: int) -> None:
 
 
 def _is_held(folder: int, name: str, pid: int) -> bool:
-    """Whether the process has the file open; one that we may not look into counts as its maker."""
+    """Whether the process has the file open; True if we may not look into that process."""
     try:
         file = os.stat(name, dir_fd=folder, follow_symlinks=False)
         open_files = list(Path(f"/proc/{pid}/fd").iterdir())
@@ -136,7 +136,7 @@ def _is_held(folder: int, name: str, pid: int) -> bool:
     except PermissionError:
         return True
     for open_file in open_files:
-        # Gone meanwhile, or not for us to look at: then not a maker of images either.
+        # The descriptor was closed meanwhile, or we may not look at it: it is not this file.
         with suppress(FileNotFoundError, PermissionError):
             if os.path.samestat(file, open_file.stat()):
                 return True

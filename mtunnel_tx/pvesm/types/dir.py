@@ -28,7 +28,7 @@ _ESCAPE = re.compile(rb"\\(\d{3})")
 
 
 class DirDriver:
-    """One storage; all of its images are in `images/VMID/`."""
+    """Drives one storage; its images are in `images/VMID/`."""
 
     plugin = "PVE::Storage::DirPlugin"
 
@@ -37,7 +37,7 @@ class DirDriver:
         self._folders = ImageFolders(entry, settings.lock_dir)
 
     def find_problem(self) -> str | None:
-        """See Driver; the folder is made where the storage allows that."""
+        """See Driver. The folder is made if the storage allows that."""
         path = Path(self.entry.path or "/nonexistent")
         mount_point = self.entry.options.get("is_mountpoint", "0")
         if mount_point not in ("0", "no", "off", "false"):
@@ -50,7 +50,7 @@ class DirDriver:
         return None if path.is_dir() else f"directory '{path}' does not exist or is unreachable"
 
     def usage(self) -> StorageUsage:
-        """See Driver: that of the file system."""
+        """See Driver. The numbers are those of the file system."""
         found = shutil.disk_usage(self.entry.path or "/")
         return StorageUsage(total_bytes=found.total, used_bytes=found.used, free_bytes=found.free)
 
@@ -59,7 +59,7 @@ class DirDriver:
         return self._folders.file(parse_dir_volume(name))
 
     def volumes(self, kinds: Collection[str], vmid: int | None) -> Iterator[ListedVolume]:
-        """See Driver. What killed imports of that guest left behind is removed on the way."""
+        """See Driver. Also removes what killed imports of that guest left behind."""
         if vmid is not None:
             with suppress(OSError, TunnelError):
                 sweep(self._folders, vmid)
@@ -83,7 +83,7 @@ class DirDriver:
 
 
 def _is_mounted(path: Path) -> bool:
-    """As the kernel's table has it: a bind mount looks like any folder. Source: proc_pid_mountinfo(5)."""
+    """Look it up in the kernel's table, since a bind mount looks like any folder. Source: proc_pid_mountinfo(5)."""
     with _MOUNTS.open("rb") as table:
         found = {_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ")[_MOUNT_FIELD]) for line in table}
     return os.fsencode(path.resolve()) in found

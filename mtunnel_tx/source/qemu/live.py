@@ -19,16 +19,18 @@ from mtunnel_tx.source.departure import Power
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.journal import DepartureJournal
-from mtunnel_tx.source.links import Json, MemoryState, MirrorState, ProgressListener, Running
+from mtunnel_tx.source.links import Json, Running
 from mtunnel_tx.source.pace import Pace
+from mtunnel_tx.source.patience import Patience
+from mtunnel_tx.source.qemu.copying import LiveCopy
 from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
+from mtunnel_tx.waiting import together
 from mtunnel_tx.wire import socketkinds
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
 _MIGRATE_SOCKET = re.compile(rf"/run/qemu-server/[0-9]+{re.escape(socketkinds.MEMORY.suffix)}")
 _DATA_SOCKET = re.compile(rf"/run/qemu-server/[^/]+{re.escape(socketkinds.MEMORY.suffix)}")
-MEMORY = "memory"
 
 
 def is_online(conf: GuestConfig, disk: SourceDisk) -> bool:
@@ -65,11 +67,10 @@ class LiveMove:
         self._tunnel = tunnel
         self._running = running
         self._forwards = forwards
-        self._progress = host.progress
-        self._node = host.guests.node
+        self._host = host
         self._journal = journal
 
-    async def approach(self, drives: Mapping[str, Json], pace: Pace) -> None:
+    async def approach(self, drives: Mapping[str, Json], pace: Pace, patience: Patience) -> None:
         """Start the VM there, copy its disks and its memory, until it stands still here and only the rest is left.
 
         Args: drives: for each mirrored drive the whole reply of `disk`. Raises: TunnelError.
@@ -77,25 +78,24 @@ class LiveMove:
         fields = await self._start_fields(drives)
         await self._journal.announce("starting")
         memory_socket, mirrors = self._open_forwards(await self._tunnel.start(fields), drives)
-        await self._mirror(mirrors, pace)
-        limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
-        await self._running.start_migration(memory_socket, **limits)
-        with Meters(self._progress) as meters:
-            await self._running.until_switchover(meters.memory)
+        copy = LiveCopy(self._running, self._host, pace, patience)
+        await copy.disks(mirrors)
+        await copy.memory(memory_socket)
 
     async def hand_over(self, drives: Mapping[str, Json]) -> None:
         """Send the rest, and let the VM run there where it ran here.
 
         Not to be cancelled: half of it would leave the VM with nobody. Raises: TunnelError.
         """
-        await self._running.end_mirrors()
-        await self._journal.announce("completing")
-        last = await self._running.switch_over()
-        self._progress.say(f"memory is there; downtime {last.downtime_ms} ms")
+        stopped_s = self._host.reactor.seconds()
+        await together(self._running.complete_mirrors(), self._journal.announce("completing"))
+        await self._running.switch_over()
         if drives:
             await self._tunnel.stop_nbd()
         if self._journal.departure.power is Power.RUNNING:
             await self._resume()
+            downtime_ms = 1000 * (self._host.reactor.seconds() - stopped_s)
+            self._host.progress.say(f"it runs there; downtime {downtime_ms:.0f} ms")
         self._forwards.close()
 
     async def _resume(self) -> None:
@@ -114,7 +114,8 @@ class LiveMove:
             params["forcecpu"] = cpu
         if mtus := await self._running.host_mtus():
             params["nets-host-mtu"] = ",".join(f"{name}={mtu}" for name, mtu in sorted(mtus.items()))
-        options: dict[str, Json] = {"type": "websocket", "migratedfrom": self._node, "remote_node": self._node}
+        node = self._host.guests.node
+        options: dict[str, Json] = {"type": "websocket", "migratedfrom": node, "remote_node": node}
         options |= {"nbd_proto_version": 1, "nbd": dict(drives)}
         return {"start_params": params, "migrate_opts": options}
 
@@ -126,50 +127,6 @@ class LiveMove:
         paths = {name: self._forwards.open(name) for name in remote}
         memory, *data = remote
         return paths[memory], {key: _find_export(started, key, data, paths) for key in drives}
-
-    async def _mirror(self, mirrors: Mapping[str, tuple[Path, str]], pace: Pace) -> None:
-        if not mirrors:
-            return
-        for key, (path, export) in mirrors.items():
-            await self._running.start_mirror(key, path, export, limit_bytes_s=pace.disks[key])
-        with Meters(self._progress) as meters:
-            await self._running.until_ready(meters.mirrors)
-        await self._running.write_through()
-
-
-class Meters:
-    """Turns QEMU's totals into the steps that progress bars want; at the end, good or bad, all have ended."""
-
-    def __init__(self, progress: ProgressListener) -> None:
-        self._progress = progress
-        self._seen: dict[str, tuple[int, int]] = {}
-
-    def __enter__(self) -> Meters:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for label in self._seen:
-            self._progress.finish(label)
-
-    def mirrors(self, states: Sequence[MirrorState]) -> None:
-        """How far each disk is."""
-        for state in states:
-            self._reach(state.drive, state.done_bytes, state.total_bytes)
-
-    def memory(self, state: MemoryState) -> None:
-        """How far the memory is; what the guest changed meanwhile is sent again."""
-        self._reach(MEMORY, state.transferred_bytes, state.transferred_bytes + state.remaining_bytes)
-
-    def _reach(self, label: str, done_bytes: int, total_bytes: int) -> None:
-        if not total_bytes:
-            return  # QEMU does not know yet
-        if label not in self._seen:
-            self._progress.begin(label, total_bytes)
-        before_bytes, before_total = self._seen.get(label, (0, total_bytes))
-        if total_bytes != before_total:
-            self._progress.resize(label, total_bytes)
-        self._progress.advance(label, max(0, done_bytes - before_bytes))
-        self._seen[label] = (max(done_bytes, before_bytes), total_bytes)
 
 
 def read_sockets(started: Mapping[str, Json]) -> list[str]:

@@ -1,4 +1,4 @@
-"""One stream of the relay's soak, both of its ends in one thread: what is sent at one has to come out at the other."""
+"""One stream of the relay's soak. One thread works both ends: what it sends at one must come out at the other."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from pathlib import Path
 from random import Random
 
 from tests.patience import patience_s
-from tests.soak.cargo import PATTERN, Flow, Piece, close_frame, frames, size_of_frames
+from tests.soak.payload import PATTERN, Flow, Piece, close_frame, frames, size_of_frames
 from tests.stream.openssl import NOT_REQUESTED, REQUESTED, TLS12, TLS13, Lost, Tls
 
-"""Without one byte in either way."""
 ROOM_BYTES = 256 * 1024
 MIB = 1 << 20
 _IDLE_MS = 1000
@@ -172,8 +171,8 @@ class Local:
         return True
 
 
-class Voyage:
-    """A stream from its upgrade to its end. Raises (run): AssertionError."""
+class Transfer:
+    """One stream from its upgrade to its end. Raises (run): AssertionError."""
 
     def __init__(self, port: int, folder: Path, name: str, chance: Random, most_bytes: int = 512 * MIB) -> None:
         self.port, self.folder, self.name, self.chance = port, folder, name, chance
@@ -198,20 +197,20 @@ class Voyage:
         return self.chance.choice((777 if tiny else 128 * 1024, 65_536, ROOM_BYTES, 2 * MIB))
 
     def run(self) -> Report:
-        with socket.socket(socket.AF_UNIX) as door:
-            door.bind(str(self.folder / self.name))
-            door.listen(1)
-            door.settimeout(patience_s(120))
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self.folder / self.name))
+            listener.listen(1)
+            listener.settimeout(patience_s(120))
             tls = self._connect()
             try:
-                sock, _ = door.accept()
+                sock, _ = listener.accept()
             finally:
                 (self.folder / self.name).unlink()
         with sock:
             peer = Peer(tls, self.inward, self.outward, self.chance, self.frame_bytes)
             local = Local(sock, self.inward, self.outward, self._size_of_writes())
             try:
-                self._sail(peer, local)
+                self._transfer(peer, local)
             finally:
                 tls.close()
         return Report(
@@ -240,7 +239,7 @@ class Voyage:
         assert head.startswith(b"HTTP/1.1 101"), head
         return tls
 
-    def _sail(self, peer: Peer, local: Local) -> None:
+    def _transfer(self, peer: Peer, local: Local) -> None:
         try:
             self._move(peer, local)
         except (Lost, OSError):

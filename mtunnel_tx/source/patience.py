@@ -1,0 +1,35 @@
+"""What a running VM may take on its way, as whoever moves it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+MAX_DOWNTIME_S = 10.0
+"""Up to which the downtime is raised where nobody says."""
+
+
+class OnTimeout(Enum):
+    """What becomes of a VM whose time is up."""
+
+    ABORT = "abort"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long disks and memory may take.
+
+    `max_downtime_s`: how long the VM may stand still for the rest of its memory, where that changes too fast.
+    `auto_converge`: QEMU may slow the guest down until it does not. `timeout_s`: for disks and memory together; None:
+    no limit. `on_timeout`: the move is given up, or the VM stands still until it is there.
+    """
+
+    max_downtime_s: float = MAX_DOWNTIME_S
+    auto_converge: bool = False
+    timeout_s: float | None = None
+    on_timeout: OnTimeout = OnTimeout.ABORT
+
+
+PATIENCE = Patience()
+"""Where nobody says anything."""

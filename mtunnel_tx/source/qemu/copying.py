@@ -1,0 +1,92 @@
+"""The long part of a live move: its disks, then its memory, as fast as they may go and as long as they may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mtunnel_tx.errors import TimedOut
+from mtunnel_tx.source.amounts import format_rate
+from mtunnel_tx.source.host import SourceHost
+from mtunnel_tx.source.links import MemoryState, MirrorState, Running
+from mtunnel_tx.source.pace import Pace
+from mtunnel_tx.source.patience import OnTimeout, Patience
+from mtunnel_tx.source.qemu.convergence import Advice, MemoryWatch, MirrorWatch, compare
+from mtunnel_tx.source.qemu.meters import Meters
+
+
+class LiveCopy:
+    """Copies a VM that goes on writing. Its time runs from when this is made."""
+
+    def __init__(self, running: Running, host: SourceHost, pace: Pace, patience: Patience) -> None:
+        self._running = running
+        self._clock = host.reactor
+        self._progress = host.progress
+        self._pace = pace
+        self._patience = patience
+        self._until_s = None if patience.timeout_s is None else self._clock.seconds() + patience.timeout_s
+
+    async def disks(self, mirrors: Mapping[str, tuple[Path, str]]) -> None:
+        """Mirror disks until the copies are level, and stay so. Args: mirrors: sockets and exports by the drives' keys.
+
+        Raises: TunnelError.
+        """
+        if not mirrors:
+            return
+        for key, (path, export) in mirrors.items():
+            await self._running.start_mirror(key, path, export, limit_bytes_s=self._pace.disks[key])
+        watch = MirrorWatch()
+        with Meters(self._progress) as meters:
+
+            async def told(states: Sequence[MirrorState]) -> None:
+                meters.mirrors(states)
+                await self._follow(watch.see(self._clock.seconds(), states))
+                await self._look_at_the_clock("its disks are not level")
+
+            await self._running.until_ready(told)
+        await self._running.write_through()
+
+    async def memory(self, socket: Path) -> None:
+        """Send the memory until the VM stands still and only the rest is left. Raises: TunnelError."""
+        pace, patience = self._pace, self._patience
+        max_downtime_ms = max(pace.downtime_ms, round(patience.max_downtime_s * 1000))
+        limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
+        self._progress.say(self._describe_limits(max_downtime_ms))
+        await self._running.start_migration(socket, **limits, auto_converge=patience.auto_converge)
+        watch = MemoryWatch(pace.downtime_ms, max_downtime_ms)
+        with Meters(self._progress) as meters:
+
+            async def told(state: MemoryState) -> None:
+                meters.memory(state)
+                await self._follow(watch.see(self._clock.seconds(), state))
+                await self._look_at_the_clock(compare(state))
+
+            await self._running.until_switchover(told)
+
+    def _describe_limits(self, max_downtime_ms: int) -> str:
+        pace, patience = self._pace, self._patience
+        speed = format_rate(pace.memory_bytes_s, 1) if pace.memory_bytes_s else "no limit"
+        limits = [f"speed: {speed}", f"downtime: {pace.downtime_ms} ms, {max_downtime_ms} ms at most"]
+        if patience.timeout_s is not None:
+            limits.append(f"time: {patience.timeout_s:g} s, then {patience.on_timeout.value}")
+        return f"memory: {'; '.join(limits)}"
+
+    async def _follow(self, advice: Sequence[Advice]) -> None:
+        for each in advice:
+            if each.say:
+                self._progress.say(each.say)
+            if each.downtime_ms is not None:
+                await self._running.limit(limit_bytes_s=self._pace.memory_bytes_s, downtime_ms=each.downtime_ms)
+            if each.hold_writes:
+                await self._running.write_through()
+
+    async def _look_at_the_clock(self, state: str) -> None:
+        """Raises: TimedOut: the time is up, and the move is to be given up then."""
+        if self._until_s is None or self._clock.seconds() < self._until_s:
+            return
+        self._until_s = None
+        took = f"it was not there within {self._patience.timeout_s:g} s: {state}"
+        if self._patience.on_timeout is OnTimeout.ABORT:
+            raise TimedOut(took)
+        await self._running.pause()
+        self._progress.say(f"{took}; it stands still until it is there")

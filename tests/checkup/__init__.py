@@ -1,0 +1,1 @@
+"""Tests of what mtunnel check looks at."""

@@ -1,0 +1,1 @@
+"""docs/first-hour.md, done as it says."""
