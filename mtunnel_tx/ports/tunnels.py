@@ -34,7 +34,7 @@ class TunnelStatus:
 
 
 class Tunnels(Protocol):
-    """All live tunnels: what the HTTP API and the daemon's own door talk to."""
+    """All live tunnels: what the HTTP API and the control socket talk to."""
 
     async def open(
         self,
