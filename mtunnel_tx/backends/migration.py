@@ -340,8 +340,11 @@ class RunningMachine:
         happening = Occasion()
         end_listening = self._monitor.listen(lambda _name, _data: happening.happen_soon(self._reactor))
         try:
+            # The wait begins before the look: an event that comes meanwhile must not be missed.
+            happened = happening.wait()
             while not await holds():
-                await in_time(self._reactor, _POLL_S, happening.wait())
+                await in_time(self._reactor, _POLL_S, happened)
+                happened = happening.wait()
         finally:
             end_listening()
 
