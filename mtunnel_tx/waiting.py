@@ -7,7 +7,7 @@ leaves no timer and no entry in a list of waiters.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Hashable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -291,3 +291,14 @@ async def first_of(work: Coroutine[Any, Any, T], other: Deferred[Any]) -> T | No
         if not overtaken:
             raise
         return None
+
+
+async def until(clock: Clock, occasion: Occasion, holds: Callable[[], Awaitable[bool]], poll_s: float) -> None:
+    """Wait until a condition holds; it is looked at again each time the occasion happens, and every `poll_s` seconds.
+
+    Each wait begins before the look: what happens during the look is not missed.
+    """
+    happened = occasion.wait()
+    while not await holds():
+        await in_time(clock, poll_s, happened)
+        happened = occasion.wait()

@@ -11,7 +11,7 @@ from typing import Any
 from mtunnel_tx.backends.process import ProcessExit
 from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.errors import BackendFailed
-from mtunnel_tx.waiting import Occasion, in_time, together
+from mtunnel_tx.waiting import Occasion, together, until
 
 COMMAND_S = 60.0
 RECONNECT_S = 10
@@ -340,11 +340,7 @@ class RunningMachine:
         happening = Occasion()
         end_listening = self._monitor.listen(lambda _name, _data: happening.happen_soon(self._reactor))
         try:
-            # The wait begins before the look: an event that comes meanwhile must not be missed.
-            happened = happening.wait()
-            while not await holds():
-                await in_time(self._reactor, _POLL_S, happened)
-                happened = happening.wait()
+            await until(self._reactor, happening, holds, _POLL_S)
         finally:
             end_listening()
 
