@@ -56,7 +56,7 @@ def refuse(key: str, reason: str) -> TunnelError:
 
 
 Refusal = Callable[[str, TunnelError], None]
-"""Takes what a check of a config found, and its key (empty: none). It raises that, or remembers it: the check goes on."""
+"""Takes what a check of a config found, with its key (empty: none); raises it, or remembers it for a check to go on."""
 
 
 def at_once(_key: str, error: TunnelError) -> None:

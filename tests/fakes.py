@@ -188,7 +188,7 @@ class FakeMachines(StoppedMachines):
             refused("watchdog", TunnelError("watchdog: this host has none"))
 
     async def check_room(self, conf: GuestConfig, machine: str | None = None) -> None:
-        if "hugepages" in conf.options:
+        if conf.options.get("memory") == "999999":
             raise BackendFailed("not enough available memory")
 
     def running(self, vmid: int) -> bool:

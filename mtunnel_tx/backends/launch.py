@@ -70,7 +70,7 @@ class Launcher:
         return StartPlan(vmid=vmid, hardware=hardware, host=host, runtime_dir=runtime_dir, files=files, host_mtus=mtus)
 
     async def check_room(self, hardware: Hardware) -> Mapping[str, int]:
-        """Look whether the host has the memory and the bridges. Returns: the MTUs of network cards. Raises: TunnelError."""
+        """Whether the host has the memory and the bridges. Returns: the MTUs of network cards. Raises: TunnelError."""
         if hardware.memory.pages is None:
             await self._threads.run(check_room, hardware.memory.size_mib)
         else:
