@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports.events import MoveTold
+from mtunnel_tx.ports.moves import LONGEST_LABEL, Expected, TransferKind
 from mtunnel_tx.ports.storage import ImportRequest
 from mtunnel_tx.pve.drive import Drive, format_drive, format_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
@@ -31,12 +34,24 @@ async def allocate(guest: Guest, args: DiskArgs) -> Result:
     options = {**drive.options, "format": _actual_format(entry, volid, wanted), "size": format_size(size_bytes)}
     drivestr = format_drive(Drive(volid, options))
     tunnel.drives[volid] = drivestr
+    _expect(tunnel, _label(args, volid), TransferKind.MIRROR, size_bytes)
     return {"volid": volid, "drivestr": drivestr}
 
 
 def choose_format(entry: StorageEntry, wanted: str | None) -> str:
     """The image format of a volume that `disk` makes: what the source would like, or else the storage's own."""
     return wanted if wanted and wanted in entry.valid_formats else entry.default_format
+
+
+def _label(args: DiskArgs, volid: str) -> str:
+    """`scsi0`, or the volume where the source does not say."""
+    interface, index = args.drive.get("interface"), args.drive.get("index")
+    return f"{as_text(interface)}{as_text(index)}" if interface is not None and index is not None else volid
+
+
+def _expect(tunnel: Tunnel, label: str, kind: TransferKind, size_bytes: int | None = None) -> None:
+    expected = Expected(label=clean(label)[:LONGEST_LABEL], kind=kind, total_bytes=size_bytes)
+    tunnel.tell(MoveTold(tunnel=tunnel.facts, said=(expected,)))
 
 
 def _sent_size(args: DiskArgs) -> int:
@@ -86,6 +101,7 @@ async def start_import(guest: Guest, args: ImportArgs) -> Result:
         job.over = True
         raise
     socket = tunnel.sockets.add(DISK_IMPORT, ended=job.stream_ended)
+    _expect(tunnel, args.volname.removesuffix(f".{args.format}"), TransferKind.DISK)
     return {"socket": socket.name, "format": request.stream_format}
 
 
