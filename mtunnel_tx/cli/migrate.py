@@ -23,6 +23,7 @@ from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
+from mtunnel_tx.pve.storagetypes import IMAGES
 from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
@@ -80,7 +81,14 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
     parser.add_argument("--online", action="store_true", help="move it while it runs")
     parser.add_argument(
-        "--drop-snapshots", action="store_true", help="with --online: snapshots and bitmaps in its images may be lost"
+        "--target-format",
+        choices=IMAGES,
+        help="the disks' image format there (default: as here, where the storage there has that, else its usual one)",
+    )
+    parser.add_argument(
+        "--drop-snapshots",
+        action="store_true",
+        help="snapshots and bitmaps in its images may be lost, with --online or where a format changes",
     )
     parser.add_argument(
         "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
@@ -184,6 +192,7 @@ def make_order(args: argparse.Namespace) -> Order:
         delete=args.delete,
         online=args.online,
         drop_snapshots=args.drop_snapshots,
+        target_format=args.target_format,
         strict_space=args.strict_space,
         patience=Patience(
             max_downtime_s=args.max_downtime,

@@ -59,6 +59,8 @@ STREAM_FORMATS: Mapping[str, StreamFormat] = {
     "qcow2+sparse": StreamFormat(images=("qcow2",), whole=True, dense="qcow2+size"),
     "vmdk+sparse": StreamFormat(images=("vmdk",), whole=True, dense="vmdk+size"),
 }
+IMAGES = ("raw", "qcow2", "vmdk")
+"""The formats of a VM's images."""
 PROXMOX_STREAMS = tuple(name for name, stream in STREAM_FORMATS.items() if stream.dense is None)
 """The stream formats that Proxmox's own pvesm knows."""
 
@@ -137,7 +139,6 @@ def describe_mismatch(offers: Sequence[Offer], source: str, target: str) -> str:
     return f"storage type {target} does not take {listed}, which is all that storage type {source} can send"
 
 
-_IMAGES = ("raw", "qcow2", "vmdk")
 _FILE_STREAMS = ("raw+sparse", "qcow2+sparse", "vmdk+sparse", "raw+size", "qcow2+size", "vmdk+size")
 _FILE_EXPORTS: Mapping[str, tuple[str, ...]] = {
     "raw": ("raw+sparse", "raw+size"),
@@ -145,7 +146,7 @@ _FILE_EXPORTS: Mapping[str, tuple[str, ...]] = {
     "vmdk": ("vmdk+sparse", "vmdk+size", "raw+sparse", "raw+size"),
 }
 _MOUNTED = StorageType(
-    layout=Layout.FILES, formats=_IMAGES, exports=_FILE_EXPORTS, imports=_FILE_STREAMS, mounted=True, shared=True
+    layout=Layout.FILES, formats=IMAGES, exports=_FILE_EXPORTS, imports=_FILE_STREAMS, mounted=True, shared=True
 )
 _NO_IMAGES: Mapping[str, tuple[str, ...]] = {}
 
@@ -153,7 +154,7 @@ STORAGE_TYPES: Mapping[str, StorageType] = {
     "dir": StorageType(
         layout=Layout.FILES,
         content="images,rootdir",
-        formats=(*_IMAGES, "subvol"),
+        formats=(*IMAGES, "subvol"),
         exports={**_FILE_EXPORTS, "subvol": ("tar+size",)},
         imports=(*_FILE_STREAMS, "tar+size"),
     ),

@@ -103,15 +103,17 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Im
     volume = _target_volume(tunnel, entry, args)
     known = tunnel.services.storage.stream_formats
     offered = [stream for stream in args.export_formats if stream in known]
-    stream_format = choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots)
+    converts = args.convert and tunnel.services.storage.converts
+    stream = choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots, converts=converts)
     return ImportRequest(
         volid=str(volume),
-        stream_format=stream_format,
+        stream_format=stream,
         socket=tunnel.sockets.file(DISK_IMPORT),
         with_snapshots=args.with_snapshots,
         allow_rename=args.allow_rename,
         snapshot=args.snapshot,
         delete_snapshot=args.snapshot if args.migration_snapshot else None,
+        convert=converts,
     )
 
 
@@ -127,14 +129,16 @@ def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Vol
     return volume
 
 
-def choose_stream(entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool) -> str:
+def choose_stream(
+    entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool, converts: bool = False
+) -> str:
     """The first stream format of the exporter's that can become an image of this format on this storage.
 
-    Raises: TunnelError: there is none.
+    Args: converts: a raw stream may also become an image of another format. Raises: TunnelError: there is none.
     Source: protocol.md section 8.3.
     """
     offers = [Offer(stream, format) for stream in offered]
-    chosen = match_offers(offers, entry.kind, with_snapshots=with_snapshots)
+    chosen = match_offers(offers, entry.kind, with_snapshots=with_snapshots, converts=converts)
     if chosen is None:
         raise TunnelError(f"no matching import/export format found for storage '{entry.id}'")
     return chosen.stream

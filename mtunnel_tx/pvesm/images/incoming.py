@@ -13,11 +13,11 @@ from itertools import chain
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, TunnelError
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts, ImageRefused, inspect_image
-from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
+from mtunnel_tx.pve.storagetypes import IMAGES, STREAM_FORMATS
 from mtunnel_tx.pve.volume import DirVolume, next_disk_name, parse_dir_volume
 from mtunnel_tx.pvesm.driver import Announce, ImportOrder
 from mtunnel_tx.pvesm.header import read_size
-from mtunnel_tx.pvesm.images.allocation import IMAGE_FORMATS, create, preallocation
+from mtunnel_tx.pvesm.images.allocation import create, preallocation
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.nbd import opened_image, write_disk
 from mtunnel_tx.pvesm.images.qcow2tables import refuse_missing_clusters
@@ -56,7 +56,7 @@ def _check_name(name: str, order: ImportOrder) -> DirVolume:
         raise TunnelError(f"unable to parse directory volume name '{name}'")
     stream = STREAM_FORMATS[order.stream_format]
     possible = {*stream.images, *(stream.converted if order.convert else ())}
-    if volume.format not in possible.intersection(IMAGE_FORMATS):
+    if volume.format not in possible.intersection(IMAGES):
         raise TunnelError(f"cannot import format {order.stream_format} into a file of format {volume.format}")
     return volume
 

@@ -19,12 +19,11 @@ from pathlib import Path
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.extents import EXTENT
 from mtunnel_tx.pve.imagefile import ImageFacts, inspect_image
-from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
+from mtunnel_tx.pve.storagetypes import IMAGES, STREAM_FORMATS
 from mtunnel_tx.pve.volume import DirVolume, parse_dir_volume
 from mtunnel_tx.pvesm.driver import ExportOrder
 from mtunnel_tx.pvesm.failure import ExitError
 from mtunnel_tx.pvesm.header import send_size
-from mtunnel_tx.pvesm.images.allocation import IMAGE_FORMATS
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.imagemap import data_ranges
 from mtunnel_tx.pvesm.images.nbd import opened_image, read_disk
@@ -56,7 +55,7 @@ def send_image(folders: ImageFolders, plugin: str, name: str, order: ExportOrder
 
 
 def _stream_formats(folders: ImageFolders, volume: DirVolume, order: ExportOrder) -> list[str]:
-    if volume.content != "images" or volume.format not in IMAGE_FORMATS:
+    if volume.content != "images" or volume.format not in IMAGES:
         return []
     formats = folders.entry.kind.exports[volume.format]
     return [name for name in formats if STREAM_FORMATS[name].fits(with_snapshots=order.with_snapshots)]
