@@ -7,6 +7,7 @@ frame; it takes the next frame only when nothing waits.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import socket
 import struct
 from typing import Protocol
@@ -25,17 +26,22 @@ _UNACKED_OFFSET, _LAST_ACK_OFFSET = 24, 56
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+def _map(size_bytes: int) -> memoryview:
+    """Memory of its own pages: what is never written costs nothing, and it goes back to the system at once."""
+    return memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 class Blocks:
     """Buffers of one thread, lent while a flow has bytes. `scratch` may be used by anybody within one call."""
 
     def __init__(self) -> None:
-        self.scratch = memoryview(bytearray(RECEIVE_BYTES))
+        self.scratch = _map(RECEIVE_BYTES)
         self.lent = 0
         self._free: list[memoryview] = []
 
     def lend(self) -> memoryview:
         self.lent += 1
-        return self._free.pop() if self._free else memoryview(bytearray(BLOCK_BYTES))
+        return self._free.pop() if self._free else _map(BLOCK_BYTES)
 
     def give_back(self, block: memoryview) -> None:
         self.lent -= 1
