@@ -210,6 +210,10 @@ class OwnFlows(Scenes):
             blockingCallFromThread(reactor, flow.attach, PeerConnection(sock))
         return ends
 
+    def wait_for_bytes(self, flow, size, receiver):
+        before = flow.bytes_in
+        wait_for("some bytes", lambda: flow.bytes_in >= before + size or not receiver.is_alive())
+
     @in_thread
     def test_every_byte_arrives_once_whatever_is_cut(self):
         chance, size = random.Random(7), 24 * MIB
@@ -235,8 +239,7 @@ class OwnFlows(Scenes):
             thread.start()
         cuts = 0
         while threads[2].is_alive() or threads[3].is_alive():
-            moved = ends[0][0].bytes_in + chance.choice([1, 100_000, MIB])
-            wait_for("some bytes", lambda: ends[0][0].bytes_in >= moved or not threads[2].is_alive())
+            self.wait_for_bytes(ends[0][0], chance.choice([1, 100_000, MIB]), threads[2])
             if cuts < 12 and threads[2].is_alive() and threads[3].is_alive():
                 cuts += 1
                 for sock in socks[: chance.choice([1, 2])]:
