@@ -184,7 +184,7 @@ class Session:
             at_most(5, "%", "sink of 5 MB/s, share of a core", self._found.get("core")),
             at_most(50, "ms", "`version`, 4 busy streams, 99th percentile", self._found.get("version mtunnel")),
             at_most(50, "ms", "`version`, the same with 2 workers", self._found.get("version mtunnel-w2")),
-            at_most(90, "KiB", "memory of an idle websocket", self._found.get("idle")),
+            at_most(45, "KiB", "memory of an idle websocket", self._found.get("idle")),
             at_most(1.5, "x", "live migration, against two QEMUs alone", self._found.get("live")),
         ]
         commands = {name: self._relays[name].shown(case) for name, case in reversed(measured) if case.tls}

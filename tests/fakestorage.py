@@ -92,6 +92,7 @@ class FakeStorage:
         self.next_children: deque[FakeChild] = deque()
         self.requests: list[ImportRequest] = []
         self.alloc_error: TunnelError | None = None
+        self.free_bytes: int | None = None
 
     stream_formats = frozenset(PROXMOX_STREAMS)
 
@@ -153,4 +154,4 @@ class FakeStorage:
         self.events.append("end orphans")
 
     async def available_bytes(self, storage: str) -> int | None:
-        return None
+        return self.free_bytes

@@ -167,6 +167,7 @@ class Machine:
         """Returns: whether QEMU accepted `quit`, or has ended."""
         try:
             async with self.monitor(QUIT_CALL_S) as monitor:
+                await _cut_mirrors(monitor)
                 await monitor.call("quit", wait_s=QUIT_CALL_S)
         except MonitorLost:
             return self.exit.happened
@@ -178,6 +179,13 @@ class Machine:
         """Stop watching the process and close the monitor; QEMU is not touched."""
         self._hang_up()
         self.exit.forget()
+
+
+async def _cut_mirrors(monitor: Monitor) -> None:
+    """QEMU flushes each block node before it ends, and for a mirror's target it would wait for a lost connection."""
+    instances = await monitor.call("query-yank", wait_s=QUIT_CALL_S)
+    if nodes := [instance for instance in instances if instance["type"] == "block-node"]:
+        await monitor.call("yank", {"instances": nodes}, wait_s=QUIT_CALL_S)
 
 
 def find_machine(reactor: Any, vmid: int, files: MachineFiles) -> Machine | None:

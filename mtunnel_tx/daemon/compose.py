@@ -21,6 +21,7 @@ from mtunnel_tx.backends.proxmox import ProxmoxMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.backends.tasks import FileTasks
 from mtunnel_tx.config import Limits, Settings
+from mtunnel_tx.daemon.moves import Moves
 from mtunnel_tx.daemon.state import read_ticket_key
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
@@ -46,6 +47,7 @@ from mtunnel_tx.tunnel.qemu.table import QEMU_COMMANDS
 from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from mtunnel_tx.waiting import Quota
+from mtunnel_tx.watch.board import Board
 from mtunnel_tx.watch.history import HistoryObserver
 from mtunnel_tx.workers.pool import WorkerPool
 from mtunnel_tx.workers.program import WorkerProgram
@@ -56,11 +58,12 @@ MakeJournal = Callable[[ReactorThreads, Path], Journal]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
-    """A daemon's parts: its tunnels, what the HTTP API talks to, and the virtual machines of this host."""
+    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, and its moves."""
 
     registry: Registry
     parts: Parts
     machines: LocalMachines | ProxmoxMachines
+    moves: Moves
 
 
 def compose(
@@ -72,6 +75,7 @@ def compose(
     storage = make_storage(reactor, settings)
     tasks = FileTasks(settings.state_dir, settings.node, time.time)
     machines = _make_machines(threads, settings, guests, storage)
+    board = Board(settings.node, time.time)
     services = Services(
         access=FileAccess(settings.pve_dir, time.time),
         guests=guests,
@@ -90,11 +94,12 @@ def compose(
         runtime_dir=settings.runtime_dir,
         machine_dir=settings.machine_dir,
         limits=settings.limits.of(TunnelLimits),
-        observers=Observers(audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic)),
+        observers=Observers(audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board),
     )
     registry = Registry(services)
     parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay)
-    return Composition(registry=registry, parts=parts, machines=machines)
+    moves = Moves(board, reactor, threads, settings.runtime_dir)
+    return Composition(registry=registry, parts=parts, machines=machines, moves=moves)
 
 
 def _make_parts(

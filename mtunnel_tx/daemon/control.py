@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from mtunnel_tx.errors import BadRequest, WrongState
 from mtunnel_tx.net.controlsocket import ControlCommand
 from mtunnel_tx.stream.native import find_native
 from mtunnel_tx.tunnel.registry import Registry
+from mtunnel_tx.watch.move import MoveState
+from mtunnel_tx.watch.shape import move_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +21,8 @@ class Control:
     """Answers the commands of the control socket.
 
     addresses: where the daemon listens. workers: the processes that carry streams. is_recovered: what a crash left has
-    been looked at. end: called when a drained daemon's last tunnel has ended.
+    been looked at. end: called when a drained daemon's last tunnel has ended. moves: those that come and go, and
+    those that ended lately.
     """
 
     registry: Registry
@@ -27,6 +30,7 @@ class Control:
     workers: Callable[[], Sequence[Mapping[str, int]]]
     is_recovered: Callable[[], bool]
     end: Callable[[], None]
+    moves: Callable[[], Awaitable[Sequence[MoveState]]]
 
     def commands(self) -> Mapping[str, ControlCommand]:
         """By their names."""
@@ -41,6 +45,7 @@ class Control:
             "relay": find_native().summary(),
             "draining": self.registry.draining,
             "tunnels": [asdict(tunnel) for tunnel in self.registry.live()],
+            "moves": [move_json(move) for move in await self.moves()],
             "held": {str(vmid): reason for vmid, reason in sorted(self.registry.held.items())},
         }
 

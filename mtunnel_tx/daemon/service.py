@@ -88,7 +88,8 @@ class Daemon(Service):
         make_directories(settings)
         self._lock = lock_state(settings.state_dir)
         composition = self._composition = self._compose()
-        commands = self._make_control(composition.registry).commands()
+        commands = self._make_control(composition).commands()
+        composition.moves.start()
         path = settings.runtime_dir / "control.sock"
         self._control = await listen_control(self._reactor, path, commands, settings.limits)
         await composition.machines.prepare()
@@ -109,9 +110,10 @@ class Daemon(Service):
             make_journal=self._make_journal,
         )
 
-    def _make_control(self, registry: Registry) -> Control:
+    def _make_control(self, composition: Composition) -> Control:
         return Control(
-            registry=registry,
+            registry=composition.registry,
+            moves=composition.moves.all,
             addresses=self._listeners.addresses,
             workers=self._workers.status if self._workers else list,
             is_recovered=lambda: self.registry is not None,
@@ -162,6 +164,7 @@ class Daemon(Service):
         if self._control is not None:
             await self._control.close()
         if self._composition is not None:
+            self._composition.moves.stop()
             self._composition.machines.close()
         self._pool.stop()
         if self._lock is not None:

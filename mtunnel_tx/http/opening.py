@@ -26,6 +26,11 @@ async def open_tunnel(call: Call) -> Reply:
     return data_reply({"upid": opened.upid, "ticket": opened.ticket, "socket": opened.socket})
 
 
+async def check_move(call: Call) -> Reply:
+    """Say what would stand in the way, and make nothing."""
+    return data_reply(await call.parts.tunnels.check(call.values, call.rights.token))
+
+
 async def join_socket(call: Call) -> Reply | None:
     """Become a websocket that leads to a socket of the tunnel; the ticket says who may."""
     sent: WebsocketCall = call.values

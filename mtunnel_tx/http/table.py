@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from mtunnel_tx.http import opening, resources, results, tasks
 from mtunnel_tx.http.operation import Operation
 from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
-from mtunnel_tx.wire import requests
+from mtunnel_tx.wire import checkrequest, requests
 
 BASE = ("api2", "json")
 _VM = f"/nodes/{{node}}/{QEMU_LAYOUT.word}/{{vmid}}"
@@ -23,6 +23,16 @@ OPERATIONS = (
         gives=results.OPENED,
         takes=requests.MTUNNEL,
         needs=opening.OPEN_NEEDS,
+    ),
+    Operation(
+        method="POST",
+        path=f"{_VM}/mtunnelcheck",
+        summary="what would stand in the way of a VM that would come; nothing is made",
+        handler=opening.check_move,
+        gives=results.CHECKED,
+        takes=checkrequest.CHECK,
+        needs=opening.OPEN_NEEDS,
+        ends_with_client=True,
     ),
     Operation(
         method="GET",

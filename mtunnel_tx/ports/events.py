@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from mtunnel_tx.ports.moves import MoveEvent
 from mtunnel_tx.wire.socketkinds import SocketKind
 
 
@@ -102,6 +103,15 @@ class CommandAnswered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveTold:
+    """What is known about the move that a tunnel is for. by_source: the source said so itself, which knows best."""
+
+    tunnel: TunnelFacts
+    said: tuple[MoveEvent, ...]
+    by_source: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelEnded:
     """A tunnel is over.
 
@@ -117,5 +127,5 @@ class TunnelEnded:
     duration_s: float
 
 
-TunnelEvent = TunnelOpened | PhaseReached | FlowBegan | FlowEnded | CommandAnswered | TunnelEnded
+TunnelEvent = TunnelOpened | PhaseReached | FlowBegan | FlowEnded | CommandAnswered | MoveTold | TunnelEnded
 Observer = Callable[[TunnelEvent], object]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
+from mtunnel_tx.wire.checkrequest import CheckCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,9 @@ class Tunnels(Protocol):
 
         `address` is the peer's, for the record; `kind` is the word of the guest's kind.
         """
+
+    async def check(self, call: CheckCall, token: str, *, kind: str = QEMU_LAYOUT.word) -> Mapping[str, Any]:
+        """What would stand in the way of a VM that would come, all of it, and what would become of its disks."""
 
     def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:
         """Check a ticket, then find the socket. Raises: NotFound: no config; Unauthenticated: the ticket."""

@@ -11,6 +11,8 @@ from mtunnel_tx.pve.guestformats import MEMORY
 from mtunnel_tx.pve.guestrules import MOST_MEMORY_MIB
 from mtunnel_tx.pve.numa import NumaNode, read_numa
 
+DEFAULT_MIB = "512"
+"""Where the config does not say."""
 SLOTS = 255
 _STATIC_MIB = 1024
 """Memory that is no DIMM, where memory can be added to a running guest."""
@@ -60,9 +62,14 @@ class GuestMemory:
         return counts
 
 
+def configured_bytes(options: Mapping[str, str]) -> int:
+    """How much memory a config gives its VM, in bytes. Raises: TunnelError."""
+    return int(MEMORY.parse(options.get("memory", DEFAULT_MIB))["current"]) << 20
+
+
 def read_memory(options: Mapping[str, str], *, sockets: int, cores: int) -> GuestMemory:
     """Raises: TunnelError: `KEY: REASON`: QEMU or Proxmox would not take it."""
-    size_mib = int(MEMORY.parse(options.get("memory", "512"))["current"])
+    size_mib = int(MEMORY.parse(options.get("memory", DEFAULT_MIB))["current"])
     if size_mib > MOST_MEMORY_MIB:
         raise refuse("memory", f"there are {MOST_MEMORY_MIB} MiB at most")
     pages = options.get("hugepages")

@@ -41,7 +41,7 @@ class Command:
     """One command; `takes` has its schema and makes what `handler` works with beside the Guest.
 
     `needs` lists what the handler checks; whoever sends the command is the tunnel's own token, which had what opening a
-    tunnel needs.
+    tunnel needs. `is_quiet`: it changes nothing and comes often, so that the task log does not name it.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Command:
     handler: Callable[[Any, Any], Awaitable[Mapping[str, Any]]]
     needs: tuple[Need, ...] = ()
     until: Until = Until.UNLOCK
+    is_quiet: bool = False
 
     @property
     def schema(self) -> Object:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports.events import MoveTold
+from mtunnel_tx.ports.moves import LONGEST_LABEL, Expected, TransferKind
 from mtunnel_tx.ports.storage import ImportRequest
 from mtunnel_tx.pve.drive import Drive, format_drive, format_size
 from mtunnel_tx.pve.storagecfg import StorageEntry
@@ -13,6 +16,7 @@ from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
 from mtunnel_tx.tunnel.common import Result
 from mtunnel_tx.tunnel.imports import ImportJob
+from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.wire.args import DiskArgs, ImportArgs, NoArgs
 from mtunnel_tx.wire.lines import as_text
@@ -25,12 +29,29 @@ async def allocate(guest: Guest, args: DiskArgs) -> Result:
     entry = usable_storage(tunnel.services, tunnel.rights, args.storage)
     size_bytes = _sent_size(args)
     drive = Drive.from_sent(args.drive)
-    wanted = args.format if args.format and args.format in entry.valid_formats else entry.default_format
+    wanted = choose_format(entry, args.format)
     volid = await _allocate(tunnel, args.storage, size_bytes, wanted)
     options = {**drive.options, "format": _actual_format(entry, volid, wanted), "size": format_size(size_bytes)}
     drivestr = format_drive(Drive(volid, options))
     tunnel.drives[volid] = drivestr
+    _expect(tunnel, _label(args, volid), TransferKind.MIRROR, size_bytes)
     return {"volid": volid, "drivestr": drivestr}
+
+
+def choose_format(entry: StorageEntry, wanted: str | None) -> str:
+    """The image format of a volume that `disk` makes: what the source would like, or else the storage's own."""
+    return wanted if wanted and wanted in entry.valid_formats else entry.default_format
+
+
+def _label(args: DiskArgs, volid: str) -> str:
+    """`scsi0`, or the volume where the source does not say."""
+    interface, index = args.drive.get("interface"), args.drive.get("index")
+    return f"{as_text(interface)}{as_text(index)}" if interface is not None and index is not None else volid
+
+
+def _expect(tunnel: Tunnel, label: str, kind: TransferKind, size_bytes: int | None = None) -> None:
+    expected = Expected(label=clean(label)[:LONGEST_LABEL], kind=kind, total_bytes=size_bytes)
+    tunnel.tell(MoveTold(tunnel=tunnel.facts, said=(expected,)))
 
 
 def _sent_size(args: DiskArgs) -> int:
@@ -80,6 +101,7 @@ async def start_import(guest: Guest, args: ImportArgs) -> Result:
         job.over = True
         raise
     socket = tunnel.sockets.add(DISK_IMPORT, ended=job.stream_ended)
+    _expect(tunnel, args.volname.removesuffix(f".{args.format}"), TransferKind.DISK)
     return {"socket": socket.name, "format": request.stream_format}
 
 
@@ -98,12 +120,7 @@ async def _remove_old_cloudinit(tunnel: Tunnel, request: ImportRequest) -> None:
 
 
 def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> ImportRequest:
-    if args.format not in entry.valid_formats:
-        raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
-    volume = _target_volume(tunnel, entry, args)
-    known = tunnel.services.storage.stream_formats
-    offered = [stream for stream in args.export_formats if stream in known]
-    stream_format = choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots)
+    volume, stream_format = plan_import(tunnel.services, tunnel.vmid, entry, args)
     return ImportRequest(
         volid=str(volume),
         stream_format=stream_format,
@@ -115,15 +132,25 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Im
     )
 
 
-def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> VolumeId:
+def plan_import(services: Services, vmid: int, entry: StorageEntry, args: ImportArgs) -> tuple[VolumeId, str]:
+    """Returns: the volume that an import would make, and the stream format. Raises: TunnelError: it cannot be made."""
+    if args.format not in entry.valid_formats:
+        raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
+    volume = _target_volume(vmid, entry, args)
+    known = services.storage.stream_formats
+    offered = [stream for stream in args.export_formats if stream in known]
+    return volume, choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots)
+
+
+def _target_volume(vmid: int, entry: StorageEntry, args: ImportArgs) -> VolumeId:
     name = args.volname.removesuffix(f".{args.format}")
     if not name or "/" in name:
         raise TunnelError(f"unable to parse volume filename '{args.volname}'")
     if entry.has_files:
-        name = f"{tunnel.vmid}/{name}.{args.format}"
+        name = f"{vmid}/{name}.{args.format}"
         parse_dir_volume(name)
     volume = VolumeId(entry.id, name)
-    refuse_foreign(entry, volume, tunnel.vmid)
+    refuse_foreign(entry, volume, vmid)
     return volume
 
 

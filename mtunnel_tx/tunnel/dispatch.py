@@ -63,7 +63,8 @@ def admit(tunnel: Tunnel, name: str) -> Command:
     command = tunnel.kind.commands.get(name)
     if command is None:
         raise TunnelError(f"unknown command '{name}' given")
-    tunnel.task.line(f"received command '{name}'")
+    if not command.is_quiet:
+        tunnel.task.line(f"received command '{name}'")
     return command
 
 

@@ -249,6 +249,33 @@ TICKET = ParameterSet(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressArgs:
+    """`progress`: how far the source is; `transfers` as they were sent."""
+
+    phase: str
+    transfers: tuple[Any, ...]
+    downtime_ms: int | None
+    source: str
+
+
+def _progress(*, phase: str, transfers: list[Any], downtime_ms: int | None, source: str | None) -> ProgressArgs:
+    return ProgressArgs(phase=phase, transfers=tuple(transfers), downtime_ms=downtime_ms, source=source or "")
+
+
+PROGRESS = ParameterSet(
+    Object(
+        {
+            "phase": Property(String(max_length=40), "what the source does", True),
+            "transfers": Property(Array(), "disks and memory: label, kind, done, total in bytes, ended", True),
+            "downtime_ms": Property(Integer(minimum=0), "how long the VM stood still"),
+            "source": Property(String(format=NODE_NAME), "the source's node"),
+        }
+    ),
+    _progress,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class QuitArgs:
     """`quit`: with `cleanup` everything that this tunnel made is removed."""

@@ -101,6 +101,21 @@ class Whole(Migrating):
         self.assert_no_gap()
         self.assert_disk_kept()
 
+    async def test_the_source_ends_at_once_though_its_mirrors_have_lost_the_target(self):
+        """QEMU flushes them at its end, and would wait until the connection comes back."""
+        await self.begin()
+        signals = []
+        async with self.there.machines.attached(100) as running:
+            await running.start_mirror("scsi0", self.incoming.nbd_socket, "drive-scsi0", reconnect_s=3600)
+            await running.until_ready()
+            await self.send(running)
+            await self.here.machines.stop_nbd(200)
+            ending = self.there.machines._machines[100].exit
+            self.patch(ending, "kill", signals.append)
+            await self.there.machines.stop(100)
+        self.assertEqual(signals, [])
+        await self.here.machines.stop(200)
+
     async def test_resume_waits_for_the_rest_of_the_state(self):
         """A `cont` before the end of the stream does nothing, though QEMU says it did."""
         await self.begin(ballast_mib=2, burst=0)

@@ -88,6 +88,12 @@ class FakeTunnels:
             raise self.failure
         return Opened(upid="UPID:x:", ticket="PVETUNNEL:x", socket=f"/run/qemu-server/{vmid}.mtunnel")
 
+    async def check(self, call, token):
+        self.checked = (call, token)
+        finding = {"about": "key", "name": "args", "text": "only root", "severity": "refuse"}
+        disk = {"key": "scsi0", "storage": "local", "format": "raw", "stream": None, "free": None}
+        return {"findings": [finding], "disks": [disk]}
+
     def route(self, vmid, path, token, ticket):
         if vmid != 300:
             raise NotFound(f"Configuration file 'nodes/{NODE}/qemu-server/{vmid}.conf' does not exist")

@@ -18,9 +18,15 @@ GOOD = {
     "ticket": "good",
     "volume": "local:300/vm-300-disk-0.raw",
     "path": "/",
+    "conf": "memory: 512\n",
 }
 NEEDS = {
     "POST /nodes/{node}/qemu/{vmid}/mtunnel": [
+        "VM.Allocate on /vms/{vmid}",
+        "Sys.Incoming on /",
+        "Datastore.AllocateSpace on /storage/{storage} for each of `storages`",
+    ],
+    "POST /nodes/{node}/qemu/{vmid}/mtunnelcheck": [
         "VM.Allocate on /vms/{vmid}",
         "Sys.Incoming on /",
         "Datastore.AllocateSpace on /storage/{storage} for each of `storages`",

@@ -19,8 +19,9 @@ class OrderTests(TunnelCase):
 
         return json.loads(self.successResultOf(Deferred.fromCoroutine(self.line.answer(line))))
 
-    def test_all_fourteen(self) -> None:
-        self.assertEqual(len(QEMU_COMMANDS), 14)
+    def test_all_fifteen(self) -> None:
+        """Fourteen of Proxmox's, and `progress`."""
+        self.assertEqual(len(QEMU_COMMANDS), 15)
 
     def test_no_json_no_command(self) -> None:
         self.assertTrue(str(self.raw(b"garbage")["msg"]).startswith("failed to parse command - "))

@@ -11,7 +11,7 @@ from tests.tunnel.test_machine import RunningCase
 from tests.tunnel.test_table import GOOD
 
 OFF = MachineState(status="off", dirty_end="killed")
-LEFT = {"version", "ticket", "fstrim", "quit"}
+LEFT = {"version", "ticket", "fstrim", "progress", "quit"}
 
 
 class AfterUnlockTests(TunnelCase):

@@ -17,6 +17,7 @@ GOOD = {
     "disk": DISK,
     "disk-import": IMPORT,
     "start": START,
+    "progress": {"cmd": "progress", "phase": "disks", "transfers": []},
     "ticket": {"cmd": "ticket", "path": "/run/qemu-server/100.mtunnel"},
 }
 POWERLESS = "user:mig@pve:1:0:::::\ntoken:mig@pve!t1:0:0::\n"

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtunnel_tx.errors import TimedOut, TunnelError, WrongState
+from mtunnel_tx.ports.events import MoveTold
 from mtunnel_tx.ports.machines import Incoming
+from mtunnel_tx.ports.moves import Expected, TransferKind
 from mtunnel_tx.pve.drive import is_drive_key
+from mtunnel_tx.pve.memory import configured_bytes
 from mtunnel_tx.tunnel.common import DONE, Result
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.waiting import Task
@@ -29,9 +32,11 @@ async def start(guest: Guest, args: StartArgs) -> Result:
         raise WrongState(f"VM {tunnel.vmid} already running")
     conf = guest.conf.copy()
     conf.options.update({name: str(drive["drivestr"]) for name, drive in (nbd or {}).items()})
+    memory = Expected(label="memory", kind=TransferKind.MEMORY, total_bytes=configured_bytes(conf.options))
     await tunnel.ledger.write("starting")
     spice_port = await tunnel.services.hypervisor.start(tunnel.vmid, conf, _incoming(tunnel, args), tunnel.task.line)
     tunnel.watch = Task(_watch(tunnel))
+    tunnel.tell(MoveTold(tunnel=tunnel.facts, said=(memory,)))
     return _started(tunnel, nbd, spice_port)
 
 

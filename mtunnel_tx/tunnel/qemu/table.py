@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from mtunnel_tx.pve.bandwidth import OVERRIDE_ALL, OVERRIDE_DATACENTER, OVERRIDE_STORAGE
 from mtunnel_tx.pve.guestkeys import CONFIG_NEEDS
-from mtunnel_tx.tunnel import common, disks, handover
+from mtunnel_tx.tunnel import common, disks, handover, progress
 from mtunnel_tx.tunnel.checks import ALLOCATE, ANY_VOLUME, READ_ONLY_VOLUME
 from mtunnel_tx.tunnel.command import HOLD, READ, Command, Until, index
 from mtunnel_tx.tunnel.qemu import definition, machine
+from mtunnel_tx.tunnel.qemu.conditions import FIREWALL
 from mtunnel_tx.wire import args
 
 _OVERRIDES = (OVERRIDE_ALL, OVERRIDE_STORAGE, OVERRIDE_DATACENTER)
-_CONFIG = (*CONFIG_NEEDS, ANY_VOLUME, READ_ONLY_VOLUME, definition.FIREWALL)
+_CONFIG = (*CONFIG_NEEDS, ANY_VOLUME, READ_ONLY_VOLUME, FIREWALL)
 
 QEMU_COMMANDS = index(
     Command("version", "which protocol this is", args.ANYTHING, READ, common.version, until=Until.QUIT),
@@ -26,6 +27,7 @@ QEMU_COMMANDS = index(
     Command("resume", "let the VM run", args.ANYTHING, READ, machine.resume),
     Command("fstrim", "let the guest trim its file systems", args.ANYTHING, READ, machine.trim, until=Until.QUIT),
     Command("unlock", "give the VM to this node", args.ANYTHING, HOLD, handover.unlock, until=Until.QUIT),
+    Command("progress", "how far the source is", args.PROGRESS, READ, progress.take, until=Until.QUIT, is_quiet=True),
     Command("stop", "end the VM", args.ANYTHING, READ, machine.stop),
     Command("quit", "end the tunnel", args.QUIT, READ, handover.leave, until=Until.QUIT),
 )

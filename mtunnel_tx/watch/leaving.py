@@ -1,0 +1,58 @@
+"""Moves that programs of this host send, each in a small file of its own: `RUNTIME_DIR/VMID.leaving`.
+
+A file is replaced as a whole, and never synced: it is worth nothing after a crash. It names its program, so that one
+that was killed is known. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from mtunnel_tx.ports.programs import Program, Programs
+from mtunnel_tx.watch.move import MoveState
+from mtunnel_tx.watch.shape import move_json, read_move
+
+SUFFIX = ".leaving"
+LARGEST_BYTES = 1 << 20
+
+
+class LeavingFile:
+    """The file of one move, which a program `program` sends."""
+
+    def __init__(self, runtime_dir: Path, vmid: int, program: Program) -> None:
+        self._path = runtime_dir / f"{vmid}{SUFFIX}"
+        self._program = asdict(program)
+
+    def write(self, move: MoveState) -> None:
+        """Replace it. Raises: OSError."""
+        text = json.dumps({"program": self._program, "move": move_json(move)})
+        new = self._path.with_name(f"{self._path.name}.new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        new.rename(self._path)
+
+    def remove(self) -> None:
+        """The move is over. Raises: OSError."""
+        self._path.unlink(missing_ok=True)
+
+
+def read_leaving(runtime_dir: Path, programs: Programs) -> list[MoveState]:
+    """The moves whose program is at work, by VMID; what cannot be read is none."""
+    return sorted(_iter_leaving(runtime_dir, programs), key=lambda move: move.vmid)
+
+
+def _iter_leaving(runtime_dir: Path, programs: Programs) -> Iterator[MoveState]:
+    for path in runtime_dir.glob(f"*{SUFFIX}"):
+        try:
+            with path.open("rb") as file:
+                values = json.loads(file.read(LARGEST_BYTES))
+            program, move = Program(**values["program"]), read_move(values["move"])
+            if programs.is_alive(program):
+                yield move
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue

@@ -1,0 +1,48 @@
+"""Moves that programs send: their files, and those of programs that were killed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from mtunnel_tx.backends.programs import HostPrograms
+from mtunnel_tx.watch.leaving import LeavingFile, read_leaving
+from tests.watch.test_move import NEW
+
+
+class Leaving(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        self.programs = HostPrograms()
+        self.file = LeavingFile(self.folder, 100, self.programs.this())
+
+    def read(self) -> list[int]:
+        return [move.vmid for move in read_leaving(self.folder, self.programs)]
+
+    def test_one_for_each_vm(self) -> None:
+        self.file.write(NEW)
+        self.file.write(replace(NEW, wire_out_bytes=7))
+        LeavingFile(self.folder, 99, self.programs.this()).write(replace(NEW, vmid=99))
+        self.assertEqual(self.read(), [99, 100])
+        self.assertEqual(read_leaving(self.folder, self.programs)[1].wire_out_bytes, 7)
+        self.file.remove()
+        self.file.remove()
+        self.assertEqual(self.read(), [99])
+
+    def test_only_its_owner_may_read_it(self) -> None:
+        self.file.write(NEW)
+        self.assertEqual((self.folder / "100.leaving").stat().st_mode & 0o777, 0o600)
+
+    def test_the_program_was_killed(self) -> None:
+        dead = replace(self.programs.this(), started=1)
+        LeavingFile(self.folder, 100, dead).write(NEW)
+        self.assertEqual(self.read(), [])
+
+    def test_what_cannot_be_read(self) -> None:
+        for text in ("", "[]", "{}", '{"program": {}, "move": 1}', "{" * 99):
+            (self.folder / "100.leaving").write_text(text)
+            self.assertEqual(self.read(), [], text)
+        self.assertEqual(read_leaving(self.folder / "none", self.programs), [])
