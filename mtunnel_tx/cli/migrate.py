@@ -24,7 +24,7 @@ from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
-from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
+from mtunnel_tx.source.amounts import describe_pace, format_amount
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
@@ -274,10 +274,9 @@ class Job:
 
     async def _migrate(self, order: Order, world: SourceWorld) -> None:
         summary = await Migration(order, world).run()
-        rate = format_rate(summary.size_bytes, summary.seconds)
         size = format_size(summary.disks, summary.size_bytes)
-        took = format_time(summary.seconds)
-        self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} in {took}, {rate}")
+        pace = describe_pace(summary.size_bytes, summary.seconds)
+        self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} {pace}")
 
     def _complain(self, text: str) -> None:
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
