@@ -65,6 +65,24 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("vmid", metavar="VMID", type=read_vmid)
     parser.add_argument("endpoint", metavar="ENDPOINT", nargs="?", help="where to, and with which API token")
     parser.add_argument("--endpoint-file", type=Path, metavar="FILE", help="read ENDPOINT from the first line of FILE")
+    _add_target(parser)
+    parser.add_argument("--bwlimit", type=read_limit, metavar="KIB", help="KiB/s, 0 for no limit")
+    parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
+    parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
+    parser.add_argument("--online", action="store_true", help="move it while it runs")
+    parser.add_argument(
+        "--drop-snapshots",
+        action="store_true",
+        help="snapshots and bitmaps in its images may be lost, with --online or where a format changes",
+    )
+    parser.add_argument(
+        "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
+    )
+    _add_patience(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-vmid", type=read_vmid, metavar="N", help="the VMID there (default: the same)")
     parser.add_argument(
         "--target-storage",
@@ -76,25 +94,11 @@ def configure(subparsers: Any) -> None:
     parser.add_argument(
         "--target-bridge", type=read_map, metavar="MAP", help="bridges, in the same way (default: the same names)"
     )
-    parser.add_argument("--bwlimit", type=read_limit, metavar="KIB", help="KiB/s, 0 for no limit")
-    parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
-    parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
-    parser.add_argument("--online", action="store_true", help="move it while it runs")
     parser.add_argument(
         "--target-format",
         choices=IMAGES,
         help="the disks' image format there (default: as here, where the storage there has that, else its usual one)",
     )
-    parser.add_argument(
-        "--drop-snapshots",
-        action="store_true",
-        help="snapshots and bitmaps in its images may be lost, with --online or where a format changes",
-    )
-    parser.add_argument(
-        "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
-    )
-    _add_patience(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_patience(parser: argparse.ArgumentParser) -> None:
