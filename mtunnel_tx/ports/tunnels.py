@@ -58,7 +58,7 @@ class Tunnels(Protocol):
     def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:
         """Check a ticket, then find the socket. Raises: NotFound: no config; Unauthenticated: the ticket."""
 
-    async def digest(self, vmid: int, token: str, volid: str) -> str:
-        """SHA-256 of a volume that this token's live tunnel made. Raises: NotFound."""
+    async def digest(self, vmid: int, token: str, volid: str, *, content: bool = False) -> str:
+        """SHA-256 of a volume that this token's live tunnel made, or of its content. Raises: NotFound."""
 
     def live(self) -> list[TunnelStatus]: ...

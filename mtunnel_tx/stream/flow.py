@@ -33,13 +33,19 @@ def ignore_parking(reason: str) -> None:
     """For a flow that is never parked."""
 
 
+def ignore_resuming() -> None:
+    """The same."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowTerms:
     """How a flow is to be run.
 
     urgent: it carries few bytes, for which somebody waits: they must not queue behind payload. role: ours on the
     websocket. ends_with_local, ends_with_peer: see ends.Ends. closed: is awaited with whether the flow ended in order.
-    parked: is called with the reason when the flow has lost its carrier and goes on without.
+    window_bytes: None: the flow ends with its carrier. Else it is resumable: a lost carrier parks it, and so much of
+    what the peer has not acknowledged is kept at most. parked: is called with the reason when the flow has lost its
+    carrier and goes on without; resumed: when it has one again.
     """
 
     urgent: bool = False
@@ -48,7 +54,9 @@ class FlowTerms:
     ends_with_peer: bool = False
     limits: FlowLimits = field(default_factory=FlowLimits)
     closed: Callable[[bool], Awaitable[None]] = tell_nobody
+    window_bytes: int | None = None
     parked: Callable[[str], None] = ignore_parking
+    resumed: Callable[[], None] = ignore_resuming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +70,16 @@ class FlowOutcome:
 
 
 class Traffic(Protocol):
-    """What a running flow has carried: payload from (`in`) and to (`out`) the peer."""
+    """What a running flow has carried: payload from (`in`) and to (`out`) the peer; `kept`: to be sent again."""
 
     @property
     def bytes_in(self) -> int: ...
 
     @property
     def bytes_out(self) -> int: ...
+
+    @property
+    def kept_bytes(self) -> int: ...
 
 
 class Relay(Protocol):
@@ -106,6 +117,7 @@ class Flow:
         self._relay = relay
         self._is_started = self._is_local_closed = self._is_peer_over = False
         self._carriers = 0
+        self._is_parked = False
         local.setblocking(False)
         grow_buffer(local)
 
@@ -116,6 +128,10 @@ class Flow:
     @property
     def bytes_out(self) -> int:
         return self.traffic.bytes_out if self.traffic else 0
+
+    @property
+    def kept_bytes(self) -> int:
+        return self.traffic.kept_bytes if self.traffic else 0
 
     async def ended(self) -> bool:
         """Wait for the end. Returns: whether it was in order."""
@@ -181,7 +197,14 @@ class Flow:
 
     def parked(self, reason: str) -> None:
         """The flow has lost its carrier, and goes on when it is given another one."""
+        self._is_parked = True
         self.terms.parked(reason)
+
+    def carried(self) -> None:
+        """The relay uses the connection that it was given last."""
+        if self._is_parked:
+            self._is_parked = False
+            self.terms.resumed()
 
     async def _close_local(self, reason: str | None) -> None:
         try:

@@ -61,6 +61,10 @@ class Watch:
         self._limit_s = limit_s
         self._taken = 0
 
+    def reset(self) -> None:
+        """Begin anew."""
+        self.due_s = None
+
     def look(self, *, waits: bool, taken: int, now_s: float) -> bool:
         """Args: taken: bytes that the receiver has taken so far. Returns: whether it has stalled."""
         if not waits:

@@ -201,6 +201,7 @@ class _PumpThread:
         is_wanted = job.running.attach(peer)
         if is_wanted:
             self._change_carrier(job)
+            self._reactor.callFromThread(job.flow.carried)
         else:
             self._reactor.callFromThread(job.flow.carrier_closed, peer)
         job.due_s = self._due_s = 0.0

@@ -78,6 +78,7 @@ class _ReactorFlow:
 
     def attach(self, peer: PeerConnection) -> None:
         if self.running.attach(peer):
+            self._flow.carried()
             self.move()
         else:
             self._flow.carrier_closed(peer)

@@ -330,6 +330,15 @@ def is_peer_dead(sock: socket.socket, dead_peer_s: float) -> bool:
     return bool(unacked) and int(last_ack_ms) > dead_peer_s * 1000
 
 
+def keep_alive(sock: socket.socket, idle_s: float) -> None:
+    """Let the kernel ask a silent peer so often that a live one always has acknowledged something of late."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                sock.setsockopt(socket.IPPROTO_TCP, option, max(1, int(idle_s)))
+
+
 def reset_on_close(sock: socket.socket) -> None:
     """Let close() send a reset instead of waiting for what the peer does not take."""
     with contextlib.suppress(OSError):

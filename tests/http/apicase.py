@@ -101,10 +101,10 @@ class FakeTunnels:
             raise Unauthenticated("permission denied - invalid PVETUNNEL ticket")
         return FakeRoute(vmid, token)
 
-    async def digest(self, vmid, token, volid):
+    async def digest(self, vmid, token, volid, *, content=False):
         if volid != "local:300/vm-300-disk-0.raw":
             raise NotFound(f"volume '{volid}' is not of a live tunnel of yours")
-        return "ab" * 32
+        return ("cd" if content else "ab") * 32
 
     def live(self):
         return []
@@ -122,6 +122,8 @@ class FakeGuests:
 
 
 class FakeStorage:
+    converts = False
+
     def config(self):
         return parse_storage_config(STORAGES)
 
