@@ -52,8 +52,8 @@ class ImageFacts:
 
     `elsewhere`: why the image cannot stand alone, None if it can. `backing`: the backing file's name as written; then
     `elsewhere` says so. `snapshots`, `bitmaps`: the names of those in a qcow2, where `qemu-img info` was asked.
-    `options`: `cluster_size` and `refcount_bits` of qcow2, as `qemu-img create` has them; `compressed` in vmdk: data has
-    to be inflated.
+    `options`: `cluster_size` and `refcount_bits` of qcow2, as `qemu-img create` has them; `compressed` in vmdk: data
+    has to be inflated.
     """
 
     format: str
