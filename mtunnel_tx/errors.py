@@ -6,7 +6,8 @@ the second kind is shown with its status in front; over HTTP a plain text travel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 
 class TunnelError(Exception):
@@ -26,15 +27,50 @@ class TunnelError(Exception):
         """The text as a command's reply shows it, without the final line feed."""
         return self.text
 
+    @property
+    def key(self) -> str:
+        """The key of a guest's config that it is about; empty: not known."""
+        return ""
+
 
 def os_reason(error: OSError) -> str:
     """`FILE: REASON`, for whoever runs this host."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
 
+class KeyRefused(TunnelError):
+    """What a config has and cannot be done here, by its key."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self._key = key
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+
 def refuse(key: str, reason: str) -> TunnelError:
     """What a config has and cannot be done here, by its key."""
-    return TunnelError(f"{key}: {reason}")
+    return KeyRefused(key, reason)
+
+
+Refusal = Callable[[str, TunnelError], None]
+"""Takes what a check of a config found, with its key (empty: none); raises it, or remembers it for a check to go on."""
+
+
+def at_once(_key: str, error: TunnelError) -> None:
+    """The first refusal ends a check. Raises: TunnelError."""
+    raise error
+
+
+@contextmanager
+def refusing(refused: Refusal, key: str = "") -> Iterator[None]:
+    """What is raised within is a refusal."""
+    try:
+        yield
+    except TunnelError as error:
+        refused(error.key or key, error)
 
 
 class BadRequest(TunnelError):

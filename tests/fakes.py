@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from mtunnel_tx.errors import NotFound, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.errors import BackendFailed, NotFound, Refusal, TunnelError, Unauthenticated, WrongState, at_once
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.ports.lines import Answerer
 from mtunnel_tx.ports.machines import Incoming, MachineState
@@ -183,9 +183,13 @@ class FakeMachines(StoppedMachines):
         self.arriving: Deferred[None] = Deferred()
         self.refusal: TunnelError | None = None
 
-    def check(self, conf: GuestConfig) -> None:
+    def check(self, conf: GuestConfig, refused: Refusal = at_once, machine: str | None = None) -> None:
         if "watchdog" in conf.options:
-            raise TunnelError("watchdog: this host has none")
+            refused("watchdog", TunnelError("watchdog: this host has none"))
+
+    async def check_room(self, conf: GuestConfig, machine: str | None = None) -> None:
+        if conf.options.get("memory") == "999999":
+            raise BackendFailed("not enough available memory")
 
     def running(self, vmid: int) -> bool:
         return self.now.status != "off"

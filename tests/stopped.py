@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtunnel_tx.errors import WrongState
+from mtunnel_tx.errors import Refusal, WrongState, at_once
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -15,8 +15,11 @@ class StoppedMachines:
         """Never."""
         return False
 
-    def check(self, conf: GuestConfig) -> None:
+    def check(self, conf: GuestConfig, refused: Refusal = at_once, machine: str | None = None) -> None:
         """A VM that is never started may be anything."""
+
+    async def check_room(self, conf: GuestConfig, machine: str | None = None) -> None:
+        """It needs no room."""
 
     async def state(self, _vmid: int) -> MachineState:
         """Always off."""

@@ -64,14 +64,18 @@ class Launcher:
         """Find out everything that a start needs. Raises: TunnelError: something is missing."""
         for text in _differences(hardware, host):
             report(text)
+        mtus = await self.check_room(hardware)
+        files = {key: await self._file(key, drive.volume) for key, drive in volumes(hardware)}
+        runtime_dir = self._runtime_dir
+        return StartPlan(vmid=vmid, hardware=hardware, host=host, runtime_dir=runtime_dir, files=files, host_mtus=mtus)
+
+    async def check_room(self, hardware: Hardware) -> Mapping[str, int]:
+        """Whether the host has the memory and the bridges. Returns: the MTUs of network cards. Raises: TunnelError."""
         if hardware.memory.pages is None:
             await self._threads.run(check_room, hardware.memory.size_mib)
         else:
             await self._threads.run(check_huge_pages, hardware.memory)
-        files = {key: await self._file(key, drive.volume) for key, drive in volumes(hardware)}
-        mtus = await self._threads.run(announced_mtus, hardware)
-        runtime_dir = self._runtime_dir
-        return StartPlan(vmid=vmid, hardware=hardware, host=host, runtime_dir=runtime_dir, files=files, host_mtus=mtus)
+        return await self._threads.run(announced_mtus, hardware)
 
     async def _file(self, key: str, volume: str) -> VolumeFile:
         """Find a drive's file. Raises: TunnelError: there is none, or QEMU would open other files with it."""

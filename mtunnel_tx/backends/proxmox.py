@@ -21,7 +21,7 @@ from mtunnel_tx.backends.machine import Machine, MachineFiles
 from mtunnel_tx.backends.process import ProcessExit, ProcessRecord, has_ended
 from mtunnel_tx.backends.qmp import Monitor
 from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
-from mtunnel_tx.errors import BackendFailed, TimedOut, WrongState
+from mtunnel_tx.errors import BackendFailed, Refusal, TimedOut, WrongState, at_once
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report
@@ -71,8 +71,11 @@ class ProxmoxMachines:
         for vmid in list(self._machines):
             self._forget(vmid)
 
-    def check(self, conf: GuestConfig) -> None:
+    def check(self, conf: GuestConfig, refused: Refusal = at_once, machine: str | None = None) -> None:
         """See ports.Hypervisor. Nothing is checked here: `qm` checks the config."""
+
+    async def check_room(self, conf: GuestConfig, machine: str | None = None) -> None:
+        """See ports.Hypervisor. `qm` looks at the host."""
 
     def running(self, vmid: int) -> bool:
         """See ports.Hypervisor. Called for every VM of the node, so it keeps no descriptor open."""

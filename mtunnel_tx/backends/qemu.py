@@ -30,7 +30,7 @@ from mtunnel_tx.backends.process import read_reason
 from mtunnel_tx.backends.qmp import MonitorLost
 from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
 from mtunnel_tx.backends.survivors import restore_records
-from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState, refuse
+from mtunnel_tx.errors import BackendFailed, Refusal, TunnelError, WrongState, at_once, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -92,9 +92,28 @@ class QemuMachines:
         for machine in machines.values():
             machine.forget()
 
-    def check(self, conf: GuestConfig) -> None:
+    def check(self, conf: GuestConfig, refused: Refusal = at_once, machine: str | None = None) -> None:
         """See ports.Hypervisor. Before `prepare`, machine types and CPU models are not checked."""
-        self._hardware(conf, self._facts.host)
+        rest = conf.copy()
+        while (error := self._find_refusal(rest, machine)) is not None:
+            refused(error.key, error)
+            if error.key not in rest.options:
+                return
+            # The next look is at the config without what was refused.
+            del rest.options[error.key]
+            machine = None if error.key == "machine" else machine
+
+    def _find_refusal(self, conf: GuestConfig, machine: str | None) -> TunnelError | None:
+        try:
+            self._hardware(conf, self._facts.host, machine=machine)
+        except TunnelError as error:
+            return error
+        return None
+
+    async def check_room(self, conf: GuestConfig, machine: str | None = None) -> None:
+        """See ports.Hypervisor."""
+        if self._facts.host is not None:
+            await self._launcher.check_room(self._hardware(conf, self._facts.host, machine=machine))
 
     def running(self, vmid: int) -> bool:
         """See ports.Hypervisor. A record that cannot be read counts as a machine that runs."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mtunnel_tx.pve.findings import SUBJECTS, Severity
+
 JsonSchema = Mapping[str, Any]
 
 TEXT: JsonSchema = {"type": "string"}
@@ -25,6 +27,31 @@ def rows(row: JsonSchema) -> JsonSchema:
 
 
 OPENED = record({"upid": TEXT, "ticket": TEXT, "socket": TEXT})
+CHECKED = record(
+    {
+        "findings": rows(
+            record(
+                {
+                    "about": {"enum": list(SUBJECTS)},
+                    "name": {**TEXT, "description": "which key, storage or bridge; empty: the VM itself"},
+                    "text": TEXT,
+                    "severity": {"enum": [severity.value for severity in Severity]},
+                }
+            )
+        ),
+        "disks": rows(
+            record(
+                {
+                    "key": TEXT,
+                    "storage": TEXT,
+                    "format": {**TEXT, "description": "of the image that would be made"},
+                    "stream": {"type": ["string", "null"], "description": "null: mirrored while the VM runs"},
+                    "free": {"type": ["integer", "null"], "description": "bytes that are free on the storage"},
+                }
+            )
+        ),
+    }
+)
 SOCKET = record({"socket": TEXT})
 DIGEST = record({"sha256": HEX})
 GUESTS = rows(
@@ -33,7 +60,10 @@ GUESTS = rows(
 STORAGES = rows(
     record(
         {"storage": TEXT, "type": TEXT, "content": TEXT, "enabled": FLAG, "active": FLAG, "shared": FLAG},
-        {"avail": {**NUMBER, "description": "bytes that are free"}},
+        {
+            "avail": {**NUMBER, "description": "bytes that are free"},
+            "converts": {**FLAG, "description": "whether a raw stream can become an image of another format"},
+        },
     )
 )
 VOLUMES = rows(

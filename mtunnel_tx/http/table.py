@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import unquote
 
-from mtunnel_tx.http import opening, resources, results, tasks
+from mtunnel_tx.http import attaching, opening, resources, results, tasks
 from mtunnel_tx.http.operation import Operation
 from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
-from mtunnel_tx.wire import requests
+from mtunnel_tx.wire import checkrequest, requests
 
 BASE = ("api2", "json")
 _VM = f"/nodes/{{node}}/{QEMU_LAYOUT.word}/{{vmid}}"
@@ -25,12 +25,32 @@ OPERATIONS = (
         needs=opening.OPEN_NEEDS,
     ),
     Operation(
+        method="POST",
+        path=f"{_VM}/mtunnelcheck",
+        summary="what would stand in the way of a VM that would come; nothing is made",
+        handler=opening.check_move,
+        gives=results.CHECKED,
+        takes=checkrequest.CHECK,
+        needs=opening.OPEN_NEEDS,
+        ends_with_client=True,
+    ),
+    Operation(
         method="GET",
         path=f"{_VM}/mtunnelwebsocket",
         summary="a websocket to a socket of a tunnel; its ticket says who may",
         handler=opening.join_socket,
         gives=results.SOCKET,
         takes=requests.WEBSOCKET,
+        upgrades=True,
+    ),
+    Operation(
+        method="GET",
+        path=f"{_VM}/mtunnelattach",
+        summary="another connection for a flow that has lost its own; the header `Mtunnel-Resume` says who may",
+        handler=attaching.attach,
+        gives=results.SOCKET,
+        takes=attaching.ATTACH,
+        needs=attaching.ATTACH_NEEDS,
         upgrades=True,
     ),
     Operation(

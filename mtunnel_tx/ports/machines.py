@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mtunnel_tx.errors import Refusal, at_once
 from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
 
@@ -46,8 +47,11 @@ class MachineState:
 class Hypervisor(Protocol):
     """The virtual machines that run on this node."""
 
-    def check(self, conf: GuestConfig) -> None:
-        """Raises: TunnelError: naming the key that this host cannot run, or why."""
+    def check(self, conf: GuestConfig, refused: Refusal = at_once, machine: str | None = None) -> None:
+        """Args: refused: takes each key that this host cannot run, and why. machine: the type that it runs with."""
+
+    async def check_room(self, conf: GuestConfig, machine: str | None = None) -> None:
+        """Whether a VM that passes `check` could be started now. Raises: TunnelError: no memory, no fitting bridge."""
 
     def running(self, vmid: int) -> bool:
         """Whether there is a live QEMU process; reads no socket."""

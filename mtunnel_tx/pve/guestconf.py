@@ -7,12 +7,12 @@ refuses what Proxmox refuses.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 
 from mtunnel_tx.checks import CONFIG_ID, CONFIG_KEY, CONTROL, FormatError, boolean, clean, shorten
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import Refusal, TunnelError, at_once
 from mtunnel_tx.pve.drive import DRIVE_KEYS
 from mtunnel_tx.pve.guestformats import CHECKS, DROPPED_KEYS, check_value
 
@@ -184,21 +184,27 @@ def _escape(char: str) -> str:
     return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", errors))
 
 
-def read_sent_config(text: str, vmid: int) -> tuple[GuestConfig, list[str]]:
-    """Read a config that a source sends; the first error wins (protocol.md section 7).
+def read_sent_config(text: str, vmid: int, refused: Refusal = at_once) -> tuple[GuestConfig, list[str]]:
+    """Read a config that a source sends (protocol.md section 7).
 
+    Args: refused: takes each line that cannot be read; it is left out then.
     Returns: the config without snapshots, `parent`, `[PENDING]`, `lock`, `digest` and `[special:fleecing]`; and
         warnings for the task log.
     Raises: TunnelError: `vm 100 - unable to parse config: LINE`, `vm 100 - unable to parse value of 'X' - REASON`, ….
     """
     conf = GuestConfig()
     warnings: list[str] = []
-    try:
-        for header, lines in _split_sections(text):
+
+    def refuse(key: str, error: FormatError) -> None:
+        refused(key, TunnelError(f"vm {vmid} - {error}".removesuffix("\n")))
+
+    for header, lines in _split_sections(text):
+        try:
             section = conf if header is None else _new_section(conf, header)
-            warnings += _read_section(section, header, (line for _, line in lines))
-    except FormatError as error:
-        raise TunnelError(f"vm {vmid} - {error}".removesuffix("\n")) from error
+        except FormatError as error:
+            refuse("", error)
+            continue
+        warnings += _read_section(section, header, (line for _, line in lines), refuse)
     _drop_history(conf)
     return conf, [f"vm {vmid} - {warning}" for warning in shorten(warnings)]
 
@@ -219,14 +225,20 @@ def _new_section(conf: GuestConfig, header: str) -> GuestSection:
     return conf.sections[name]
 
 
-def _read_section(section: GuestSection, header: str | None, lines: Iterable[str]) -> Iterator[str]:
-    """Fill a section. Returns: warnings."""
+def _read_section(
+    section: GuestSection, header: str | None, lines: Iterable[str], refuse: Callable[[str, FormatError], None]
+) -> Iterator[str]:
+    """Fill a section. Yields: warnings."""
     description: list[str] = []
     for line in lines:
         if line.startswith("#"):
             description.append(decode_description(line[1:]))
             continue
-        key, value = _sent_entry(line, header)
+        try:
+            key, value = _sent_entry(line, header)
+        except FormatError as error:
+            refuse(_key_of(line), error)
+            continue
         if key == "description":
             description.append(decode_description(value))
             continue
@@ -236,6 +248,11 @@ def _read_section(section: GuestSection, header: str | None, lines: Iterable[str
     trimmed = "\n".join(description).rstrip()
     section.description = f"{trimmed}\n" if trimmed else ""
     _rename_old(section.options)
+
+
+def _key_of(line: str) -> str:
+    entry = _split_entry(line)
+    return entry[0] if entry else ""
 
 
 def _sent_entry(line: str, header: str | None) -> tuple[str, str]:

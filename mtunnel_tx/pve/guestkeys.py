@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mtunnel_tx.checks import FormatError
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import Refusal, TunnelError, at_once, refusing
 from mtunnel_tx.pve.drive import DRIVE_KEYS, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import CPU, DROPPED_KEYS, HOSTPCI, INDEXED_KEYS, RNG, USB, VIRTIOFS
@@ -64,22 +64,29 @@ _FREE_KEYS = DROPPED_KEYS | {"vmgenid", "meta"}
 _VLAN_MAX = 4095
 
 
-def check_config_privileges(conf: GuestConfig, vmid: int, rights: Rights) -> None:
+def check_config_privileges(conf: GuestConfig, vmid: int, rights: Rights, refused: Refusal = at_once) -> None:
     """Check every key of a config; root@pam may set all.
 
     That volumes may be used is another question, which needs the storages.
-    Raises: PermissionDenied: the first privilege that is missing. TunnelError: `only root can set 'X' config`, ….
+    Args: refused: takes the first privilege that is missing for each key.
+    Raises: PermissionDenied: a privilege is missing. TunnelError: `only root can set 'X' config`, ….
     """
     if rights.is_root:
         return
     if conf.description:
-        _OPTIONS.check(rights, {"vmid": vmid})
+        with refusing(refused, "description"):
+            _OPTIONS.check(rights, {"vmid": vmid})
     for key in sorted(conf.options.keys() - _FREE_KEYS):
-        try:
-            for need, values in _rule(key).asked(key, conf.options[key]):
-                need.check(rights, {"vmid": vmid, **values})
-        except FormatError as error:
-            raise TunnelError(f"unable to parse value of '{key}'") from error
+        with refusing(refused, key):
+            _check_key(key, conf.options[key], vmid, rights)
+
+
+def _check_key(key: str, value: str, vmid: int, rights: Rights) -> None:
+    try:
+        for need, values in _rule(key).asked(key, value):
+            need.check(rights, {"vmid": vmid, **values})
+    except FormatError as error:
+        raise TunnelError(f"unable to parse value of '{key}'") from error
 
 
 def _rule(key: str) -> Rule:

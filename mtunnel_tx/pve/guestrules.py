@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from mtunnel_tx.checks import FormatError, boolean, clean, split_list
-from mtunnel_tx.errors import InvalidParameters, TunnelError
+from mtunnel_tx.errors import InvalidParameters, Refusal, TunnelError, at_once, refusing
 from mtunnel_tx.pve.drive import DRIVE_KEYS, Drive, format_drive, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import BOOT, DROPPED_KEYS, INDEXED_KEYS, MEMORY
@@ -76,16 +76,25 @@ def require_options(conf: GuestConfig) -> None:
         raise TunnelError("no options specified")
 
 
-def check_consistency(conf: GuestConfig) -> None:
+def check_consistency(conf: GuestConfig, refused: Refusal = at_once) -> None:
     """Check what no single value shows.
 
+    Args: refused: takes each thing that does not fit.
     Raises: TunnelError: more ballooned memory than memory, a boot device that is not there, an explicit format that
         is not the volume's, an ISO image that is no CD-ROM.
     """
-    _check_balloon(conf)
-    _check_amounts(conf)
+    with refusing(refused, "balloon"):
+        _check_balloon(conf)
+    with refusing(refused, "memory"):
+        _check_amounts(conf)
     for key, drive in iter_drives(conf):
-        _check_drive(key, drive)
+        with refusing(refused, key):
+            _check_drive(key, drive)
+    with refusing(refused, "boot"):
+        _check_boot(conf)
+
+
+def _check_boot(conf: GuestConfig) -> None:
     try:
         devices = boot_order(conf)
     except FormatError as error:

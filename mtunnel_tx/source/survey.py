@@ -5,7 +5,7 @@ Only GET requests: nothing at the target notices.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -16,7 +16,7 @@ from mtunnel_tx.extents import FileExtents
 from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
-from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
+from mtunnel_tx.source.inventory import HEADER_BYTES, SourceDisk, custom_cpu, find_disks, find_obstacles
 from mtunnel_tx.source.journal import check_abandoned, find_departure
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.owner import describe
@@ -27,7 +27,6 @@ from mtunnel_tx.source.targetstorages import TargetStorages
 from mtunnel_tx.source.tunnel import read_text
 
 T = TypeVar("T")
-HEADER_BYTES = 8
 
 
 class Obstructed(WrongState):
@@ -121,23 +120,14 @@ class Survey:
                     f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first"
                 )
             facts = await self._world.storage.image_facts(str(disk.volid))
-            if facts is not None:
-                self._look_inside(conf, disk, facts)
+            inside = _look_inside(disk, facts) if facts is not None else {}
             extents = await self._world.storage.extents(str(disk.volid))
         except TunnelError as error:
             self._add(f"{disk.label}: {clean(error.text)}")
             return None
-        return _measured(disk, size_bytes, extents, self._world.storage.stream_formats)
-
-    def _look_inside(self, conf: GuestConfig, disk: SourceDisk, facts: ImageFacts) -> None:
-        """What an image holds that cannot go with it. Raises: BadRequest: it is no whole image alone."""
-        if facts.elsewhere is not None:
-            raise BadRequest(f"'{disk.volid}' is not complete in itself: {facts.elsewhere}")
-        if facts.encrypted:
-            raise BadRequest(f"'{disk.volid}' is encrypted, and no key goes with it")
         mirrored = self._world.running(self._order.vmid) and is_online(conf, disk)
-        if mirrored and not self._order.drop_snapshots:
-            self._add(*(f"{disk.label}: {reason}" for reason in _lost_by_a_mirror(facts)))
+        found = replace(disk, inside=inside, mirrored=mirrored)
+        return _measured(found, size_bytes, extents, self._world.storage.stream_formats)
 
     # There
 
@@ -145,9 +135,11 @@ class Survey:
         node = await self._ask(self._find_node(), "")
         repoid = await self._ask(self._find_repoid(), "")
         await self._ask(self._check_vmid(), None)
-        await self._ask(TargetStorages(self._order, self._world, self._add).check(disks, repoid), None)
+        fitted = await self._ask(TargetStorages(self._order, self._world, self._add).check(disks, repoid), disks)
+        if not self._order.drop_snapshots:
+            self._add(*(f"{disk.label}: {reason}" for disk in fitted for reason in _find_losses(disk)))
         await self._ask(self._check_cpu(conf), None)
-        return Plan(conf=conf, disks=tuple(disks), node=node, repoid=repoid)
+        return Plan(conf=conf, disks=tuple(fitted), node=node, repoid=repoid)
 
     async def _ask(self, question: Awaitable[T], default: T) -> T:
         """A refusal is an obstacle like others; only where nobody can answer, more questions make no sense."""
@@ -208,12 +200,27 @@ class Survey:
             self._add(f"target: 403 Permission check failed ({path}, {privilege})")
 
 
-def _lost_by_a_mirror(facts: ImageFacts) -> Iterator[str]:
-    """What a copy of a running disk does not have; a copy of the file has it."""
-    hint = "--drop-snapshots lets them go, and a move of the VM while it is off keeps them"
-    for kind, names in (("snapshots", facts.snapshots), ("bitmaps", facts.bitmaps)):
+def _look_inside(disk: SourceDisk, facts: ImageFacts) -> Mapping[str, tuple[str, ...]]:
+    """Returns: what an image holds beside the disk. Raises: BadRequest: it is no whole image alone."""
+    if facts.elsewhere is not None:
+        raise BadRequest(f"'{disk.volid}' is not complete in itself: {facts.elsewhere}")
+    if facts.encrypted:
+        raise BadRequest(f"'{disk.volid}' is encrypted, and no key goes with it")
+    return {"snapshots": facts.snapshots, "bitmaps": facts.bitmaps}
+
+
+def _find_losses(disk: SourceDisk) -> Iterator[str]:
+    """What a copy of a running disk, or of another format, does not have; a copy of the file has it."""
+    hint = "--drop-snapshots lets them go"
+    if disk.mirrored:
+        why, hint = "by a move while it runs", f"{hint}, and a move of the VM while it is off keeps them"
+    elif disk.is_converted:
+        why = f"where it becomes {disk.becomes}"
+    else:
+        return
+    for kind, names in disk.inside.items():
         if names:
-            yield f"the {kind} in its image would be lost by a move while it runs: {', '.join(names)}; {hint}"
+            yield f"the {kind} in its image would be lost {why}: {', '.join(names)}; {hint}"
 
 
 def _measured(disk: SourceDisk, size_bytes: int, extents: FileExtents | None, known: Collection[str]) -> SourceDisk:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TunnelError
 from mtunnel_tx.pve.drive import Drive
 from mtunnel_tx.pve.sizes import format_size
-from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, describe_mismatch, match_offers
+from mtunnel_tx.pve.storagetypes import IMAGES, STORAGE_TYPES, StorageType, describe_mismatch, match_offers
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.target import NotImplementedThere, is_ours, objects
+
+
+def choose_format(disk: SourceDisk, wanted: str | None, kind: StorageType) -> str:
+    """What a disk's image becomes on a storage of that type.
+
+    Args: wanted: None: as it is, if possible. It is not for a TPM's state and a cloud-init drive, which are no disks of
+        the guest's.
+    """
+    if wanted is not None and not disk.is_tpm_state and not disk.is_cloudinit:
+        return wanted
+    return disk.format if disk.format in kind.formats else kind.formats[0]
+
 
 _MAY_SEE = ("Datastore.AllocateSpace", "Datastore.Audit")
 
@@ -28,8 +41,12 @@ class TargetStorages:
         self._world = world
         self._obstructed = obstructed
 
-    async def check(self, disks: Sequence[SourceDisk], repoid: str) -> None:
-        """Args: repoid: what the target says it is. Raises: TunnelError: it does not answer."""
+    async def check(self, disks: Sequence[SourceDisk], repoid: str) -> Sequence[SourceDisk]:
+        """Args: repoid: what the target says it is.
+
+        Returns: the disks, as images of formats that the storages there have. Raises: TunnelError: it does not answer.
+        """
+        fitted = {disk.volid: disk for disk in disks}
         listed = objects(await self._world.target.get("nodes", "localhost", "storage"))
         storages = {str(entry.get("storage")): entry for entry in listed}
         for name in self._order.storages.targets:
@@ -41,11 +58,13 @@ class TargetStorages:
             elif "images" not in split_list(str(there.get("content", ""))):
                 self._obstructed(f"target: storage '{name}' does not support vm images")
             else:
-                mapped = [disk for disk in disks if self._target(disk) == name]
+                mapped = [self._fit(disk, there) for disk in disks if self._target(disk) == name]
+                fitted |= {disk.volid: disk for disk in mapped}
                 self._check_space(name, there.get("avail"), mapped)
-                self._check_streams(name, str(there.get("type")), mapped)
+                self._check_streams(there, mapped)
                 self._check_sizes(mapped, repoid)
                 await self._find_leftovers(name, mapped, repoid)
+        return list(fitted.values())
 
     def _target(self, disk: SourceDisk) -> str | None:
         try:
@@ -80,16 +99,39 @@ class TargetStorages:
             full = f"the disks can grow to {format_size(size_bytes)}, {there}"
             self._world.progress.say(f"target: storage '{name}' may become full: {full}")
 
-    def _check_streams(self, name: str, type: str, disks: Sequence[SourceDisk]) -> None:
+    def _fit(self, disk: SourceDisk, there: Mapping[str, Json]) -> SourceDisk:
+        """The disk as what it becomes on a storage there."""
+        kind = STORAGE_TYPES.get(str(there.get("type")))
+        if kind is None:
+            return disk
+        becomes = choose_format(disk, self._order.target_format, kind)
+        if becomes not in kind.formats:
+            only = ", ".join(format for format in kind.formats if format in IMAGES)
+            self._obstructed(f"target: {disk.label} cannot be {becomes}: storage '{there['storage']}' has only {only}")
+            becomes = kind.formats[0]
+        if becomes == disk.format:
+            return disk
+        own = self._world.storage
+        offers = own.config()[disk.volid.storage].kind.offers(disk.format, becomes)
+        self._world.progress.say(f"{disk.label}: becomes {becomes} there, from {disk.format}")
+        return disk.converted(becomes, tuple(offer for offer in offers if offer.stream in own.stream_formats))
+
+    def _check_streams(self, there: Mapping[str, Json], disks: Sequence[SourceDisk]) -> None:
         """Disks of a running VM are written by QEMU, into whatever image there is; others must fit as a stream."""
+        type = str(there.get("type"))
         target = STORAGE_TYPES.get(type)
-        if target is None or self._order.online:
+        if target is None:
             return
-        for disk in disks:
-            if match_offers(disk.offers, target, with_snapshots=disk.with_snapshots) is None:
-                own = self._world.storage.config()[disk.volid.storage].type
-                reason = describe_mismatch(disk.offers, own, type)
-                self._obstructed(f"target: {disk.label} cannot go to storage '{name}': {reason}")
+        match = partial(match_offers, target=target)
+        converts = there.get("converts") in (1, True, "1")
+        for disk in (disk for disk in disks if not disk.mirrored):
+            if match(disk.offers, with_snapshots=disk.with_snapshots, converts=converts):
+                continue
+            own = self._world.storage.config()[disk.volid.storage].type
+            reason = describe_mismatch(disk.offers, own, type)
+            if match(disk.offers, with_snapshots=disk.with_snapshots, converts=True):
+                reason = f"the program there makes no {disk.becomes} of a raw stream; only mtunnel-tx's own does"
+            self._obstructed(f"target: {disk.label} cannot go to storage '{there['storage']}': {reason}")
 
     def _check_sizes(self, disks: Sequence[SourceDisk], repoid: str) -> None:
         """Proxmox makes disks in KiB: rounded up, a copy is no copy, and QEMU refuses to mirror into it."""

@@ -39,6 +39,12 @@ def usable_storage(services: Services, rights: Rights, storage: str) -> StorageE
     return entry
 
 
+def check_bridge(services: Services, bridge: str) -> None:
+    """Raises: TunnelError: this host has no such bridge."""
+    if not services.bridge_exists(bridge):
+        raise TunnelError(f"bridge '{bridge}' does not exist")
+
+
 def refuse_foreign(entry: StorageEntry, volume: VolumeId, vmid: int) -> None:
     """Raises: TunnelError: the volume is an image of another guest, by its folder, its name or its base."""
     if find_owner(entry, volume.name).is_foreign(vmid):

@@ -16,6 +16,7 @@ from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.tunnel.checks import refuse_foreign, usable_storage
 from mtunnel_tx.tunnel.common import Result
 from mtunnel_tx.tunnel.imports import ImportJob
+from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
 from mtunnel_tx.wire.args import DiskArgs, ImportArgs, NoArgs
 from mtunnel_tx.wire.lines import as_text
@@ -28,13 +29,18 @@ async def allocate(guest: Guest, args: DiskArgs) -> Result:
     entry = usable_storage(tunnel.services, tunnel.rights, args.storage)
     size_bytes = _sent_size(args)
     drive = Drive.from_sent(args.drive)
-    wanted = args.format if args.format and args.format in entry.valid_formats else entry.default_format
+    wanted = choose_format(entry, args.format)
     volid = await _allocate(tunnel, args.storage, size_bytes, wanted)
     options = {**drive.options, "format": _actual_format(entry, volid, wanted), "size": format_size(size_bytes)}
     drivestr = format_drive(Drive(volid, options))
     tunnel.drives[volid] = drivestr
     _expect(tunnel, _label(args, volid), TransferKind.MIRROR, size_bytes)
     return {"volid": volid, "drivestr": drivestr}
+
+
+def choose_format(entry: StorageEntry, wanted: str | None) -> str:
+    """The image format of a volume that `disk` makes: what the source would like, or else the storage's own."""
+    return wanted if wanted and wanted in entry.valid_formats else entry.default_format
 
 
 def _label(args: DiskArgs, volid: str) -> str:
@@ -114,12 +120,7 @@ async def _remove_old_cloudinit(tunnel: Tunnel, request: ImportRequest) -> None:
 
 
 def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> ImportRequest:
-    if args.format not in entry.valid_formats:
-        raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
-    volume = _target_volume(tunnel, entry, args)
-    known = tunnel.services.storage.stream_formats
-    offered = [stream for stream in args.export_formats if stream in known]
-    stream_format = choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots)
+    volume, stream_format = plan_import(tunnel.services, tunnel.vmid, entry, args)
     return ImportRequest(
         volid=str(volume),
         stream_format=stream_format,
@@ -128,29 +129,43 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Im
         allow_rename=args.allow_rename,
         snapshot=args.snapshot,
         delete_snapshot=args.snapshot if args.migration_snapshot else None,
+        convert=args.convert and tunnel.services.storage.converts,
     )
 
 
-def _target_volume(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> VolumeId:
+def plan_import(services: Services, vmid: int, entry: StorageEntry, args: ImportArgs) -> tuple[VolumeId, str]:
+    """Returns: the volume that an import would make, and the stream format. Raises: TunnelError: it cannot be made."""
+    if args.format not in entry.valid_formats:
+        raise TunnelError(f"unsupported format '{args.format}' for storage type {entry.type}")
+    volume = _target_volume(vmid, entry, args)
+    known = services.storage.stream_formats
+    offered = [stream for stream in args.export_formats if stream in known]
+    converts = args.convert and services.storage.converts
+    return volume, choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots, converts=converts)
+
+
+def _target_volume(vmid: int, entry: StorageEntry, args: ImportArgs) -> VolumeId:
     name = args.volname.removesuffix(f".{args.format}")
     if not name or "/" in name:
         raise TunnelError(f"unable to parse volume filename '{args.volname}'")
     if entry.has_files:
-        name = f"{tunnel.vmid}/{name}.{args.format}"
+        name = f"{vmid}/{name}.{args.format}"
         parse_dir_volume(name)
     volume = VolumeId(entry.id, name)
-    refuse_foreign(entry, volume, tunnel.vmid)
+    refuse_foreign(entry, volume, vmid)
     return volume
 
 
-def choose_stream(entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool) -> str:
+def choose_stream(
+    entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool, converts: bool = False
+) -> str:
     """The first stream format of the exporter's that can become an image of this format on this storage.
 
-    Raises: TunnelError: there is none.
+    Args: converts: a raw stream may also become an image of another format. Raises: TunnelError: there is none.
     Source: protocol.md section 8.3.
     """
     offers = [Offer(stream, format) for stream in offered]
-    chosen = match_offers(offers, entry.kind, with_snapshots=with_snapshots)
+    chosen = match_offers(offers, entry.kind, with_snapshots=with_snapshots, converts=converts)
     if chosen is None:
         raise TunnelError(f"no matching import/export format found for storage '{entry.id}'")
     return chosen.stream

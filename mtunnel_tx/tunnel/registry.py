@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, gatherResults
 from twisted.logger import Logger
 
-from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState
+from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState, refusing
 from mtunnel_tx.ports.events import TunnelOpened
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.ports.tunnels import Opened, TunnelStatus
+from mtunnel_tx.pve.findings import Findings
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
-from mtunnel_tx.tunnel.checks import usable_storage
+from mtunnel_tx.tunnel.checks import check_bridge, usable_storage
 from mtunnel_tx.tunnel.claim import Claim, marked
 from mtunnel_tx.tunnel.commandsession import CommandSession
 from mtunnel_tx.tunnel.ending import Ending, end
@@ -25,6 +27,7 @@ from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.settling import settle
 from mtunnel_tx.tunnel.sockets import SocketRoute
 from mtunnel_tx.tunnel.tunnel import Tunnel
+from mtunnel_tx.wire.checkrequest import CheckCall
 from mtunnel_tx.wire.socketkinds import COMMANDS
 from mtunnel_tx.wire.ticket import check_ticket, make_ticket, normalise
 
@@ -68,10 +71,9 @@ class Registry:
         for storage in storages:
             usable_storage(self._services, rights, storage)
         for bridge in bridges:
-            if not self._services.bridge_exists(bridge):
-                raise TunnelError(f"bridge '{bridge}' does not exist")
+            check_bridge(self._services, bridge)
         if vmid in self._sessions or vmid in self._opening:
-            raise _taken(f"VM {vmid} already exists on node '{self._services.guests.node}'")
+            raise _taken(self._exists(vmid))
         self._opening[vmid] = token
         try:
             return await self._open(KINDS[kind], vmid, token, address)
@@ -79,6 +81,20 @@ class Registry:
             del self._opening[vmid]
             self._tell_if_opened()
             self._tell_if_drained()
+
+    async def check(self, call: CheckCall, token: str, *, kind: str = QEMU_LAYOUT.word) -> Mapping[str, Any]:
+        """See ports.Tunnels."""
+        findings = Findings()
+        with refusing(findings.refused):
+            self._check_room(token)
+        with refusing(findings.refused):
+            if call.vmid in self._sessions or call.vmid in self._opening:
+                raise WrongState(self._exists(call.vmid))
+            self._check_free(call.vmid)
+        return await KINDS[kind].check(self._services, self._services.access.rights(token), call, findings)
+
+    def _exists(self, vmid: int) -> str:
+        return f"VM {vmid} already exists on node '{self._services.guests.node}'"
 
     async def _open(self, kind: GuestKind, vmid: int, token: str, address: str) -> Opened:
         services, ledger = self._services, Ledger(self._services.journal, Owed(vmid=vmid), stands=False)
@@ -143,7 +159,7 @@ class Registry:
         for entry in self._services.guests.entries():
             if entry.vmid == vmid:
                 label = LAYOUTS[entry.kind].label
-                raise _taken(f"{label} {vmid} already exists on node '{entry.node}'")
+                raise WrongState(f"{label} {vmid} already exists on node '{entry.node}'")
 
     def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:
         """Where a websocket leads; the path is looked up, never opened."""
@@ -155,16 +171,16 @@ class Registry:
             raise Unauthenticated("permission denied - invalid PVETUNNEL ticket")
         return SocketRoute(session.tunnel.sockets, socket)
 
-    async def digest(self, vmid: int, token: str, volid: str) -> str:
-        """SHA-256 of a volume that this token's live tunnel made. Raises: WrongState: the tunnel ended meanwhile."""
+    async def digest(self, vmid: int, token: str, volid: str, *, content: bool = False) -> str:
+        """See ports.Tunnels. Raises: WrongState: the tunnel ended meanwhile."""
         session = self._sessions.get(vmid)
         if session is None or session.tunnel.token != token or volid not in session.tunnel.own.volumes:
             raise NotFound(f"volume '{volid}' is not of a live tunnel of yours")
-        return await session.tunnel.requests.run(self._digest(vmid, token, volid))
+        return await session.tunnel.requests.run(self._digest(vmid, token, volid, content=content))
 
-    async def _digest(self, vmid: int, token: str, volid: str) -> str:
+    async def _digest(self, vmid: int, token: str, volid: str, *, content: bool) -> str:
         async with self._services.child_turn(token, vmid):
-            return await self._services.storage.digest(volid)
+            return await self._services.storage.digest(volid, content=content)
 
     def live(self) -> list[TunnelStatus]:
         """Every tunnel, by VMID."""

@@ -183,6 +183,30 @@ class Array:
         return {"type": "array"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """A list of at most so many objects of one kind."""
+
+    row: Kind
+    most: int
+
+    def read(self, value: object) -> list[Any]:
+        if not isinstance(value, list):
+            raise Mismatch("type check ('array') failed")
+        if len(value) > self.most:
+            raise Mismatch(f"list may only have {self.most} items")
+        return [self._read(index, row) for index, row in enumerate(value)]
+
+    def _read(self, index: int, row: object) -> object:
+        try:
+            return self.row.read(row)
+        except Mismatch as error:
+            raise error.below(str(index)) from None
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "array", "items": self.row.json_schema(), "maxItems": self.most}
+
+
 @dataclass(frozen=True, slots=True)
 class SingleItem:
     """A text where a list of one is meant."""

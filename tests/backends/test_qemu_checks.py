@@ -31,6 +31,25 @@ class Checking(QemuCase):
             self.assertEqual(caught.exception.text, text)
         machines.check(parse_guest_config("machine: pc-i440fx-7.0+pve0\n"))
 
+    async def test_all_that_it_cannot_run_at_once(self):
+        machines = self.host().machines
+        await machines.prepare()
+        conf = parse_guest_config("machine: q35\ncpu: nosuch\nhostpci0: mapping=gpu\nnet0: virtio,tag=7\nargs: -S\n")
+        found = []
+        machines.check(conf, lambda key, error: found.append((key, error.text)), "pc-q35-99.0")
+        self.assertEqual([key for key, _ in found], ["args", "hostpci0", "net0", "cpu", "machine"])
+        self.assertIn("pc-q35-99.0", found[-1][1])
+        self.assertEqual(len(conf.options), 5)
+
+    async def test_room_for_a_start(self):
+        machines = self.host().machines
+        await machines.prepare()
+        await machines.check_room(parse_guest_config("memory: 64\n"))
+        error = await self.fails(BackendFailed, machines.check_room(parse_guest_config("memory: 4000000\n")))
+        self.assertIn("not enough available memory: 4000128 MiB needed", error.text)
+        error = await self.fails(TunnelError, machines.check_room(parse_guest_config("net0: virtio,bridge=nosuch\n")))
+        self.assertIn("nosuch", error.text)
+
     async def test_before_qemu_was_asked_machine_types_pass(self):
         conf = parse_guest_config("machine: pc-i440fx-99.0\n")
         nobody = HostFacts(reactor, {"PATH": "/nonexistent"})

@@ -2,11 +2,13 @@
 
 import json
 
+from jsonschema import Draft202012Validator
 from twisted.internet.defer import Deferred
 
 from mtunnel_tx import __version__
 from mtunnel_tx.errors import InvalidParameters, PermissionDenied, TunnelError
 from mtunnel_tx.http.api import MOST_DELAYED
+from mtunnel_tx.http.table import OPERATIONS
 from tests.http.apicase import NODE, SECRET, ApiCase
 
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
@@ -207,3 +209,30 @@ class CredentialTests(ApiCase):
         self.assertTrue(late.silent())
         self.clock.advance(3)
         self.assertEqual(late.response().line, "HTTP/1.1 401 No ticket")
+
+
+class CheckTests(ApiCase):
+    """A VM is shown before anything of it is sent."""
+
+    def check(self, **sent):
+        headers = ["Content-Type: application/json"]
+        body = json.dumps({"conf": "memory: 512\n", **sent}).encode()
+        return self.ask("POST", "/nodes/localhost/qemu/300/mtunnelcheck", headers=headers, body=body)
+
+    def test_what_is_handed_on(self):
+        disk = {"key": "scsi0", "volume": "far:100/vm-100-disk-0.raw", "size": 1024, "written": 512, "storage": "local"}
+        disk |= {"volname": "vm-300-disk-0.raw", "format": "raw", "export_formats": "raw+size"}
+        response = self.check(disks=[disk], storages="local", bridges="vmbr0", online=1, sender="mtunnel-tx/1")
+        call, token = self.tunnels.checked
+        self.assertEqual((call.vmid, token, call.online, call.delete), (300, "mig@pve!t1", True, False))
+        self.assertEqual((call.storages, call.bridges), (("local",), ("vmbr0",)))
+        (coming,) = call.disks
+        self.assertEqual((coming.size_bytes, coming.written_bytes, coming.mirrored), (1024, 512, False))
+        self.assertEqual((coming.how.volname, coming.how.export_formats), ("vm-300-disk-0.raw", ("raw+size",)))
+        (operation,) = [each for each in OPERATIONS if each.path.endswith("/mtunnelcheck")]
+        Draft202012Validator(dict(operation.gives)).validate(response.data)
+
+    def test_a_disk_that_is_none(self):
+        response = self.check(disks=[{"key": "scsi0"}])
+        self.assertEqual(response.json["errors"]["disks.0.volume"], "property is missing and it is not optional")
+        self.assert_parameters(self.check(disks=[{}] * 513), disks="list may only have 512 items")

@@ -21,6 +21,7 @@ from mtunnel_tx.wire.schema import (
     Object,
     OpenObject,
     Property,
+    Rows,
     String,
     read_parameters,
 )
@@ -30,6 +31,22 @@ class KindCase(SynchronousTestCase):
     def assert_reason(self, kind, value, reason):
         error = self.assertRaises(Mismatch, kind.read, value)
         self.assertEqual(error.errors, {"": reason})
+
+
+class RowsTests(KindCase):
+    kind = Rows(row=Object({"n": Property(Integer(), "a number", True)}), most=2)
+
+    def test_each_row_is_read(self):
+        self.assertEqual(self.kind.read([{"n": "1"}, {"n": 2}]), [{"n": 1}, {"n": 2}])
+
+    def test_what_is_none(self):
+        self.assert_reason(self.kind, {}, "type check ('array') failed")
+        self.assert_reason(self.kind, [{"n": 1}] * 3, "list may only have 2 items")
+        error = self.assertRaises(Mismatch, self.kind.read, [{"n": 1}, {}])
+        self.assertEqual(error.errors, {"1.n": MISSING})
+        self.assertEqual(
+            self.assertRaises(Mismatch, self.kind.read, ["x"]).errors, {"0": "type check ('object') failed"}
+        )
 
 
 class ScalarTests(KindCase):

@@ -8,10 +8,11 @@ from mtunnel_tx.tunnel import common, disks, handover, progress
 from mtunnel_tx.tunnel.checks import ALLOCATE, ANY_VOLUME, READ_ONLY_VOLUME
 from mtunnel_tx.tunnel.command import HOLD, READ, Command, Until, index
 from mtunnel_tx.tunnel.qemu import definition, machine
+from mtunnel_tx.tunnel.qemu.conditions import FIREWALL
 from mtunnel_tx.wire import args
 
 _OVERRIDES = (OVERRIDE_ALL, OVERRIDE_STORAGE, OVERRIDE_DATACENTER)
-_CONFIG = (*CONFIG_NEEDS, ANY_VOLUME, READ_ONLY_VOLUME, definition.FIREWALL)
+_CONFIG = (*CONFIG_NEEDS, ANY_VOLUME, READ_ONLY_VOLUME, FIREWALL)
 
 QEMU_COMMANDS = index(
     Command("version", "which protocol this is", args.ANYTHING, READ, common.version, until=Until.QUIT),
