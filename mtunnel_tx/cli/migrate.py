@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
-from mtunnel_tx.checks import clean
+from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, make_display
 from mtunnel_tx.cli.sourcehost import source_parts
+from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
@@ -27,6 +29,7 @@ from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
+from mtunnel_tx.source.report import Report
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
 from mtunnel_tx.stream.flow import Flow
@@ -76,7 +79,17 @@ def configure(subparsers: Any) -> None:
         "--target-bridge", type=read_map, metavar="MAP", help="bridges, in the same way (default: the same names)"
     )
     parser.add_argument("--bwlimit", type=read_limit, metavar="KIB", help="KiB/s, 0 for no limit")
-    parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would become of it and what stands in the way"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: one JSON object on standard output")
+    parser.add_argument(
+        "--drop",
+        type=split_list,
+        default=(),
+        metavar="KEY,...",
+        help="leave keys out of the config that is sent, e.g. args,hookscript,affinity",
+    )
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
     parser.add_argument("--online", action="store_true", help="move it while it runs")
     parser.add_argument(
@@ -162,6 +175,8 @@ def _read_line(path: Path) -> str:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns: the exit status."""
     try:
+        if args.json and not args.dry_run:
+            raise BadRequest("--json needs --dry-run")
         endpoint = find_endpoint(args, os.environ)
     except BadRequest as error:
         print(f"mtunnel migrate: {error.text}", file=sys.stderr)
@@ -170,7 +185,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     with make_display(sys.stdout, reactor) as display:
         job = Job(reactor, settings, endpoint, display)
-        return run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run), _NOTICE, job.hurry)
+        if args.dry_run:
+            return run_reactor(reactor, lambda: job.look(make_order(args), as_json=args.json), _NOTICE, job.hurry)
+        return run_reactor(reactor, lambda: job.run(make_order(args)), _NOTICE, job.hurry)
 
 
 def make_order(args: argparse.Namespace) -> Order:
@@ -185,6 +202,7 @@ def make_order(args: argparse.Namespace) -> Order:
         online=args.online,
         drop_snapshots=args.drop_snapshots,
         strict_space=args.strict_space,
+        drop=tuple(dict.fromkeys(args.drop)),
         patience=Patience(
             max_downtime_s=args.max_downtime,
             auto_converge=args.auto_converge,
@@ -240,12 +258,11 @@ class Job:
         """Wait for the target no more; once."""
         self._impatient.callback(None)
 
-    async def run(self, order: Order, *, dry_run: bool) -> int:
-        """Returns: the exit status."""
+    async def run(self, order: Order) -> int:
+        """Move the VM. Returns: the exit status."""
         try:
-            async with opened_world(self._reactor, self._settings, self._endpoint, self._display) as world:
-                self._impatient.chainDeferred(world.impatient)
-                await (self._check(order, world) if dry_run else self._migrate(order, world))
+            async with self._opened() as world:
+                await self._migrate(order, world)
         except Obstructed as error:
             for obstacle in error.obstacles:
                 self._complain(obstacle)
@@ -258,10 +275,30 @@ class Job:
             return FAILED
         return 0
 
-    async def _check(self, order: Order, world: SourceWorld) -> None:
-        plan = await Migration(order, world).check()
-        size = format_size(len(plan.disks), sum(disk.stream_bytes for disk in plan.disks))
-        self._display.say(f"nothing stands in the way: {size}, to node '{clean(plan.node)}'")
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[SourceWorld]:
+        async with opened_world(self._reactor, self._settings, self._endpoint, self._display) as world:
+            self._impatient.chainDeferred(world.impatient)
+            yield world
+
+    async def look(self, order: Order, *, as_json: bool) -> int:
+        """Show what would become of the VM, and what stands in the way. Returns: the exit status."""
+        try:
+            async with self._opened() as world:
+                report = await Migration(order, world).check()
+        except Obstructed as error:
+            report = error.report
+        except TunnelError as error:
+            if as_json:
+                self._display.say(json.dumps({"success": False, "msg": error.text}))
+            else:
+                self._complain(error.text)
+            return FAILED
+        for line in [json.dumps(report.as_json())] if as_json else format_report(report):
+            self._display.say(line)
+        for obstacle in () if as_json else report.obstacles:
+            self._complain(obstacle)
+        return FAILED if report.obstacles else 0
 
     async def _migrate(self, order: Order, world: SourceWorld) -> None:
         summary = await Migration(order, world).run()
@@ -272,6 +309,16 @@ class Job:
 
     def _complain(self, text: str) -> None:
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
+
+
+def format_report(report: Report) -> Iterator[str]:
+    """What a dry run shows, obstacles apart."""
+    yield from format_table(report.table()) if report.disks else ()
+    yield from report.lines()
+    if not report.obstacles:
+        disks = [row.disk for row in report.disks]
+        size = format_size(len(disks), sum(disk.stream_bytes for disk in disks))
+        yield f"nothing stands in the way: {size}, to node '{clean(str(report.target['node']))}'"
 
 
 def format_size(disks: int, size_bytes: int) -> str:

@@ -34,7 +34,8 @@ class SourceDisk:
 
     `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `offers`
     what it can be sent as, the preferred pair first. Measured later, 0 until then: `size_bytes` is its virtual size,
-    `data_bytes` what of it is no hole, `stream_bytes` the length of its stream, `sparse_bytes` that of a sparse one.
+    `data_bytes` what of it will be written, `stream_bytes` the length of its stream, `sparse_bytes` that of a sparse
+    one. `mirrored`: it is copied while the VM runs.
     """
 
     keys: tuple[str, ...]
@@ -46,6 +47,7 @@ class SourceDisk:
     data_bytes: int = 0
     stream_bytes: int = 0
     sparse_bytes: int = 0
+    mirrored: bool = False
 
     @property
     def label(self) -> str:

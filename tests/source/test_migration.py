@@ -16,6 +16,7 @@ LOOKS = [
     ("GET", "/cluster/resources", {"type": "vm"}),
     ("GET", "/nodes/localhost/storage", {}),
     ("GET", "/nodes/localhost/storage/tank/content", {"vmid": "300"}),
+    ("GET", "/access/permissions", {"path": "/vms/300"}),
 ]
 SENT = CONF.replace("local:100/vm-100-disk-", "tank:300/vm-300-disk-").replace("bridge=vmbr0", "bridge=vmbr9")
 PATH = "/run/qemu-server/300.storage"
