@@ -46,7 +46,7 @@ def take_account(pid: int | None, folder: Path) -> Account:
         locks=Counter(_locks({*others, *([pid] if alive else [])})),
         files=Counter(_files(folder)),
         threads=len([*Path(f"/proc/{pid}/task").iterdir()]) if alive else 0,
-        memory_bytes=_memory_bytes(pid) if alive and pid is not None else 0,
+        memory_bytes=memory_bytes(pid) if alive and pid is not None else 0,
     )
 
 
@@ -117,5 +117,6 @@ def _files(folder: Path) -> Iterator[str]:
             yield str(path.relative_to(folder))
 
 
-def _memory_bytes(pid: int) -> int:
+def memory_bytes(pid: int) -> int:
+    """What a process has in memory (RSS)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -25,7 +25,8 @@ from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
-from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
+from mtunnel_tx.pve.storagetypes import IMAGES
+from mtunnel_tx.source.amounts import describe_pace, format_amount
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
@@ -67,18 +68,24 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("vmid", metavar="VMID", type=read_vmid)
     parser.add_argument("endpoint", metavar="ENDPOINT", nargs="?", help="where to, and with which API token")
     parser.add_argument("--endpoint-file", type=Path, metavar="FILE", help="read ENDPOINT from the first line of FILE")
-    parser.add_argument("--target-vmid", type=read_vmid, metavar="N", help="the VMID there (default: the same)")
-    parser.add_argument(
-        "--target-storage",
-        type=read_map,
-        required=True,
-        metavar="MAP",
-        help="storages: HERE:THERE,... or THERE for all",
-    )
-    parser.add_argument(
-        "--target-bridge", type=read_map, metavar="MAP", help="bridges, in the same way (default: the same names)"
-    )
+    _add_target(parser)
     parser.add_argument("--bwlimit", type=read_limit, metavar="KIB", help="KiB/s, 0 for no limit")
+    _add_look(parser)
+    parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
+    parser.add_argument("--online", action="store_true", help="move it while it runs")
+    parser.add_argument(
+        "--drop-snapshots",
+        action="store_true",
+        help="snapshots and bitmaps in its images may be lost, with --online or where a format changes",
+    )
+    parser.add_argument(
+        "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
+    )
+    _add_patience(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_look(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what would become of it and what stands in the way"
     )
@@ -90,16 +97,25 @@ def configure(subparsers: Any) -> None:
         metavar="KEY,...",
         help="leave keys out of the config that is sent, e.g. args,hookscript,affinity",
     )
-    parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
-    parser.add_argument("--online", action="store_true", help="move it while it runs")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target-vmid", type=read_vmid, metavar="N", help="the VMID there (default: the same)")
     parser.add_argument(
-        "--drop-snapshots", action="store_true", help="with --online: snapshots and bitmaps in its images may be lost"
+        "--target-storage",
+        type=read_map,
+        required=True,
+        metavar="MAP",
+        help="storages: HERE:THERE,... or THERE for all",
     )
     parser.add_argument(
-        "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
+        "--target-bridge", type=read_map, metavar="MAP", help="bridges, in the same way (default: the same names)"
     )
-    _add_patience(parser)
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--target-format",
+        choices=IMAGES,
+        help="the disks' image format there (default: as here, where the storage there has that, else its usual one)",
+    )
 
 
 def _add_patience(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +217,7 @@ def make_order(args: argparse.Namespace) -> Order:
         delete=args.delete,
         online=args.online,
         drop_snapshots=args.drop_snapshots,
+        target_format=args.target_format,
         strict_space=args.strict_space,
         drop=tuple(dict.fromkeys(args.drop)),
         patience=Patience(
@@ -302,10 +319,9 @@ class Job:
 
     async def _migrate(self, order: Order, world: SourceWorld) -> None:
         summary = await Migration(order, world).run()
-        rate = format_rate(summary.size_bytes, summary.seconds)
         size = format_size(summary.disks, summary.size_bytes)
-        took = format_time(summary.seconds)
-        self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} in {took}, {rate}")
+        pace = describe_pace(summary.size_bytes, summary.seconds)
+        self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} {pace}")
 
     def _complain(self, text: str) -> None:
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from mtunnel_tx.cli.output import Forgiving
 from mtunnel_tx.ports.clock import Clock
-from mtunnel_tx.source.amounts import format_amount, format_rate, format_time
+from mtunnel_tx.source.amounts import describe_pace, format_amount, format_rate, format_time
 
 LINE_EVERY_S = 5.0
 
@@ -112,7 +112,7 @@ class Lines:
     def finish(self, label: str) -> None:
         """The stream has ended, well or not."""
         count, now = self._counts.pop(label), self._clock.seconds()
-        self.say(f"{label}: {count.share} in {format_time(now - count.began_s)}, {count.rate(now)}")
+        self.say(f"{label}: {count.share} {describe_pace(count.sent_bytes, now - count.began_s)}")
 
 
 class Bars:

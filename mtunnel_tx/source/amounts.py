@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+SHORTEST_S = 1.0
+"""A rate over less than this says how buffers are filled, not how fast anything is sent."""
 
 
 def format_amount(size_bytes: float) -> str:
@@ -16,6 +18,12 @@ def format_amount(size_bytes: float) -> str:
 def format_rate(size_bytes: float, seconds: float) -> str:
     """Bytes in a time as `1.5 GiB/s`."""
     return f"{format_amount(size_bytes / max(seconds, 0.001))}/s"
+
+
+def describe_pace(size_bytes: float, seconds: float) -> str:
+    """`in 0:02, 1.5 GiB/s`; without the rate where the time is too short for one."""
+    rate = f", {format_rate(size_bytes, seconds)}" if seconds >= SHORTEST_S else ""
+    return f"in {format_time(seconds)}{rate}"
 
 
 def format_time(seconds: float) -> str:

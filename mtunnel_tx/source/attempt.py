@@ -213,7 +213,7 @@ class Attempt:
 
     async def _make_disk(self, disk: SourceDisk, tunnel: TargetTunnel) -> dict[str, Json]:
         storage = self._order.storages.target(disk.volid.storage)
-        return await tunnel.make_disk(storage, sent_drive(self._plan.conf, disk), disk.format)
+        return await tunnel.make_disk(storage, sent_drive(self._plan.conf, disk), disk.becomes)
 
     async def _send_disks(self, disks: Sequence[SourceDisk], tunnel: TargetTunnel, pace: Pace) -> dict[str, str]:
         shipping = Shipping(self._world.reactor, tunnel, self._world.storage, self._world.progress)
@@ -236,14 +236,15 @@ class Attempt:
         """Raises: BackendFailed: a disk there is not the disk here."""
         for disk in self._plan.disks:
             theirs = await self._digest_there(disk, volids[str(disk.volid)])
-            if await self._world.storage.digest(str(disk.volid)) != theirs:
+            if await self._world.storage.digest(str(disk.volid), content=disk.is_converted) != theirs:
                 raise BackendFailed(
                     f"{disk.label}: the copy at the target has another SHA-256; nothing was deleted, "
                     f"VM {self._order.target_vmid} is still there"
                 )
-            self._say(f"{disk.label}: SHA-256 agrees")
+            self._say(f"{disk.label}: SHA-256 {'of its content ' if disk.is_converted else ''}agrees")
 
     async def _digest_there(self, disk: SourceDisk, volid: str) -> str:
         path = ("nodes", self._plan.node, "qemu", str(self._order.target_vmid), "mtunneldigest")
         wait_s = DIGEST_S + disk.stream_bytes / DIGEST_BYTES_S
-        return read_text(await self._world.target.get(*path, volume=volid, wait_s=wait_s), "sha256")
+        what = {"content": "1"} if disk.is_converted else {}
+        return read_text(await self._world.target.get(*path, volume=volid, wait_s=wait_s, **what), "sha256")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
 from mtunnel_tx.extents import FileExtents
+from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
-from mtunnel_tx.source.inventory import SourceDisk
-from mtunnel_tx.source.order import Order, SourceWorld
+from mtunnel_tx.source.inventory import HEADER_BYTES, SourceDisk
 
-HEADER_BYTES = 8
+Names = Mapping[str, tuple[str, ...]]
 
 
 class Measuring:
@@ -23,13 +23,11 @@ class Measuring:
 
     def __init__(
         self,
-        order: Order,
-        world: SourceWorld,
+        storage: Storage,
         mirrored: Callable[[SourceDisk], bool],
         obstructed: Callable[[SourceDisk, str], None],
     ) -> None:
-        self._order = order
-        self._storage = world.storage
+        self._storage = storage
         self._mirrored = mirrored
         self._obstructed = obstructed
 
@@ -48,16 +46,14 @@ class Measuring:
             await self._storage.extend(volid, TPM_STATE_BYTES)
         size_bytes = await self._size(disk)
         facts = await self._storage.image_facts(volid)
-        if facts is not None:
-            self._look_inside(disk, facts, mirrored=mirrored)
-        measured = _measured(disk, size_bytes, await self._storage.extents(volid), self._storage.stream_formats)
-        if not (mirrored and disk.with_snapshots):
-            return replace(measured, mirrored=mirrored)
-        # What is read through QEMU is not what the file has: snapshots, and what was freed in it, stay behind.
-        written_bytes = await self._storage.written_bytes(volid)
-        return replace(
-            measured, mirrored=True, data_bytes=measured.data_bytes if written_bytes is None else written_bytes
-        )
+        inside = _look_inside(disk, facts) if facts is not None else {}
+        extents = await self._storage.extents(volid)
+        found = _measured(disk, size_bytes, extents, self._storage.stream_formats)
+        # What an image shows is not what its file has: snapshots, and what was freed in it, stay behind.
+        shown_bytes = await self._storage.written_bytes(volid) if disk.with_snapshots else None
+        shown_bytes = found.data_bytes if shown_bytes is None else shown_bytes
+        data_bytes = shown_bytes if mirrored else found.data_bytes
+        return replace(found, inside=inside, mirrored=mirrored, shown_bytes=shown_bytes, data_bytes=data_bytes)
 
     async def _size(self, disk: SourceDisk) -> int:
         size_bytes = await self._storage.size_bytes(str(disk.volid))
@@ -69,23 +65,28 @@ class Measuring:
             raise BadRequest(f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first")
         return size_bytes
 
-    def _look_inside(self, disk: SourceDisk, facts: ImageFacts, *, mirrored: bool) -> None:
-        """What an image holds that cannot go with it. Raises: BadRequest: it is no whole image alone."""
-        if facts.elsewhere is not None:
-            raise BadRequest(f"'{disk.volid}' is not complete in itself: {facts.elsewhere}")
-        if facts.encrypted:
-            raise BadRequest(f"'{disk.volid}' is encrypted, and no key goes with it")
-        if mirrored and not self._order.drop_snapshots:
-            for reason in _lost_by_a_mirror(facts):
-                self._obstructed(disk, reason)
+
+def _look_inside(disk: SourceDisk, facts: ImageFacts) -> Names:
+    """Returns: what an image holds beside the disk. Raises: BadRequest: it is no whole image alone."""
+    if facts.elsewhere is not None:
+        raise BadRequest(f"'{disk.volid}' is not complete in itself: {facts.elsewhere}")
+    if facts.encrypted:
+        raise BadRequest(f"'{disk.volid}' is encrypted, and no key goes with it")
+    return {"snapshots": facts.snapshots, "bitmaps": facts.bitmaps}
 
 
-def _lost_by_a_mirror(facts: ImageFacts) -> Iterator[str]:
-    """What a copy of a running disk does not have; a copy of the file has it."""
-    hint = "--drop-snapshots lets them go, and a move of the VM while it is off keeps them"
-    for kind, names in (("snapshots", facts.snapshots), ("bitmaps", facts.bitmaps)):
+def find_losses(disk: SourceDisk) -> Iterator[str]:
+    """What a copy of a running disk, or of another format, does not have; a copy of the file has it."""
+    hint = "--drop-snapshots lets them go"
+    if disk.mirrored:
+        why, hint = "by a move while it runs", f"{hint}, and a move of the VM while it is off keeps them"
+    elif disk.is_converted:
+        why = f"where it becomes {disk.becomes}"
+    else:
+        return
+    for kind, names in disk.inside.items():
         if names:
-            yield f"the {kind} in its image would be lost by a move while it runs: {', '.join(names)}; {hint}"
+            yield f"the {kind} in its image would be lost {why}: {', '.join(names)}; {hint}"
 
 
 def _measured(disk: SourceDisk, size_bytes: int, extents: FileExtents | None, known: Collection[str]) -> SourceDisk:

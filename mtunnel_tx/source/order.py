@@ -23,8 +23,9 @@ class Order:
 
     `bwlimit_kib_s` replaces the limits of our own files where it is given; 0 is no limit. `delete`: remove the VM
     here once the target has it. `online`: move it while it runs. `drop_snapshots`: even where snapshots and bitmaps in
-    its images are lost by that. `patience`: how long it may take then. `strict_space`: the target must have room for
-    all that the disks can become. `drop`: keys of the config that are not sent.
+    its images are lost by that. `target_format`: the image format there; None: the same, where the storage there has
+    it, else that storage's usual one. `patience`: how long it may take then. `strict_space`: the target must have room
+    for all that the disks can become. `drop`: keys of the config that are not sent.
     """
 
     vmid: int
@@ -35,6 +36,7 @@ class Order:
     delete: bool = False
     online: bool = False
     drop_snapshots: bool = False
+    target_format: str | None = None
     strict_space: bool = False
     drop: tuple[str, ...] = ()
     patience: Patience = PATIENCE

@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Destination:
+class DiskPlace:
     """What would become of a disk; None: not known. `stream` None: it is mirrored, or not known."""
 
     storage: str
@@ -29,7 +29,7 @@ class DiskReport:
     """One disk. `seconds`: how long it will take at the limit that was asked for; None: there is none."""
 
     disk: SourceDisk
-    destination: Destination | None
+    destination: DiskPlace | None
     seconds: float | None
 
     def as_json(self) -> dict[str, Any]:

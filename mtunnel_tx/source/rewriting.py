@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 
 from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config
@@ -49,7 +50,16 @@ def rewrite_config(conf: GuestConfig, volids: Mapping[str, str], bridge: Rename,
 
 def _rewrite_drive(key: str, value: str, volids: Mapping[str, str]) -> str:
     drive = parse_drive(key, value)
-    return str(replace(drive, volume=volids[drive.volume])) if drive.has_volume else value
+    if not drive.has_volume:
+        return value
+    volume, options = volids[drive.volume], dict(drive.options)
+    if _format(volume) != _format(drive.volume):
+        options.pop("format", None)
+    return str(replace(drive, volume=volume, options=options))
+
+
+def _format(volume: str) -> str:
+    return PurePath(volume).suffix or ".raw"
 
 
 def _rewrite_part(part: str, bridge: Rename) -> str:

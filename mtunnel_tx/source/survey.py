@@ -16,11 +16,11 @@ from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
 from mtunnel_tx.source.journal import check_abandoned, find_departure
 from mtunnel_tx.source.leftout import find_undroppable, without
-from mtunnel_tx.source.measuring import Measuring
+from mtunnel_tx.source.measuring import Measuring, find_losses
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.owner import describe
 from mtunnel_tx.source.qemu.live import is_online
-from mtunnel_tx.source.report import Destination, DiskReport, Report, SidedFinding, estimate_s
+from mtunnel_tx.source.report import DiskPlace, DiskReport, Report, SidedFinding, estimate_s
 from mtunnel_tx.source.rewriting import find_bridges, iter_bridges
 from mtunnel_tx.source.target import (
     NotImplementedThere,
@@ -55,7 +55,7 @@ class Survey:
         self._here = Findings()
         self._there = Findings()
         self._unknown: list[str] = []
-        self._destinations: Mapping[str, Destination] = {}
+        self._destinations: Mapping[str, DiskPlace] = {}
         self._target: dict[str, str] = {}
         self._checked = False
 
@@ -69,7 +69,7 @@ class Survey:
         sent = without(conf, self._find_dropped(conf))
         disks = await self._look_here(conf, sent)
         try:
-            await self._look_there(sent, disks, thorough=thorough)
+            disks = await self._look_there(sent, disks, thorough=thorough)
         except (Unauthenticated, TargetUnreachable, TimedOut) as error:
             self._there.add("vm", "", error.text)
         self._hint(sent)
@@ -103,7 +103,7 @@ class Survey:
         for text in obstacles:
             self._add_sentence(text, sent)
         self._find_gaps(sent, found)
-        measuring = Measuring(order, self._world, partial(self._is_mirrored, conf, running), self._keep_disk)
+        measuring = Measuring(self._world.storage, partial(self._is_mirrored, conf, running), self._keep_disk)
         measured = [await measuring.measure(disk) for disk in found]
         return tuple(disk for disk in measured if disk is not None)
 
@@ -148,14 +148,24 @@ class Survey:
 
     # There
 
-    async def _look_there(self, conf: GuestConfig, disks: Sequence[SourceDisk], *, thorough: bool) -> None:
+    async def _look_there(
+        self, conf: GuestConfig, disks: Sequence[SourceDisk], *, thorough: bool
+    ) -> tuple[SourceDisk, ...]:
+        """Returns: the disks, as what they become there."""
         node = await self._ask(self._find_node(), "")
         repoid = await self._ask(self._find_repoid(), "")
         self._target = {"node": node, "version": repoid}
-        if is_ours(repoid) and node and await self._ask(self._have_it_checked(node, conf, disks), default=False):
+        storages = TargetStorages(self._order, self._world, self._here, self._there)
+        await self._ask(storages.fetch(), None)
+        fitted = storages.fit(disks)
+        for disk in fitted if not self._order.drop_snapshots else ():
+            for reason in find_losses(disk):
+                self._keep_disk(disk, reason)
+        if is_ours(repoid) and node and await self._ask(self._have_it_checked(node, conf, fitted), default=False):
             self._checked = True
         else:
-            await self._look_from_here(conf, disks, thorough=thorough)
+            await self._look_from_here(conf, fitted, storages, thorough=thorough)
+        return tuple(fitted)
 
     async def _have_it_checked(self, node: str, conf: GuestConfig, disks: Sequence[SourceDisk]) -> bool:
         """Returns: whether the target has looked; an older one cannot, and a token that may do little is refused."""
@@ -186,11 +196,14 @@ class Survey:
             self._here.add("machine", "", error.text)
             return None
 
-    async def _look_from_here(self, conf: GuestConfig, disks: Sequence[SourceDisk], *, thorough: bool) -> None:
+    async def _look_from_here(
+        self, conf: GuestConfig, disks: Sequence[SourceDisk], storages: TargetStorages, *, thorough: bool
+    ) -> None:
         """What the API of a target tells that makes no checks."""
         taken = await self._ask(self._check_vmid(), default=False)
-        storages = TargetStorages(self._order, self._world, self._there, vmid_taken=taken)
-        self._destinations = await self._ask(storages.check(disks, self._target["version"]), {})
+        if storages.is_listed:
+            checked = storages.check(disks, self._target["version"], vmid_taken=taken)
+            self._destinations = await self._ask(checked, {})
         await self._ask(self._check_cpu(conf), None)
         rights = TargetRights(self._order, self._world, self._there, conf)
         if not await self._ask(rights.check(disks), default=False):
@@ -267,6 +280,6 @@ class Survey:
 
     def _sided(self) -> Iterator[SidedFinding]:
         """What was found about a key here is not told again of the target: it follows from that."""
-        known = {found.name for found in self._here if found.name}
+        known = {found.name for found in self._here if found.name and found.severity is Severity.REFUSE}
         yield from (SidedFinding(side="source", finding=found) for found in self._here)
         yield from (SidedFinding(side="target", finding=found) for found in self._there if found.name not in known)

@@ -12,7 +12,7 @@ from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, SourceWorld
-from mtunnel_tx.source.report import Destination
+from mtunnel_tx.source.report import DiskPlace
 from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
 from mtunnel_tx.source.target import objects
 from mtunnel_tx.wire.checkrequest import MOST_DISKS
@@ -38,7 +38,7 @@ class TargetCheck:
 
     async def ask(
         self, node: str, conf: GuestConfig, disks: Sequence[SourceDisk], machine: str | None
-    ) -> Mapping[str, Destination]:
+    ) -> Mapping[str, DiskPlace]:
         """Args: conf: as it will be sent, disks and bridges apart. machine: the type that it runs with.
 
         Returns: what would become of the disks, by their keys. Raises: TunnelError: the target does not say.
@@ -75,21 +75,22 @@ class TargetCheck:
             "written": disk.data_bytes,
             "mirrored": int(disk.mirrored),
             "volname": disk.name_for(order.vmid, order.target_vmid),
-            "format": disk.format,
+            "format": disk.becomes,
             "export_formats": ",".join(disk.streams),
             "storage": order.storage_or_same(disk.volid.storage),
             "with_snapshots": int(disk.with_snapshots),
             "allow_rename": int(not disk.is_cloudinit),
+            "convert": int(disk.is_converted and disk.becomes != "raw"),
         }
 
 
-def _read_disks(rows: Json) -> Iterator[tuple[str, Destination]]:
+def _read_disks(rows: Json) -> Iterator[tuple[str, DiskPlace]]:
     for row in objects(rows):
         storage, format, stream = (_text(row.get(name)) for name in ("storage", "format", "stream"))
         free = row.get("free")
         if storage is not None:
             free_bytes = free if isinstance(free, int) and not isinstance(free, bool) else None
-            yield str(row.get("key")), Destination(storage=storage, format=format, stream=stream, free_bytes=free_bytes)
+            yield str(row.get("key")), DiskPlace(storage=storage, format=format, stream=stream, free_bytes=free_bytes)
 
 
 def _text(value: Json) -> str | None:

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TunnelError
 from mtunnel_tx.pve.drive import Drive
 from mtunnel_tx.pve.findings import Findings, Severity, judge_room
-from mtunnel_tx.pve.storagetypes import STORAGE_TYPES, STREAM_FORMATS, describe_mismatch, match_offers
+from mtunnel_tx.pve.storagetypes import (
+    IMAGES,
+    STORAGE_TYPES,
+    STREAM_FORMATS,
+    StorageType,
+    describe_mismatch,
+    match_offers,
+)
 from mtunnel_tx.source.inventory import SourceDisk
+from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, SourceWorld
-from mtunnel_tx.source.report import Destination
+from mtunnel_tx.source.report import DiskPlace
 from mtunnel_tx.source.target import NotImplementedThere, is_ours, objects
+
+
+def choose_format(disk: SourceDisk, wanted: str | None, kind: StorageType) -> str:
+    """What a disk's image becomes on a storage of that type.
+
+    Args: wanted: None: as it is, if possible. It is not for a TPM's state and a cloud-init drive, which are no disks of
+        the guest's.
+    """
+    if wanted is not None and not disk.is_tpm_state and not disk.is_cloudinit:
+        return wanted
+    return disk.format if disk.format in kind.formats else kind.formats[0]
+
 
 _MAY_SEE = ("Datastore.AllocateSpace", "Datastore.Audit")
 
@@ -20,25 +41,37 @@ _MAY_SEE = ("Datastore.AllocateSpace", "Datastore.Audit")
 class TargetStorages:
     """Asks about the storages of one order.
 
-    Args: found: takes what stands in the way, and what is worth knowing. vmid_taken: a guest there has the VMID.
+    Args: here, there: take what is found about the disks, and about the target.
     """
 
-    def __init__(self, order: Order, world: SourceWorld, found: Findings, *, vmid_taken: bool) -> None:
-        self._vmid_taken = vmid_taken
+    def __init__(self, order: Order, world: SourceWorld, here: Findings, there: Findings) -> None:
         self._order = order
         self._world = world
-        self._found = found
+        self._here = here
+        self._found = there
+        self._listed: Mapping[str, Mapping[str, Json]] = {}
+        self.is_listed = False
 
-    async def check(self, disks: Sequence[SourceDisk], repoid: str) -> Mapping[str, Destination]:
-        """Args: repoid: what the target says it is.
+    async def fetch(self) -> None:
+        """To be called first; `is_listed` tells that it went well. Raises: TunnelError: the target does not answer."""
+        listed = objects(await self._world.target.get("nodes", "localhost", "storage"))
+        self._listed = {str(entry.get("storage")): entry for entry in listed}
+        self.is_listed = True
+
+    def fit(self, disks: Sequence[SourceDisk]) -> list[SourceDisk]:
+        """Returns: the disks, as images of formats that the storages there have."""
+        return [self._fit(disk, self._listed.get(self._order.storage_or_same(disk.volid.storage))) for disk in disks]
+
+    async def check(
+        self, disks: Sequence[SourceDisk], repoid: str, *, vmid_taken: bool = False
+    ) -> Mapping[str, DiskPlace]:
+        """Args: repoid: what the target says it is. vmid_taken: a guest there has the VMID.
 
         Returns: what would become of the disks, by their keys. Raises: TunnelError: it does not answer.
         """
-        listed = objects(await self._world.target.get("nodes", "localhost", "storage"))
-        storages = {str(entry.get("storage")): entry for entry in listed}
-        destinations: dict[str, Destination] = {}
+        destinations: dict[str, DiskPlace] = {}
         for name in self._order.storages.targets:
-            there = storages.get(name)
+            there = self._listed.get(name)
             if there is None:
                 self._add(name, await self._why_absent(name))
             elif there.get("enabled") in (0, False, "0"):
@@ -50,9 +83,10 @@ class TargetStorages:
                 free = there.get("avail")
                 free_bytes = free if isinstance(free, int) and not isinstance(free, bool) else None
                 self._check_space(name, free_bytes, mapped)
+                destinations |= dict(self._destinations(there, mapped, free_bytes))
                 self._check_sizes(mapped, repoid)
-                await self._find_leftovers(name, mapped, repoid)
-                destinations |= dict(self._destinations(name, str(there.get("type")), mapped, free_bytes))
+                if not vmid_taken:
+                    await self._find_leftovers(name, mapped, repoid)
         return destinations
 
     def _add(self, storage: str, text: str, severity: Severity = Severity.REFUSE) -> None:
@@ -89,22 +123,50 @@ class TargetStorages:
         ):
             self._add(name, finding.text, finding.severity)
 
+    def _fit(self, disk: SourceDisk, there: Mapping[str, Json] | None) -> SourceDisk:
+        """The disk as what it becomes on a storage there."""
+        kind = STORAGE_TYPES.get(str(there.get("type"))) if there is not None else None
+        if there is None or kind is None:
+            return disk
+        becomes = choose_format(disk, self._order.target_format, kind)
+        if becomes not in kind.formats:
+            only = ", ".join(format for format in kind.formats if format in IMAGES)
+            text = f"{disk.label} cannot be {becomes}: storage '{there['storage']}' has only {only}"
+            self._found.add("disk", disk.label, text)
+            becomes = kind.formats[0]
+        if becomes == disk.format:
+            return disk
+        own = self._world.storage
+        offers = own.config()[disk.volid.storage].kind.offers(disk.format, becomes)
+        text = f"{disk.label}: becomes {becomes} there, from {disk.format}"
+        self._here.add("disk", disk.label, text, Severity.CHANGE)
+        return disk.converted(becomes, tuple(offer for offer in offers if offer.stream in own.stream_formats))
+
     def _destinations(
-        self, name: str, type: str, disks: Sequence[SourceDisk], free_bytes: int | None
-    ) -> Iterator[tuple[str, Destination]]:
+        self, there: Mapping[str, Json], disks: Sequence[SourceDisk], free_bytes: int | None
+    ) -> Iterator[tuple[str, DiskPlace]]:
         """Disks of a running VM are written by QEMU, into whatever image there is; others must fit as a stream."""
+        name, type = str(there.get("storage")), str(there.get("type"))
         target = STORAGE_TYPES.get(type)
+        converts = there.get("converts") in (1, True, "1")
         for disk in disks:
-            offer = target and match_offers(disk.offers, target, with_snapshots=disk.with_snapshots)
-            if disk.mirrored or target is None:
-                yield disk.label, Destination(storage=name, free_bytes=free_bytes)
-            elif offer:
+            place = DiskPlace(storage=name, free_bytes=free_bytes)
+            if target is None:
+                yield disk.label, place
+            elif disk.mirrored:
+                yield disk.label, replace(place, format=disk.becomes)
+            elif offer := match_offers(disk.offers, target, with_snapshots=disk.with_snapshots, converts=converts):
                 stream = STREAM_FORMATS[offer.stream].dense or offer.stream
-                yield disk.label, Destination(storage=name, format=offer.image, stream=stream, free_bytes=free_bytes)
+                yield disk.label, replace(place, format=disk.becomes, stream=stream)
             else:
-                own = self._world.storage.config()[disk.volid.storage].type
-                reason = describe_mismatch(disk.offers, own, type)
-                self._found.add("disk", disk.label, f"{disk.label} cannot go to storage '{name}': {reason}")
+                reason = f"{disk.label} cannot go to storage '{name}': {self._why_not(disk, type, target)}"
+                self._found.add("disk", disk.label, reason)
+
+    def _why_not(self, disk: SourceDisk, type: str, target: StorageType) -> str:
+        if match_offers(disk.offers, target, with_snapshots=disk.with_snapshots, converts=True):
+            return f"the program there makes no {disk.becomes} of a raw stream; only mtunnel-tx's own does"
+        own = self._world.storage.config()[disk.volid.storage].type
+        return describe_mismatch(disk.offers, own, type)
 
     def _check_sizes(self, disks: Sequence[SourceDisk], repoid: str) -> None:
         """Proxmox makes disks in KiB: rounded up, a copy is no copy, and QEMU refuses to mirror into it."""
@@ -119,8 +181,6 @@ class TargetStorages:
         A cloud-init drive is made of a config, but its name is needed; an mtunnel-tx makes it anew.
         """
         vmid = self._order.target_vmid
-        if self._vmid_taken:
-            return
         try:
             listed = await self._world.target.get("nodes", "localhost", "storage", name, "content", vmid=str(vmid))
         except TunnelError:

@@ -87,12 +87,13 @@ class TargetTunnel:
         """Returns: the socket's name on the wire, and the stream's format, one of the disk's."""
         fields = {
             "volname": name,
-            "format": disk.format,
+            "format": disk.becomes,
             "export_formats": ",".join(disk.streams),
             "storage": storage,
             "migration_snapshot": 0,
             "with_snapshots": int(disk.with_snapshots),
             "allow_rename": int(not disk.is_cloudinit),
+            **({"convert": 1} if disk.is_converted and disk.becomes != "raw" else {}),
         }
         reply = await self._commands.call("disk-import", LONG_S, fields)
         path, stream = read_text(reply, "socket"), read_text(reply, "format")

@@ -10,7 +10,7 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import ModuleType
 
@@ -19,7 +19,16 @@ from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.mask import Unmask
 from mtunnel_tx.stream.native import NativeSide
 from mtunnel_tx.stream.peer import PeerConnection
-from mtunnel_tx.stream.sides import Blocks, Side, is_peer_dead, make_side, receive, reset_on_close
+from mtunnel_tx.stream.sides import (
+    Blocks,
+    Side,
+    is_peer_dead,
+    keep_alive,
+    make_side,
+    receive,
+    reset_on_close,
+)
+from mtunnel_tx.wire.flow import Chunks
 from mtunnel_tx.wire.frames import Decoder, Role
 
 PINGS = 64
@@ -34,7 +43,7 @@ class ThreadTools:
     """What all flows of one thread share.
 
     engine, unmask: of the pure Python path. native: the module that is used instead (native.py), or None. now: seconds,
-    of any origin.
+    of any origin. chunks: where resumable flows keep what is not acknowledged.
     """
 
     blocks: Blocks
@@ -42,6 +51,7 @@ class ThreadTools:
     engine: MakeEngine
     now: Callable[[], float]
     native: ModuleType | None = None
+    chunks: Chunks = field(default_factory=Chunks)
 
 
 class CarrierPhase(Enum):
@@ -62,15 +72,18 @@ def _make_side(peer: PeerConnection, tools: ThreadTools) -> Side:
 class Carrier:
     """One carrier. `pings`: payloads of pings that are to be answered. The owner of `peer` closes its socket.
 
+    Args: records: its text frames are records.
     `sweep_due_s`: when to look whether the peer is dead. `ping_due_s`: when a ping may be due. `linger_due_s`: when the
     peer has had enough time to see our last bytes; None: it does not have them yet.
     """
 
-    def __init__(self, peer: PeerConnection, role: Role, limits: FlowLimits, tools: ThreadTools) -> None:
+    def __init__(
+        self, peer: PeerConnection, role: Role, limits: FlowLimits, tools: ThreadTools, *, records: bool = False
+    ) -> None:
         self.peer = peer
         self.sock: socket.socket = peer.sock
         self.side = _make_side(peer, tools)
-        self.decoder = Decoder(role, limits.frame_bytes)
+        self.decoder = Decoder(role, limits.frame_bytes, records=records)
         self.pings: deque[bytes] = deque(maxlen=PINGS)
         self.phase = CarrierPhase.TALKING
         self.linger_due_s: float | None = None
@@ -80,6 +93,8 @@ class Carrier:
         self.sweep_due_s = tools.now() + self._sweep_s
         self.ping_due_s = tools.now() + limits.ping_s
         self._sent_bytes = 0
+        if records:
+            keep_alive(self.sock, limits.dead_peer_s / 3)
 
     def sweep(self, now_s: float) -> bool:
         """`sweep_due_s` has come. Returns: whether the peer is dead."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import ClassVar
 
 from mtunnel_tx.wire.frames import CLOSE_NORMAL
 
@@ -102,7 +103,7 @@ class EventRow:
 
 
 A_LOST_CARRIER_ENDS_ITS_FLOW = EventRow(inward=CUT, outward=CUT, fails=True)
-"""The one rule that a flow which outlives its carrier has to replace, by the row of CARRIER_DETACHED."""
+"""A flow that outlives its carrier has the row of CARRIER_DETACHED instead (`resumableends.py`)."""
 
 TABLE: Mapping[FlowEvent, EventRow] = {
     FlowEvent.CLOSE_CAME: EventRow(inward=END),
@@ -129,6 +130,8 @@ class Deed(Enum):
 
     SHUT_LOCAL = auto()
     SAY_CLOSE = auto()
+    SAY_END = auto()
+    """Tell the peer that our UNIX side has ended; only of flows that are resumable."""
 
 
 @dataclass(slots=True)
@@ -165,6 +168,9 @@ class Ends:
     its end. `due_s`: when `expire` is to be called.
     """
 
+    table: ClassVar[Mapping[FlowEvent, EventRow] | None] = None
+    """Another one than TABLE."""
+
     def __init__(self, *, half_close_s: float, ends_with_local: bool = False, ends_with_peer: bool = False) -> None:
         self.inward = Way()
         self.outward = Way()
@@ -177,6 +183,26 @@ class Ends:
         self._ends_with_peer = ends_with_peer
         self._deaf_reason = ""
         self._said = False
+
+    @property
+    def hears(self) -> bool:
+        """The carrier is to be read."""
+        return self.inward.takes
+
+    @property
+    def hears_out(self) -> bool:
+        """The carrier is to be read up to the first moment when nothing is there."""
+        return self.inward.sender is Sender.LAST
+
+    @property
+    def pings(self) -> bool:
+        """Pings are sent and answered."""
+        return self.outward.takes
+
+    @property
+    def can_change_carrier(self) -> bool:
+        """The carrier may be taken away, and another one take its place."""
+        return self.inward.sender is Sender.OPEN and self.outward.sender is Sender.OPEN
 
     @property
     def peer_over(self) -> bool:
@@ -255,6 +281,10 @@ class Ends:
         self._apply(FlowEvent.GIVEN_UP, reason)
         self.inward.done = self.outward.done = True
 
+    def end_by_peer(self) -> bool:
+        """The peer says, over another connection, that it has everything. Returns: so have we; it is over."""
+        return False
+
     def expire(self) -> None:
         """`due_s` has come."""
         self.due_s = None
@@ -264,7 +294,7 @@ class Ends:
             self.give_up(self.reason or "no Close frame came from the peer")
 
     def _apply(self, event: FlowEvent, reason: str = "", code: int | None = None) -> None:
-        row = TABLE[event]
+        row = (self.table or TABLE)[event]
         self.inward.move(row.inward)
         self.outward.move(row.outward)
         self.inward.deaf |= "local" in row.deaf

@@ -24,6 +24,8 @@ from mtunnel_tx.wire.frames import Role
 
 log = Logger()
 
+CANCELLED = "cancelled"
+
 
 async def tell_nobody(orderly: bool) -> None:
     """For a flow whose end no route wants to hear of."""
@@ -33,13 +35,20 @@ def ignore_parking(reason: str) -> None:
     """For a flow that is never parked."""
 
 
+def ignore_resuming() -> None:
+    """The same."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowTerms:
     """How a flow is to be run.
 
     urgent: it carries few bytes, for which somebody waits: they must not queue behind payload. role: ours on the
     websocket. ends_with_local, ends_with_peer: see ends.Ends. closed: is awaited with whether the flow ended in order.
-    parked: is called with the reason when the flow has lost its carrier and goes on without.
+    window_bytes: None: the flow ends with its carrier. Else it is resumable: a lost carrier parks it, and so much of
+    what the peer has not acknowledged is kept at most. parked: is called with the reason when the flow has lost its
+    carrier and goes on without; resumed: when it has one again. park_s: how long it is parked at most, which its owner
+    sees to.
     """
 
     urgent: bool = False
@@ -48,7 +57,10 @@ class FlowTerms:
     ends_with_peer: bool = False
     limits: FlowLimits = field(default_factory=FlowLimits)
     closed: Callable[[bool], Awaitable[None]] = tell_nobody
+    window_bytes: int | None = None
+    park_s: float = 0.0
     parked: Callable[[str], None] = ignore_parking
+    resumed: Callable[[], None] = ignore_resuming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +74,16 @@ class FlowOutcome:
 
 
 class Traffic(Protocol):
-    """What a running flow has carried: payload from (`in`) and to (`out`) the peer."""
+    """What a running flow has carried: payload from (`in`) and to (`out`) the peer; `kept`: to be sent again."""
 
     @property
     def bytes_in(self) -> int: ...
 
     @property
     def bytes_out(self) -> int: ...
+
+    @property
+    def kept_bytes(self) -> int: ...
 
 
 class Relay(Protocol):
@@ -81,7 +96,7 @@ class Relay(Protocol):
         """
 
     def cancel(self, flow: Flow) -> None:
-        """End a flow now."""
+        """End a flow now, for its `abort_reason`."""
 
     async def stop(self) -> None:
         """End all flows, wait for their ends, give back threads."""
@@ -102,10 +117,13 @@ class Flow:
         self.released: Deferred[None] = Deferred()
         self.traffic: Traffic | None = None
         self.aborted = False
+        self.abort_reason: str | None = CANCELLED
         self.reason: str | None = None
         self._relay = relay
         self._is_started = self._is_local_closed = self._is_peer_over = False
         self._carriers = 0
+        self._is_parked = False
+        self._watchers: list[tuple[Callable[[str, float], object], Callable[[], object]]] = []
         local.setblocking(False)
         grow_buffer(local)
 
@@ -116,6 +134,10 @@ class Flow:
     @property
     def bytes_out(self) -> int:
         return self.traffic.bytes_out if self.traffic else 0
+
+    @property
+    def kept_bytes(self) -> int:
+        return self.traffic.kept_bytes if self.traffic else 0
 
     async def ended(self) -> bool:
         """Wait for the end. Returns: whether it was in order."""
@@ -128,11 +150,16 @@ class Flow:
         self.done.addCallback(tell)
         return await told
 
-    def abort(self) -> None:
-        """End both sides now."""
+    def abort(self, reason: str | None = CANCELLED) -> None:
+        """End both sides now. Args: reason: None: the peer says that it has ended in order; so it has, or it fails."""
         self.aborted = True
+        self.abort_reason = reason
         if self._is_started:
             self._relay.cancel(self)
+
+    def watch(self, parked: Callable[[str, float], object], resumed: Callable[[], object]) -> None:
+        """Have `parked` called with the reason, and for how long it may be so, and `resumed` when that is over."""
+        self._watchers.append((parked, resumed))
 
     def attach(self, peer: PeerConnection) -> None:
         """Let a connection carry the flow; one that comes when the flow is over is closed.
@@ -181,7 +208,18 @@ class Flow:
 
     def parked(self, reason: str) -> None:
         """The flow has lost its carrier, and goes on when it is given another one."""
+        self._is_parked = True
         self.terms.parked(reason)
+        for parked, _ in self._watchers:
+            parked(reason, self.terms.park_s)
+
+    def carried(self) -> None:
+        """The relay uses the connection that it was given last."""
+        if self._is_parked:
+            self._is_parked = False
+            self.terms.resumed()
+            for _, resumed in self._watchers:
+                resumed()
 
     async def _close_local(self, reason: str | None) -> None:
         try:

@@ -99,6 +99,7 @@ class PurePayload:
 MOST_SPANS = 512
 """More than a block can have: each but the first is of GATHER_BYTES at least, or stands at a control frame."""
 _SPAN = struct.Struct("II")
+_NO_SPANS = bytearray()
 
 
 class NativePayload:
@@ -107,7 +108,7 @@ class NativePayload:
     def __init__(self, native: Any) -> None:
         self.found_bytes = 0
         self._native = native
-        self._spans = bytearray(_SPAN.size * MOST_SPANS)
+        self._spans = _NO_SPANS
         self._first = self._count = 0
 
     @property
@@ -135,6 +136,7 @@ class NativePayload:
         self, decoder: Decoder, block: memoryview, begin: int, end: int, left_bytes: int, key: bytes
     ) -> tuple[int, int, bytes]:
         """Returns: the position behind the usual frames, what is left of the last one, and its mask."""
+        self._spans = self._spans or bytearray(_SPAN.size * MOST_SPANS)
         position, left_bytes, key, size_bytes, self._count = self._native.decode(
             block, begin, end, left_bytes, key, decoder.is_masked, decoder.texts_are_payload, decoder.limit_bytes,
             GATHER_BYTES, self._spans, self._count,
@@ -154,6 +156,7 @@ class NativePayload:
 
     def drop(self) -> None:
         self._first = self._count = 0
+        self._spans = _NO_SPANS
 
 
 def make_payload(native: Any, unmask: Unmask) -> Payload:

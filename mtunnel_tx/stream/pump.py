@@ -124,7 +124,7 @@ class _PumpThread:
         self._order(lambda: job.running.detach(reason), job)
 
     def cancel(self, job: _PumpedFlow) -> None:
-        self._order(lambda: job.running.give_up("cancelled"), job)
+        self._order(lambda: job.running.cancel(job.flow.abort_reason), job)
 
     def stop(self) -> None:
         """End when the last flow has ended."""
@@ -201,6 +201,7 @@ class _PumpThread:
         is_wanted = job.running.attach(peer)
         if is_wanted:
             self._change_carrier(job)
+            self._reactor.callFromThread(job.flow.carried)
         else:
             self._reactor.callFromThread(job.flow.carrier_closed, peer)
         job.due_s = self._due_s = 0.0
@@ -359,7 +360,7 @@ class Pump:
         running = RunningFlow(flow.local, flow.terms, thread.tools)
         flow.traffic = running
         if flow.aborted:
-            running.give_up("cancelled")
+            running.cancel(flow.abort_reason)
         job = _PumpedFlow(flow, running)
         self._running.add(flow, (thread, job))
         thread.load += 1

@@ -78,6 +78,7 @@ class _ReactorFlow:
 
     def attach(self, peer: PeerConnection) -> None:
         if self.running.attach(peer):
+            self._flow.carried()
             self.move()
         else:
             self._flow.carrier_closed(peer)
@@ -149,7 +150,7 @@ class ReactorRelay:
     def cancel(self, flow: Flow) -> None:
         job = self._running.find(flow)
         if job is not None:
-            job.running.give_up("cancelled")
+            job.running.cancel(flow.abort_reason)
             job.move()
 
     async def stop(self) -> None:
@@ -161,6 +162,6 @@ class ReactorRelay:
         job = _ReactorFlow(self._reactor, flow, running)
         self._running.add(flow, job)
         if flow.aborted:
-            running.give_up("cancelled")
+            running.cancel(flow.abort_reason)
             job.move()
         return job

@@ -19,8 +19,11 @@ from mtunnel_tx.stream.ends import Deed, Ends, Sender
 from mtunnel_tx.stream.flow import FlowTerms
 from mtunnel_tx.stream.limits import Watch
 from mtunnel_tx.stream.peer import PeerConnection
+from mtunnel_tx.stream.resumableends import ResumableEnds
+from mtunnel_tx.stream.resumableways import ResumableInward, ResumableOutward
 from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.stream.ways import Inward, Outward
+from mtunnel_tx.wire.frames import Role
 
 
 class Interest(NamedTuple):
@@ -46,16 +49,11 @@ class RunningFlow:
         limits = terms.limits
         self.local = local
         self.carrier: Carrier | None = None
-        self.ends = Ends(
-            half_close_s=limits.half_close_s,
-            ends_with_local=terms.ends_with_local,
-            ends_with_peer=terms.ends_with_peer,
-        )
+        self._is_resumable = terms.window_bytes is not None
         self._terms = terms
         self._tools = tools
         self._now = tools.now
-        self._inward = Inward(local, self.ends, limits=limits, tools=tools)
-        self._outward = Outward(local, self.ends, role=terms.role, limits=limits, tools=tools)
+        self.ends, self._inward, self._outward = _make_ways(local, terms, tools)
         self._inward_watch = Watch(limits.stall_s)
         self._outward_watch = Watch(limits.stall_s)
         self.ends.carrier_detached("it has no carrier yet")
@@ -71,6 +69,11 @@ class RunningFlow:
     def bytes_out(self) -> int:
         """Payload bytes to the peer."""
         return self._outward.position
+
+    @property
+    def kept_bytes(self) -> int:
+        """Payload that is kept to be sent again over another carrier."""
+        return self._outward.kept_bytes
 
     @property
     def is_local_over(self) -> bool:
@@ -112,6 +115,7 @@ class RunningFlow:
             self.ends.due_s,
             inward.bucket.due_s,
             outward.bucket.due_s,
+            inward.ack_due_s,
             self._inward_watch.due_s,
             self._outward_watch.due_s,
             carrier.linger_due_s if carrier is not None else None,
@@ -127,20 +131,21 @@ class RunningFlow:
 
         Returns: False: the flow ends, and needs no carrier any more.
         """
-        if self.ends.peer_over or (self.carrier is not None and self.is_ending):
+        if self.ends.peer_over or (self.carrier is not None and not self.ends.can_change_carrier):
             reset_on_close(peer.sock)
             return False
         if self.carrier is not None:
             self._park(self.carrier)
-        carrier = self.carrier = Carrier(peer, self._terms.role, self._terms.limits, self._tools)
+        terms = self._terms
+        carrier = self.carrier = Carrier(peer, terms.role, terms.limits, self._tools, records=self._is_resumable)
         self.ends.carrier_attached()
-        self._inward.attach(carrier)
         self._outward.attach(carrier)
+        self._inward.attach(carrier)
         return True
 
     def detach(self, reason: str) -> None:
         """Take the carrier away, unless the flow ends already; to be followed by `service`."""
-        if self.carrier is not None and not self.is_ending:
+        if self.carrier is not None and self.ends.can_change_carrier:
             self.ends.carrier_detached(reason)
 
     def service(self, *, peer_event: bool = True, local_event: bool = True) -> None:
@@ -156,31 +161,49 @@ class RunningFlow:
             peer_event, inward.again = peer_event or inward.again, False
             if local_event or outward.waits:
                 outward.carry(now_s)
-            if peer_event or inward.waits or ends.inward.sender is Sender.LAST:
+            if peer_event or inward.waits or ends.hears_out:
                 inward.carry(now_s)
+                inward.acknowledge(now_s)
                 outward.flush()
             if inward.pings:
                 outward.answer(inward.pings)
             if self.is_ending:
                 self._settle(now_s)
-            elif self.carrier is not None and self.carrier.is_silent(now_s):
+            if self._may_ping and self.carrier is not None and self.carrier.is_silent(now_s):
                 outward.ping()
             self._watch(now_s)
         if ends.parked is not None and self.carrier is not None:
             self._park(self.carrier)
+        if ends.peer_over:
+            outward.drop()
         inward.give_back()
         outward.give_back()
+
+    @property
+    def _may_ping(self) -> bool:
+        """A plain flow that ends is short; a resumable one has to notice that its carrier is lost."""
+        return self._is_resumable or not self.is_ending
 
     def give_up(self, reason: str) -> None:
         """End both ways as they are; to be followed by `service`."""
         self.ends.give_up(reason)
+        if not self.ends.peer_over:
+            self.ends.due_s = self._now() + self._terms.limits.linger_s
         if self.carrier is not None and self.carrier.phase is CarrierPhase.LINGERING:
             self._drop_carrier(self.carrier)
 
+    def cancel(self, reason: str | None) -> None:
+        """End both ways. Args: reason: None: the peer says that it has ended in order, and waits for nothing more."""
+        if reason is None and self.ends.end_by_peer():
+            return
+        self.give_up(reason or "the peer has ended the flow")
+
     def destroy(self, reason: str) -> None:
         """End everything without a look at the sockets, after a failure that nobody expected."""
+        self.ends.outward.deaf = True
         self.ends.give_up(reason)
         self._inward.drop()
+        self._outward.drop()
         self._inward.again = self._outward.again = False
         if self.carrier is not None:
             self._drop_carrier(self.carrier)
@@ -201,11 +224,15 @@ class RunningFlow:
         return self.ends.settle(**waits, now_s=now_s)
 
     def _do(self, deed: Deed) -> None:
-        if deed is Deed.SAY_CLOSE:
-            self._outward.say_close()
-        else:
-            with contextlib.suppress(OSError):
-                self.local.shutdown(socket.SHUT_WR)
+        match deed:
+            case Deed.SAY_CLOSE:
+                self._outward.say_close()
+            case Deed.SAY_END:
+                self._outward.say_end_record()
+            case Deed.SHUT_LOCAL:
+                with contextlib.suppress(OSError):
+                    self.local.shutdown(socket.SHUT_WR)
+                self._inward.deliver()
 
     def _end_carrier(self, carrier: Carrier, now_s: float) -> None:
         """Take the carrier through its phases."""
@@ -235,6 +262,8 @@ class RunningFlow:
     def _park(self, carrier: Carrier) -> None:
         """Go on without a carrier: what the UNIX socket has not taken will come again."""
         self._inward.rewind()
+        self._inward_watch.reset()
+        self._outward_watch.reset()
         self._drop_carrier(carrier)
 
     # Time
@@ -255,9 +284,30 @@ class RunningFlow:
         talks = carrier is not None and carrier.phase is CarrierPhase.TALKING
         if self._inward_watch.look(waits=inward.waits, taken=inward.position, now_s=now_s):
             self._stall("UNIX side takes no bytes", now_s)
-        if self._outward_watch.look(waits=talks and outward.waits, taken=outward.taken_bytes, now_s=now_s):
+        if self._outward_watch.look(waits=talks and outward.owes, taken=outward.progress, now_s=now_s):
             self._stall("peer takes no bytes", now_s)
 
     def _stall(self, reason: str, now_s: float) -> None:
         self.give_up(reason)
         self._settle(now_s)
+
+
+def _make_ways(local: socket.socket, terms: FlowTerms, tools: ThreadTools) -> tuple[Ends, Inward, Outward]:
+    """The rules of a flow's ends, and its two ways."""
+    limits = terms.limits
+    if terms.window_bytes is not None:
+        ends = ResumableEnds(
+            half_close_s=limits.half_close_s,
+            ends_with_local=terms.ends_with_local,
+            ends_with_peer=terms.ends_with_peer,
+            is_client=terms.role is Role.CLIENT,
+        )
+        outward = ResumableOutward(local, ends, terms=terms, tools=tools)
+        return ends, ResumableInward(local, ends, outward, terms=terms, tools=tools), outward
+    plain = Ends(
+        half_close_s=limits.half_close_s,
+        ends_with_local=terms.ends_with_local,
+        ends_with_peer=terms.ends_with_peer,
+    )
+    inward = Inward(local, plain, limits=limits, tools=tools)
+    return plain, inward, Outward(local, plain, role=terms.role, limits=limits, tools=tools)

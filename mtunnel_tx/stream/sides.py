@@ -7,6 +7,7 @@ frame; it takes the next frame only when nothing waits.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import socket
 import struct
 from typing import Protocol
@@ -25,17 +26,22 @@ _UNACKED_OFFSET, _LAST_ACK_OFFSET = 24, 56
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+def _map(size_bytes: int) -> memoryview:
+    """Memory of its own pages: what is never written costs nothing, and it goes back to the system at once."""
+    return memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 class Blocks:
     """Buffers of one thread, lent while a flow has bytes. `scratch` may be used by anybody within one call."""
 
     def __init__(self) -> None:
-        self.scratch = memoryview(bytearray(RECEIVE_BYTES))
+        self.scratch = _map(RECEIVE_BYTES)
         self.lent = 0
         self._free: list[memoryview] = []
 
     def lend(self) -> memoryview:
         self.lent += 1
-        return self._free.pop() if self._free else memoryview(bytearray(BLOCK_BYTES))
+        return self._free.pop() if self._free else _map(BLOCK_BYTES)
 
     def give_back(self, block: memoryview) -> None:
         self.lent -= 1
@@ -322,6 +328,15 @@ def is_peer_dead(sock: socket.socket, dead_peer_s: float) -> bool:
     (unacked,) = struct.unpack_from("I", info, _UNACKED_OFFSET)
     (last_ack_ms,) = struct.unpack_from("I", info, _LAST_ACK_OFFSET)
     return bool(unacked) and int(last_ack_ms) > dead_peer_s * 1000
+
+
+def keep_alive(sock: socket.socket, idle_s: float) -> None:
+    """Let the kernel ask a silent peer so often that a live one always has acknowledged something of late."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                sock.setsockopt(socket.IPPROTO_TCP, option, max(1, int(idle_s)))
 
 
 def reset_on_close(sock: socket.socket) -> None:

@@ -34,20 +34,20 @@ BATCHES = 2
 """Blocks in a row before another flow gets its turn."""
 
 
-_HEARD = (Event.PING, Event.PONG, Event.CLOSE)
+_HEARD = (Event.PING, Event.PONG, Event.CLOSE, Event.RECORD)
 
 
 class Inward:
     """From the carrier to the UNIX socket.
 
-    position: bytes that the kernel has taken for the UNIX socket. arrived_bytes: the same, with those that wait for it.
-    pings: what is to be answered.
+    position: bytes that the kernel has taken for the UNIX socket. pings: what is to be answered. ack_due_s: when an
+    acknowledgement is to be sent, where there are any.
     """
 
     def __init__(self, local: socket.socket, ends: Ends, *, limits: FlowLimits, tools: ThreadTools) -> None:
         self.position = 0
-        self.arrived_bytes = 0
         self.again = False
+        self.ack_due_s: float | None = None
         self.bucket = Bucket(limits.rate_bytes_s)
         self.pings: deque[bytes] = deque()
         self._local = local
@@ -57,6 +57,12 @@ class Inward:
         self._side: Side = NO_SIDE
         self._decoder: Decoder | None = None
         self._block: memoryview | None = None
+        self._forgotten_bytes = 0
+
+    @property
+    def arrived_bytes(self) -> int:
+        """`position`, with the bytes that wait for the UNIX socket."""
+        return self._payload.found_bytes - self._forgotten_bytes
 
     @property
     def waits(self) -> bool:
@@ -66,14 +72,14 @@ class Inward:
     @property
     def reads(self) -> bool:
         """The peer's next bytes are wanted."""
-        return not self._payload.waits and self._ends.inward.takes and self.bucket.due_s is None
+        return not self._payload.waits and self._ends.hears and self.bucket.due_s is None
 
     def carry(self, now_s: float) -> None:
         """Move what can be moved."""
         self.bucket.due_s = None
         for _ in range(BATCHES):
             self._push()
-            if self._payload.waits or not self._ends.inward.takes:
+            if self._payload.waits or not self._ends.hears:
                 return
             if self.bucket.is_empty(now_s) or not self._pull():
                 break
@@ -90,6 +96,12 @@ class Inward:
         self._side, self._decoder, self.pings = NO_SIDE, None, deque()
         self.again = False
 
+    def acknowledge(self, now_s: float) -> None:
+        """Tell the peer what the UNIX socket has taken; resumable flows only."""
+
+    def deliver(self) -> None:
+        """The end of the peer was passed on to the UNIX socket; resumable flows say so."""
+
     def drop(self) -> None:
         """The UNIX socket takes nothing more."""
         self._payload.drop()
@@ -97,7 +109,7 @@ class Inward:
     def rewind(self) -> None:
         """Forget what the UNIX socket has not taken: it will come again."""
         self._payload.drop()
-        self.arrived_bytes = self.position
+        self._forgotten_bytes = self._payload.found_bytes - self.position
 
     def give_back(self) -> None:
         """Return the block where nothing is in it."""
@@ -120,7 +132,7 @@ class Inward:
             self._ends.drained(self._ends.inward)
             return False
         self._decode(block, size_bytes)
-        return self._side.more or self._ends.inward.sender is Sender.LAST
+        return self._side.more or self._ends.hears_out
 
     def _decode(self, block: memoryview, end: int) -> None:
         decoder, payload, position = self._decoder, self._payload, 0
@@ -129,11 +141,11 @@ class Inward:
         try:
             while position < end:
                 position = payload.find(decoder, block, position, end)
+                self._note_arrived()
                 if decoder.event in _HEARD and not self._hear(decoder):
                     break
         except FrameError as error:
             self._ends.violated(error.code, error.text)
-        self.arrived_bytes += payload.found_bytes - before_bytes
         self.bucket.spend(payload.found_bytes - before_bytes)
 
     def _hear(self, decoder: Decoder) -> bool:
@@ -142,7 +154,10 @@ class Inward:
             self.pings.append(decoder.control)
         elif decoder.event is Event.CLOSE:
             self._ends.close_came(decoder.close_code)
-        return self._ends.inward.takes
+        return self._ends.hears
+
+    def _note_arrived(self) -> None:
+        """More payload was found; positions are told by flows that are resumable only."""
 
     def _push(self) -> None:
         """Give the spans to the UNIX socket, as far as it takes them."""
@@ -179,8 +194,19 @@ class Outward:
         return self._side.waits and not self._ends.outward.deaf
 
     @property
-    def taken_bytes(self) -> int:
+    def owes(self) -> bool:
+        """The peer has yet to take something."""
+        return self.waits
+
+    @property
+    def progress(self) -> int:
+        """Grows while the peer takes what it has to."""
         return self._side.sent_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept to be sent again over another carrier."""
+        return 0
 
     @property
     def reads(self) -> bool:
@@ -193,11 +219,14 @@ class Outward:
         for _ in range(BATCHES):
             if self.waits:
                 self.flush()
-            if self.waits or not self._ends.outward.takes:
+            if self.waits or not self._may_pull():
                 return
             if self.bucket.is_empty(now_s) or not self._pull():
                 return
         self.again = True
+
+    def _may_pull(self) -> bool:
+        return self._ends.outward.takes
 
     def attach(self, carrier: Carrier) -> None:
         """Write to this carrier from now on."""
@@ -208,25 +237,31 @@ class Outward:
         self._side = NO_SIDE
         self.again = False
 
+    def drop(self) -> None:
+        """The flow is over: forget what was kept to be sent again."""
+
     def flush(self) -> None:
         """Go on with what waits, and with what TLS itself has to send."""
         self._write(b"")
 
     def answer(self, pings: deque[bytes]) -> None:
         """Send pongs, once the peer has taken everything before them."""
-        if pings and not self.waits and self._ends.outward.takes:
+        if pings and not self.waits and self._ends.pings:
             self._write(b"".join(pong_frame(self._role, payload) for payload in pings))
             pings.clear()
 
     def ping(self) -> None:
         """Send something on a connection that is silent; where bytes wait for the peer, it is not."""
-        if not self.waits and self._ends.outward.takes:
+        if not self.waits and self._ends.pings:
             self._write(ping_frame(self._role))
 
     def say_close(self) -> None:
         """Queue our Close frame behind everything else."""
         if self._ends.close_code is not None:
             self._write(close_frame(self._role, self._ends.close_code))
+
+    def say_end_record(self) -> None:
+        """Tell the peer that the UNIX side has ended; resumable flows only, for the others Close says it."""
 
     def say_end(self) -> None:
         """Queue the close_notify of TLS."""
@@ -242,9 +277,8 @@ class Outward:
 
     def _pull(self) -> bool:
         """Returns: whether there may be more."""
-        block = self._block = self._block or self._blocks.lend()
         try:
-            size_bytes = receive(self._local, block[HEADER_ROOM_BYTES : HEADER_ROOM_BYTES + SENT_PAYLOAD_BYTES])
+            size_bytes = receive(self._local, self._room())
         except StreamEnded:
             self._ends.local_ended()
             return False
@@ -254,16 +288,23 @@ class Outward:
         if size_bytes == 0:
             self._ends.drained(self._ends.outward)
             return False
-        self._send(block, size_bytes)
-        return size_bytes == SENT_PAYLOAD_BYTES or self._ends.outward.sender is Sender.LAST
-
-    def _send(self, block: memoryview, size_bytes: int) -> None:
-        header = frame_header(self._role, Opcode.BINARY, size_bytes)
-        begin = HEADER_ROOM_BYTES - len(header)
-        block[begin:HEADER_ROOM_BYTES] = header
         self.position += size_bytes
         self.bucket.spend(size_bytes)
-        self._write(block[begin : HEADER_ROOM_BYTES + size_bytes])
+        self._write(self._frame(size_bytes))
+        return size_bytes == SENT_PAYLOAD_BYTES or self._ends.outward.sender is Sender.LAST
+
+    def _room(self) -> memoryview:
+        """Where the next bytes of the UNIX side are to be read to."""
+        block = self._block = self._block or self._blocks.lend()
+        return block[HEADER_ROOM_BYTES : HEADER_ROOM_BYTES + SENT_PAYLOAD_BYTES]
+
+    def _frame(self, size_bytes: int) -> memoryview:
+        """So many bytes were read. Returns: the frame around them."""
+        block, header = self._block, frame_header(self._role, Opcode.BINARY, size_bytes)
+        assert block is not None, "they were read into it"
+        begin = HEADER_ROOM_BYTES - len(header)
+        block[begin:HEADER_ROOM_BYTES] = header
+        return block[begin : HEADER_ROOM_BYTES + size_bytes]
 
     def _write(self, data: memoryview | bytes) -> None:
         """Send data, or go on with what waits if there is none; nothing is sent to a carrier that is deaf."""

@@ -127,6 +127,7 @@ class ImportArgs:
     migration_snapshot: bool
     with_snapshots: bool
     allow_rename: bool
+    convert: bool
 
 
 def _import(export_formats: str, **rest: Any) -> ImportArgs:
@@ -153,6 +154,9 @@ DISK_IMPORT = ParameterSet(
             ),
             "allow_rename": Property(
                 _LOOSE, "whether the volume may get another name", default=False, older=("allow-rename", _LOOSE)
+            ),
+            "convert": Property(
+                Boolean(), "whether a raw stream may become an image of another format; mtunnel-tx's own", default=False
             ),
         }
     ),

@@ -73,7 +73,7 @@ class RemoteFlow:
     """
 
     def __init__(self, reactor: Reactor, flow: Flow, peer: PeerConnection, disobeyed: Callable[[], None]) -> None:
-        self.bytes_in = self.bytes_out = 0
+        self.bytes_in = self.bytes_out = self.kept_bytes = 0
         self._reactor = reactor
         self._flow = flow
         self._peer = peer

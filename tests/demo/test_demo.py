@@ -56,7 +56,7 @@ class Demo(SynchronousTestCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertNotIn("\x1b", done.stdout)
         self.assertNotIn("PVEAPIToken", done.stdout)
-        for text in ("TASK OK", "scsi0: local:200/vm-200-disk-0.raw", "snapshot 'before'", "/s", "name: demo"):
+        for text in ("TASK OK", "scsi0: local:200/vm-200-disk-0.raw", "snapshot 'before'", " in 0:0", "name: demo"):
             self.assertIn(text, done.stdout)
         self.assertEqual(done.stdout.count(" same"), 3 + 1, done.stdout)
         self.assertIn("none is missing, none came twice" if shutil.which(PROGRAM) else LEFT_OUT, done.stdout)

@@ -13,8 +13,8 @@ from tests.source.target import TOKEN, make_reply
 LOOKS = [
     ("GET", "/cluster/status", {}),
     ("GET", "/version", {}),
-    ("GET", "/cluster/resources", {"type": "vm"}),
     ("GET", "/nodes/localhost/storage", {}),
+    ("GET", "/cluster/resources", {"type": "vm"}),
     ("GET", "/nodes/localhost/storage/tank/content", {"vmid": "300"}),
     ("GET", "/access/permissions", {"path": "/vms/300"}),
 ]

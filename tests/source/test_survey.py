@@ -201,7 +201,7 @@ class SurveyTest(SourceCase):
         reason = "storage type zfspool does not take {}, which is all that storage type dir can send"
         start = "target: {} cannot go to storage 'tank': "
         self.assertEqual(first, (start + reason).format("scsi0", "raw as raw+size"))
-        self.assertEqual(second, (start + reason).format("virtio1", "qcow2 as qcow2+size"))
+        self.assertEqual(second, (start + reason).format("virtio1", "raw as raw+size"))
 
     async def test_no_such_vm(self):
         self.conf_file.unlink()

@@ -47,8 +47,8 @@ class OwnTargetTest(SourceCase):
             CHECK.read({**asked, "node": "localhost", "vmid": 300}).disks[0].how.volname, "vm-300-disk-0.raw"
         )
         self.assertEqual((first["key"], first["size"], first["mirrored"]), ("scsi0", 1048576, 0))
-        # Nothing else is asked.
-        self.assertNotIn("/nodes/localhost/storage", [path for _, path, *_ in self.target.requests])
+        asked = ["/cluster/status", "/version", "/nodes/localhost/storage", self.path]
+        self.assertEqual([path for _, path, *_ in self.target.requests], asked)
 
     async def test_a_vm_that_runs(self):
         self.machines = FakeMachine()
@@ -86,7 +86,7 @@ class OwnTargetTest(SourceCase):
         del self.target.http["POST", self.path]
         report = await Deferred.fromCoroutine(self.migration().check())
         self.assertIn("an older mtunnel-tx makes no checks before a move", report.unknown)
-        self.assertIn("/nodes/localhost/storage", [path for _, path, *_ in self.target.requests])
+        self.assertIn("/cluster/resources", [path for _, path, *_ in self.target.requests])
 
     async def test_a_token_that_may_not_even_ask(self):
         self.target.http["POST", self.path] = make_reply(403, "Permission check failed (/, Sys.Incoming)")

@@ -1,11 +1,15 @@
 """The peer's side of a stream: an end is told after everything before it, and it is told."""
 
+import os
 import socket
 
+from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.stream.engine import StreamEnded
 from mtunnel_tx.stream.sides import BLOCK_BYTES, RECEIVE_BYTES, Blocks, TlsSide
+from mtunnel_tx.tls.context import new_context
+from tests.leaks import memory_bytes
 
 
 class PlainEngine:
@@ -48,3 +52,19 @@ class EndTests(SynchronousTestCase):
     def test_behind_any_number_of_bytes(self):
         for sent_bytes in (0, 1, RECEIVE_BYTES - 1, RECEIVE_BYTES, RECEIVE_BYTES + 1, BLOCK_BYTES, BLOCK_BYTES + 1):
             self.check(sent_bytes)
+
+
+class IdleMemory(SynchronousTestCase):
+    """What a flow takes while nothing flows."""
+
+    def test_a_block_costs_what_is_written_to_it(self):
+        blocks, before = Blocks(), memory_bytes(os.getpid())
+        lent = [blocks.lend() for _ in range(200)]
+        for block in lent:
+            block[:100] = bytes(100)
+        self.assertLess(memory_bytes(os.getpid()) - before, 200 * BLOCK_BYTES // 10)
+        for block in lent:
+            blocks.give_back(block)
+
+    def test_openssl_keeps_no_buffers(self):
+        self.assertTrue(new_context().set_mode(0) & SSL.MODE_RELEASE_BUFFERS)
