@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,28 @@ from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.checks import clean, split_list
+from mtunnel_tx.cli.look import format_size, show, show_failure
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, make_display
+from mtunnel_tx.cli.reporting import begin_state, reported
 from mtunnel_tx.cli.sourcehost import source_parts
-from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
+from mtunnel_tx.ports.events import ByteCount
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
-from mtunnel_tx.source.amounts import describe_pace, format_amount
+from mtunnel_tx.source.amounts import describe_pace
+from mtunnel_tx.source.links import ProgressListener
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
-from mtunnel_tx.source.report import Report
 from mtunnel_tx.source.survey import Obstructed
-from mtunnel_tx.source.target import TargetApi, learn_fingerprint
+from mtunnel_tx.source.target import TargetApi, learn_fingerprint, token_id
 from mtunnel_tx.stream.flow import Flow
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
+from mtunnel_tx.watch.reporter import Reporter
 
 LONGEST_S = 1e6
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
@@ -231,19 +233,24 @@ def make_order(args: argparse.Namespace) -> Order:
 
 @asynccontextmanager
 async def opened_world(
-    reactor: Any, settings: Settings, endpoint: Endpoint, display: Display
+    reactor: Any, settings: Settings, endpoint: Endpoint, progress: ProgressListener, flows: list[Flow]
 ) -> AsyncIterator[SourceWorld]:
-    """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed."""
+    """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed.
+
+    Args: flows: all that are opened are added.
+    """
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
 
     async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
-        return await open_stream(
+        flow = await open_stream(
             reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
         )
+        flows.append(flow)
+        return flow
 
     try:
-        parts = await source_parts(reactor, settings, display)
+        parts = await source_parts(reactor, settings, progress)
         yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial)
     finally:
         await relay.stop()
@@ -270,6 +277,7 @@ class Job:
         self._endpoint = endpoint
         self._display = display
         self._impatient: Deferred[None] = Deferred()
+        self._flows: list[Flow] = []
 
     def hurry(self) -> None:
         """Wait for the target no more; once."""
@@ -278,7 +286,8 @@ class Job:
     async def run(self, order: Order) -> int:
         """Move the VM. Returns: the exit status."""
         try:
-            async with self._opened() as world:
+            async with self._reported(order) as reporter, self._opened(reporter) as world:
+                self._impatient.chainDeferred(world.impatient)
                 await self._migrate(order, world)
         except Obstructed as error:
             for obstacle in error.obstacles:
@@ -292,30 +301,35 @@ class Job:
             return FAILED
         return 0
 
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[SourceWorld]:
-        async with opened_world(self._reactor, self._settings, self._endpoint, self._display) as world:
-            self._impatient.chainDeferred(world.impatient)
-            yield world
-
     async def look(self, order: Order, *, as_json: bool) -> int:
         """Show what would become of the VM, and what stands in the way. Returns: the exit status."""
         try:
-            async with self._opened() as world:
+            async with self._reported(order) as reporter, self._opened(reporter) as world:
+                self._impatient.chainDeferred(world.impatient)
                 report = await Migration(order, world).check()
         except Obstructed as error:
             report = error.report
         except TunnelError as error:
             if as_json:
-                self._display.say(json.dumps({"success": False, "msg": error.text}))
+                show_failure(error.text)
             else:
                 self._complain(error.text)
             return FAILED
-        for line in [json.dumps(report.as_json())] if as_json else format_report(report):
-            self._display.say(line)
+        show(report, as_json=as_json)
         for obstacle in () if as_json else report.obstacles:
             self._complain(obstacle)
         return FAILED if report.obstacles else 0
+
+    def _reported(self, order: Order) -> AbstractAsyncContextManager[Reporter]:
+        where = {"host": self._endpoint.host, "token": token_id(self._endpoint)}
+        state = begin_state(self._settings, order.vmid, order.target_vmid, **where)
+        return reported(self._reactor, self._settings, self._display, state, self._count)
+
+    def _opened(self, progress: ProgressListener) -> AbstractAsyncContextManager[SourceWorld]:
+        return opened_world(self._reactor, self._settings, self._endpoint, progress, self._flows)
+
+    def _count(self) -> ByteCount:
+        return ByteCount(sum(flow.bytes_in for flow in self._flows), sum(flow.bytes_out for flow in self._flows))
 
     async def _migrate(self, order: Order, world: SourceWorld) -> None:
         summary = await Migration(order, world).run()
@@ -325,18 +339,3 @@ class Job:
 
     def _complain(self, text: str) -> None:
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
-
-
-def format_report(report: Report) -> Iterator[str]:
-    """What a dry run shows, obstacles apart."""
-    yield from format_table(report.table()) if report.disks else ()
-    yield from report.lines()
-    if not report.obstacles:
-        disks = [row.disk for row in report.disks]
-        size = format_size(len(disks), sum(disk.stream_bytes for disk in disks))
-        yield f"nothing stands in the way: {size}, to node '{clean(str(report.target['node']))}'"
-
-
-def format_size(disks: int, size_bytes: int) -> str:
-    """`2 disks, 1.5 GiB`."""
-    return f"{disks} {'disk' if disks == 1 else 'disks'}, {format_amount(size_bytes)}"
