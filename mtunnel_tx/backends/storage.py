@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -245,9 +245,9 @@ class PvesmStorage:
                 return int(fields[5]) * 1024 if fields[5].isdigit() else None
         return None
 
-    async def end_orphans(self) -> None:
+    async def end_orphans(self, but: Collection[int] = ()) -> None:
         """See ports.Storage."""
-        count = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), end_orphans, self._owner)
+        count = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), end_orphans, self._owner, but)
         if count:
             log.warn("ended {count} children of an earlier daemon", count=count)
 

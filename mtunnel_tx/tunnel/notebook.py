@@ -38,6 +38,7 @@ class Notebook:
     def spoil(self) -> None:
         """What happens now cannot be noted: the tunnel ends with this daemon."""
         self._is_spoilt = True
+        self.transcript = Transcript()
         self._notes.remove(self._vmid)
 
     def _add(self, note: Mapping[str, Any], size_bytes: int) -> None:

@@ -37,7 +37,7 @@ class HeldChild:
         self.taken = taken
         self._reactor = reactor
         self._ask = ask
-        self._name = name
+        self.name = name
         self._lines: deque[str] = deque()
         self._code: int | None = None
         self._change = Occasion()
@@ -45,7 +45,7 @@ class HeldChild:
     async def next_line(self, wait_s: float) -> str | None:
         """See ports.Child. What was taken before is forgotten by the holder."""
         end_s = self._reactor.seconds() + wait_s
-        self._ask("told", name=self._name, next=self.taken)
+        self._ask("told", name=self.name, next=self.taken)
         while not self._lines:
             left_s = end_s - self._reactor.seconds()
             if self.exhausted() or left_s <= 0:
@@ -67,7 +67,7 @@ class HeldChild:
     async def kill(self) -> None:
         """See ports.Child."""
         if self._code is None:
-            self._ask("kill", name=self._name)
+            self._ask("kill", name=self.name)
         await self.ended()
 
     def hear(self, message: Message) -> None:
