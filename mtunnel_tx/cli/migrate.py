@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
@@ -21,18 +22,21 @@ from mtunnel_tx.cli.progress import Display, make_display
 from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
-from mtunnel_tx.http.client import open_stream, pinned_agent
+from mtunnel_tx.http.client import pinned_agent
+from mtunnel_tx.http.redial import open_lasting_stream
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
 from mtunnel_tx.source.amounts import describe_pace, format_amount
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
+from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
-from mtunnel_tx.stream.flow import Flow
+from mtunnel_tx.stream.flow import Flow, FlowOutcome
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
+from mtunnel_tx.wire.socketkinds import COMMANDS, find_socket_kind
 
 LONGEST_S = 1e6
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
@@ -214,17 +218,33 @@ async def opened_world(
     """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed."""
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
+    outages = Outages(reactor, display.say)
 
     async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
-        return await open_stream(
+        flow = await open_lasting_stream(
             reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
         )
+        watch(outages, flow, path_query)
+        return flow
 
     try:
         parts = await source_parts(reactor, settings, display)
-        yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial)
+        yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial, outages=outages)
     finally:
         await relay.stop()
+
+
+def watch(outages: Outages, flow: Flow, path_query: str) -> None:
+    """Let the outages of a stream be told. Args: path_query: by which it was opened."""
+
+    def forget(result: FlowOutcome) -> FlowOutcome:
+        outages.forget(flow)
+        return result
+
+    names = parse_qs(path_query.partition("?")[2]).get("socket", [""])
+    is_commands = find_socket_kind(names[0]) is COMMANDS
+    outages.watch(flow, longest_s=flow.terms.park_s, carries_commands=is_commands)
+    flow.done.addCallback(forget)
 
 
 def make_target(reactor: Any, endpoint: Endpoint) -> TargetApi:
@@ -281,6 +301,8 @@ class Job:
         size = format_size(summary.disks, summary.size_bytes)
         pace = describe_pace(summary.size_bytes, summary.seconds)
         self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} {pace}")
+        if world.outages is not None and world.outages.times:
+            self._display.say(world.outages.summary())
 
     def _complain(self, text: str) -> None:
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
