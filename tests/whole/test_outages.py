@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -49,12 +50,16 @@ class Through:
     """A node's endpoint behind a proxy."""
 
     def __init__(self, case: SynchronousTestCase, node: Node) -> None:
+        self.node = node
         self.proxy = Proxy(node.port, lambda: "any", lambda: False)
         case.addCleanup(self.proxy.close)
         self.endpoint = node.endpoint.replace(f"port={node.port}", f"port={self.proxy.own_port}")
 
+    def tunnels(self) -> list[dict[str, Any]]:
+        return list(self.node.ask(cmd="status")["tunnels"])
+
     def cut(self, *, most: int, every_s: tuple[float, float]) -> Cutter:
-        wait_for("two streams", lambda: sum(connection.open for connection in self.proxy.connections) >= 2)
+        wait_for("two streams", lambda: any(tunnel["streams"] >= 2 for tunnel in self.tunnels()))
         return Cutter(self.proxy, most=most, every_s=every_s)
 
 
@@ -110,7 +115,7 @@ class CutTests(StoppedVmCase):
         self.start("--bwlimit", "1024")
         cutter = self.through.cut(most=0, every_s=(1, 1))
         self.through.proxy.cut_all()
-        wait_for("parked flows", lambda: len(self.there.ask(cmd="status")["tunnels"][0]["parked"]) == 2)
+        wait_for("parked flows", lambda: [len(tunnel["parked"]) for tunnel in self.through.tunnels()] == [2])
         shown = self.there.run("mtunnel_tx.cli", "status").stdout
         self.assertRegex(shown, r"VM 200: disk-import has lost its connection, waiting \(0:\d\d of 1:00\)")
         cutter.stop()
