@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.checks import clean
-from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
+from mtunnel_tx.cli.output import FAILED
+from mtunnel_tx.cli.program import USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, make_display
 from mtunnel_tx.cli.reporting import begin_state, reported
 from mtunnel_tx.cli.sourcehost import source_parts
@@ -24,7 +28,7 @@ from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.ports.events import ByteCount
-from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
+from mtunnel_tx.pve.maps import SAME_NAMES, Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
 from mtunnel_tx.source.amounts import describe_pace, format_amount
 from mtunnel_tx.source.links import ProgressListener
@@ -37,8 +41,10 @@ from mtunnel_tx.stream.flow import Flow
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.watch.reporter import Reporter
+from mtunnel_tx.watch.shape import move_json
 
 LONGEST_S = 1e6
+_RATE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)([KMG]?)", re.ASCII | re.IGNORECASE)
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
 LIMITS = FlowLimits(half_close_s=3600.0)
 """A target that has a disk to flush may end its stream late; what counts is what its import says."""
@@ -63,14 +69,14 @@ def configure(subparsers: Any) -> None:
         help="send a virtual machine to another host",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        usage="mtunnel migrate VMID [ENDPOINT] --target-storage MAP [options]",
+        usage="mtunnel migrate VMID [ENDPOINT] [--target-storage MAP] [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("vmid", metavar="VMID", type=read_vmid)
     parser.add_argument("endpoint", metavar="ENDPOINT", nargs="?", help="where to, and with which API token")
     parser.add_argument("--endpoint-file", type=Path, metavar="FILE", help="read ENDPOINT from the first line of FILE")
     _add_target(parser)
-    parser.add_argument("--bwlimit", type=read_limit, metavar="KIB", help="KiB/s, 0 for no limit")
+    parser.add_argument("--bwlimit", type=read_limit, metavar="RATE", help="KiB/s, or 10M for MiB/s; 0 for no limit")
     parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
     parser.add_argument("--online", action="store_true", help="move it while it runs")
@@ -83,6 +89,7 @@ def configure(subparsers: Any) -> None:
         "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
     )
     _add_patience(parser)
+    parser.add_argument("--json", action="store_true", help="say nothing but how it ended, as JSON (docs/watching.md)")
     parser.set_defaults(run=run)
 
 
@@ -91,9 +98,9 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-storage",
         type=read_map,
-        required=True,
+        default=SAME_NAMES,
         metavar="MAP",
-        help="storages: HERE:THERE,... or THERE for all",
+        help="storages: HERE:THERE,... or THERE for all (default: the same names)",
     )
     parser.add_argument(
         "--target-bridge", type=read_map, metavar="MAP", help="bridges, in the same way (default: the same names)"
@@ -148,10 +155,11 @@ def read_map(text: str) -> Map:
 
 
 def read_limit(text: str) -> int:
-    """A limit in KiB/s from the command line."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of KiB/s")
-    return int(text)
+    """A limit from the command line, `10240`, `10M` or `1.5G`. Returns: KiB/s, rounded up."""
+    found = _RATE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of KiB/s, nor one with K, M or G behind it")
+    return int((Decimal(found[1]) * 1024 ** "KMG".index(found[2].upper() or "K")).to_integral_value(ROUND_CEILING))
 
 
 def find_endpoint(args: argparse.Namespace, environ: Mapping[str, str]) -> Endpoint:
@@ -184,9 +192,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return USAGE
     from twisted.internet import reactor
 
-    with make_display(sys.stdout, reactor) as display:
+    with make_display(sys.stdout, reactor, is_silent=args.json) as display:
         job = Job(reactor, settings, endpoint, display)
-        return run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run), _NOTICE, job.hurry)
+        status = run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run), _NOTICE, job.hurry)
+    if args.json:
+        print(json.dumps(job.answer(), indent=2))
+    return status
 
 
 def make_order(args: argparse.Namespace) -> Order:
@@ -258,15 +269,23 @@ class Job:
         self._display = display
         self._impatient: Deferred[None] = Deferred()
         self._flows: list[Flow] = []
+        self._reporter: Reporter | None = None
+        self._reasons: list[str] = []
 
     def hurry(self) -> None:
         """Wait for the target no more; once."""
         self._impatient.callback(None)
 
+    def answer(self) -> Mapping[str, Any]:
+        """How it ended, for --json."""
+        move = move_json(self._reporter.state) if self._reporter else None
+        return {"success": not self._reasons, "msg": "; ".join(self._reasons), "move": move}
+
     async def run(self, order: Order, *, dry_run: bool) -> int:
         """Returns: the exit status."""
         try:
             async with self._reported(order) as reporter, self._opened(reporter) as world:
+                self._reporter = reporter
                 self._impatient.chainDeferred(world.impatient)
                 await (self._check(order, world) if dry_run else self._migrate(order, world))
         except Obstructed as error:
@@ -304,6 +323,7 @@ class Job:
         self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} {pace}")
 
     def _complain(self, text: str) -> None:
+        self._reasons.append(clean(text))
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
 
 

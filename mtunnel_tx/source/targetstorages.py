@@ -49,7 +49,7 @@ class TargetStorages:
         fitted = {disk.volid: disk for disk in disks}
         listed = objects(await self._world.target.get("nodes", "localhost", "storage"))
         storages = {str(entry.get("storage")): entry for entry in listed}
-        for name in self._order.storages.targets:
+        for name in self._names(disks):
             there = storages.get(name)
             if there is None:
                 self._obstructed(f"target: {await self._why_absent(name)}")
@@ -65,6 +65,10 @@ class TargetStorages:
                 self._check_sizes(mapped, repoid)
                 await self._find_leftovers(name, mapped, repoid)
         return list(fitted.values())
+
+    def _names(self, disks: Sequence[SourceDisk]) -> Sequence[str]:
+        storages = self._order.storages
+        return sorted({disk.volid.storage for disk in disks}) if storages.is_identity else storages.targets
 
     def _target(self, disk: SourceDisk) -> str | None:
         try:
