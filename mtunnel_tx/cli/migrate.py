@@ -18,7 +18,8 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
-from mtunnel_tx.checks import clean
+from mtunnel_tx.checks import clean, split_list
+from mtunnel_tx.cli.look import format_size, show, show_failure
 from mtunnel_tx.cli.output import FAILED
 from mtunnel_tx.cli.program import USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, make_display
@@ -30,7 +31,7 @@ from mtunnel_tx.http.client import open_stream, pinned_agent
 from mtunnel_tx.ports.events import ByteCount
 from mtunnel_tx.pve.maps import SAME_NAMES, Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
-from mtunnel_tx.source.amounts import describe_pace, format_amount
+from mtunnel_tx.source.amounts import describe_pace
 from mtunnel_tx.source.links import ProgressListener
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
@@ -77,7 +78,7 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("--endpoint-file", type=Path, metavar="FILE", help="read ENDPOINT from the first line of FILE")
     _add_target(parser)
     parser.add_argument("--bwlimit", type=read_limit, metavar="RATE", help="KiB/s, or 10M for MiB/s; 0 for no limit")
-    parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
+    _add_look(parser)
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
     parser.add_argument("--online", action="store_true", help="move it while it runs")
     parser.add_argument(
@@ -89,8 +90,23 @@ def configure(subparsers: Any) -> None:
         "--strict-space", action="store_true", help="refuse a target without space for the disks' whole size"
     )
     _add_patience(parser)
-    parser.add_argument("--json", action="store_true", help="say nothing but how it ended, as JSON (docs/watching.md)")
     parser.set_defaults(run=run)
+
+
+def _add_look(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would become of it and what stands in the way"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="say nothing but how it ended, or with --dry-run what was found"
+    )
+    parser.add_argument(
+        "--drop",
+        type=split_list,
+        default=(),
+        metavar="KEY,...",
+        help="leave keys out of the config that is sent, e.g. args,hookscript,affinity",
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +202,8 @@ def _read_line(path: Path) -> str:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns: the exit status."""
     try:
+        if args.json and not args.dry_run:
+            raise BadRequest("--json needs --dry-run")
         endpoint = find_endpoint(args, os.environ)
     except BadRequest as error:
         print(f"mtunnel migrate: {error.text}", file=sys.stderr)
@@ -194,7 +212,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     with make_display(sys.stdout, reactor, is_silent=args.json) as display:
         job = Job(reactor, settings, endpoint, display)
-        status = run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run), _NOTICE, job.hurry)
+        if args.dry_run:
+            return run_reactor(reactor, lambda: job.look(make_order(args), as_json=args.json), _NOTICE, job.hurry)
+        status = run_reactor(reactor, lambda: job.run(make_order(args)), _NOTICE, job.hurry)
     if args.json:
         print(json.dumps(job.answer(), indent=2))
     return status
@@ -213,6 +233,7 @@ def make_order(args: argparse.Namespace) -> Order:
         drop_snapshots=args.drop_snapshots,
         target_format=args.target_format,
         strict_space=args.strict_space,
+        drop=tuple(dict.fromkeys(args.drop)),
         patience=Patience(
             max_downtime_s=args.max_downtime,
             auto_converge=args.auto_converge,
@@ -281,13 +302,13 @@ class Job:
         move = move_json(self._reporter.state) if self._reporter else None
         return {"success": not self._reasons, "msg": "; ".join(self._reasons), "move": move}
 
-    async def run(self, order: Order, *, dry_run: bool) -> int:
-        """Returns: the exit status."""
+    async def run(self, order: Order) -> int:
+        """Move the VM. Returns: the exit status."""
         try:
             async with self._reported(order) as reporter, self._opened(reporter) as world:
                 self._reporter = reporter
                 self._impatient.chainDeferred(world.impatient)
-                await (self._check(order, world) if dry_run else self._migrate(order, world))
+                await self._migrate(order, world)
         except Obstructed as error:
             for obstacle in error.obstacles:
                 self._complain(obstacle)
@@ -300,21 +321,35 @@ class Job:
             return FAILED
         return 0
 
-    def _reported(self, order: Order) -> AbstractAsyncContextManager[Reporter]:
+    async def look(self, order: Order, *, as_json: bool) -> int:
+        """Show what would become of the VM, and what stands in the way. Returns: the exit status."""
+        try:
+            async with self._reported(order, is_recorded=False) as reporter, self._opened(reporter) as world:
+                self._impatient.chainDeferred(world.impatient)
+                report = await Migration(order, world).check()
+        except Obstructed as error:
+            report = error.report
+        except TunnelError as error:
+            if as_json:
+                show_failure(error.text)
+            else:
+                self._complain(error.text)
+            return FAILED
+        show(report, as_json=as_json)
+        for obstacle in () if as_json else report.obstacles:
+            self._complain(obstacle)
+        return FAILED if report.obstacles else 0
+
+    def _reported(self, order: Order, *, is_recorded: bool = True) -> AbstractAsyncContextManager[Reporter]:
         where = {"host": self._endpoint.host, "token": token_id(self._endpoint)}
         state = begin_state(self._settings, order.vmid, order.target_vmid, **where)
-        return reported(self._reactor, self._settings, self._display, state, self._count)
+        return reported(self._reactor, self._settings, self._display, state, self._count, is_recorded=is_recorded)
 
     def _opened(self, progress: ProgressListener) -> AbstractAsyncContextManager[SourceWorld]:
         return opened_world(self._reactor, self._settings, self._endpoint, progress, self._flows)
 
     def _count(self) -> ByteCount:
         return ByteCount(sum(flow.bytes_in for flow in self._flows), sum(flow.bytes_out for flow in self._flows))
-
-    async def _check(self, order: Order, world: SourceWorld) -> None:
-        plan = await Migration(order, world).check()
-        size = format_size(len(plan.disks), sum(disk.stream_bytes for disk in plan.disks))
-        self._display.say(f"nothing stands in the way: {size}, to node '{clean(plan.node)}'")
 
     async def _migrate(self, order: Order, world: SourceWorld) -> None:
         summary = await Migration(order, world).run()
@@ -325,8 +360,3 @@ class Job:
     def _complain(self, text: str) -> None:
         self._reasons.append(clean(text))
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
-
-
-def format_size(disks: int, size_bytes: int) -> str:
-    """`2 disks, 1536.0 MiB`."""
-    return f"{disks} {'disk' if disks == 1 else 'disks'}, {format_amount(size_bytes)}"
