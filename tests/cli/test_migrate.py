@@ -44,12 +44,21 @@ class UsageTest(SynchronousTestCase):
 
     def test_what_is_wrong(self):
         storage = ("--target-storage", "tank")
-        self.assertIn("--target-storage", self.assert_wrong("100", ENDPOINT))
         self.assertIn("'99' is not a VMID", self.assert_wrong("99", ENDPOINT, *storage))
         self.assertIn("'x' is not a VMID", self.assert_wrong("100", ENDPOINT, *storage, "--target-vmid", "x"))
         self.assertIn("identity map", self.assert_wrong("100", ENDPOINT, "--target-storage", "1"))
         self.assertIn("identity map", self.assert_wrong("100", ENDPOINT, *storage, "--target-bridge", "1"))
         self.assertIn("KiB/s", self.assert_wrong("100", ENDPOINT, *storage, "--bwlimit", "-1"))
+
+    def test_rates(self):
+        limits = {"0": 0, "1024": 1024, "10M": 10240, "10m": 10240, "1.5G": 1572864, "64K": 64, "0.5K": 1}
+        for text, limit_kib_s in limits.items():
+            self.assertEqual(parse("100", "--bwlimit", text).bwlimit, limit_kib_s, text)
+        for text in ("10X", "M", "1e3", "-1", "", "1.M"):
+            self.assertIn("KiB/s", self.assert_wrong("100", ENDPOINT, f"--bwlimit={text}"))
+
+    def test_storages_are_called_the_same_where_nothing_is_said(self):
+        self.assertEqual(parse("100", ENDPOINT).target_storage.target("tank"), "tank")
 
     def test_endpoints(self):
         file = Path(self.mktemp())
