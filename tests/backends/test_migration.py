@@ -49,7 +49,6 @@ class Migrating(QemuCase):
     async def mirror(self, running):
         await running.start_mirror("scsi0", self.incoming.nbd_socket, "drive-scsi0", reconnect_s=1)
         await running.until_ready()
-        await running.write_through()
 
     async def send(self, running):
         await running.start_migration(self.incoming.migrate_socket)
