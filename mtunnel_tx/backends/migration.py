@@ -184,7 +184,12 @@ class RunningMachine(MirroredMachine):
 
     async def run(self) -> None:
         """Let the guest run again, after a migration that failed."""
+        await self._until(self._is_settled)
         await self._call("cont")
+
+    async def _is_settled(self) -> bool:
+        """Not while QEMU tidies up after a migration: it refuses `cont` then."""
+        return await self.status() != "finish-migrate"
 
     async def pause(self) -> None:
         """Stand still again, after a migration that came to nothing.
@@ -193,6 +198,8 @@ class RunningMachine(MirroredMachine):
         is sent with it, so that the guest runs for some microseconds at most.
         """
         self._standstill.want()
+        if await self.migration() in _OVER:
+            await self._until(self._is_settled)
         words = ["cont", "stop"] if await self.status() == "postmigrate" else ["stop"]
         await together(*(self._call(word) for word in words))
 

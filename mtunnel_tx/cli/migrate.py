@@ -26,7 +26,7 @@ from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.source.amounts import describe_pace, format_amount
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
-from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
+from mtunnel_tx.source.patience import MAX_DOWNTIME_S, SWITCH_S, OnTimeout, Patience
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint
 from mtunnel_tx.stream.flow import Flow
@@ -97,6 +97,14 @@ def _add_patience(parser: argparse.ArgumentParser) -> None:
         default=MAX_DOWNTIME_S,
         metavar="S",
         help=f"raise its downtime in steps, up to so many seconds (default: {MAX_DOWNTIME_S:g})",
+    )
+    online.add_argument(
+        "--switch-timeout",
+        type=read_seconds,
+        default=SWITCH_S,
+        metavar="S",
+        help="let it run on here if what is left cannot be sent within so many seconds of its standing still "
+        f"(default: {SWITCH_S:g})",
     )
     online.add_argument("--auto-converge", action="store_true", help="slow its guest down")
     online.add_argument(
@@ -187,6 +195,7 @@ def make_order(args: argparse.Namespace) -> Order:
         strict_space=args.strict_space,
         patience=Patience(
             max_downtime_s=args.max_downtime,
+            switch_s=args.switch_timeout,
             auto_converge=args.auto_converge,
             timeout_s=args.timeout,
             on_timeout=args.on_timeout,

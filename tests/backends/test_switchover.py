@@ -7,6 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from mtunnel_tx.errors import BackendFailed, TimedOut
+from tests.backends.qemucase import DISK_BYTES, QemuCase, guest
 from tests.backends.stalling import StallingPath
 from tests.backends.test_migration import Migrating
 from tests.patience import patience_s
@@ -117,3 +118,31 @@ class SwitchoverTest(Migrating):
             await self.assert_runs_on(running)
         self.memory.flow()
         await self.fails(BackendFailed, self.here.machines.wait_whole(200))
+
+
+class SlowedTest(QemuCase):
+    async def test_a_guest_that_is_ahead_of_its_copy(self):
+        """Whatever kind of disk it is, and whichever program took it off."""
+        host = self.host()
+        volumes = [host.volumes.make(name) for name in ("a.raw", "v.raw", "t.raw")]
+        conf = guest(volumes[0], f"virtio1: {volumes[1]},mbps_wr=7", f"sata2: {volumes[2]}")
+        await host.machines.local_start(100, conf, self.report)
+        for drive in ("scsi0", "virtio1", "sata2"):
+            name, size = f"mirror-{drive}", DISK_BYTES
+            await host.ask(100, "blockdev-add", driver="null-co", size=size, **{"node-name": name})
+            job = {"job-id": name, "device": f"drive-{drive}", "target": name, "sync": "full", "auto-dismiss": False}
+            await host.ask(100, "blockdev-mirror", **job)
+        async with host.machines.attached(100) as running:
+            await running.adopt_mirrors()
+            for drive in ("scsi0", "virtio1", "sata2"):
+                await running.slow_down(drive, 3 << 20)
+        self.assertEqual(await self.limits(host), [3 << 20] * 3)
+        async with host.machines.attached(100) as running:
+            await running.adopt_mirrors()
+            await running.end_mirrors()
+        self.assertEqual(await self.limits(host), [0] * 3)
+        limits = await host.ask(100, "qom-get", path="/objects/throttle-drive-virtio1", property="limits")
+        self.assertEqual(limits["bps-write"], 7 << 20)
+
+    async def limits(self, host):
+        return [entry["inserted"]["bps_wr"] for entry in await host.ask(100, "query-block") if "inserted" in entry]
