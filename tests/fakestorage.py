@@ -95,6 +95,7 @@ class FakeStorage:
         self.free_bytes: int | None = None
 
     stream_formats = frozenset(PROXMOX_STREAMS)
+    converts = False
 
     def config(self) -> Mapping[str, Any]:
         return parse_storage_config(STORAGES)
@@ -135,8 +136,8 @@ class FakeStorage:
     async def image_facts(self, volid: str) -> ImageFacts | None:
         return ImageFacts(format="raw", size_bytes=self.sizes.get(volid, 0), elsewhere=self.references.get(volid))
 
-    async def digest(self, volid: str) -> str:
-        return "00" * 32
+    async def digest(self, volid: str, *, content: bool = False) -> str:
+        return ("cc" if content else "00") * 32
 
     async def sync(self, volids: Any) -> None:
         self.events.append(f"sync {','.join(volids)}")

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
 from mtunnel_tx.backends.files import CachedFile
-from mtunnel_tx.backends.images import ImageFile, find_facts, unusable
+from mtunnel_tx.backends.images import ImageFile, find_facts, measure_written, unusable
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.extents import FileExtents, measure_extents
@@ -33,6 +33,8 @@ _UNIT_BYTES = 1024
 _OWN_MODULE = "mtunnel_tx.pvesm"
 _OWN_PROGRAM = "mtunnel-pvesm"
 DIGEST_S = 24 * 3600.0
+_PIPED = ("bash", "-c", 'set -o pipefail; "$@" | sha256sum', "bash")
+"""Runs the words behind it, and hashes what they print."""
 _CREATED = re.compile(r"successfully created '(.+)'")
 _LISTED = re.compile(
     r"(\S.*?)\s+(\S+)\s+(images|rootdir|iso|vztmpl|backup|snippets|import|none)\s+(\d+)(?:\s+(\d+))?\s*", re.ASCII
@@ -70,8 +72,12 @@ class PvesmStorage:
     @property
     def stream_formats(self) -> frozenset[str]:
         """See ports.Storage."""
-        ours = any(word == _OWN_MODULE or Path(word).name == _OWN_PROGRAM for word in self._command)
-        return frozenset(STREAM_FORMATS if ours else PROXMOX_STREAMS)
+        return frozenset(STREAM_FORMATS if self.converts else PROXMOX_STREAMS)
+
+    @property
+    def converts(self) -> bool:
+        """See ports.Storage."""
+        return any(word == _OWN_MODULE or Path(word).name == _OWN_PROGRAM for word in self._command)
 
     def config(self) -> Mapping[str, StorageEntry]:
         """See ports.Storage. Raises: BackendFailed: storage.cfg cannot be read."""
@@ -173,9 +179,18 @@ class PvesmStorage:
         found: FileExtents | None = None if path is None else await self._in_thread(_measure, path)
         return found
 
-    async def digest(self, volid: str) -> str:
+    async def written_bytes(self, volid: str) -> int | None:
         """See ports.Storage. Raises: BackendFailed, TimedOut."""
-        output = await run(self._reactor, ["sha256sum", "--", await self.path(volid)], self._environ, DIGEST_S)
+        path = await self._file(volid)
+        format = "" if path is None else parse_dir_volume(parse_volume_id(volid).name).format
+        return None if path is None else await measure_written(self._reactor, path, format, self._environ)
+
+    async def digest(self, volid: str, *, content: bool = False) -> str:
+        """See ports.Storage. Raises: BackendFailed, TimedOut."""
+        argv = ["sha256sum", "--", await self.path(volid)]
+        if content:
+            argv = [*_PIPED, *self._export(volid, "raw+size", with_snapshots=False)]
+        output = await run(self._reactor, argv, self._environ, DIGEST_S, name="sha256sum")
         match = _DIGEST.search(output)
         if match is None:
             raise BackendFailed(f"'sha256sum' did not give a digest of volume '{volid}'")
@@ -210,12 +225,17 @@ class PvesmStorage:
         if request.delete_snapshot is not None:
             argv += ["-delete-snapshot", request.delete_snapshot]
         argv += ["-allow-rename", str(int(request.allow_rename))]
+        if request.convert:
+            argv += ["-convert", "1"]
         return spawn_child(self._reactor, argv, self._environ, limit_bytes=self._output_bytes)
 
     def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> PipedChild:
         """See ports.Storage. Raises: BackendFailed."""
-        argv = [*self._command, "export", volid, stream_format, "-", "-with-snapshots", str(int(with_snapshots))]
+        argv = self._export(volid, stream_format, with_snapshots=with_snapshots)
         return spawn_child(self._reactor, argv, self._environ, limit_bytes=self._output_bytes, stdout=stdout)
+
+    def _export(self, volid: str, stream_format: str, *, with_snapshots: bool) -> list[str]:
+        return [*self._command, "export", volid, stream_format, "-", "-with-snapshots", str(int(with_snapshots))]
 
     async def available_bytes(self, storage: str) -> int | None:
         """See ports.Storage. Raises: BackendFailed."""

@@ -8,14 +8,22 @@ from mtunnel_tx.http.websocket import open_websocket
 from mtunnel_tx.net.admission import address_of
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.wire.requests import VM, MtunnelCall, WebsocketCall
-from mtunnel_tx.wire.schema import Property, String
+from mtunnel_tx.wire.schema import Boolean, Property, String
 
 OPEN_NEEDS = (
     Need("/vms/{vmid}", ("VM.Allocate",)),
     Need("/", ("Sys.Incoming",)),
     Need("/storage/{storage}", ("Datastore.AllocateSpace",), "for each of `storages`"),
 )
-DIGEST = takes({**VM, "volume": Property(String(), "a volume that a live tunnel of this token made", True)})
+DIGEST = takes(
+    {
+        **VM,
+        "volume": Property(String(), "a volume that a live tunnel of this token made", True),
+        "content": Property(
+            Boolean(), "of what a guest reads (as the stream `raw+size`), whatever the image format", default=False
+        ),
+    }
+)
 
 
 async def open_tunnel(call: Call) -> Reply:
@@ -41,4 +49,5 @@ async def join_socket(call: Call) -> Reply | None:
 async def digest(call: Call) -> Reply:
     """Tell a volume's SHA-256."""
     values = call.values
-    return data_reply({"sha256": await call.parts.tunnels.digest(values["vmid"], call.rights.token, values["volume"])})
+    asked = call.parts.tunnels.digest(values["vmid"], call.rights.token, values["volume"], content=values["content"])
+    return data_reply({"sha256": await asked})

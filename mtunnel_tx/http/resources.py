@@ -125,6 +125,7 @@ async def _storage(call: Call, entry: StorageEntry) -> dict[str, Any]:
         "enabled": int(entry.enabled),
         "active": int(entry.enabled),
         "shared": int(entry.shared),
+        **({"converts": 1} if call.parts.storage.converts else {}),
     }
     available_bytes = await _available_bytes(call, entry)
     return shown if available_bytes is None else {**shown, "avail": available_bytes}

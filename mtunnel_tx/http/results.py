@@ -60,7 +60,10 @@ GUESTS = rows(
 STORAGES = rows(
     record(
         {"storage": TEXT, "type": TEXT, "content": TEXT, "enabled": FLAG, "active": FLAG, "shared": FLAG},
-        {"avail": {**NUMBER, "description": "bytes that are free"}},
+        {
+            "avail": {**NUMBER, "description": "bytes that are free"},
+            "converts": {**FLAG, "description": "whether a raw stream can become an image of another format"},
+        },
     )
 )
 VOLUMES = rows(

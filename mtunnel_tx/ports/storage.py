@@ -28,7 +28,10 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportRequest:
-    """Arguments of `pvesm import`; `socket` is the UNIX socket file the child shall listen on."""
+    """Arguments of `pvesm import`; `socket` is the UNIX socket file the child shall listen on.
+
+    `convert`: a raw stream may become an image of another format.
+    """
 
     volid: str
     stream_format: str
@@ -37,6 +40,7 @@ class ImportRequest:
     allow_rename: bool
     snapshot: str | None = None
     delete_snapshot: str | None = None
+    convert: bool = False
 
 
 class Child(Protocol):
@@ -63,6 +67,10 @@ class Storage(Protocol):
     @property
     def stream_formats(self) -> frozenset[str]:
         """The stream formats that its program knows; of Proxmox's: those without the sparse ones."""
+
+    @property
+    def converts(self) -> bool:
+        """Whether its program makes images of other formats of raw streams; Proxmox's does not."""
 
     def config(self) -> Mapping[str, StorageEntry]:
         """storage.cfg, read again when it changed; ids to entries."""
@@ -106,8 +114,11 @@ class Storage(Protocol):
     async def extents(self, volid: str) -> FileExtents | None:
         """How much of a volume's file is no hole; None on a storage without files. Raises: BackendFailed."""
 
-    async def digest(self, volid: str) -> str:
-        """Returns: SHA-256 of the volume's file, hex."""
+    async def written_bytes(self, volid: str) -> int | None:
+        """About how much a copy of what an image shows would take, by its own map; None: it has none."""
+
+    async def digest(self, volid: str, *, content: bool = False) -> str:
+        """Returns: SHA-256 of the volume's file, hex; or of its `content`: of its stream `raw+size`, size included."""
 
     async def sync(self, volids: Sequence[str]) -> None:
         """fsync these volumes' files and their folders, off the reactor; skips what is no file."""

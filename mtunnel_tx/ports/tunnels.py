@@ -21,8 +21,17 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedFlow:
+    """A flow without a connection. socket: its kind; since: seconds since the epoch; park_s: how long it waits."""
+
+    socket: str
+    since: float
+    park_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelStatus:
-    """A line of `mtunnel status`."""
+    """A line of `mtunnel status`; `interrupted_s`: how long there was a parked flow, up to now."""
 
     vmid: int
     token: str
@@ -32,6 +41,8 @@ class TunnelStatus:
     streams: int
     bytes_in: int
     bytes_out: int
+    parked: tuple[ParkedFlow, ...] = ()
+    interrupted_s: float = 0.0
 
 
 class Tunnels(Protocol):
@@ -58,7 +69,7 @@ class Tunnels(Protocol):
     def route(self, vmid: int, path: str, token: str, ticket: str) -> Route:
         """Check a ticket, then find the socket. Raises: NotFound: no config; Unauthenticated: the ticket."""
 
-    async def digest(self, vmid: int, token: str, volid: str) -> str:
-        """SHA-256 of a volume that this token's live tunnel made. Raises: NotFound."""
+    async def digest(self, vmid: int, token: str, volid: str, *, content: bool = False) -> str:
+        """SHA-256 of a volume that this token's live tunnel made, or of its content. Raises: NotFound."""
 
     def live(self) -> list[TunnelStatus]: ...

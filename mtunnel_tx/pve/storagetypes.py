@@ -5,6 +5,8 @@ the source and pvesm use it. A new type is one more row. The types that only Pro
 table as well, because a tunnel on a Proxmox node has to answer for them.
 
 A disk is offered as pairs (stream format, image format at the target). Both sides use `match_offers` on such pairs.
+An image that changes its format on the way travels as a raw disk: whoever has it knows how to read it, so that nothing
+but the guest's data is on the wire, and no second copy is needed on either side.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ class Layout(Enum):
 class StreamFormat:
     """A format in which a volume can be sent.
 
-    `images`: the image formats that can be made of it, the usual one first. `plain`: it can be sent without snapshots
-    (`with_snapshots` 0); `whole`: it can be sent with them (`with_snapshots` 1). `dense`: for a sparse format, which
-    only mtunnel-tx knows, the format of Proxmox that it replaces; None: Proxmox knows the format.
+    `images`: the image formats that can be made of it, the usual one first; `converted`: those that only mtunnel-tx
+    makes of it. `plain`: it can be sent without snapshots (`with_snapshots` 0); `whole`: it can be sent with them
+    (`with_snapshots` 1). `dense`: for a sparse format, which only mtunnel-tx knows, the format of Proxmox that it
+    replaces; None: Proxmox knows the format.
     """
 
     images: tuple[str, ...]
+    converted: tuple[str, ...] = ()
     plain: bool = False
     whole: bool = False
     dense: str | None = None
@@ -45,16 +49,18 @@ class StreamFormat:
 
 
 STREAM_FORMATS: Mapping[str, StreamFormat] = {
-    "raw+size": StreamFormat(images=("raw",), plain=True),
+    "raw+size": StreamFormat(images=("raw",), converted=("qcow2", "vmdk"), plain=True),
     "tar+size": StreamFormat(images=("subvol",), plain=True),
     "qcow2+size": StreamFormat(images=("qcow2",), whole=True),
     "vmdk+size": StreamFormat(images=("vmdk",), whole=True),
     "zfs": StreamFormat(images=("raw", "subvol"), plain=True, whole=True),
     "btrfs": StreamFormat(images=("raw", "subvol"), plain=True, whole=True),
-    "raw+sparse": StreamFormat(images=("raw",), plain=True, dense="raw+size"),
+    "raw+sparse": StreamFormat(images=("raw",), converted=("qcow2", "vmdk"), plain=True, dense="raw+size"),
     "qcow2+sparse": StreamFormat(images=("qcow2",), whole=True, dense="qcow2+size"),
     "vmdk+sparse": StreamFormat(images=("vmdk",), whole=True, dense="vmdk+size"),
 }
+IMAGES = ("raw", "qcow2", "vmdk")
+"""The formats of a VM's images."""
 PROXMOX_STREAMS = tuple(name for name, stream in STREAM_FORMATS.items() if stream.dense is None)
 """The stream formats that Proxmox's own pvesm knows."""
 
@@ -90,23 +96,41 @@ class StorageType:
     mounted: bool = False
     shared: bool = False
 
-    def offers(self, image: str) -> tuple[Offer, ...]:
-        """The pairs in which an image can be sent without changing its format, in order of preference.
+    def offers(self, image: str, wanted: str | None = None) -> tuple[Offer, ...]:
+        """The pairs in which an image can be sent, in order of preference.
 
-        A stream that changes the format (qcow2 as raw+size) is no offer, because snapshots in the image would be lost.
+        Args: wanted: the image format at the target; None: the same. A stream that changes the format (qcow2 as
+            raw+size) is offered for another one only, because snapshots in the image are lost by it.
         """
         streams = self.exports.get(image, ())
-        return tuple(Offer(stream, image) for stream in streams if image in STREAM_FORMATS[stream].images)
+        if wanted in (None, image):
+            return tuple(Offer(stream, image) for stream in streams if image in STREAM_FORMATS[stream].images)
+        assert wanted is not None
+        return tuple(Offer(stream, wanted) for stream in streams if _changes(STREAM_FORMATS[stream], wanted))
 
-    def takes(self, offer: Offer, *, with_snapshots: bool) -> bool:
-        """Whether a storage of this type can receive this stream and make this image of it."""
+    def takes(self, offer: Offer, *, with_snapshots: bool, converts: bool = False) -> bool:
+        """Whether a storage of this type can receive this stream and make this image of it.
+
+        Args: converts: whether its program also makes the `converted` formats.
+        """
         stream = STREAM_FORMATS.get(offer.stream) if offer.stream in self.imports else None
-        return stream is not None and offer.image in stream.images and stream.fits(with_snapshots=with_snapshots)
+        if stream is None or not stream.fits(with_snapshots=with_snapshots):
+            return False
+        return offer.image in stream.images or (
+            converts and offer.image in stream.converted and offer.image in self.formats
+        )
 
 
-def match_offers(offers: Sequence[Offer], target: StorageType, *, with_snapshots: bool) -> Offer | None:
-    """Returns: the first of the source's pairs that the target takes; None: it takes none."""
-    return next((offer for offer in offers if target.takes(offer, with_snapshots=with_snapshots)), None)
+def _changes(stream: StreamFormat, wanted: str) -> bool:
+    return stream.plain and wanted in (*stream.images, *stream.converted)
+
+
+def match_offers(
+    offers: Sequence[Offer], target: StorageType, *, with_snapshots: bool, converts: bool = False
+) -> Offer | None:
+    """Returns: the first of the source's pairs that the target takes; None: it takes none. Args: as of `takes`."""
+    found = (offer for offer in offers if target.takes(offer, with_snapshots=with_snapshots, converts=converts))
+    return next(found, None)
 
 
 def describe_mismatch(offers: Sequence[Offer], source: str, target: str) -> str:
@@ -115,15 +139,14 @@ def describe_mismatch(offers: Sequence[Offer], source: str, target: str) -> str:
     return f"storage type {target} does not take {listed}, which is all that storage type {source} can send"
 
 
-_IMAGES = ("raw", "qcow2", "vmdk")
 _FILE_STREAMS = ("raw+sparse", "qcow2+sparse", "vmdk+sparse", "raw+size", "qcow2+size", "vmdk+size")
 _FILE_EXPORTS: Mapping[str, tuple[str, ...]] = {
     "raw": ("raw+sparse", "raw+size"),
-    "qcow2": ("qcow2+sparse", "qcow2+size", "raw+size"),
-    "vmdk": ("vmdk+sparse", "vmdk+size", "raw+size"),
+    "qcow2": ("qcow2+sparse", "qcow2+size", "raw+sparse", "raw+size"),
+    "vmdk": ("vmdk+sparse", "vmdk+size", "raw+sparse", "raw+size"),
 }
 _MOUNTED = StorageType(
-    layout=Layout.FILES, formats=_IMAGES, exports=_FILE_EXPORTS, imports=_FILE_STREAMS, mounted=True, shared=True
+    layout=Layout.FILES, formats=IMAGES, exports=_FILE_EXPORTS, imports=_FILE_STREAMS, mounted=True, shared=True
 )
 _NO_IMAGES: Mapping[str, tuple[str, ...]] = {}
 
@@ -131,7 +154,7 @@ STORAGE_TYPES: Mapping[str, StorageType] = {
     "dir": StorageType(
         layout=Layout.FILES,
         content="images,rootdir",
-        formats=(*_IMAGES, "subvol"),
+        formats=(*IMAGES, "subvol"),
         exports={**_FILE_EXPORTS, "subvol": ("tar+size",)},
         imports=(*_FILE_STREAMS, "tar+size"),
     ),

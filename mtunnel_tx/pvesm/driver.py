@@ -64,14 +64,16 @@ class NewImage:
 class ImportOrder:
     """What `import` has to make of a stream. The core has checked that the type takes this stream format.
 
-    `delete_snapshot`: an internal snapshot that is removed once the image is here. `requester`: the id of the process
-    that must still be our parent when the stream ends; None: this is not checked.
+    `convert`: a raw stream may become an image of another format. `delete_snapshot`: an internal snapshot that is
+    removed once the image is here. `requester`: the id of the process that must still be our parent when the stream
+    ends; None: this is not checked.
     """
 
     volid: str
     stream_format: str
     with_snapshots: bool
     allow_rename: bool
+    convert: bool = False
     delete_snapshot: str | None = None
     requester: int | None = None
 

@@ -150,6 +150,7 @@ def _import(settings: Settings, given: Parameters) -> None:
         stream_format=given["format"],
         with_snapshots=given.switch("with-snapshots"),
         allow_rename=given.switch("allow-rename"),
+        convert=given.switch("convert"),
         delete_snapshot=given.get("delete-snapshot"),
         requester=os.getppid() if os.environ.get("MTUNNEL_ATTACHED") else None,
     )
@@ -238,7 +239,7 @@ COMMANDS: Mapping[str, PvesmCommand] = {
             usage="pvesm import <volume> <format> <filename> [OPTIONS]",
             arguments=("volume", "format", "filename"),
             values=("snapshot", "base", "delete-snapshot"),
-            switches=("with-snapshots", "allow-rename"),
+            switches=("with-snapshots", "allow-rename", "convert"),
             checks=_CHECKS,
         ),
         _import,

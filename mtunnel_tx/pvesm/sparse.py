@@ -35,11 +35,11 @@ def fill(fd: int, buffer: memoryview) -> int:
 def store(fd: int, buffer: bytearray, count: int, offset: int) -> None:
     """Write the first `count` bytes at `offset`; blocks of zeros are left out and become holes."""
     with memoryview(buffer) as view:
-        for start, end in _data_runs(buffer, count):
+        for start, end in data_runs(buffer, count):
             _write_at(fd, view[start:end], offset + start)
 
 
-def _data_runs(buffer: bytearray, count: int) -> Iterator[tuple[int, int]]:
+def data_runs(buffer: bytearray, count: int) -> Iterator[tuple[int, int]]:
     """The longest runs of blocks that hold anything but zeros: (start, end)."""
     start = -1
     for position in range(0, count, _BLOCK_BYTES):

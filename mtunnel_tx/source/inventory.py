@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError
@@ -25,6 +25,7 @@ _DEVICE_NAMES = {
     "virtiofs": "a folder",
     "ivshmem": "shared memory",
 }
+HEADER_BYTES = 8
 _CUSTOM_CPU = re.compile(r"(?:cputype=)?custom-([^,]+)")
 
 
@@ -32,18 +33,25 @@ _CUSTOM_CPU = re.compile(r"(?:cputype=)?custom-([^,]+)")
 class SourceDisk:
     """A volume that has to be sent.
 
-    `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `offers`
-    what it can be sent as, the preferred pair first. Measured later, 0 until then: `size_bytes` is its virtual size,
-    `data_bytes` what of it is no hole, `stream_bytes` the length of its stream, `sparse_bytes` that of a sparse one.
+    `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `format` that
+    of its image, `becomes` that of the image there, `offers` what it can be sent as, the preferred pair first. Measured
+    later: `size_bytes` is its virtual size, `data_bytes` what will be written of it, `shown_bytes` the same
+    where not the file is copied but what its map has, `stream_bytes` the length of its stream, `sparse_bytes` that of a
+    sparse one; `mirrored` whether QEMU copies it while the VM runs; `inside` names of
+    what is kept in the image beside the disk, by kind (`snapshots`, `bitmaps`).
     """
 
     keys: tuple[str, ...]
     volid: VolumeId
     name: str
     format: str
+    becomes: str
     offers: tuple[Offer, ...]
+    mirrored: bool = False
+    inside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     size_bytes: int = 0
     data_bytes: int = 0
+    shown_bytes: int = 0
     stream_bytes: int = 0
     sparse_bytes: int = 0
 
@@ -62,9 +70,25 @@ class SourceDisk:
         return self.stream_bytes if STREAM_FORMATS[stream].dense is None else self.sparse_bytes
 
     @property
+    def is_converted(self) -> bool:
+        """Whether its image there has another format."""
+        return self.becomes != self.format
+
+    @property
     def with_snapshots(self) -> bool:
         """Whether the file is sent as it is, with what is stored in it."""
-        return self.format in ("qcow2", "vmdk")
+        return self.format in ("qcow2", "vmdk") and not self.is_converted
+
+    def converted(self, becomes: str, offers: tuple[Offer, ...]) -> SourceDisk:
+        """The same disk, sent as a raw one, of which the target makes an image of another format."""
+        return replace(
+            self,
+            becomes=becomes,
+            offers=offers,
+            data_bytes=self.shown_bytes,
+            stream_bytes=self.size_bytes + HEADER_BYTES,
+            sparse_bytes=self.shown_bytes + HEADER_BYTES,
+        )
 
     @property
     def is_tpm_state(self) -> bool:
@@ -77,8 +101,9 @@ class SourceDisk:
         return re.fullmatch(r"vm-[0-9]+-cloudinit(\.[a-z0-9]+)?", self.name) is not None
 
     def name_for(self, vmid: int, target_vmid: int) -> str:
-        """Its name with the target's VMID in it."""
-        return self.name.replace(f"-{vmid}-", f"-{target_vmid}-", 1)
+        """Its name with the target's VMID in it; the target adds the ending of another image format."""
+        name = self.name.removesuffix(f".{self.format}") if self.is_converted else self.name
+        return name.replace(f"-{vmid}-", f"-{target_vmid}-", 1)
 
 
 class Obstacle(TunnelError):
@@ -180,7 +205,7 @@ def _describe(vmid: int, key: str, volid: VolumeId, entries: Mapping[str, Storag
     offers = entry.kind.offers(format)
     if not offers:
         raise Obstacle(f"'{volid}' cannot be sent: storage type {entry.type} has no stream for {format}")
-    return SourceDisk(keys=(key,), volid=volid, name=name, format=format, offers=offers)
+    return SourceDisk(keys=(key,), volid=volid, name=name, format=format, becomes=format, offers=offers)
 
 
 def _read_name(entry: StorageEntry, volid: VolumeId) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 
 from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config
@@ -17,8 +18,12 @@ Rename = Callable[[str], str]
 
 def find_bridges(conf: GuestConfig) -> Iterator[str]:
     """The bridges that the network cards of a VM are on, each once."""
-    names = (_bridge(value) for key, value in sorted(conf.options.items()) if _NET.fullmatch(key))
-    return iter(dict.fromkeys(name for name in names if name))
+    return iter(dict.fromkeys(name for _, name in iter_bridges(conf) if name))
+
+
+def iter_bridges(conf: GuestConfig) -> Iterator[tuple[str, str | None]]:
+    """Each network card by its key, and its bridge, if it has one."""
+    return ((key, _bridge(value)) for key, value in sorted(conf.options.items()) if _NET.fullmatch(key))
 
 
 def _bridge(net: str) -> str | None:
@@ -45,7 +50,16 @@ def rewrite_config(conf: GuestConfig, volids: Mapping[str, str], bridge: Rename,
 
 def _rewrite_drive(key: str, value: str, volids: Mapping[str, str]) -> str:
     drive = parse_drive(key, value)
-    return str(replace(drive, volume=volids[drive.volume])) if drive.has_volume else value
+    if not drive.has_volume:
+        return value
+    volume, options = volids[drive.volume], dict(drive.options)
+    if _format(volume) != _format(drive.volume):
+        options.pop("format", None)
+    return str(replace(drive, volume=volume, options=options))
+
+
+def _format(volume: str) -> str:
+    return PurePath(volume).suffix or ".raw"
 
 
 def _rewrite_part(part: str, bridge: Rename) -> str:

@@ -87,12 +87,13 @@ class TargetTunnel:
         """Returns: the socket's name on the wire, and the stream's format, one of the disk's."""
         fields = {
             "volname": name,
-            "format": disk.format,
+            "format": disk.becomes,
             "export_formats": ",".join(disk.streams),
             "storage": storage,
             "migration_snapshot": 0,
             "with_snapshots": int(disk.with_snapshots),
             "allow_rename": int(not disk.is_cloudinit),
+            **({"convert": 1} if disk.is_converted and disk.becomes != "raw" else {}),
         }
         reply = await self._commands.call("disk-import", LONG_S, fields)
         path, stream = read_text(reply, "socket"), read_text(reply, "format")
@@ -116,9 +117,10 @@ class TargetTunnel:
         """How the import goes on: `status`, `msg`, `volid`."""
         return await self._commands.call("query-disk-import", SHORT_S)
 
-    async def set_config(self, conf: str, firewall: str | None) -> None:
-        """Define the VM at the target."""
-        await self._commands.call("config", CONFIG_S, {"conf": conf, "firewall-config": firewall})
+    async def set_config(self, conf: str, firewall: str | None, dropped: Sequence[str] = ()) -> None:
+        """Define the VM at the target. Args: dropped: keys that were left out, for a target that knows the word."""
+        told = {"dropped": ",".join(dropped)} if dropped else {}
+        await self._commands.call("config", CONFIG_S, {"conf": conf, "firewall-config": firewall, **told})
 
     async def make_disk(self, storage: str, drive: Mapping[str, Json], format: str) -> dict[str, Json]:
         """An empty disk there, to be mirrored into. Returns: the whole reply, which `start` wants back."""
@@ -155,6 +157,10 @@ class TargetTunnel:
     async def quit(self, *, cleanup: bool) -> None:
         """Say the last word. Args: cleanup: all that the tunnel made is to be removed."""
         await self._commands.call("quit", QUIT_S, {"cleanup": int(cleanup)})
+
+    async def report(self, fields: Mapping[str, Json]) -> None:
+        """Say how far the move is; for a target of our own. Raises: CommandRefused: it does not understand."""
+        await self._commands.call("progress", LONG_S, fields)
 
     def drop(self) -> None:
         """Break the command connection off: the target cleans up when it sees that."""

@@ -129,6 +129,7 @@ def _import_request(tunnel: Tunnel, entry: StorageEntry, args: ImportArgs) -> Im
         allow_rename=args.allow_rename,
         snapshot=args.snapshot,
         delete_snapshot=args.snapshot if args.migration_snapshot else None,
+        convert=args.convert and tunnel.services.storage.converts,
     )
 
 
@@ -139,7 +140,8 @@ def plan_import(services: Services, vmid: int, entry: StorageEntry, args: Import
     volume = _target_volume(vmid, entry, args)
     known = services.storage.stream_formats
     offered = [stream for stream in args.export_formats if stream in known]
-    return volume, choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots)
+    converts = args.convert and services.storage.converts
+    return volume, choose_stream(entry, args.format, offered, with_snapshots=args.with_snapshots, converts=converts)
 
 
 def _target_volume(vmid: int, entry: StorageEntry, args: ImportArgs) -> VolumeId:
@@ -154,14 +156,16 @@ def _target_volume(vmid: int, entry: StorageEntry, args: ImportArgs) -> VolumeId
     return volume
 
 
-def choose_stream(entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool) -> str:
+def choose_stream(
+    entry: StorageEntry, format: str, offered: Sequence[str], *, with_snapshots: bool, converts: bool = False
+) -> str:
     """The first stream format of the exporter's that can become an image of this format on this storage.
 
-    Raises: TunnelError: there is none.
+    Args: converts: a raw stream may also become an image of another format. Raises: TunnelError: there is none.
     Source: protocol.md section 8.3.
     """
     offers = [Offer(stream, format) for stream in offered]
-    chosen = match_offers(offers, entry.kind, with_snapshots=with_snapshots)
+    chosen = match_offers(offers, entry.kind, with_snapshots=with_snapshots, converts=converts)
     if chosen is None:
         raise TunnelError(f"no matching import/export format found for storage '{entry.id}'")
     return chosen.stream

@@ -171,16 +171,16 @@ class Registry:
             raise Unauthenticated("permission denied - invalid PVETUNNEL ticket")
         return SocketRoute(session.tunnel.sockets, socket)
 
-    async def digest(self, vmid: int, token: str, volid: str) -> str:
-        """SHA-256 of a volume that this token's live tunnel made. Raises: WrongState: the tunnel ended meanwhile."""
+    async def digest(self, vmid: int, token: str, volid: str, *, content: bool = False) -> str:
+        """See ports.Tunnels. Raises: WrongState: the tunnel ended meanwhile."""
         session = self._sessions.get(vmid)
         if session is None or session.tunnel.token != token or volid not in session.tunnel.own.volumes:
             raise NotFound(f"volume '{volid}' is not of a live tunnel of yours")
-        return await session.tunnel.requests.run(self._digest(vmid, token, volid))
+        return await session.tunnel.requests.run(self._digest(vmid, token, volid, content=content))
 
-    async def _digest(self, vmid: int, token: str, volid: str) -> str:
+    async def _digest(self, vmid: int, token: str, volid: str, *, content: bool) -> str:
         async with self._services.child_turn(token, vmid):
-            return await self._services.storage.digest(volid)
+            return await self._services.storage.digest(volid, content=content)
 
     def live(self) -> list[TunnelStatus]:
         """Every tunnel, by VMID."""

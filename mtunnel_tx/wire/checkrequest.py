@@ -13,7 +13,7 @@ from mtunnel_tx.wire.schema import Boolean, Integer, Object, ParameterSet, Prope
 
 MOST_DISKS = 512
 """Every drive that a config can have, the unused ones included, is fewer."""
-_IMPORT = ("volname", "format", "export_formats", "storage", "with_snapshots", "allow_rename")
+_IMPORT = ("volname", "format", "export_formats", "storage", "with_snapshots", "allow_rename", "convert")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,6 +109,8 @@ class WebsocketTests(ApiCase):
         path = "/nodes/localhost/qemu/300/mtunneldigest"
         good = self.ask("GET", f"{path}?volume=local:300/vm-300-disk-0.raw")
         self.assertEqual(good.json, {"data": {"sha256": "ab" * 32}})
+        content = self.ask("GET", f"{path}?volume=local:300/vm-300-disk-0.raw&content=1")
+        self.assertEqual(content.json, {"data": {"sha256": "cd" * 32}})
         text = "volume 'local:1' is not of a live tunnel of yours"
         self.assert_error(self.ask("GET", f"{path}?volume=local:1"), f"500 {text}")
         self.assert_parameters(self.ask("GET", path), volume=MISSING)

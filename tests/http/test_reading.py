@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mtunnel_tx import __version__
 from mtunnel_tx.http.table import find_operation, split_path
-from tests.http.apicase import FINGERPRINT, NODE, ApiCase
+from tests.http.apicase import FINGERPRINT, NODE, ApiCase, FakeStorage
 
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -34,6 +34,10 @@ class ReadTests(ApiCase):
         self.assertEqual(shown[0], {**local, "avail": 1 << 30})
         self.assertEqual([entry["storage"] for entry in shown], ["local", "iso"])
         self.assertEqual(shown[1]["shared"], 1)
+
+    def test_a_storage_that_makes_other_images_of_raw_streams(self):
+        self.patch(FakeStorage, "converts", True)
+        self.assertEqual({entry["converts"] for entry in self.ask("GET", "/nodes/localhost/storage").data}, {1})
 
     def names(self, query, token="t1"):
         return [entry["storage"] for entry in self.ask("GET", f"/nodes/localhost/storage?{query}", token=token).data]

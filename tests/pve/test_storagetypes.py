@@ -98,6 +98,22 @@ class MatchTests(SynchronousTestCase):
                 found = match_offers([Offer(*pair)], STORAGE_TYPES["dir"], with_snapshots=with_snapshots)
                 self.assertIsNone(found, pair)
 
+    def test_another_image_travels_as_a_raw_disk(self):
+        for source, image, target, wanted in (
+            ("dir", "qcow2", "lvmthin", "raw"),
+            ("dir", "vmdk", "dir", "raw"),
+            ("lvmthin", "raw", "dir", "qcow2"),
+            ("nfs", "qcow2", "dir", "vmdk"),
+        ):
+            offers = STORAGE_TYPES[source].offers(image, wanted)
+            self.assertEqual({(offer.stream.partition("+")[0], offer.image) for offer in offers}, {("raw", wanted)})
+            for converts in (False, True):
+                found = match_offers(offers, STORAGE_TYPES[target], with_snapshots=False, converts=converts)
+                self.assertEqual(found is not None, converts or wanted == "raw", (source, target, converts))
+        for wanted in ("qcow2", "vmdk"):
+            found = match_offers([Offer("raw+size", wanted)], STORAGE_TYPES["lvm"], with_snapshots=False, converts=True)
+            self.assertIsNone(found)
+
     def test_a_refusal(self):
         text = describe_mismatch(STORAGE_TYPES["dir"].offers("qcow2"), "dir", "lvmthin")
         self.assertEqual(

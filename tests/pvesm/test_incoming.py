@@ -6,10 +6,7 @@ import resource
 import subprocess
 from pathlib import Path
 
-from twisted.trial.unittest import SkipTest
-
 from tests.patience import patience_s
-from tests.processes import run_program
 from tests.pvesm.importing import ImportCase
 from tests.pvesm.programs import MIB, header
 
@@ -103,14 +100,7 @@ class RawTests(ImportCase):
         self.refused(self.feed(RAW, header(4 * MIB) + b"x" * 4 * MIB, preexec_fn=limit), "too large")
 
     def test_disk_full_midway(self):
-        if os.geteuid() != 0:
-            raise SkipTest("NEEDS ROOT: a small file system is mounted")
-        place = self.root / "local"
-        place.mkdir()
-        mounted = run_program(["mount", "-t", "tmpfs", "-o", "size=3m", "none", place], check=False)
-        if mounted.returncode:
-            raise SkipTest("NEEDS MOUNT: no file system can be mounted here")
-        self.addCleanup(run_program, ["umount", place])
+        self.mount_small("3m")
         self.refused(self.feed(RAW, header(8 * MIB) + b"x" * 8 * MIB), "No space left on device")
 
 

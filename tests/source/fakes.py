@@ -39,6 +39,7 @@ class FolderStorage:
         self.freed = []
         self.backing = {}
         self.facts = {}
+        self.written = {}
         self.stuck = set()
         self.entries = parse_storage_config(f"dir: local\n\tpath {folder}\n\tcontent images,iso\n{limit}\n")
 
@@ -51,6 +52,7 @@ class FolderStorage:
         return self.folder / "images" / volid.partition(":")[2]
 
     stream_formats = frozenset(PROXMOX_STREAMS)
+    converts = False
 
     def config(self):
         return self.entries
@@ -73,13 +75,16 @@ class FolderStorage:
         facts = self.facts.get(volid, ImageFacts(format="raw", size_bytes=0))
         return replace(facts, elsewhere=self.backing.get(volid))
 
+    async def written_bytes(self, volid):
+        return self.written.get(volid)
+
     async def extend(self, volid, size_bytes):
         path = self._path(volid)
         if path.exists() and path.stat().st_size < size_bytes:
             os.truncate(path, size_bytes)
 
-    async def digest(self, volid):
-        return hashlib.sha256(self._path(volid).read_bytes()).hexdigest()
+    async def digest(self, volid, *, content=False):
+        return hashlib.sha256(b"content of " * content + self._path(volid).read_bytes()).hexdigest()
 
     async def free(self, volid):
         if volid in self.stuck:
@@ -104,6 +109,8 @@ class Watcher:
         self.resized = []
         self.moved = 0
         self.finished = 0
+        self.told = []
+        self.report = None
 
     def say(self, text):
         self.said.append(text)
@@ -119,3 +126,12 @@ class Watcher:
 
     def finish(self, label):
         self.finished += 1
+
+    def tell(self, event):
+        self.told.append(event)
+
+    def connect(self, report):
+        self.report = report
+
+    def disconnect(self):
+        self.report = None

@@ -45,6 +45,14 @@ class RewritingTest(SynchronousTestCase):
         self.assertEqual(sent, SENT)
         self.assertEqual(conf, parse_guest_config(CONF))
 
+    def test_an_image_of_another_format(self):
+        """What its volume says counts."""
+        drive = "local:100/vm-100-disk-0.{0},discard=on,format={0}"
+        conf = parse_guest_config("".join(f"scsi{n}: {drive.format(f)}\n" for n, f in enumerate(("raw", "qcow2"))))
+        volids = {"local:100/vm-100-disk-0.raw": "thin:vm-300-disk-0", "local:100/vm-100-disk-0.qcow2": "t:300/a.raw"}
+        sent = rewrite_config(conf, volids, str, str)
+        self.assertEqual(sent, "scsi0: thin:vm-300-disk-0,discard=on,format=raw\nscsi1: t:300/a.raw,discard=on\n")
+
     def test_bridges(self):
         conf = parse_guest_config("net0: virtio,bridge=b\nnet1: virtio,bridge=a\nnet2: virtio,bridge=b\nnet3: virtio\n")
         self.assertEqual(list(find_bridges(conf)), ["b", "a"])

@@ -209,6 +209,17 @@ class ImportTests(TunnelCase):
         self.begin_import(**{**IMPORT, "export_formats": "raw+sparse,raw+size"})
         self.assertEqual(self.fake.storage.requests[-1].stream_format, "raw+size")
 
+    def test_a_conversion_is_asked_for_and_possible(self) -> None:
+        """A source that does not ask sees what Proxmox says."""
+        request = {**IMPORT, "format": "qcow2", "volname": "vm-100-disk-0"}
+        refusal = "no matching import/export format found for storage 'local'"
+        self.assertIn(refusal, self.msg(**request, convert=1))
+        self.fake.storage.converts = True
+        self.assertIn(refusal, self.msg(**request))
+        self.assertEqual(self.begin_import(**request, convert=1)["format"], "raw+size")
+        made = self.fake.storage.requests[-1]
+        self.assertEqual((made.volid, made.convert), ("local:100/vm-100-disk-0.qcow2", True))
+
     def test_stream_choice(self) -> None:
         entries = self.fake.storage.config()
         offered = ("qcow2+size", "raw+size", "vmdk+size")

@@ -128,13 +128,14 @@ class OnlineTests(OnlineCase):
         self.assert_tidy()
 
     def test_a_disk_with_a_thread_of_its_own(self) -> None:
-        """As Proxmox's own dialog makes disks."""
+        """As Proxmox's own dialog makes disks; and its image becomes one of another format meanwhile."""
         guest = GUEST.replace("discard=on", "discard=on,iothread=1").replace("scsi-pci", "scsi-single")
         self.boot(guest=guest, spare=False)
         after = Listener(self.there.runtime / "200.serial0")
         self.addCleanup(setattr, after, "stopped", True)
-        self.migrate()
+        self.migrate("--target-format", "qcow2")
         wait_for("beats at the target", lambda: len(after.beats) >= 3)
+        self.assertIn("scsi0: local:200/vm-200-disk-0.qcow2,", self.there.guest(200) or "")
 
     def test_in_the_order_of_proxmox(self) -> None:
         """With the VM's own limits, and a trim at the end."""

@@ -116,6 +116,7 @@ class DiskImportTests(ReaderCase):
                 migration_snapshot=True,
                 with_snapshots=True,
                 allow_rename=True,
+                convert=False,
             ),
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mtunnel_tx.errors import BackendFailed, InvalidParameters, TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry
+from mtunnel_tx.pve.storagetypes import IMAGES
 from mtunnel_tx.pve.volume import next_disk_name, parse_dir_volume
 from mtunnel_tx.pvesm.driver import Announce, NewImage
 from mtunnel_tx.pvesm.header import check_size
@@ -23,13 +24,12 @@ from mtunnel_tx.pvesm.images.reservation import Choose, Reservation, reserve
 from mtunnel_tx.pvesm.output import say
 
 _PREALLOCATIONS = ("off", "metadata", "falloc", "full")
-IMAGE_FORMATS = ("raw", "qcow2", "vmdk")
 
 
 def allocate_image(folders: ImageFolders, wanted: NewImage, announce: Announce) -> None:
     """Make an image and announce it. Raises: TunnelError."""
     format = _choose_format(folders.entry, wanted.name, wanted.format)
-    if format not in IMAGE_FORMATS:
+    if format not in IMAGES:
         raise TunnelError(f"unsupported format '{format}' for storage type {folders.entry.type}")
     with reserve(folders, wanted.vmid, _namer(folders, wanted.vmid, wanted.name, format)) as reservation:
         create(reservation, folders, format, wanted.size_bytes)
@@ -39,7 +39,7 @@ def allocate_image(folders: ImageFolders, wanted: NewImage, announce: Announce) 
 def _choose_format(entry: StorageEntry, name: str, format: str | None) -> str:
     """Choose the format: as asked for, else as the name says, else the default. Asked for and name must agree."""
     ending = name.rpartition(".")[2]
-    if ending not in IMAGE_FORMATS:
+    if ending not in IMAGES:
         return format or entry.default_format
     if format not in (None, ending):
         raise InvalidParameters({"format": f"different storage formats ({format} != {ending})"})

@@ -1,4 +1,4 @@
-"""Check with `qemu-img map` that an image's file contains all the data that the image refers to."""
+"""What `qemu-img map` tells: whether an image's file contains all its data, and which parts of the disk have any."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.imagefile import ImageRefused
@@ -33,13 +33,25 @@ def refuse_missing_data(path: Path, format: str) -> None:
         raise ImageRefused(f"image is cut short: it ends at {length} of {end} bytes")
 
 
+def data_ranges(path: Path, format: str) -> Generator[tuple[int, int], None, None]:
+    """Yields: (start, end) of each part of the disk that is not known to be zeros. Raises: BackendFailed."""
+    with _map(path, format) as output:
+        for extent in _extents(output):
+            if extent.get("data") and not extent.get("zero"):
+                yield extent["start"], extent["start"] + extent["length"]
+
+
 def _data_ends(output: IO[bytes]) -> Iterator[int]:
+    return (
+        extent["offset"] + extent["length"] for extent in _extents(output) if extent.get("data") and "offset" in extent
+    )
+
+
+def _extents(output: IO[bytes]) -> Iterator[dict[str, Any]]:
     """Parse the map line by line (one extent each), so that a large map is never in memory as a whole."""
     while line := output.readline(_LINE_BYTES):
-        words = line.strip().strip(b"[],")
-        extent = json.loads(words) if words else {}
-        if extent.get("data") and "offset" in extent:
-            yield extent["offset"] + extent["length"]
+        if words := line.strip().strip(b"[],"):
+            yield json.loads(words)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """`import`: make a volume from a stream, or leave nothing.
 
-The image is written under a temporary name, checked, and fsynced; only then it gets its name. A thin storage (see
-`allocation`) may run out of space while it is written; then the import fails.
+The image is written under a temporary name, checked, and fsynced; only then it gets its name. A raw disk can become an
+image of another format (`convert`): it is written through qemu-nbd as it comes. A thin storage (see `allocation`) may
+run out of space while it is written; then the import fails.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from itertools import chain
 
 from mtunnel_tx.errors import BackendFailed, BadRequest, TunnelError
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts, ImageRefused, inspect_image
-from mtunnel_tx.pve.storagetypes import STREAM_FORMATS
+from mtunnel_tx.pve.storagetypes import IMAGES, STREAM_FORMATS
 from mtunnel_tx.pve.volume import DirVolume, next_disk_name, parse_dir_volume
 from mtunnel_tx.pvesm.driver import Announce, ImportOrder
 from mtunnel_tx.pvesm.header import read_size
-from mtunnel_tx.pvesm.images.allocation import IMAGE_FORMATS, create, preallocation
+from mtunnel_tx.pvesm.images.allocation import create, preallocation
 from mtunnel_tx.pvesm.images.folders import ImageFolders
+from mtunnel_tx.pvesm.images.nbd import opened_image, write_disk
 from mtunnel_tx.pvesm.images.qcow2tables import refuse_missing_clusters
 from mtunnel_tx.pvesm.images.qemuimg import delete_snapshot, verify_image
 from mtunnel_tx.pvesm.images.reservation import Choose, Reservation, reserve
@@ -31,12 +33,14 @@ _GRANULARITY_BYTES = 1024
 
 def receive_image(folders: ImageFolders, name: str, order: ImportOrder, stream: int, announce: Announce) -> None:
     """Read the stream to its end, then announce the volume. Raises: TunnelError."""
-    volume = _check_name(name, order.stream_format)
+    volume = _check_name(name, order)
     assert volume.vmid is not None
     with reserve(folders, volume.vmid, _namer(folders, volume, allow_rename=order.allow_rename)) as reservation:
         size_bytes = read_size(stream)
         read_pieces = sparse_pieces if STREAM_FORMATS[order.stream_format].dense else dense_pieces
-        if volume.format == "raw":
+        if volume.format not in STREAM_FORMATS[order.stream_format].images:
+            _receive_converted(read_pieces(stream, size_bytes), size_bytes, reservation, folders, volume.format)
+        elif volume.format == "raw":
             _receive_raw(read_pieces(stream, size_bytes), size_bytes, reservation, folders)
         else:
             _receive_image(read_pieces(stream), size_bytes, reservation, folders, volume.format)
@@ -46,12 +50,14 @@ def receive_image(folders: ImageFolders, name: str, order: ImportOrder, stream: 
         reservation.publish(lambda: announce(reservation.volid))
 
 
-def _check_name(name: str, stream_format: str) -> DirVolume:
+def _check_name(name: str, order: ImportOrder) -> DirVolume:
     volume = parse_dir_volume(name)
     if volume.content != "images":
         raise TunnelError(f"unable to parse directory volume name '{name}'")
-    if volume.format not in IMAGE_FORMATS or volume.format not in STREAM_FORMATS[stream_format].images:
-        raise TunnelError(f"cannot import format {stream_format} into a file of format {volume.format}")
+    stream = STREAM_FORMATS[order.stream_format]
+    possible = {*stream.images, *(stream.converted if order.convert else ())}
+    if volume.format not in possible.intersection(IMAGES):
+        raise TunnelError(f"cannot import format {order.stream_format} into a file of format {volume.format}")
     return volume
 
 
@@ -82,7 +88,20 @@ def _round_up(size_bytes: int) -> int:
 def _receive_raw(pieces: Iterator[Piece], size_bytes: int, reservation: Reservation, folders: ImageFolders) -> None:
     """Receive a raw disk, which must have exactly as many bytes as the header says."""
     create(reservation, folders, "raw", _round_up(size_bytes))
-    received = _receive(pieces, reservation)
+    _check_end(_receive(pieces, reservation), size_bytes)
+
+
+def _receive_converted(
+    pieces: Iterator[Piece], size_bytes: int, reservation: Reservation, folders: ImageFolders, format: str
+) -> None:
+    """Receive a raw disk as `_receive_raw` does, into an image of another format."""
+    rounded = _round_up(size_bytes)
+    create(reservation, folders, format, rounded)
+    with opened_image(reservation.part, format, writable=True) as connection:
+        _check_end(write_disk(connection, rounded, pieces), size_bytes)
+
+
+def _check_end(received: int, size_bytes: int) -> None:
     if received != size_bytes:
         raise BadRequest(f"import: stream ended after {received} of {size_bytes} bytes")
 
