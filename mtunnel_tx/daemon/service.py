@@ -27,16 +27,19 @@ from mtunnel_tx.daemon.control import Control
 from mtunnel_tx.daemon.descriptors import raise_limit
 from mtunnel_tx.daemon.listening import Listeners
 from mtunnel_tx.daemon.state import lock_state, make_directories
+from mtunnel_tx.daemon.survival import open_store
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.http.api import make_site
 from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.controlsocket import listen_control
+from mtunnel_tx.ports.holding import Survivors
 from mtunnel_tx.ports.lines import Listening
 from mtunnel_tx.stream.flow import Relay
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.tls.protocol import TlsFactory
 from mtunnel_tx.tunnel.registry import Registry
+from mtunnel_tx.workers.holder import HolderClient
 
 log = Logger()
 THREADS = 8
@@ -66,6 +69,7 @@ class Daemon(Service):
         self._listeners = Listeners(reactor)
         self._site: Any = None
         self._control: Listening | None = None
+        self._store: HolderClient | None = None
         self._lock: IO[bytes] | None = None
         self._workers = make_workers(settings, reactor, Pump(reactor)) if settings.workers else None
         self._relay: Relay = self._workers.relay if self._workers else Pump(reactor)
@@ -87,18 +91,25 @@ class Daemon(Service):
         raise_limit(settings)
         make_directories(settings)
         self._lock = lock_state(settings.state_dir)
+        survivors = await self._find_survivors()
         composition = self._composition = self._compose()
         commands = self._make_control(composition).commands()
         composition.moves.start()
         path = settings.runtime_dir / "control.sock"
         self._control = await listen_control(self._reactor, path, commands, settings.limits)
         await composition.machines.prepare()
-        await composition.registry.recover()
+        await composition.registry.recover(survivors)
         self.registry = composition.registry
         if self._workers is not None:
             await self._workers.start(self._tls.files)
         await self._listen(composition.parts)
         self._notifier.ready()
+
+    async def _find_survivors(self) -> Survivors:
+        self._store, kept = await open_store(self._reactor, self._settings)
+        if self._store is None or self._workers is None:
+            return Survivors()
+        return Survivors(kept=kept, flows=await self._workers.go_on(self._store, kept))
 
     def _compose(self) -> Composition:
         return compose(
@@ -108,6 +119,7 @@ class Daemon(Service):
             tls=self._tls,
             relay=self._relay,
             make_journal=self._make_journal,
+            store=self._store,
         )
 
     def _make_control(self, composition: Composition) -> Control:
@@ -145,7 +157,7 @@ class Daemon(Service):
     # Stop
 
     def stopService(self) -> Deferred[None]:
-        """End every tunnel by the handover rule."""
+        """End every tunnel by the handover rule, or leave them all to the next daemon."""
         super().stopService()
         self._notifier.stopping()
         return Deferred.fromCoroutine(self._stop())
@@ -154,21 +166,36 @@ class Daemon(Service):
         if self._starting is not None:
             self._starting.cancel()
         await self._listeners.close()
-        if self.registry is not None:
-            await self.registry.stop()
+        leaves = self._store is not None and self._composition is not None and bool(self._composition.registry.live())
+        if self._composition is not None and (leaves or self.registry is not None):
+            await (self._composition.registry.leave() if leaves else self._composition.registry.stop())
         if self._site is not None:
             await self._site.resource.stop()
-        await self._relay.stop()
-        if self._workers is not None:
-            await self._workers.stop()
+        await (self._leave() if leaves else self._end())
         if self._control is not None:
             await self._control.close()
         if self._composition is not None:
             self._composition.moves.stop()
             self._composition.machines.close()
         self._pool.stop()
+        if leaves:
+            # Else Twisted shuts down every connection at its end, for whoever has it then.
+            self._reactor.removeAll()
         if self._lock is not None:
             self._lock.close()
+
+    async def _leave(self) -> None:
+        """The flows go on; what the reactor closes at its end is none of them."""
+        assert self._workers is not None and self._store is not None, "what lives on has both"
+        await self._workers.leave()
+        self._store.close()
+
+    async def _end(self) -> None:
+        await self._relay.stop()
+        if self._workers is not None:
+            await self._workers.stop()
+        if self._store is not None:
+            await self._store.finish()
 
     def _stop_reactor(self) -> None:
         """The last tunnel may also have ended because we are being stopped."""

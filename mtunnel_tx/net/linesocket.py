@@ -34,7 +34,7 @@ from zope.interface import implementer
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.ports.clock import Clock
-from mtunnel_tx.ports.lines import Answerer, Recorder
+from mtunnel_tx.ports.lines import Answerer, Scribe
 from mtunnel_tx.waiting import Occasion, pause
 from mtunnel_tx.wire.lines import encode_failure
 
@@ -81,7 +81,7 @@ class LineConnection(LineReceiver):
     """Feeds an Answerer line by line.
 
     Args: answerer: takes one line at a time. ended: called when the connection is over and no line is in work.
-    recorder: hears of everything first.
+    scribe: hears of everything first.
     """
 
     delimiter = b"\n"
@@ -89,7 +89,7 @@ class LineConnection(LineReceiver):
 
     def __init__(
         self, clock: Clock, answerer: Answerer, limits: Limits, ended: Callable[[LineConnection], None],
-        recorder: Recorder | None = None,
+        scribe: Scribe | None = None,
     ) -> None:  # fmt: skip
         self.MAX_LENGTH = limits.line_bytes
         self.lost: Deferred[None] = Deferred()
@@ -97,7 +97,7 @@ class LineConnection(LineReceiver):
         self._answerer = answerer
         self._limits = limits
         self._ended = ended
-        self._recorder = recorder
+        self._scribe = scribe
         self._stage = _Stage.OPEN
         self._queue: deque[bytes | None] = deque()
         self._queue_bytes = 0
@@ -112,8 +112,8 @@ class LineConnection(LineReceiver):
 
     def connectionMade(self) -> None:
         self.transport.registerProducer(self._flow, True)
-        if self._recorder is not None:
-            self._recorder.accepted(self.transport.getHandle())
+        if self._scribe is not None:
+            self._scribe.accepted(self.transport.getHandle())
 
     def readConnectionLost(self) -> None:
         """The peer has ended its side; where it has ended both, nobody waits for the replies."""
@@ -144,8 +144,8 @@ class LineConnection(LineReceiver):
     # -- lines in
 
     def dataReceived(self, data: bytes) -> None:
-        if self._recorder is not None:
-            self._recorder.heard(data)
+        if self._scribe is not None:
+            self._scribe.heard(data)
         self._look_at(data)
 
     def go_on(self, unsaid: bytes, pending: bytes) -> None:
@@ -163,8 +163,8 @@ class LineConnection(LineReceiver):
         self._take(line)
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        if self._recorder is not None:
-            self._recorder.spoil()
+        if self._scribe is not None:
+            self._scribe.spoil()
         self._take(None)
         self._overrun = line
 
@@ -292,20 +292,20 @@ def _run(work: Coroutine[Any, Any, None], broke: Callable[[Failure], None]) -> N
 class LineFactory(Factory):
     """Builds connections, remembers the open ones.
 
-    Args: answerer: called for each connection; its `connected` refuses the connection by False. recorder: of the only
+    Args: answerer: called for each connection; its `connected` refuses the connection by False. scribe: of the only
     connection.
     """
 
     noisy = False
 
     def __init__(
-        self, clock: Clock, answerer: Callable[[], Answerer], limits: Limits, recorder: Recorder | None = None
+        self, clock: Clock, answerer: Callable[[], Answerer], limits: Limits, scribe: Scribe | None = None
     ) -> None:
         self.connections: set[LineConnection] = set()
         self._clock = clock
         self._answerer = answerer
         self._limits = limits
-        self._recorder = recorder
+        self._scribe = scribe
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         answerer = self._answerer()
@@ -318,7 +318,7 @@ class LineFactory(Factory):
             self.connections.discard(connection)
             answerer.disconnected()
 
-        connection = LineConnection(self._clock, answerer, self._limits, ended, self._recorder)
+        connection = LineConnection(self._clock, answerer, self._limits, ended, self._scribe)
         self.connections.add(connection)
         return connection
 
@@ -361,10 +361,10 @@ def _watch(event: Deferred[Any]) -> Deferred[None]:
 
 async def listen_lines(
     reactor: IReactorUNIX, path: Path, answerer: Callable[[], Answerer], limits: Limits,
-    recorder: Recorder | None = None,
+    scribe: Scribe | None = None,
 ) -> LineListening:  # fmt: skip
     """Listen on a UNIX socket with mode 0600; a stale file at `path` is replaced. Raises: BackendFailed."""
-    factory = LineFactory(reactor, answerer, limits, recorder)
+    factory = LineFactory(reactor, answerer, limits, scribe)
     try:
         _remove_stale(path)
         port = await UNIXServerEndpoint(reactor, str(path), mode=SOCKET_MODE).listen(factory)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mtunnel_tx.ports.storage import Child
-from mtunnel_tx.ports.streams import Route, TunnelFlow
+from mtunnel_tx.ports.streams import Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ class LivingFlow(Protocol):
     async def positions(self) -> FlowPositions:
         """Ask for them. Raises: BackendFailed: it has ended."""
 
-    def adopt(self, route: Route) -> TunnelFlow:
-        """Let the route hear of its end. What has happened meanwhile is told at once."""
+    def adopt(self, route: Route) -> None:
+        """Open the route for it, which hears of its end; what has happened meanwhile is told at once."""
 
     def abandon(self) -> None:
-        """Have it ended."""
+        """Have it ended, unless it was adopted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +77,6 @@ class Store(Protocol):
 
     def adopt(self, name: str, taken: int = 0) -> Child:
         """A program of an earlier daemon's. Args: taken: how many of its lines were dealt with for good."""
+
+    def watch(self) -> None:
+        """From now on hear of programs. Those of an earlier daemon's that nobody has adopted are ended."""

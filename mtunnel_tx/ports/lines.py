@@ -21,7 +21,7 @@ class Answerer(Protocol):
         """The connection is over and every line that counts was answered."""
 
 
-class Recorder(Protocol):
+class Scribe(Protocol):
     """Notes what comes over a command connection before anybody looks at it."""
 
     def accepted(self, sock: socket.socket) -> None:
@@ -34,7 +34,7 @@ class Recorder(Protocol):
         """Something has come that cannot be noted."""
 
 
-class CommandAnswerer(Answerer, Recorder, Protocol):
+class CommandAnswerer(Answerer, Scribe, Protocol):
     """What the command connection of a tunnel talks to."""
 
 

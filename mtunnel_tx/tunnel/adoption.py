@@ -58,6 +58,8 @@ async def adopt(services: Services, survivors: Survivors, gone: Gone) -> AsyncIt
     """
     candidates = [found for vmid in services.notes.standing() if (found := _look_at(services, survivors, vmid))]
     children = {one.vmid: _child(services, survivors, one) for one in candidates if one.job is not None}
+    if services.store is not None:
+        services.store.watch()
     await services.storage.end_orphans([child.pid for child in children.values()])
     for candidate in candidates:
         try:
@@ -66,6 +68,8 @@ async def adopt(services: Services, survivors: Survivors, gone: Gone) -> AsyncIt
             _log_refusal(candidate.vmid, error)
             if candidate.vmid in children:
                 await children[candidate.vmid].kill()
+    for flow in survivors.flows:
+        flow.abandon()
 
 
 def _log_refusal(vmid: int, error: TunnelError) -> None:

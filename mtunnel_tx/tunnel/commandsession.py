@@ -18,10 +18,11 @@ from mtunnel_tx.tunnel.notebook import Notebook
 from mtunnel_tx.tunnel.transcript import Transcript
 from mtunnel_tx.tunnel.tunnel import State, Tunnel
 from mtunnel_tx.tunnel.verdict import Verdict
-from mtunnel_tx.waiting import Task
+from mtunnel_tx.waiting import Task, in_time
 from mtunnel_tx.wire.socketkinds import COMMANDS
 
 log = Logger()
+LEAVE_S = 5.0
 LAST_REPLIES_S = 5.0
 """How long the relay may need to send the last replies on; then it is aborted."""
 UNEXPECTED = "mtunnel exited unexpectedly"
@@ -46,7 +47,7 @@ class CommandSession:
         self._book = Notebook(tunnel.services.notes, tunnel.vmid, transcript or Transcript(facts=tunnel.lasting()))
         if tunnel.services.store is None:
             self._book.spoil()
-        self._is_leaving = False
+        self._is_leaving = self._is_left = False
 
     async def listen(self) -> None:
         """Listen for the command connection; the tunnel ends if it does not come within `limits.connect_s`."""
@@ -76,17 +77,17 @@ class CommandSession:
         return reply
 
     def accepted(self, sock: socket.socket) -> None:
-        """See ports.Recorder."""
+        """See ports.Scribe."""
         store = self.tunnel.services.store
         if store is not None:
             store.put(self._stored, None, [sock])
 
     def heard(self, data: bytes) -> None:
-        """See ports.Recorder."""
+        """See ports.Scribe."""
         self._book.heard(data)
 
     def spoil(self) -> None:
-        """See ports.Recorder."""
+        """See ports.Scribe."""
         self._book.spoil()
 
     @property
@@ -126,9 +127,15 @@ class CommandSession:
         while not await self._end.wait(self.tunnel.services.clock, 1.0):
             pass
 
+    async def leave(self) -> None:
+        """Do nothing more: the tunnel is the next daemon's. A command in work has some time to be answered."""
+        self._is_left = True
+        self._stop_timer()
+        await in_time(self.tunnel.services.clock, LEAVE_S, self._busy.acquire())
+
     def _finish(self, reason: str) -> None:
         """Args: reason: why the task is a failure; empty after `quit`."""
-        if self._end is None:
+        if self._end is None and not self._is_left:
             self._stop_timer()
             self._forget()
             self._end = Task(self._run_end(reason))

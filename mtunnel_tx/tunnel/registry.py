@@ -225,6 +225,11 @@ class Registry:
         async with self._settling:
             pass
 
+    async def leave(self) -> None:
+        """Leave every tunnel as it is, for the next daemon; a command that is being done may end first."""
+        self._stopping = True
+        await gatherResults([Deferred.fromCoroutine(session.leave()) for session in self._sessions.values()])
+
     def _tell_if_opened(self) -> None:
         if self._opened is not None and not self._opening:
             self._opened.callback(None)

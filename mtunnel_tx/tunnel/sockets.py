@@ -103,8 +103,7 @@ class SocketTable:
         kind = find_socket_kind(f"{self.vmid}{flow.suffix}")
         found = self.find(self.name(kind))
         socket = found or Socket(kind=kind, name=self.name(kind), file=self.file(kind), ended=ended)
-        route = SocketRoute(self, socket)
-        route.opened(flow.adopt(route))
+        flow.adopt(SocketRoute(self, socket))
 
     def find(self, name: str) -> Socket | None:
         """The socket of a wire name, written with one slash in front."""

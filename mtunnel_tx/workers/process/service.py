@@ -21,7 +21,7 @@ from mtunnel_tx.stream.flow import Flow, Relay
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.tls.context import TlsContext
 from mtunnel_tx.tls.protocol import TlsProtocol
-from mtunnel_tx.workers.channel import Message, MessageChannel
+from mtunnel_tx.workers.channel import Message, MessageChannel, count_unread
 from mtunnel_tx.workers.process.connection import PlaintextForwarder, ReceivedTransport
 from mtunnel_tx.workers.terms import read_terms
 
@@ -47,15 +47,16 @@ class GrantedFlow:
         self._aborted = False
         self._told = (0, 0)
         self._terms: Deferred[Message] = Deferred()
-        self._channel = MessageChannel(reactor, messages, self._hear, lambda: gone(self))
+        self._gone = gone
+        self._channel = MessageChannel(reactor, messages, self._hear, self._lose)
         Deferred.fromCoroutine(self._run(peer)).addErrback(self._fail)
 
     async def _run(self, peer: Deferred[PeerConnection]) -> None:
         taken = await peer
+        terms = {} if self._aborted else await self._terms
         if self._aborted:
             taken.close()
             return
-        terms = await self._terms
         flow = self._flow = Flow(self._relay, self._local, read_terms(terms, self._local_over))
         flow.done.addCallback(self._tell, "peer")
         flow.released.addCallback(self._tell, "closed")
@@ -68,7 +69,9 @@ class GrantedFlow:
         self._say(self._flow, over="local", reason=self._flow.reason)
 
     def _hear(self, message: Message, _sockets: list[socket.socket]) -> None:
-        if "abort" in message:
+        if "ask" in message:
+            self._say_positions(message["ask"])
+        elif "abort" in message:
             self._aborted = True
             if self._flow is not None:
                 self._flow.abort()
@@ -76,6 +79,25 @@ class GrantedFlow:
                 self._drop()
         else:
             self._terms.callback(message)
+
+    def _say_positions(self, number: object) -> None:
+        """For a daemon that has found this flow. What waits is counted before what was read: nothing is missed."""
+        queued = 0 if self._local.fileno() < 0 else count_unread(self._local)
+        flow = self._flow
+        bytes_in, bytes_out, taken = (flow.bytes_in, flow.bytes_out, flow.bytes_taken) if flow else (0, 0, 0)
+        self._channel.send({"in": bytes_in, "out": bytes_out, "taken": taken, "queued": queued, "asked": number})
+
+    def _lose(self) -> None:
+        """Nobody hears of the flow any more, and nobody can end it: it ends now, unless it is over."""
+        flow = self._flow
+        if flow is None:
+            self._aborted = True
+            self._local.close()
+            if not self._terms.called:
+                self._terms.callback({})
+        elif not (flow.done.called and flow.released.called):
+            flow.abort()
+        self._gone(self)
 
     def count(self) -> None:
         """Tell how many bytes there were, if that has changed."""
