@@ -22,10 +22,13 @@ class Case:
     frame_bytes: int = 128 * KIB
     streams: int = 1
     pinned: bool = True
+    rate_mb_s: int = 0
 
     def __str__(self) -> str:
         tls = "TLS" if self.tls else "plain"
-        return f"{self.direction} {tls}, {self.mask} mask, {self.frame_bytes // KIB} KiB frames, {self.streams} streams"
+        pace = f", at {self.rate_mb_s} MB/s" if self.rate_mb_s else ""
+        frames = f"{self.frame_bytes // KIB} KiB frames"
+        return f"{self.direction} {tls}, {self.mask} mask, {frames}, {self.streams} streams{pace}"
 
 
 Comparison = Sequence[tuple[str, Case]]
@@ -50,11 +53,18 @@ FOUR = Case(streams=4, pinned=False)
 SIXTEEN = Case(streams=16)
 SIXTEEN_SHARING = Case(streams=16, pinned=False)
 ONE_SHARING = Case(pinned=False)
+PACED = {rate_mb_s: Case(rate_mb_s=rate_mb_s) for rate_mb_s in (10, 125, 1250)}
+"""As a network of so many MB/s brings it: in small pieces, with pauses."""
 
 SHARING = (*OURS, "mtunnel-w2", "socat", "nginx-w2")
 
 FULL: Sequence[Comparison] = (
-    (*each(ALL, TO_UNIX), *each(WITH_FRAMES, MASKED), *each(("mtunnel", "socat", "nginx"), SIXTEEN)),
+    (
+        *each(ALL, TO_UNIX),
+        *each(WITH_FRAMES, MASKED),
+        *each(("mtunnel", "socat", "nginx"), SIXTEEN),
+        *each(("mtunnel", "nginx"), *PACED.values()),
+    ),
     each(ALL, FROM_UNIX),
     (*each(ALL, Case(tls=False)), *each(OURS, Case(tls=False, mask="random"))),
     each(ALL, Case(tls=False, direction="out")),
@@ -66,10 +76,10 @@ FULL: Sequence[Comparison] = (
 """Everything; takes minutes."""
 
 QUICK: Sequence[Comparison] = (
-    (*each(("mtunnel", "socat", "nginx"), TO_UNIX), *each(("mtunnel",), MASKED, SIXTEEN)),
+    (*each(("mtunnel", "socat", "nginx"), TO_UNIX), *each(("mtunnel",), MASKED, SIXTEEN, PACED[125])),
     each(("mtunnel", "socat"), FROM_UNIX),
     each(("mtunnel", "autobahn"), SMALL_FRAMES),
-    each(("mtunnel-w2", "nginx-w2"), FOUR),
+    each(("mtunnel-w2", "nginx-w2"), FOUR, SIXTEEN_SHARING),
 )
 """What the targets need, once each: for a look, not for a judgement."""
 

@@ -1,12 +1,13 @@
 /* The far end of the streams: clients on the loopback address that send or receive as fast as they can.
  *
  *   load --port P --bytes N [--streams K] [--tls] [--raw] [--receive] [--verify] [--frame BYTES]
- *        [--random-mask] [--target URL_PATH]… [--header LINE]
+ *        [--random-mask] [--rate BYTES_PER_S] [--target URL_PATH]… [--header LINE]
  *
  * Connects K streams, one after the other, and upgrades each to a websocket unless --raw, to the targets in turn;
  * prints {"ready":true}. After a byte on its standard input it moves N payload bytes on each, a frame at a time, as
  * Proxmox's helper does (TLS: small ones leave in larger pieces, or this program would be the bottleneck), and prints
- * {"first_s","last_s","bytes","bad","cpu_s"}. When its standard input ends it closes the streams in order and is done.
+ * {"first_s","last_s","bytes","bad","cpu_s"}. With --rate the kernel paces each stream, so that bytes come in pieces as
+ * from a slower network. When its standard input ends it closes the streams in order and is done.
  * MIT licence, see LICENSE. */
 #include "common.h"
 
@@ -24,7 +25,7 @@
 #define SUITE "TLS_AES_256_GCM_SHA384"
 
 static int port;
-static uint64_t bytes, streams = 1;
+static uint64_t bytes, streams = 1, rate;
 static size_t frame = 128u << 10;
 static bool tls, raw, receives, verify, random_mask;
 static const char *targets[MOST_TARGETS] = {"/"}, *header = "";
@@ -107,6 +108,8 @@ static void connect_tcp(struct stream *stream)
     if (connect(stream->fd, (struct sockaddr *)&address, sizeof address) != 0)
         fail("connect");
     setsockopt(stream->fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    if (rate && setsockopt(stream->fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof rate) != 0)
+        fail("pace");
 }
 
 /* The TLS records stay as they are, each with a frame; they only share system calls. */
@@ -259,7 +262,7 @@ static void read_options(int argc, char **argv)
         {"target", required_argument, NULL, 't'},  {"header", required_argument, NULL, 'h'},
         {"tls", no_argument, NULL, 's'},           {"raw", no_argument, NULL, 'r'},
         {"receive", no_argument, NULL, 'g'},       {"verify", no_argument, NULL, 'v'},
-        {"random-mask", no_argument, NULL, 'm'},
+        {"random-mask", no_argument, NULL, 'm'},   {"rate", required_argument, NULL, 'e'},
         {NULL, 0, NULL, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -275,6 +278,7 @@ static void read_options(int argc, char **argv)
         case 'g': receives = true; break;
         case 'v': verify = true; break;
         case 'm': random_mask = true; break;
+        case 'e': rate = strtoull(optarg, NULL, 10); break;
         default: exit(2);
         }
     }

@@ -155,6 +155,7 @@ class Bench:
         ]
         argv += ["--tls"] if case.tls else []
         argv += ["--receive"] if case.direction == "out" else []
+        argv += ["--rate", str(case.rate_mb_s * 1_000_000)] if case.rate_mb_s else []
         argv += ["--random-mask"] if case.mask == "random" and relay.framed else []
         return reporting([*argv, "--frame", str(case.frame_bytes), *running.options, *options], self._log)
 

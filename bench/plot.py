@@ -15,9 +15,7 @@ STYLE = (
 
 def draw(rows: Iterable[Any]) -> str:
     """Args: rows: report.Row. Returns: the picture; of all rows those with TLS and one stream on one core."""
-    shown = [
-        row for row in rows if row.tls and row.streams == 1 and row.pinned and row.mask != "random" and _is_large(row)
-    ]
+    shown = [row for row in rows if row.tls and row.streams == 1 and row.pinned and _is_usual(row)]
     parts: list[str] = []
     top = 30
     for title, direction in PANELS:
@@ -31,8 +29,8 @@ def draw(rows: Iterable[Any]) -> str:
     )
 
 
-def _is_large(row: Any) -> bool:
-    return row.frame in (None, 128 << 10)
+def _is_usual(row: Any) -> bool:
+    return not row.rate_mb_s and row.mask != "random" and row.frame in (None, 128 << 10)
 
 
 def _panel(title: str, rows: list[Any], top: int) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import ssl
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -18,11 +19,14 @@ from OpenSSL import SSL
 from bench.case import KIB, Case
 from bench.measure import Sample
 from bench.plot import draw
+from bench.processes import Trouble
 from bench.targets import Samples, Verdict
 
 BEGIN, END = "<!-- figures: made by make bench -->\n", "<!-- end of figures -->\n"
 HEADS = ("relay", "direction", "TLS", "mask", "frame", "streams", "MB/s", "CPU s/GiB", "RSS MiB", "runs")
 SUMMARY_HEADS = ("relay", "in, MB/s", "in, CPU s/GiB", "out, MB/s", "out, CPU s/GiB")
+CPU_FLAGS = ("aes", "vaes", "vpclmulqdq", "avx2", "avx512f")
+MOST_SPREAD_PERCENT = 15
 OTHER_HEADS = ("what", "relay", "value")
 
 
@@ -37,6 +41,7 @@ class Row:
     frame: int | None
     streams: int
     pinned: bool
+    rate_mb_s: int
     mb_s: float
     cpu_s_gib: float
     rss_mib: float
@@ -53,6 +58,7 @@ def make_row(relay: str, framed: bool, case: Case, samples: Sequence[Sample]) ->
         frame=case.frame_bytes if framed and case.direction == "in" else None,
         streams=case.streams,
         pinned=case.pinned,
+        rate_mb_s=case.rate_mb_s,
         mb_s=round(median(sample.mb_s for sample in samples), 1),
         cpu_s_gib=round(median(sample.cpu_s_gib for sample in samples), 3),
         rss_mib=round(median(sample.rss_mib for sample in samples), 1),
@@ -64,6 +70,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row as text."""
     frame = f"{row.frame // KIB} KiB" if row.frame else "-"
     streams = f"{row.streams}" if row.pinned else f"{row.streams} (2 cores)"
+    streams += f", paced to {row.rate_mb_s} MB/s" if row.rate_mb_s else ""
     tls = "TLS" if row.tls else "plain"
     figures = (f"{row.mb_s:.0f}", f"{row.cpu_s_gib:.2f}", f"{row.rss_mib:.0f}", str(len(row.runs)))
     return (row.relay, row.direction, tls, row.mask or "-", frame, streams, *figures)
@@ -124,21 +131,50 @@ class Findings:
 
 
 def _is_plain_case(row: Row) -> bool:
-    return row.tls and row.streams == 1 and row.pinned and row.mask in (None, "zero") and row.frame in (None, 128 * KIB)
+    return (
+        not row.rate_mb_s
+        and row.tls
+        and row.streams == 1
+        and row.pinned
+        and row.mask in (None, "zero")
+        and row.frame in (None, 128 * KIB)
+    )
 
 
 def host() -> str:
     """What it was measured on."""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    parts = (
-        f"{os.cpu_count()} cores ({cpu.partition(':')[2].strip() or platform.machine()})",
-        f"Linux {platform.release().partition('-')[0]}",
-        f"Python {platform.python_version()}",
-        f"Twisted {version('Twisted')}",
-        f"{_release(_own_openssl())} (mtunnel, autobahn)",
-        f"{_release(ssl.OPENSSL_VERSION)} (others)",
+    return ", ".join(
+        (
+            f"{os.cpu_count()} cores ({_cpu()})",
+            f"Linux {platform.release().partition('-')[0]}",
+            f"Python {platform.python_version()} ({_libpython()})",
+            f"Twisted {version('Twisted')}",
+            f"{_release(_own_openssl())} (mtunnel, autobahn)",
+            f"{_release(ssl.OPENSSL_VERSION)} (others)",
+        )
     )
-    return ", ".join(parts)
+
+
+def _cpu() -> str:
+    """Its model, what it has for AES and for wide vectors, and who sets its clock."""
+    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
+    model = facts.get("model name") or platform.machine()
+    family = f", family {facts['cpu family']} model {facts['model']}" if "cpu family" in facts else ""
+    flags = [flag for flag in CPU_FLAGS if flag in facts.get("flags", "").split()]
+    return f"{model}{family}, {' '.join(flags) or 'no AES instructions'}, governor {_governor()}"
+
+
+def _governor() -> str:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _libpython() -> str:
+    """A shared libpython makes the interpreter slower."""
+    return "shared libpython" if sysconfig.get_config_var("Py_ENABLE_SHARED") else "static libpython"
 
 
 def _own_openssl() -> str:
@@ -172,8 +208,22 @@ def write(findings: Findings, folder: Path) -> None:
     (folder / "performance.svg").write_text(draw(findings.rows))
 
 
+def find_doubts(findings: Findings) -> list[str]:
+    """Why these figures are not to be published: ratios whose rounds disagree, or that have one round."""
+    return [
+        f"{each.text}: {each.shown}"
+        for each in findings.verdicts
+        if each.unit == "x" and each.value is not None and (each.spread is None or each.spread > MOST_SPREAD_PERCENT)
+    ]
+
+
 def write_documents(findings: Findings, tree: Path) -> None:
-    """Put figures and picture into README and documents; the words around them stay."""
+    """Put figures and picture into README and documents; the words around them stay.
+
+    Raises: Trouble: the rounds disagree too much.
+    """
+    if doubts := find_doubts(findings):
+        raise Trouble(f"not written, rounds lie more than {MOST_SPREAD_PERCENT} % apart: {'; '.join(doubts)}")
     _replace_figures(tree / "README.md", findings.summary())
     _replace_figures(tree / "docs/performance.md", findings.markdown())
     (tree / "docs/performance.svg").write_text(draw(findings.rows))

@@ -12,11 +12,13 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.ports.moves import MovePhase, NamedTask, Reached
 from mtunnel_tx.source.channel import CommandRefused, TargetGone
 from mtunnel_tx.source.departure import Power, Stage
 from mtunnel_tx.source.disks import Shipment, Shipping
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.journal import DepartureJournal
+from mtunnel_tx.source.leftout import without
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.pace import Pace, agree
@@ -54,6 +56,7 @@ class Attempt:
         plan = self._plan
         volids = await self._send_disks(plan.disks, tunnel, await self._agree(tunnel))
         await self._define(tunnel, volids)
+        self._world.progress.tell(Reached(phase=MovePhase.HAND_OVER))
         await self._see_through(self._give(tunnel))
         if self._order.delete and is_ours(plan.repoid):
             await self._compare(volids)
@@ -139,17 +142,27 @@ class Attempt:
         """A tunnel, and its end: what is left there after a failure is removed where that can harm nobody."""
         world = self._world
         tunnel = TargetTunnel(
-            world.reactor, world.target, world.dial, node=self._plan.node, vmid=self._order.target_vmid
+            world.reactor,
+            world.target,
+            world.dial,
+            node=self._plan.node,
+            vmid=self._order.target_vmid,
+            outages=world.outages,
         )
         world.impatient.addCallback(lambda _: tunnel.drop())
         try:
             upid = await finish(tunnel.open(*self._places()))
             await self._journal.note("opened", upid=upid)
+            world.progress.tell(NamedTask(upid=upid))
+            if is_ours(self._plan.repoid):
+                world.progress.connect(tunnel.report)
             yield tunnel
         except Exception:
+            world.progress.disconnect()
             await finish(self._abandon(tunnel))
             raise
         else:
+            world.progress.disconnect()
             await finish(self._leave(tunnel))
         finally:
             await finish(tunnel.close())
@@ -158,7 +171,8 @@ class Attempt:
         """The storages and bridges that the VM will use there, each once."""
         order, plan = self._order, self._plan
         storages = dict.fromkeys(order.storages.target(disk.volid.storage) for disk in plan.disks)
-        bridges = dict.fromkeys(order.bridge(name) for name in find_bridges(plan.conf))
+        sent = without(plan.conf, order.drop)
+        bridges = dict.fromkeys(order.bridge(name) for name in find_bridges(sent))
         return list(storages), list(bridges)
 
     async def _leave(self, tunnel: TargetTunnel) -> None:
@@ -214,6 +228,8 @@ class Attempt:
         return await tunnel.make_disk(storage, sent_drive(self._plan.conf, disk), disk.becomes)
 
     async def _send_disks(self, disks: Sequence[SourceDisk], tunnel: TargetTunnel, pace: Pace) -> dict[str, str]:
+        if disks:
+            self._world.progress.tell(Reached(phase=MovePhase.DISKS))
         shipping = Shipping(self._world.reactor, tunnel, self._world.storage, self._world.progress)
         return {str(disk.volid): await shipping.send(self._ship(disk, pace)) for disk in disks}
 
@@ -225,8 +241,10 @@ class Attempt:
 
     async def _define(self, tunnel: TargetTunnel, volids: Mapping[str, str]) -> None:
         order = self._order
-        conf = rewrite_config(self._plan.conf, volids, order.bridge, order.storages.target)
-        await tunnel.set_config(conf, self._world.guests.read_firewall(order.vmid))
+        sent = without(self._plan.conf, order.drop)
+        conf = rewrite_config(sent, volids, order.bridge, order.storages.target)
+        firewall = self._world.guests.read_firewall(order.vmid)
+        await tunnel.set_config(conf, firewall, order.drop if self._plan.checked else ())
 
     async def _compare(self, volids: Mapping[str, str]) -> None:
         """Raises: BackendFailed: a disk there is not the disk here."""

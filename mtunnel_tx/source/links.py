@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.moves import MoveEvent
 
 Json = Any
 """A JSON value of a peer: whoever reads it checks it."""
@@ -67,6 +68,15 @@ class ProgressListener(Protocol):
 
     def finish(self, label: str) -> None:
         """The stream has ended, well or not."""
+
+    def tell(self, event: MoveEvent) -> None:
+        """Something is known about the move."""
+
+    def connect(self, report: Callable[[Mapping[str, Json]], Awaitable[object]]) -> None:
+        """The target wants to know too: `report` sends it a `progress` command."""
+
+    def disconnect(self) -> None:
+        """The target wants to know nothing more."""
 
 
 class MirrorState(Protocol):
@@ -129,10 +139,14 @@ class Running(Protocol):
 
     async def until_ready(self, told: Callable[[Sequence[Any]], Awaitable[None]]) -> None: ...
 
-    async def write_through(self) -> None: ...
+    async def mirrors(self) -> Sequence[Any]:
+        """How far the copy of each disk is. Raises: BackendFailed: one has failed."""
+
+    async def slow_down(self, drive: str, limit_bytes_s: int) -> None:
+        """Let the guest write no faster to a disk that is mirrored."""
 
     async def complete_mirrors(self) -> None:
-        """End the mirrors of a VM that stands still; each leaves a complete copy."""
+        """End the mirrors of a VM that stands still; each leaves a complete copy. Raises: TimedOut: too late."""
 
     async def end_mirrors(self) -> None:
         """End the mirrors at once, whatever their copies are."""
@@ -143,11 +157,14 @@ class Running(Protocol):
 
     async def limit(self, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None: ...
 
-    async def until_switchover(self, told: Callable[[Any], Awaitable[None]]) -> MemoryState:
-        """Wait until the VM stands still and only the rest of its memory is to be sent."""
+    async def until_switchover(self, told: Callable[[Any], Awaitable[None]], *, limit_s: float) -> MemoryState:
+        """Wait until the VM stands still and only the rest of its memory is to be sent.
 
-    async def switch_over(self) -> None:
-        """Send the rest; from now on the target may have the whole state."""
+        Raises: TimedOut: its disks were not level in time; they have `limit_s` until the end of `complete_mirrors`.
+        """
+
+    async def switch_over(self, *, limit_s: float) -> None:
+        """Send the rest; from now on the target may have the whole state. Raises: TimedOut: not within `limit_s`."""
 
     async def migration(self) -> str:
         """What `query-migrate` says, `none` before it was ever told to migrate."""

@@ -1,21 +1,27 @@
-"""Moves that programs of this host send, each in a small file of its own: `RUNTIME_DIR/VMID.leaving`.
+"""Moves that programs of this host send, each in a small file of its own: `RUNTIME_DIR/VMID-PID.leaving`.
 
 A file is replaced as a whole, and never synced: it is worth nothing after a crash. It names its program, so that one
-that was killed is known. Everything here blocks.
+that was killed is known. Everything here but the recorder blocks.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports.clock import Threads
 from mtunnel_tx.ports.programs import Program, Programs
 from mtunnel_tx.watch.move import MoveState
 from mtunnel_tx.watch.shape import move_json, read_move
 
+log = Logger()
 SUFFIX = ".leaving"
 LARGEST_BYTES = 1 << 20
 
@@ -24,7 +30,7 @@ class LeavingFile:
     """The file of one move, which a program `program` sends."""
 
     def __init__(self, runtime_dir: Path, vmid: int, program: Program) -> None:
-        self._path = runtime_dir / f"{vmid}{SUFFIX}"
+        self._path = runtime_dir / f"{vmid}-{program.pid}{SUFFIX}"
         self._program = asdict(program)
 
     def write(self, move: MoveState) -> None:
@@ -43,16 +49,58 @@ class LeavingFile:
 
 def read_leaving(runtime_dir: Path, programs: Programs) -> list[MoveState]:
     """The moves whose program is at work, by VMID; what cannot be read is none."""
-    return sorted(_iter_leaving(runtime_dir, programs), key=lambda move: move.vmid)
+    found = [_read(path, programs)[1] for path in runtime_dir.glob(f"*{SUFFIX}")]
+    return sorted((move for move in found if move is not None), key=lambda move: move.vmid)
 
 
-def _iter_leaving(runtime_dir: Path, programs: Programs) -> Iterator[MoveState]:
+def remove_dead(runtime_dir: Path, programs: Programs) -> None:
+    """Remove the files of programs that were killed."""
     for path in runtime_dir.glob(f"*{SUFFIX}"):
+        if _read(path, programs)[0]:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _read(path: Path, programs: Programs) -> tuple[bool, MoveState | None]:
+    """Returns: whether its program has ended; and the move of one that works."""
+    try:
+        with path.open("rb") as file:
+            values = json.loads(file.read(LARGEST_BYTES))
+        is_alive = programs.is_alive(Program(**values["program"]))
+        return not is_alive, read_move(values["move"]) if is_alive else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False, None
+
+
+class Recorder:
+    """Writes the file of a move in a thread, the newest state only; a disk that is slow or full costs nothing else."""
+
+    def __init__(self, file: LeavingFile, threads: Threads) -> None:
+        self._file = file
+        self._threads = threads
+        self._newest: MoveState | None = None
+        self._writing: Deferred[None] | None = None
+
+    def __call__(self, state: MoveState) -> None:
+        """Write it soon."""
+        self._newest = state
+        if self._writing is None:
+            self._writing = Deferred.fromCoroutine(self._write())
+
+    async def _write(self) -> None:
         try:
-            with path.open("rb") as file:
-                values = json.loads(file.read(LARGEST_BYTES))
-            program, move = Program(**values["program"]), read_move(values["move"])
-            if programs.is_alive(program):
-                yield move
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue
+            while self._newest is not None:
+                state, self._newest = self._newest, None
+                await self._threads.run(self._file.write, state)
+        except (OSError, TunnelError) as error:
+            log.warn("what is known about the move is not written: {reason}", reason=str(error))
+        finally:
+            self._writing = None
+
+    async def close(self) -> None:
+        """The move is over: the file goes."""
+        self._newest = None
+        if self._writing is not None:
+            await self._writing
+        with suppress(OSError, TunnelError):
+            await self._threads.run(self._file.remove)

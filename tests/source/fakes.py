@@ -39,6 +39,7 @@ class FolderStorage:
         self.freed = []
         self.backing = {}
         self.facts = {}
+        self.written = {}
         self.stuck = set()
         self.entries = parse_storage_config(f"dir: local\n\tpath {folder}\n\tcontent images,iso\n{limit}\n")
 
@@ -74,6 +75,9 @@ class FolderStorage:
         facts = self.facts.get(volid, ImageFacts(format="raw", size_bytes=0))
         return replace(facts, elsewhere=self.backing.get(volid))
 
+    async def written_bytes(self, volid):
+        return self.written.get(volid)
+
     async def extend(self, volid, size_bytes):
         path = self._path(volid)
         if path.exists() and path.stat().st_size < size_bytes:
@@ -105,6 +109,8 @@ class Watcher:
         self.resized = []
         self.moved = 0
         self.finished = 0
+        self.told = []
+        self.report = None
 
     def say(self, text):
         self.said.append(text)
@@ -120,3 +126,12 @@ class Watcher:
 
     def finish(self, label):
         self.finished += 1
+
+    def tell(self, event):
+        self.told.append(event)
+
+    def connect(self, report):
+        self.report = report
+
+    def disconnect(self):
+        self.report = None
