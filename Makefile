@@ -62,7 +62,7 @@ trim:
 guests:
 	@tools/set-up test
 	@tools/make-guest-image
-	tools/run-tests tests.debian.real
+	MTUNNEL_TEST_PATIENCE=$${MTUNNEL_TEST_PATIENCE:-8} tools/run-tests tests.debian.real
 
 matrix:
 	@tools/set-up test

@@ -11,6 +11,7 @@ from typing import Any
 
 from mtunnel_tx.backends.child import run
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.waiting import together
 
 TRIAL_S = 5.0
 _BOOTS = bytes.fromhex("fa31c08ed8bc007cfb a16c04 f4 3b066c04 74f9 ba0105 b010 ee f4 ebfd")
@@ -42,6 +43,17 @@ async def try_cpu(reactor: Any, environ: Mapping[str, str], program: str, cpu: s
             missing = tuple(dict.fromkeys(_MISSING.findall(error.text)))
             return Trial(runs=False, missing=missing, reason=" ".join(error.text.split()))
     return Trial(runs=False, reason="the trial guest ended by itself")
+
+
+async def try_cpus(reactor: Any, environ: Mapping[str, str], program: str, cpus: Mapping[str, str]) -> dict[str, Trial]:
+    """Try several at the same time. Args: cpus: name to `-cpu`. Returns: name to how it did."""
+    trials: dict[str, Trial] = {}
+
+    async def try_one(name: str) -> None:
+        trials[name] = await try_cpu(reactor, environ, program, cpus[name])
+
+    await together(*map(try_one, cpus))
+    return trials
 
 
 def _arguments(disk: Path, cpu: str) -> list[str]:

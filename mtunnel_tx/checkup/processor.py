@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mtunnel_tx.backends.host import CPUINFO, KVM, PROGRAM
-from mtunnel_tx.backends.kvmtrial import Trial, try_cpu
+from mtunnel_tx.backends.kvmtrial import Trial, try_cpus
 from mtunnel_tx.checkup.finding import Finding, fine, problem, warning
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.pve.cpumodels import CUSTOM, read_cpu
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import CPU
-from mtunnel_tx.waiting import together
 
 DEFAULT = "kvm64"
 OFFERED = (DEFAULT, "x86-64-v2", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "host")
@@ -31,21 +30,15 @@ async def check_models(reactor: Any, host: PlainHost) -> list[Finding]:
     if shutil.which(PROGRAM) is None or not os.access(KVM, os.R_OK | os.W_OK):
         return []
     wanted = wanted_models(host)
-    trials = await try_models(reactor, {*OFFERED, *wanted})
+    cpus = {name: argument(name) for name in (*OFFERED, *wanted)}
+    trials = await try_cpus(reactor, os.environ, PROGRAM, cpus)
     return list(judge_models(trials, wanted, is_vm=" hypervisor" in CPUINFO.read_text()))
 
 
-async def try_models(reactor: Any, names: set[str]) -> dict[str, Trial]:
-    """Returns: how each model did; all are tried at the same time."""
-    trials: dict[str, Trial] = {}
-
-    async def try_one(name: str) -> None:
-        cpu = read_cpu({"cpu": name}, {})
-        words = ",".join((cpu.name or DEFAULT, *cpu.flags, "enforce"))
-        trials[name] = await try_cpu(reactor, os.environ, PROGRAM, words)
-
-    await together(*(try_one(name) for name in sorted(names)))
-    return trials
+def argument(name: str) -> str:
+    """QEMU's `-cpu` for a model of Proxmox's; it has to have all its flags."""
+    cpu = read_cpu({"cpu": name}, {})
+    return ",".join((cpu.name or DEFAULT, *cpu.flags, "enforce"))
 
 
 def judge_models(trials: Mapping[str, Trial], wanted: Mapping[str, list[int]], *, is_vm: bool) -> Iterator[Finding]:

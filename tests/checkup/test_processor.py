@@ -8,9 +8,9 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mtunnel_tx.backends.host import PROGRAM
-from mtunnel_tx.backends.kvmtrial import Trial
+from mtunnel_tx.backends.kvmtrial import Trial, try_cpus
 from mtunnel_tx.checkup.finding import FindingState
-from mtunnel_tx.checkup.processor import OFFERED, judge_models, try_models
+from mtunnel_tx.checkup.processor import OFFERED, argument, judge_models
 
 WELL = Trial(runs=True)
 NO_AVX = Trial(runs=False, missing=("avx2", "bmi1"), reason="…")
@@ -66,7 +66,9 @@ class TrialTests(TestCase):
         program = folder / PROGRAM
         program.write_text(QEMU)
         program.chmod(0o755)
-        self.patch(os, "environ", {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"})
-        trials = await Deferred.fromCoroutine(try_models(reactor, {"x86-64-v2", "x86-64-v3", "host"}))
+        environ = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+        trials = await Deferred.fromCoroutine(
+            try_cpus(reactor, environ, PROGRAM, {name: argument(name) for name in ("x86-64-v2", "x86-64-v3", "host")})
+        )
         self.assertEqual((trials["x86-64-v2"], trials["host"]), (WELL, WELL))
         self.assertEqual((trials["x86-64-v3"].runs, trials["x86-64-v3"].missing), (False, ("avx2",)))

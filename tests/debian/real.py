@@ -23,8 +23,6 @@ PCRS = "cat /sys/class/tpm/tpm0/pcr-sha256/0 /sys/class/tpm/tpm0/pcr-sha256/7"
 
 
 class DebianCase(SynchronousTestCase):
-    timeout = 1800
-
     def setUp(self) -> None:
         if not IMAGE.exists():
             raise SkipTest("no .guests/debian.qcow2 (make guests makes it): NO WHOLE DEBIAN IS MOVED")
