@@ -10,10 +10,11 @@ from rich.console import Console
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock, LoopingCall, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import mtunnel_tx
+from mtunnel_tx.backends.orphans import end_orphans
 from mtunnel_tx.cli.main import make_parser
 from mtunnel_tx.cli.migrate import find_endpoint, run
 from mtunnel_tx.cli.progress import Bars, Lines, make_display
@@ -267,6 +268,20 @@ class ProgramTest(TestCase):
         """It is finished."""
         self.assertEqual(await self.lose_terminal("unlock"), (0, 0))
         self.assertIn("moved: to 127.0.0.1 as VM 300 on ", self.conf_file.read_text())
+
+    async def test_a_daemon_that_starts_here_meanwhile_ends_none_of_its_children(self):
+        self.disk.write_bytes(os.urandom(4 << 20))
+        ended = 0
+
+        def start_again():
+            nonlocal ended
+            ended += end_orphans(f"{self.folder}/state")
+
+        starting = LoopingCall(start_again)
+        starting.start(0.1)
+        program = await self.run_program("--bwlimit", "1536")
+        starting.stop()
+        self.assertEqual((program.status, program.err, ended), (0, b"", 0))
 
     async def test_without_fingerprint_somebody_has_to_vouch(self):
         endpoint = format_endpoint(self.target.endpoint).partition(",fingerprint=")[0]
