@@ -61,12 +61,14 @@ MakeJournal = Callable[[ReactorThreads, Path], Journal]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
-    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, and its moves."""
+    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, its moves, …"""
 
     registry: Registry
     parts: Parts
     machines: LocalMachines | ProxmoxMachines
     moves: Moves
+    journal: Journal
+    threads: ReactorThreads
 
 
 def compose(
@@ -104,7 +106,9 @@ def compose(
     services.observers.add(resumptions.observe)
     parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay, resumptions)
     moves = Moves(board, reactor, threads, settings.runtime_dir)
-    return Composition(registry=registry, parts=parts, machines=machines, moves=moves)
+    return Composition(
+        registry=registry, parts=parts, machines=machines, moves=moves, journal=services.journal, threads=threads
+    )
 
 
 def _make_parts(
