@@ -117,9 +117,10 @@ class TargetTunnel:
         """How the import goes on: `status`, `msg`, `volid`."""
         return await self._commands.call("query-disk-import", SHORT_S)
 
-    async def set_config(self, conf: str, firewall: str | None) -> None:
-        """Define the VM at the target."""
-        await self._commands.call("config", CONFIG_S, {"conf": conf, "firewall-config": firewall})
+    async def set_config(self, conf: str, firewall: str | None, dropped: Sequence[str] = ()) -> None:
+        """Define the VM at the target. Args: dropped: keys that were left out, for a target that knows the word."""
+        told = {"dropped": ",".join(dropped)} if dropped else {}
+        await self._commands.call("config", CONFIG_S, {"conf": conf, "firewall-config": firewall, **told})
 
     async def make_disk(self, storage: str, drive: Mapping[str, Json], format: str) -> dict[str, Json]:
         """An empty disk there, to be mirrored into. Returns: the whole reply, which `start` wants back."""

@@ -13,9 +13,10 @@ from tests.source.target import TOKEN, make_reply
 LOOKS = [
     ("GET", "/cluster/status", {}),
     ("GET", "/version", {}),
-    ("GET", "/cluster/resources", {"type": "vm"}),
     ("GET", "/nodes/localhost/storage", {}),
+    ("GET", "/cluster/resources", {"type": "vm"}),
     ("GET", "/nodes/localhost/storage/tank/content", {"vmid": "300"}),
+    ("GET", "/access/permissions", {"path": "/vms/300"}),
 ]
 SENT = CONF.replace("local:100/vm-100-disk-", "tank:300/vm-300-disk-").replace("bridge=vmbr0", "bridge=vmbr9")
 PATH = "/run/qemu-server/300.storage"
