@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mtunnel_tx.cli.output import add_json, answer
 from mtunnel_tx.cli.status import PATIENCE_S, ask_daemon
 from mtunnel_tx.config import Settings
 
@@ -19,11 +20,13 @@ def configure(subparsers: Any) -> None:
     """Add `page` to the commands of `mtunnel`."""
     text = "print a link to the status page, good for one log-in"
     parser = subparsers.add_parser("page", help=text, description=_DESCRIPTION)
+    add_json(parser)
     parser.add_argument("--host", default="", help="name or address in the link (default: where the daemon listens)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ask the daemon for a link and print it. Returns: the exit code."""
-    print(ask_daemon(settings, {"cmd": "page", "host": args.host}, PATIENCE_S)["link"])
+    link = ask_daemon(settings, {"cmd": "page", "host": args.host}, PATIENCE_S)["link"]
+    answer(args, {"link": link}, link)
     return 0

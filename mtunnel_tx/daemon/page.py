@@ -19,7 +19,7 @@ from mtunnel_tx.local import make_history
 from mtunnel_tx.page.facts import Looker, Sources
 from mtunnel_tx.page.feed import Feed
 from mtunnel_tx.page.rates import EVERY_S, Rates
-from mtunnel_tx.page.resource import PATH, Actions, PageParts, PageResource
+from mtunnel_tx.page.resource import PATH, PageActions, PageParts, PageResource
 from mtunnel_tx.page.sessions import Sessions
 from mtunnel_tx.ports.clock import Threads
 from mtunnel_tx.tunnel.ledger import fold
@@ -59,7 +59,7 @@ class StatusPage:
         )
         looker = Looker(sources, self._rates, self._reactor, time.time, self._threads)
         self._feed = Feed(
-            looker, self._sessions.viewer, self._reactor, self._threads, most=page.streams, slow_s=page.slow_s
+            looker, self._sessions.visitor, self._reactor, self._threads, most=page.streams, slow_s=page.slow_s
         )
         self.resource = PageResource(
             PageParts(
@@ -72,7 +72,7 @@ class StatusPage:
                 sessions=self._sessions,
                 looker=looker,
                 feed=self._feed,
-                actions=Actions(settle=control.settle, drain=control.drain),
+                actions=PageActions(settle=control.settle, drain=control.drain),
             )
         )
         self._sampling.start(EVERY_S + 0.1, now=False)

@@ -10,7 +10,7 @@ from twisted.web.resource import Resource
 from mtunnel_tx.http.api import ApiResource
 
 
-class Section(Protocol):
+class Servable(Protocol):
     """A part of what is served, beside the API."""
 
     def serves(self, request: Request) -> bool:
@@ -24,7 +24,7 @@ class Entrance(Resource):
 
     isLeaf = True
 
-    def __init__(self, api: ApiResource, *sections: Section) -> None:
+    def __init__(self, api: ApiResource, *sections: Servable) -> None:
         Resource.__init__(self)
         self._api = api
         self._sections = sections

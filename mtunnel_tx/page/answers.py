@@ -41,7 +41,7 @@ FILES = {name: (files(__package__).joinpath("static", name).read_bytes(), kind) 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class PageAnswer:
     """One answer of the page. headers: besides those that every answer has."""
 
     status: int = 200
@@ -50,10 +50,10 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def redirect(where: str, **headers: str) -> Answer:
+def redirect(where: str, **headers: str) -> PageAnswer:
     """Go there with GET. Args: where: seen from the page. headers: `Set_Cookie="…"`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status=303, headers={"Location": where, **named})
+    return PageAnswer(status=303, headers={"Location": where, **named})
 
 
 def begin(request: Request, status: int, content_type: str) -> None:
@@ -63,7 +63,7 @@ def begin(request: Request, status: int, content_type: str) -> None:
         request.setHeader(name, value)
 
 
-def send_answer(request: Request, answer: Answer) -> None:
+def send_answer(request: Request, answer: PageAnswer) -> None:
     """Write an answer and finish the request."""
     begin(request, answer.status, answer.content_type)
     for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():

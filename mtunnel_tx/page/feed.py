@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
@@ -18,11 +17,11 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mtunnel_tx.errors import TunnelError, Unauthenticated
-from mtunnel_tx.net.kinds import Request
+from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.page.facts import Looker, PageFacts
 from mtunnel_tx.page.html import Html
 from mtunnel_tx.page.sections import show_sections
-from mtunnel_tx.page.viewer import Viewer
+from mtunnel_tx.page.visitor import Visitor
 from mtunnel_tx.ports.clock import Clock, Threads
 
 log = Logger()
@@ -37,7 +36,7 @@ class TooManyStreams(TunnelError):
 
 @dataclass(slots=True)
 class _Drawing:
-    """What one viewer sees; each section with the number of its last change."""
+    """What one visitor sees; each section with the number of its last change."""
 
     sections: dict[str, tuple[int, Html]] = field(default_factory=dict)
 
@@ -107,22 +106,22 @@ class EventStream:
 class Feed:
     """All streams.
 
-    Args: find_viewer: of a cookie; raises Unauthenticated. most: streams. slow_s: one that took nothing so long goes.
+    Args: find_visitor: of a cookie; raises Unauthenticated. most: streams. slow_s: one that took nothing so long goes.
     """
 
     def __init__(
-        self, looker: Looker, find_viewer: Callable[[str], Viewer], clock: Clock, threads: Threads, *, most: int,
+        self, looker: Looker, find_visitor: Callable[[str], Visitor], clock: Reactor, threads: Threads, *, most: int,
         slow_s: float,
     ) -> None:  # fmt: skip
         self._looker = looker
-        self._find_viewer = find_viewer
+        self._find_visitor = find_visitor
         self._clock = clock
         self._threads = threads
         self._most = most
         self._slow_s = slow_s
         self._streams: dict[EventStream, None] = {}
         self._drawings: dict[str, _Drawing] = {}
-        self._looping: Any = LoopingCall(self._turn)
+        self._looping = LoopingCall(self._turn)
         self._looping.clock = clock
 
     def __len__(self) -> int:
@@ -174,25 +173,25 @@ class Feed:
             stream.drop()
 
     async def _send(self, facts: PageFacts) -> None:
-        """Draw for each viewer once. Who has logged out, or may no longer log in, gets nothing."""
+        """Draw for each visitor once. Who has logged out, or may no longer log in, gets nothing."""
         drawn: set[str] = set()
         for stream in list(self._streams):
-            viewer = self._viewer(stream)
-            if viewer is None:
+            visitor = self._visitor(stream)
+            if visitor is None:
                 continue
-            drawing = self._drawings.setdefault(viewer.name, _Drawing())
-            if viewer.name not in drawn:
-                drawn.add(viewer.name)
-                drawing.draw(await self._threads.run(show_sections, facts, viewer))
+            drawing = self._drawings.setdefault(visitor.name, _Drawing())
+            if visitor.name not in drawn:
+                drawn.add(visitor.name)
+                drawing.draw(await self._threads.run(show_sections, facts, visitor))
             if stream in self._streams:
                 stream.offer(drawing)
         self._drawings = {name: drawing for name, drawing in self._drawings.items() if name in drawn}
 
-    def _viewer(self, stream: EventStream) -> Viewer | None:
+    def _visitor(self, stream: EventStream) -> Visitor | None:
         if stream not in self._streams:
             return None
         try:
-            return self._find_viewer(stream.cookie)
+            return self._find_visitor(stream.cookie)
         except Unauthenticated:
             self.leave(stream)
             stream.end()

@@ -8,7 +8,7 @@ from mtunnel_tx.page.facts import PageFacts
 from mtunnel_tx.page.figures import amount, count, duration, moment, pairs, rate, table
 from mtunnel_tx.page.html import Content, Html, element, join
 from mtunnel_tx.page.rates import SAMPLES
-from mtunnel_tx.page.viewer import Viewer
+from mtunnel_tx.page.visitor import Visitor
 from mtunnel_tx.ports.tunnels import ParkedFlow, TunnelStatus
 from mtunnel_tx.source.amounts import MIB, format_rate, format_time
 from mtunnel_tx.watch.move import INCOMING, MoveState, Transfer
@@ -19,12 +19,12 @@ _WIDTH, _HEIGHT = 240, 48
 _HEADINGS = ("what", "how far", "done", "total", "rate", "left")
 
 
-def show_moves(facts: PageFacts, viewer: Viewer) -> Html:
+def show_moves(facts: PageFacts, visitor: Visitor) -> Html:
     """All that this one may see."""
     shown = [
         _show_move(move, facts.rates[place], _tunnel_of(facts, move), facts.at_s)
         for place, move in enumerate(facts.status.moves)
-        if viewer.may_see(move.token)
+        if visitor.may_see(move.token)
     ]
     if not shown:
         return element("p", "Nothing moves.", class_="nothing")

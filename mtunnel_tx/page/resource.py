@@ -23,13 +23,13 @@ from mtunnel_tx.http.parameters import read_body, read_header, read_query
 from mtunnel_tx.http.visit import Visit
 from mtunnel_tx.net.admission import address_of
 from mtunnel_tx.net.kinds import Request
-from mtunnel_tx.page.answers import FILES, Answer, begin, redirect, send_answer
+from mtunnel_tx.page.answers import FILES, PageAnswer, begin, redirect, send_answer
 from mtunnel_tx.page.facts import Looker
 from mtunnel_tx.page.feed import EventStream, Feed
 from mtunnel_tx.page.sections import show_sections, titles_for
 from mtunnel_tx.page.sessions import Sessions
 from mtunnel_tx.page.shell import login_form, page, problem
-from mtunnel_tx.page.viewer import Viewer
+from mtunnel_tx.page.visitor import Visitor
 from mtunnel_tx.ports.clock import Clock, Threads
 
 log = Logger()
@@ -41,7 +41,7 @@ DRAIN_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Actions:
+class PageActions:
     """What can be done here. settle: VMID and whether it is discarded; returns the volumes that stay."""
 
     settle: Callable[[int, bool], Awaitable[list[str]]]
@@ -61,7 +61,7 @@ class PageParts:
     sessions: Sessions
     looker: Looker
     feed: Feed
-    actions: Actions
+    actions: PageActions
 
 
 class PageResource(Resource):
@@ -72,7 +72,7 @@ class PageResource(Resource):
     def __init__(self, parts: PageParts) -> None:
         Resource.__init__(self)
         self._parts = parts
-        self._known: Mapping[bytes, Mapping[str, Callable[[Visit], Awaitable[Answer | None]]]] = {
+        self._known: Mapping[bytes, Mapping[str, Callable[[Visit], Awaitable[PageAnswer | None]]]] = {
             b"GET": {"": self._show, "events": self._follow, "enter": self._enter},
             b"POST": {"login": self._log_in, "logout": self._log_out, "settle": self._settle, "drain": self._drain},
         }
@@ -109,11 +109,11 @@ class PageResource(Resource):
         if answer is not None and not visit.is_over:
             send_answer(visit.request, answer)
 
-    def _refusal(self, error: TunnelError) -> Answer:
+    def _refusal(self, error: TunnelError) -> PageAnswer:
         document = login_form if error.status == Unauthenticated.status else problem
-        return Answer(status=error.status, body=document(self._parts.node, error.text))
+        return PageAnswer(status=error.status, body=document(self._parts.node, error.text))
 
-    async def _answer(self, visit: Visit) -> Answer | None:
+    async def _answer(self, visit: Visit) -> PageAnswer | None:
         request = visit.request
         path = request.path.decode("latin-1")
         name = path.removeprefix(PATH)
@@ -121,7 +121,7 @@ class PageResource(Resource):
             return redirect(PATH)
         if request.method == b"GET" and name in FILES:
             body, kind = FILES[name]
-            return Answer(body=body, content_type=kind)
+            return PageAnswer(body=body, content_type=kind)
         known = self._known.get(request.method, {})
         if name not in known:
             raise NotFound("there is no such page")
@@ -131,15 +131,15 @@ class PageResource(Resource):
 
     # Logging in and out
 
-    async def _enter(self, visit: Visit) -> Answer:
+    async def _enter(self, visit: Visit) -> PageAnswer:
         """By a one-time link."""
         key = read_query(visit.request.uri.partition(b"?")[2]).get("key", "")
         return await self._begin(visit, self._parts.sessions.enter, key)
 
-    async def _log_in(self, visit: Visit) -> Answer:
+    async def _log_in(self, visit: Visit) -> PageAnswer:
         return await self._begin(visit, self._parts.sessions.log_in, _form(visit.request).get("token", ""))
 
-    async def _begin(self, visit: Visit, begin_session: Callable[[str], str], shown: str) -> Answer:
+    async def _begin(self, visit: Visit, begin_session: Callable[[str], str], shown: str) -> PageAnswer:
         try:
             cookie = begin_session(shown)
         except Unauthenticated as error:
@@ -149,26 +149,26 @@ class PageResource(Resource):
             return self._refusal(Unauthenticated(error.text))
         return redirect("./", Set_Cookie=_cookie(cookie, self._parts.age_s))
 
-    async def _log_out(self, visit: Visit) -> Answer:
+    async def _log_out(self, visit: Visit) -> PageAnswer:
         self._check_form(visit)
         self._parts.sessions.log_out(_cookie_of(visit.request))
         return redirect("./", Set_Cookie=_cookie("", 0))
 
     # Looking
 
-    async def _show(self, visit: Visit) -> Answer:
+    async def _show(self, visit: Visit) -> PageAnswer:
         try:
-            viewer = self._viewer(visit)
+            visitor = self._visitor(visit)
         except Unauthenticated:
-            return Answer(body=login_form(self._parts.node))
+            return PageAnswer(body=login_form(self._parts.node))
         parts, cookie = self._parts, _cookie_of(visit.request)
         csrf, said = parts.sessions.find(cookie).csrf, parts.sessions.told(cookie)
-        sections = await parts.threads.run(show_sections, await parts.looker.look(), viewer)
-        return Answer(body=page(viewer, csrf, titles_for(viewer), sections, said))
+        sections = await parts.threads.run(show_sections, await parts.looker.look(), visitor)
+        return PageAnswer(body=page(visitor, csrf, titles_for(visitor), sections, said))
 
     async def _follow(self, visit: Visit) -> None:
         """Updates, until one side goes."""
-        self._viewer(visit)
+        self._visitor(visit)
         feed, request = self._parts.feed, visit.request
         feed.check_room()
         begin(request, 200, "text/event-stream")
@@ -177,25 +177,25 @@ class PageResource(Resource):
         visit.gone.addCallback(lambda _: feed.leave(stream))
         feed.join(stream)
 
-    def _viewer(self, visit: Visit) -> Viewer:
+    def _visitor(self, visit: Visit) -> Visitor:
         """Who asks; a connection that has shown a session takes no place of those that have shown nothing."""
-        viewer = self._parts.sessions.viewer(_cookie_of(visit.request))
-        visit.trust(viewer.rights.token if viewer.rights else "")
-        return viewer
+        visitor = self._parts.sessions.visitor(_cookie_of(visit.request))
+        visit.trust(visitor.rights.token if visitor.rights else "")
+        return visitor
 
     # Doing
 
-    async def _settle(self, visit: Visit) -> Answer:
-        viewer, form = self._check_form(visit)
+    async def _settle(self, visit: Visit) -> PageAnswer:
+        visitor, form = self._check_form(visit)
         vmid, choice = _read_choice(form.get("settle", ""))
         self._parts.looker.forget()
         facts = await self._parts.looker.look()
         owner = facts.owners.get(vmid, "")
-        if vmid not in facts.status.held or not viewer.may_see(owner):
+        if vmid not in facts.status.held or not visitor.may_see(owner):
             raise NotFound(f"VM {vmid} does not wait for a decision")
-        if not viewer.may_settle(vmid, owner):
+        if not visitor.may_settle(vmid, owner):
             raise Forbidden(f"to decide about VM {vmid}, a token needs VM.Allocate on /vms/{vmid}, and Sys.Incoming")
-        log.info("VM {vmid} is settled on the page by {name}: {choice}", vmid=vmid, name=viewer.name, choice=choice)
+        log.info("VM {vmid} is settled on the page by {name}: {choice}", vmid=vmid, name=visitor.name, choice=choice)
         said = await self._decide(vmid, discard=choice == "discard")
         self._parts.looker.forget()
         return self._tell(visit, said)
@@ -208,27 +208,27 @@ class PageResource(Resource):
             return f"VM {vmid} is not settled: {error.text}"
         return f"VM {vmid} is settled" + (f"; what stays: {', '.join(left)}" if left else "")
 
-    async def _drain(self, visit: Visit) -> Answer:
-        viewer, _ = self._check_form(visit)
-        if not viewer.may_drain:
-            raise Forbidden(f"to drain the daemon, a token needs Sys.Audit and Sys.Modify on /nodes/{viewer.node}")
-        log.info("the daemon is drained on the page by {name}", name=viewer.name)
+    async def _drain(self, visit: Visit) -> PageAnswer:
+        visitor, _ = self._check_form(visit)
+        if not visitor.may_drain:
+            raise Forbidden(f"to drain the daemon, a token needs Sys.Audit and Sys.Modify on /nodes/{visitor.node}")
+        log.info("the daemon is drained on the page by {name}", name=visitor.name)
         # Where there are no tunnels it ends at once: the answer and the page behind it go out before.
         self._parts.clock.callLater(DRAIN_AFTER_S, self._parts.actions.drain)
         return self._tell(visit, "The daemon takes no new tunnels, and ends after the last one.")
 
-    def _tell(self, visit: Visit, said: str) -> Answer:
+    def _tell(self, visit: Visit, said: str) -> PageAnswer:
         """Go back to the page, which says it."""
         with suppress(Unauthenticated):  # logged out meanwhile
             self._parts.sessions.tell(_cookie_of(visit.request), said)
         return redirect("./")
 
-    def _check_form(self, visit: Visit) -> tuple[Viewer, dict[str, str]]:
+    def _check_form(self, visit: Visit) -> tuple[Visitor, dict[str, str]]:
         """Raises: Unauthenticated: not logged in. Forbidden: the form is not of this session."""
-        viewer = self._viewer(visit)
+        visitor = self._visitor(visit)
         form = _form(visit.request)
         self._parts.sessions.find(_cookie_of(visit.request)).check_csrf(form.get("csrf", ""))
-        return viewer, form
+        return visitor, form
 
 
 def _form(request: Request) -> dict[str, str]:

@@ -8,7 +8,7 @@ from mtunnel_tx.page.facts import PageFacts
 from mtunnel_tx.page.figures import amount, count, duration, moment, pairs, paragraphs, table
 from mtunnel_tx.page.html import Content, Html, element, join
 from mtunnel_tx.page.moves import show_moves
-from mtunnel_tx.page.viewer import Viewer
+from mtunnel_tx.page.visitor import Visitor
 from mtunnel_tx.watch.history import FinishedMove
 
 FORM = "act"
@@ -36,25 +36,25 @@ _DISCARD = (
 _HISTORY = ("when", "VM", "peer", "outcome", "time", "in", "out", "token")
 
 
-def show_sections(facts: PageFacts, viewer: Viewer) -> dict[str, Html]:
-    """What this viewer may see, by the names of TITLES; `now` is when it was looked at."""
+def show_sections(facts: PageFacts, visitor: Visitor) -> dict[str, Html]:
+    """What this visitor may see, by the names of TITLES; `now` is when it was looked at."""
     shown = {
         "now": moment("now", facts.at_s),
-        "moves": show_moves(facts, viewer),
-        "held": _show_held(facts, viewer),
-        "history": _show_history(facts, viewer),
+        "moves": show_moves(facts, visitor),
+        "held": _show_held(facts, visitor),
+        "history": _show_history(facts, visitor),
     }
-    if viewer.sees_all:
-        shown |= {"node": _show_node(facts, viewer), "workers": _show_workers(facts), "limits": _show_limits(facts)}
+    if visitor.sees_all:
+        shown |= {"node": _show_node(facts, visitor), "workers": _show_workers(facts), "limits": _show_limits(facts)}
     return shown
 
 
-def titles_for(viewer: Viewer) -> dict[str, str]:
-    """The sections that this viewer has."""
-    return {name: title for name, title in TITLES.items() if viewer.sees_all or name in _FOR_ALL}
+def titles_for(visitor: Visitor) -> dict[str, str]:
+    """The sections that this visitor has."""
+    return {name: title for name, title in TITLES.items() if visitor.sees_all or name in _FOR_ALL}
 
 
-def _show_node(facts: PageFacts, viewer: Viewer) -> Html:
+def _show_node(facts: PageFacts, visitor: Visitor) -> Html:
     status = facts.status
     drain = _button("drain", "yes", "Drain: take no new tunnels, end after the last one", "drain")
     return join(
@@ -73,16 +73,16 @@ def _show_node(facts: PageFacts, viewer: Viewer) -> Html:
             element("p", "It takes no new tunnels, and ends after the last one.", class_="draining")
             if status.is_draining
             else None,
-            _choice("Drain…", drain) if viewer.may_drain and not status.is_draining else None,
+            _choice("Drain…", drain) if visitor.may_drain and not status.is_draining else None,
         ]
     )
 
 
-def _show_held(facts: PageFacts, viewer: Viewer) -> Html:
+def _show_held(facts: PageFacts, visitor: Visitor) -> Html:
     shown = [
-        _show_one_held(vmid, reason, viewer.may_settle(vmid, facts.owners.get(vmid, "")))
+        _show_one_held(vmid, reason, visitor.may_settle(vmid, facts.owners.get(vmid, "")))
         for vmid, reason in sorted(facts.status.held.items())
-        if viewer.may_see(facts.owners.get(vmid, ""))
+        if visitor.may_see(facts.owners.get(vmid, ""))
     ]
     if not shown:
         return element("p", "Nothing waits.", class_="nothing")
@@ -119,8 +119,8 @@ def _button(name: str, value: str, text: str, action: str) -> Html:
     )
 
 
-def _show_history(facts: PageFacts, viewer: Viewer) -> Html:
-    rows = [row for row in facts.history if viewer.may_see(row.token)][:MOST_ROWS]
+def _show_history(facts: PageFacts, visitor: Visitor) -> Html:
+    rows = [row for row in facts.history if visitor.may_see(row.token)][:MOST_ROWS]
     problem = element("p", facts.history_problem, class_="reason") if facts.history_problem else None
     if not rows:
         return join([problem, element("p", "Nothing has moved yet.", class_="nothing")])

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import Forbidden, Unauthenticated
-from mtunnel_tx.page.viewer import OPERATOR, Viewer
+from mtunnel_tx.page.visitor import OPERATOR, Visitor
 from mtunnel_tx.ports.access import Access
 from mtunnel_tx.ports.clock import Clock
 
@@ -94,17 +94,17 @@ class Sessions:
             raise Unauthenticated("not logged in")
         return session
 
-    def viewer(self, cookie: str) -> Viewer:
+    def visitor(self, cookie: str) -> Visitor:
         """Whose session it is, with the rights of now. Raises: Unauthenticated: it is over, or its token not valid."""
         session = self.find(cookie)
         if not session.authorization:
-            return Viewer(name=OPERATOR, node=self._node, rights=None)
+            return Visitor(name=OPERATOR, node=self._node, rights=None)
         try:
             rights = self._access.rights(self._access.authenticate(session.authorization))
         except Unauthenticated:
             self.log_out(cookie)
             raise
-        return Viewer(name=rights.token, node=self._node, rights=rights)
+        return Visitor(name=rights.token, node=self._node, rights=rights)
 
     def _begin(self, owner: str, authorization: str) -> str:
         cookie, csrf = secrets.token_urlsafe(_KEY_BYTES), secrets.token_urlsafe(_KEY_BYTES)

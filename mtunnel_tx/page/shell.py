@@ -6,21 +6,21 @@ from collections.abc import Mapping
 
 from mtunnel_tx.page.html import Content, Html, element, join
 from mtunnel_tx.page.sections import FORM
-from mtunnel_tx.page.viewer import Viewer
+from mtunnel_tx.page.visitor import Visitor
 
 _NO_SCRIPT = "Without JavaScript this is how things were when the page was loaded; load it again to see more."
 
 
-def page(viewer: Viewer, csrf: str, titles: Mapping[str, str], sections: Mapping[str, Html], said: str = "") -> bytes:
+def page(visitor: Visitor, csrf: str, titles: Mapping[str, str], sections: Mapping[str, Html], said: str = "") -> bytes:
     """The whole page as it is now. Args: csrf: the session's own word. said: what was done, or why it was not."""
     log_out = element("button", "Log out", form=FORM, formaction="logout", name="logout", value="yes")
     return _document(
-        f"{viewer.node} · mtunnel",
+        f"{visitor.node} · mtunnel",
         element(
             "header",
-            element("h1", viewer.node, " ", element("small", "mtunnel")),
+            element("h1", visitor.node, " ", element("small", "mtunnel")),
             element("p", "as of ", _live("span", "now", sections), " ", element("span", "", id="connection")),
-            element("p", viewer.name, " ", log_out, class_="who"),
+            element("p", visitor.name, " ", log_out, class_="who"),
         ),
         element("form", element("input", type="hidden", name="csrf", value=csrf), id=FORM, method="post"),
         element("noscript", element("p", _NO_SCRIPT, " ", element("a", "Load again", href="./"))),
@@ -83,4 +83,4 @@ def _document(title: str, *content: Content, script: bool = False) -> bytes:
         element("script", src="page.js", defer=True) if script else None,
     )
     document = element("html", head, element("body", *content), lang="en")
-    return join([Html("<!DOCTYPE html>\n"), document, "\n"]).encode("utf-8", "replace")
+    return join([Html("<!DOCTYPE html>\n"), document, Html("\n")]).encode("utf-8", "replace")

@@ -19,7 +19,7 @@ OPERATOR = "the operator of this host"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Viewer:
+class Visitor:
     """One who is logged in. rights: those of the token now; None: the operator's, who may do everything."""
 
     name: str
