@@ -168,10 +168,13 @@ def close_unasked(sockets: Sequence[Any]) -> None:
 
 
 def _open(number: int) -> Any:
-    """A descriptor that came: a socket, or a file."""
-    if stat.S_ISSOCK(os.fstat(number).st_mode):
+    """A descriptor that came: a socket, or a file. Raises: Nonsense: something else."""
+    mode = os.fstat(number).st_mode
+    if stat.S_ISSOCK(mode):
         return socket.socket(fileno=number)
-    return os.fdopen(number, "rb", closefd=True)
+    if not stat.S_ISREG(mode):
+        raise Nonsense("neither a socket nor a file")
+    return os.fdopen(number, "rb")
 
 
 def _duplicates(sockets: Sequence[HasDescriptor]) -> list[int]:

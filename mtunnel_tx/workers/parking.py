@@ -25,7 +25,7 @@ LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParkedFlow:
+class StoredFlow:
     """A flow that no worker runs, and what the next one goes on with; it counts as stream.flow.Traffic.
 
     numbers: of a ParkedValue, checked. file: its bytes; the owner closes it.
@@ -61,7 +61,7 @@ def read_value(message: Message, file: BinaryIO) -> ParkedValue:
     return ParkedValue(**{**message, **ways, "kept": kept})
 
 
-def read_parked(message: Message, files: Sequence[Any], window_bytes: int) -> ParkedFlow:
+def read_parked(message: Message, files: Sequence[Any], window_bytes: int) -> StoredFlow:
     """What a worker gives back. Raises: Nonsense: not what one of ours would; the files are closed then."""
     try:
         numbers = _read_numbers(message.get("value"), window_bytes)
@@ -70,7 +70,7 @@ def read_parked(message: Message, files: Sequence[Any], window_bytes: int) -> Pa
         with suppress(Nonsense):
             close_unasked(files)
         raise
-    return ParkedFlow(
+    return StoredFlow(
         numbers=numbers,
         file=files[0],
         reason=clean(str(message.get("reason"))[:LONGEST_REASON]),

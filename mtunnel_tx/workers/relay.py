@@ -30,7 +30,7 @@ from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.runningset import RunningSet
 from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair, read_count
-from mtunnel_tx.workers.parking import ParkedFlow, read_parked
+from mtunnel_tx.workers.parking import StoredFlow, read_parked
 from mtunnel_tx.workers.plaintext import GRANT
 from mtunnel_tx.workers.terms import write_terms
 
@@ -80,7 +80,7 @@ class RemoteFlow:
 
     def __init__(
         self, reactor: Reactor, flow: Flow, peer: PeerConnection, *, disobeyed: Callable[[], None],
-        parked: Callable[[ParkedFlow], None], over: Callable[[], None], value: ParkedFlow | None = None,
+        parked: Callable[[StoredFlow], None], over: Callable[[], None], value: StoredFlow | None = None,
     ) -> None:  # fmt: skip
         self.bytes_in, self.bytes_out = (value.bytes_in, value.bytes_out) if value is not None else (0, 0)
         self.kept_bytes = 0
@@ -171,7 +171,7 @@ class RemoteFlow:
         else:
             tell()
 
-    def _give_back(self, parked: ParkedFlow) -> None:
+    def _give_back(self, parked: StoredFlow) -> None:
         """The worker has lost the connection, and does not run the flow any more."""
         self._untold.clear()
         self._stop_timer()
@@ -215,7 +215,7 @@ class WorkerRelay:
         self._here = here
         self._disobeyed = disobeyed
         self._carried = carried
-        self._running: RunningSet[RemoteFlow | ParkedFlow] = RunningSet()
+        self._running: RunningSet[RemoteFlow | StoredFlow] = RunningSet()
         self._waiting: dict[Flow, PeerConnection] = {}
 
     def attach(self, flow: Flow, peer: PeerConnection) -> None:
@@ -243,7 +243,7 @@ class WorkerRelay:
         else:
             remote.grant()
 
-    def _park(self, flow: Flow, peer: PeerConnection, parked: ParkedFlow) -> None:
+    def _park(self, flow: Flow, peer: PeerConnection, parked: StoredFlow) -> None:
         """A worker has given a flow back; the connection that waits for it, if there is one, goes on with it."""
         self._running.replace(flow, parked)
         flow.traffic = parked
@@ -263,7 +263,7 @@ class WorkerRelay:
             reset_on_close(peer.sock)
             flow.carrier_closed(peer)
 
-    def _end(self, flow: Flow, parked: ParkedFlow) -> None:
+    def _end(self, flow: Flow, parked: StoredFlow) -> None:
         parked.file.close()
         if not flow.is_local_told:
             flow.local_over(flow.abort_reason or CANCELLED)
@@ -271,7 +271,7 @@ class WorkerRelay:
 
     def cancel(self, flow: Flow) -> None:
         job = self._running.find(flow)
-        if isinstance(job, ParkedFlow):
+        if isinstance(job, StoredFlow):
             self._end(flow, job)
         elif job is not None:
             job.abort()
