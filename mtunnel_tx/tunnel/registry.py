@@ -204,7 +204,9 @@ class Registry:
             if self.held.pop(vmid, None) is None:
                 raise
             hand = "look at its config, volumes and QEMU, and remove the lock by hand"
-            raise WrongState(f"the journal of VM {vmid} is gone, and nothing is known of it any more: {hand}") from error
+            raise WrongState(
+                f"the journal of VM {vmid} is gone, and nothing is known of it any more: {hand}"
+            ) from error
 
     @property
     def draining(self) -> bool:
