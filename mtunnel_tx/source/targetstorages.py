@@ -70,7 +70,7 @@ class TargetStorages:
         Returns: what would become of the disks, by their keys. Raises: TunnelError: it does not answer.
         """
         destinations: dict[str, DiskPlace] = {}
-        for name in self._order.storages.targets:
+        for name in self._names(disks):
             there = self._listed.get(name)
             if there is None:
                 self._add(name, await self._why_absent(name))
@@ -91,6 +91,10 @@ class TargetStorages:
 
     def _add(self, storage: str, text: str, severity: Severity = Severity.REFUSE) -> None:
         self._found.add("storage", storage, text, severity)
+
+    def _names(self, disks: Sequence[SourceDisk]) -> Sequence[str]:
+        storages = self._order.storages
+        return sorted({disk.volid.storage for disk in disks}) if storages.is_identity else storages.targets
 
     def _target(self, disk: SourceDisk) -> str | None:
         try:

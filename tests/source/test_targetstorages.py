@@ -2,7 +2,7 @@
 
 from twisted.internet.defer import Deferred
 
-from mtunnel_tx.pve.maps import parse_map
+from mtunnel_tx.pve.maps import SAME_NAMES, parse_map
 from mtunnel_tx.source.survey import Obstructed
 from tests.source.case import QCOW2, SourceCase
 
@@ -47,6 +47,16 @@ class AbsentTests(StorageCase):
     async def test_a_target_that_does_not_tell(self):
         text = "target: storage 'nowhere' is not there, or the token may not use it"
         self.assertEqual(await self.absent(), [text])
+
+
+class SameNamesTests(StorageCase):
+    async def test_nothing_is_named(self):
+        self.assertEqual(
+            await self.obstacles(storages=SAME_NAMES),
+            ["target: storage 'local' is not there, or the token may not use it"],
+        )
+        self.target.http[STORAGES] = [{"storage": "local", "type": "dir", "content": "images", "enabled": 1}]
+        self.assertEqual(await self.obstacles(storages=SAME_NAMES), [])
 
 
 class SizeTests(StorageCase):
