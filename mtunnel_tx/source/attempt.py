@@ -142,7 +142,12 @@ class Attempt:
         """A tunnel, and its end: what is left there after a failure is removed where that can harm nobody."""
         world = self._world
         tunnel = TargetTunnel(
-            world.reactor, world.target, world.dial, node=self._plan.node, vmid=self._order.target_vmid
+            world.reactor,
+            world.target,
+            world.dial,
+            node=self._plan.node,
+            vmid=self._order.target_vmid,
+            outages=world.outages,
         )
         world.impatient.addCallback(lambda _: tunnel.drop())
         try:
