@@ -253,7 +253,7 @@ class FailuresTest(SourceCase):
         """The last line has it: what an import says at its end is nothing but that."""
         self.target.lines = ["Formatting 'x', fmt=raw size=1048576\n", "file 'vm-300-disk-0.raw' already exists\n"]
         self.target.imports_fail = True
-        await self.fails("target: import process failed: file 'vm-300-disk-0.raw' already exists")
+        await self.fails("target: import process failed - file 'vm-300-disk-0.raw' already exists")
         self.assert_cleaned_up()
 
     async def test_an_unknown_status(self):
