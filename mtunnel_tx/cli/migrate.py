@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,6 +18,7 @@ from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.checks import clean, split_list
+from mtunnel_tx.cli.dialling import make_dial
 from mtunnel_tx.cli.look import format_size, show, show_failure
 from mtunnel_tx.cli.output import FAILED
 from mtunnel_tx.cli.program import USAGE, read_vmid, run_reactor
@@ -27,7 +27,7 @@ from mtunnel_tx.cli.reporting import begin_state, reported
 from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
-from mtunnel_tx.http.client import open_stream, pinned_agent
+from mtunnel_tx.http.client import pinned_agent
 from mtunnel_tx.ports.events import ByteCount
 from mtunnel_tx.pve.maps import SAME_NAMES, Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
@@ -35,11 +35,11 @@ from mtunnel_tx.source.amounts import describe_pace
 from mtunnel_tx.source.links import ProgressListener
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
+from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.patience import MAX_DOWNTIME_S, SWITCH_S, OnTimeout, Patience
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint, token_id
 from mtunnel_tx.stream.flow import Flow
-from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.watch.reporter import Reporter
 from mtunnel_tx.watch.shape import move_json
@@ -47,8 +47,6 @@ from mtunnel_tx.watch.shape import move_json
 LONGEST_S = 1e6
 _RATE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)([KMG]?)", re.ASCII | re.IGNORECASE)
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
-LIMITS = FlowLimits(half_close_s=3600.0)
-"""A target that has a disk to flush may end its stream late; what counts is what its import says."""
 
 _DESCRIPTION = """\
 Send a VM to another host, to Proxmox VE or to mtunnel-tx: a stopped one, or with --online a running one. The VM here
@@ -262,17 +260,12 @@ async def opened_world(
     """
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
-
-    async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
-        flow = await open_stream(
-            reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
-        )
-        flows.append(flow)
-        return flow
+    outages = Outages(reactor, progress.say)
+    dial = make_dial(reactor, endpoint, relay, outages, flows)
 
     try:
         parts = await source_parts(reactor, settings, progress)
-        yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial)
+        yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial, outages=outages)
     finally:
         await relay.stop()
 
@@ -365,6 +358,8 @@ class Job:
         size = format_size(summary.disks, summary.size_bytes)
         pace = describe_pace(summary.size_bytes, summary.seconds)
         self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} {pace}")
+        if world.outages is not None and world.outages.times:
+            self._display.say(world.outages.summary())
 
     def _complain(self, text: str) -> None:
         self._reasons.append(clean(text))

@@ -70,7 +70,6 @@ class Daemon(Service):
         self._pool = ThreadPool(0, THREADS, "files")
         self._listeners = Listeners(reactor)
         self._site: Any = None
-        self._admission = Admission(settings.limits, reactor)
         self._page: StatusPage | None = None
         self._control: Listening | None = None
         self._lock: IO[bytes] | None = None
@@ -96,7 +95,8 @@ class Daemon(Service):
         self._lock = lock_state(settings.state_dir)
         composition = self._composition = self._compose()
         self._page = StatusPage(settings, self._reactor, composition.threads, composition)
-        control = self._make_control(composition, self._page)
+        admission = Admission(settings.limits, self._reactor, composition.parts.counting.refused)
+        control = self._make_control(composition, self._page, admission)
         composition.moves.start()
         path = settings.runtime_dir / "control.sock"
         self._control = await listen_control(self._reactor, path, control.commands(), settings.limits)
@@ -105,7 +105,7 @@ class Daemon(Service):
         self.registry = composition.registry
         if self._workers is not None:
             await self._workers.start(self._tls.files)
-        await self._listen(composition.parts, control, self._page)
+        await self._listen(composition.parts, control, self._page, admission)
         self._notifier.ready()
 
     def _compose(self) -> Composition:
@@ -116,13 +116,14 @@ class Daemon(Service):
             tls=self._tls,
             relay=self._relay,
             make_journal=self._make_journal,
+            workers=self._workers.status if self._workers else list,
         )
 
-    def _make_control(self, composition: Composition, page: StatusPage) -> Control:
+    def _make_control(self, composition: Composition, page: StatusPage, admission: Admission) -> Control:
         looking = Looking(
             settings=self._settings,
             registry=composition.registry,
-            admission=self._admission,
+            admission=admission,
             addresses=self._listeners.addresses,
             workers=self._workers.status if self._workers else list,
             moves=composition.moves.all,
@@ -136,16 +137,14 @@ class Daemon(Service):
             make_link=lambda host: page.link(self._listeners.addresses(), host),
         )
 
-    async def _listen(self, parts: Parts, control: Control, page: StatusPage) -> None:
-        limits, gate = self._settings.limits, Gate(self._reactor)
+    async def _listen(self, parts: Parts, control: Control, page: StatusPage, admission: Admission) -> None:
+        limits, gate = self._settings.limits, Gate(self._reactor, parts.counting.login_failed)
         pages = page.open(control, gate)
         entrance = Entrance(ApiResource(parts, self._reactor, gate), *([pages] if pages else []))
         site = self._site = LimitedSite(entrance, self._reactor, limits)
-        factory: Any = TlsFactory(
-            self._tls, site, self._reactor, handshake_s=limits.handshake_s, admission=self._admission
-        )
+        factory: Any = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, admission=admission)
         if self._workers is not None:
-            factory = self._workers.factory(site, self._admission)
+            factory = self._workers.factory(site, admission)
         await self._listeners.open(self._settings.listen, factory)
 
     def _give_up(self, failure: Failure) -> None:

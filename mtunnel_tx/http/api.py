@@ -42,6 +42,16 @@ from mtunnel_tx.waiting import OwnedWork, first_of
 
 log = Logger()
 
+_REASONS = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    409: "wrong_state",
+    501: "not_implemented",
+    503: "busy",
+}
+"""What refusals are called in metrics; every other one is `failed`."""
+
 
 def make_site(parts: Parts, reactor: Any, limits: Limits | None = None) -> Site:
     """The API as a factory of HTTP connections, whose `resource` is an ApiResource; `reactor` needs only its clock."""
@@ -57,7 +67,7 @@ class ApiResource(Resource):
         Resource.__init__(self)
         self._parts = parts
         self._clock = clock
-        self._gate = gate or Gate(clock)
+        self._gate = gate or Gate(clock, parts.counting.login_failed)
         self._work = OwnedWork("this daemon is being stopped")
 
     def render(self, request: Request) -> int:
@@ -80,7 +90,12 @@ class ApiResource(Resource):
             log.failure("unexpected failure in an HTTP request")
             reply = error_reply(TunnelError("internal error"))
         if reply is not None and not visit.is_over:
+            self._count_refusal(reply)
             send(visit.request, reply)
+
+    def _count_refusal(self, reply: Reply) -> None:
+        if reply.status >= BadRequest.status:
+            self._parts.counting.refused(_REASONS.get(reply.status, "failed"))
 
     async def _answer(self, visit: Visit) -> Reply | None:
         destination = self._find_elsewhere(visit.request)
@@ -132,7 +147,7 @@ class ApiResource(Resource):
         elsewhere, address = self._parts.elsewhere, address_of(request.getClientAddress())
         passed_on = elsewhere is not None and elsewhere.has_passed_on(request, address)
         if request.getHeader(b"authorization") is not None and not passed_on:
-            self._gate.logins.fail(address)
+            self._gate.fail(address)
 
     async def _dispatch(self, visit: Visit, rights: Rights) -> Reply | None:
         request = visit.request

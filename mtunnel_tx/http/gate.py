@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import TunnelError
@@ -19,12 +21,18 @@ class TooManyRefusals(TunnelError):
 
 
 class Gate:
-    """One for all that a daemon serves. `logins` counts the failed ones."""
+    """One for all that a daemon serves. `logins` counts the failed ones. Args: failed: told of each one."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, failed: Callable[[], object] = lambda: None) -> None:
         self.logins = Logins(clock.seconds)
+        self._failed = failed
         self._clock = clock
         self._waiting = 0
+
+    def fail(self, address: str) -> None:
+        """Somebody there has shown what is none of ours, or no longer."""
+        self.logins.fail(address)
+        self._failed()
 
     async def hold(self, since: float, gone: Deferred[None]) -> None:
         """Hold up somebody with bad credentials until REFUSAL_S after the request came, a bounded number at a time.

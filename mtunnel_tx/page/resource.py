@@ -144,7 +144,7 @@ class PageResource(Resource):
             cookie = begin_session(shown)
         except Unauthenticated as error:
             if shown:
-                self._parts.gate.logins.fail(address_of(visit.request.getClientAddress()))
+                self._parts.gate.fail(address_of(visit.request.getClientAddress()))
             await self._parts.gate.hold(visit.since, visit.gone)
             return self._refusal(Unauthenticated(error.text))
         return redirect("./", Set_Cookie=_cookie(cookie, self._parts.age_s))

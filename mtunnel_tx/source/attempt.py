@@ -46,11 +46,15 @@ class Attempt:
 
     async def run(self) -> None:
         """Raises: TunnelError: it failed; the journal says how far it came."""
+        is_off = self._journal.departure.power is Power.OFF
         async with self._opened() as tunnel:
-            if self._journal.departure.power is Power.OFF:
-                await self._move_stopped(tunnel)
-            else:
-                await self._move_live(tunnel)
+            try:
+                await (self._move_stopped(tunnel) if is_off else self._move_live(tunnel))
+            except TunnelError as error:
+                explained = tunnel.explain(error)
+                if explained is error:
+                    raise
+                raise explained from error
 
     async def _move_stopped(self, tunnel: TargetTunnel) -> None:
         plan = self._plan
@@ -142,7 +146,12 @@ class Attempt:
         """A tunnel, and its end: what is left there after a failure is removed where that can harm nobody."""
         world = self._world
         tunnel = TargetTunnel(
-            world.reactor, world.target, world.dial, node=self._plan.node, vmid=self._order.target_vmid
+            world.reactor,
+            world.target,
+            world.dial,
+            node=self._plan.node,
+            vmid=self._order.target_vmid,
+            outages=world.outages,
         )
         world.impatient.addCallback(lambda _: tunnel.drop())
         try:

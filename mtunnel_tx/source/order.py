@@ -13,6 +13,7 @@ from mtunnel_tx.pve.maps import Map
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial
+from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.patience import PATIENCE, Patience
 from mtunnel_tx.source.target import TargetApi
 
@@ -63,11 +64,15 @@ def _try(ask: Callable[[str], str], name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceWorld(SourceHost):
-    """Both hosts: this one, and the other one's API and websockets. `impatient`: fires when nobody wants to wait."""
+    """Both hosts: this one, and the other one's API and websockets.
+
+    `impatient`: fires when nobody wants to wait. `outages`: of the websockets.
+    """
 
     target: TargetApi
     dial: Dial
     impatient: Deferred[None] = field(default_factory=Deferred)
+    outages: Outages | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

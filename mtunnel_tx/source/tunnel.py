@@ -10,19 +10,23 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 
 from mtunnel_tx.checks import clean
-from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.errors import BackendFailed, TunnelError, Unreachable
+from mtunnel_tx.source.causes import Causes
 from mtunnel_tx.source.channel import CommandChannel
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial, JoinedSocket, Json, Reactor
+from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
-from mtunnel_tx.waiting import within
-from mtunnel_tx.wire.socketkinds import find_socket_kind
+from mtunnel_tx.waiting import pause, within
+from mtunnel_tx.wire.socketkinds import COMMANDS, find_socket_kind
 
 API_VERSION = 2
 SHORT_S = 10.0
 QUIT_S = 30.0
 CLOSE_S = 5.0
 """From our Close to the target's."""
+AGAIN_S = 1.0
+"""From one try to open a stream to the next one, while the network is lost."""
 CONFIG_S = 120.0
 START_S = 120.0
 LONG_S = 600.0
@@ -31,17 +35,28 @@ LONG_S = 600.0
 class TargetTunnel:
     """The tunnel of one VM at the target; closed until `open`.
 
-    Args: node, vmid: where the VM goes. dial: opens websockets.
+    Args: node, vmid: where the VM goes. dial: opens websockets. outages: when these have no connection.
     """
 
-    def __init__(self, reactor: Reactor, target: TargetApi, dial: Dial, *, node: str, vmid: int) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        target: TargetApi,
+        dial: Dial,
+        *,
+        node: str,
+        vmid: int,
+        outages: Outages | None = None,
+    ) -> None:
         self._reactor = reactor
         self._target = target
         self._dial = dial
         self._guest = ("nodes", node, "qemu", str(vmid))
         self._socket_start = f"/run/qemu-server/{vmid}."
-        self._commands = CommandChannel(reactor)
+        self._commands = CommandChannel(outages.commands if outages else reactor)
+        self._outages = outages
         self._link: JoinedSocket | None = None
+        self._causes = Causes(reactor, target.host)
         self._opening: Deferred[str] | None = None
 
     @property
@@ -70,6 +85,7 @@ class TargetTunnel:
         ours, theirs = socket.socketpair()
         with ours:
             self._link = await self._dial(path_query, theirs)
+            self._causes.watch(COMMANDS, self._link)
             ours.setblocking(False)
             factory = Factory.forProtocol(lambda: self._commands)
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
@@ -104,14 +120,37 @@ class TargetTunnel:
         return path, stream
 
     async def connect_stream(self, path: str, sock: socket.socket) -> JoinedSocket:
-        """Join a socket with one at the target, by a ticket of its own; takes `sock` over."""
+        """Join a socket with one at the target, by a ticket of its own; takes `sock` over.
+
+        While the network is lost, it is tried again for as long as the other streams wait for it.
+        """
+        longest_s = self._outages.longest_s if self._outages else 0.0
+        last_s = self._reactor.seconds() + longest_s
+        with sock:
+            while True:
+                try:
+                    return await self._connect_once(path, sock.dup())
+                except Unreachable:
+                    if self._reactor.seconds() >= last_s:
+                        raise
+                    await pause(self._reactor, AGAIN_S)
+
+    async def _connect_once(self, path: str, sock: socket.socket) -> JoinedSocket:
         try:
             reply = await self._commands.call("ticket", SHORT_S, {"path": path})
             path_query = self._url(("socket", path), ("ticket", read_text(reply, "ticket")))
         except Exception:
             sock.close()
             raise
-        return await self._dial(path_query, sock, ends_with_peer=find_socket_kind(path).ends_both_at_source)
+        kind = find_socket_kind(path)
+        link = await self._dial(path_query, sock, ends_with_peer=kind.ends_both_at_source)
+        self._causes.watch(kind, link)
+        return link
+
+    def explain(self, error: TunnelError) -> TunnelError:
+        """What failed at first, where that was a connection: the error is what came of it."""
+        cause = self._causes.find()
+        return error if cause is None else BackendFailed(f"{cause} ({error.text})")
 
     async def query_import(self) -> Mapping[str, Json]:
         """How the import goes on: `status`, `msg`, `volid`."""
@@ -172,6 +211,7 @@ class TargetTunnel:
 
     async def close(self) -> None:
         """End the command connection, wait until it is gone."""
+        self._causes.close()
         self._commands.close()
         if self._link is None:
             return
