@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,25 @@ from twisted.internet.defer import CancelledError, Deferred
 from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, make_display
+from mtunnel_tx.cli.reporting import begin_state, reported
 from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import open_stream, pinned_agent
+from mtunnel_tx.ports.events import ByteCount
 from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
 from mtunnel_tx.source.amounts import describe_pace, format_amount
+from mtunnel_tx.source.links import ProgressListener
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
 from mtunnel_tx.source.survey import Obstructed
-from mtunnel_tx.source.target import TargetApi, learn_fingerprint
+from mtunnel_tx.source.target import TargetApi, learn_fingerprint, token_id
 from mtunnel_tx.stream.flow import Flow
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
+from mtunnel_tx.watch.reporter import Reporter
 
 LONGEST_S = 1e6
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
@@ -209,19 +213,24 @@ def make_order(args: argparse.Namespace) -> Order:
 
 @asynccontextmanager
 async def opened_world(
-    reactor: Any, settings: Settings, endpoint: Endpoint, display: Display
+    reactor: Any, settings: Settings, endpoint: Endpoint, progress: ProgressListener, flows: list[Flow]
 ) -> AsyncIterator[SourceWorld]:
-    """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed."""
+    """Both hosts, as the configuration and the endpoint describe them; at the end every stream is closed.
+
+    Args: flows: all that are opened are added.
+    """
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
 
     async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
-        return await open_stream(
+        flow = await open_stream(
             reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
         )
+        flows.append(flow)
+        return flow
 
     try:
-        parts = await source_parts(reactor, settings, display)
+        parts = await source_parts(reactor, settings, progress)
         yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial)
     finally:
         await relay.stop()
@@ -248,6 +257,7 @@ class Job:
         self._endpoint = endpoint
         self._display = display
         self._impatient: Deferred[None] = Deferred()
+        self._flows: list[Flow] = []
 
     def hurry(self) -> None:
         """Wait for the target no more; once."""
@@ -256,7 +266,7 @@ class Job:
     async def run(self, order: Order, *, dry_run: bool) -> int:
         """Returns: the exit status."""
         try:
-            async with opened_world(self._reactor, self._settings, self._endpoint, self._display) as world:
+            async with self._reported(order) as reporter, self._opened(reporter) as world:
                 self._impatient.chainDeferred(world.impatient)
                 await (self._check(order, world) if dry_run else self._migrate(order, world))
         except Obstructed as error:
@@ -270,6 +280,17 @@ class Job:
             self._complain(f"migration failed: {error.text}")
             return FAILED
         return 0
+
+    def _reported(self, order: Order) -> AbstractAsyncContextManager[Reporter]:
+        where = {"host": self._endpoint.host, "token": token_id(self._endpoint)}
+        state = begin_state(self._settings, order.vmid, order.target_vmid, **where)
+        return reported(self._reactor, self._settings, self._display, state, self._count)
+
+    def _opened(self, progress: ProgressListener) -> AbstractAsyncContextManager[SourceWorld]:
+        return opened_world(self._reactor, self._settings, self._endpoint, progress, self._flows)
+
+    def _count(self) -> ByteCount:
+        return ByteCount(sum(flow.bytes_in for flow in self._flows), sum(flow.bytes_out for flow in self._flows))
 
     async def _check(self, order: Order, world: SourceWorld) -> None:
         plan = await Migration(order, world).check()
@@ -287,5 +308,5 @@ class Job:
 
 
 def format_size(disks: int, size_bytes: int) -> str:
-    """`2 disks, 1.5 GiB`."""
+    """`2 disks, 1536.0 MiB`."""
     return f"{disks} {'disk' if disks == 1 else 'disks'}, {format_amount(size_bytes)}"

@@ -21,28 +21,19 @@ from rich.text import Text
 from mtunnel_tx.cli.output import Forgiving
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.source.amounts import describe_pace, format_amount, format_rate, format_time
+from mtunnel_tx.watch.reporter import StreamDisplay
 
 LINE_EVERY_S = 5.0
 
 
-class Display(Protocol):
-    """Shows a migration while it runs (source.links.Progress, as a context)."""
+class Display(StreamDisplay, Protocol):
+    """Shows a migration while it runs, as a context."""
 
     def __enter__(self) -> Display: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def begin(self, label: str, total_bytes: int) -> None: ...
-
-    def advance(self, label: str, size_bytes: int) -> None: ...
-
-    def resize(self, label: str, total_bytes: int) -> None: ...
-
-    def finish(self, label: str) -> None: ...
 
 
 @dataclass(slots=True)

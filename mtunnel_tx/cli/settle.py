@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from typing import Any
 
 from mtunnel_tx.backends.files import ReactorThreads
@@ -11,6 +12,7 @@ from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Lines
+from mtunnel_tx.cli.reporting import begin_state
 from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.cli.status import ask_daemon
 from mtunnel_tx.config import Settings
@@ -18,6 +20,7 @@ from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
 from mtunnel_tx.source.earlier import settle
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.owner import Owner
+from mtunnel_tx.watch.reporter import Reporter
 
 PATIENCE_S = 600.0
 _DESCRIPTION = """\
@@ -72,7 +75,7 @@ def _settle_coming(settings: Settings, vmid: int, *, discard: bool) -> int:
 async def _settle_leaving(reactor: Any, settings: Settings, vmid: int, choice: str | None) -> int:
     decisions = {"here": Owner.HERE, "there": Owner.THERE}
     try:
-        host = SourceHost(**await source_parts(reactor, settings, Lines(sys.stdout, reactor)))
+        host = SourceHost(**await source_parts(reactor, settings, _make_listener(reactor, settings, vmid)))
         try:
             await settle(host, vmid, decisions.get(choice or ""))
         except NotFound as error:
@@ -82,6 +85,11 @@ async def _settle_leaving(reactor: Any, settings: Settings, vmid: int, choice: s
         return FAILED
     print(f"VM {vmid} is settled")
     return 0
+
+
+def _make_listener(reactor: Any, settings: Settings, vmid: int) -> Reporter:
+    """Nothing is sent any more: only lines are shown."""
+    return Reporter(Lines(sys.stdout, reactor), reactor, time.time, begin_state(settings, vmid, host="", token=""))
 
 
 def _other_side(reactor: Any, settings: Settings, vmid: int, error: NotFound) -> TunnelError:

@@ -19,6 +19,7 @@ from twisted.python.threadpool import ThreadPool
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import COMING, LEAVING, FileJournal
 from mtunnel_tx.backends.programs import HostPrograms
+from mtunnel_tx.cli.moves import moves_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.net.controlsocket import ask
@@ -26,6 +27,8 @@ from mtunnel_tx.net.reactor import prepare
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.source.journal import describe_standing
 from mtunnel_tx.tunnel.ledger import fold
+from mtunnel_tx.watch.leaving import read_leaving
+from mtunnel_tx.watch.shape import move_json, read_move
 
 PATIENCE_S = 10.0
 WIDTH = 200
@@ -53,11 +56,17 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps({"success": False, "msg": error.text}))
         return 1
     status |= {"departures": find_departures(settings)}
+    status.setdefault("moves", [])
     if args.json:
         print(json.dumps(status, indent=2, sort_keys=True))
     else:
-        show(status, datetime.now(UTC), Console(width=None if sys.stdout.isatty() else WIDTH))
+        show(status, datetime.now(UTC), make_console())
     return 0
+
+
+def make_console() -> Console:
+    """Standard output, for tables."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def find_departures(settings: Settings) -> dict[int, str]:
@@ -114,6 +123,8 @@ def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
         console.print(_table(status["tunnels"], now))
     else:
         console.print("no tunnels")
+    if moves := [read_move(move) for move in status.get("moves", [])]:
+        console.print(moves_table(moves))
     for vmid, reason in status.get("held", {}).items():
         console.print(Text(f"VM {vmid} waits for 'mtunnel settle {vmid}': {reason}"), soft_wrap=True)
     for vmid, text in status.get("departures", {}).items():
@@ -135,9 +146,11 @@ def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> i
     journal = _journal(settings, COMING)
     waiting, unreadable = _standing(journal)
     departures = {} if unreadable else find_departures(settings)
+    moves = read_leaving(settings.runtime_dir, HostPrograms())
     if as_json:
+        known = {"journals": waiting, "departures": departures, "moves": [move_json(move) for move in moves]}
         more = {"journals_msg": unreadable} if unreadable else {}
-        print(json.dumps({"success": False, "msg": error.text, "journals": waiting, "departures": departures, **more}))
+        print(json.dumps({"success": False, "msg": error.text, **known, **more}))
         return 1
     for reason in filter(None, (error.text, unreadable)):
         print(f"mtunnel: {reason}", file=sys.stderr)
@@ -147,6 +160,8 @@ def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> i
         )
     for vmid, text in departures.items():
         print(f"VM {vmid} {text}")
+    if moves:
+        make_console().print(moves_table(moves))
     return 1
 
 

@@ -245,6 +245,21 @@ KEYS: tuple[Key, ...] = (
         "a websocket to which nothing was sent for so long gets a ping: proxies end silent connections (nginx: 60 s)",
     ),
     _limit("half_close_s", number(0.1, 86400), "how long one direction may outlive the other"),
+    _limit(
+        "park_s",
+        number(1, 86400),
+        "how long a flow of our own source waits for another connection when its one is lost; then it is over",
+    ),
+    _limit(
+        "window_bytes",
+        whole(_MIB, 256 * _MIB),
+        "what such a flow keeps of the bytes that its peer has not acknowledged; 1 Gbit/s over 200 ms needs 29 MiB",
+    ),
+    _limit(
+        "parked_bytes",
+        whole(_MIB, 64 * _GIB),
+        "the same of all flows together that have no connection; beyond it the largest one is over",
+    ),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
     _limit(
         "unlocked_s",

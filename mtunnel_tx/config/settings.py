@@ -97,6 +97,9 @@ class Limits:
     dead_peer_s: float = 60
     ping_s: float = 25
     half_close_s: float = 60
+    park_s: float = 600
+    window_bytes: int = 16 << 20
+    parked_bytes: int = 256 << 20
     connect_s: float = 300
     unlocked_s: float = 86400
     history_rows: int = 10_000

@@ -22,12 +22,14 @@ from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.backends.tasks import FileTasks
 from mtunnel_tx.config import Limits, Settings
 from mtunnel_tx.daemon.moves import Moves
-from mtunnel_tx.daemon.state import read_ticket_key
+from mtunnel_tx.daemon.state import read_key
 from mtunnel_tx.http.crossing import cross_over
 from mtunnel_tx.http.forward import Elsewhere
 from mtunnel_tx.http.handshake import Handshake
 from mtunnel_tx.http.openapi import describe_api
 from mtunnel_tx.http.operation import Parts
+from mtunnel_tx.http.parameters import read_header
+from mtunnel_tx.http.resumptions import ResumeLimits, Resumptions
 from mtunnel_tx.http.table import BASE, OPERATIONS
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.http.websocket import Upgrader
@@ -49,6 +51,7 @@ from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from mtunnel_tx.waiting import Quota
 from mtunnel_tx.watch.board import Board
 from mtunnel_tx.watch.history import HistoryObserver
+from mtunnel_tx.wire.resuming import HEADER, is_asked_for
 from mtunnel_tx.workers.pool import WorkerPool
 from mtunnel_tx.workers.program import WorkerProgram
 
@@ -90,14 +93,16 @@ def compose(
         listen=partial(listen_commands, reactor, limits=settings.limits),
         bridge_exists=lambda name: NETWORK / name in NETWORK.iterdir(),
         random_bytes=os.urandom,
-        ticket_key=read_ticket_key(settings.state_dir / "ticket.key"),
+        ticket_key=read_key(settings.state_dir / "ticket.key"),
         runtime_dir=settings.runtime_dir,
         machine_dir=settings.machine_dir,
         limits=settings.limits.of(TunnelLimits),
         observers=Observers(audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board),
     )
     registry = Registry(services)
-    parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay)
+    resumptions = _make_resumptions(reactor, settings)
+    services.observers.add(resumptions.observe)
+    parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay, resumptions)
     moves = Moves(board, reactor, threads, settings.runtime_dir)
     return Composition(registry=registry, parts=parts, machines=machines, moves=moves)
 
@@ -110,6 +115,7 @@ def _make_parts(
     tasks: FileTasks,
     tls: TlsContext,
     relay: Relay,
+    resumptions: Resumptions,
 ) -> Parts:
     streams = settings.limits.of(FlowLimits)
     return Parts(
@@ -123,7 +129,8 @@ def _make_parts(
         nodes=lambda: _nodes(settings),
         bridges=lambda: sorted(path.name for path in NETWORK.iterdir()),
         fingerprint=lambda: _fingerprint(tls),
-        upgrader=_make_upgrader(reactor, relay, streams),
+        upgrader=_make_upgrader(reactor, relay, streams, resumptions if settings.workers == 0 else None),
+        resumptions=resumptions,
         elsewhere=_make_elsewhere(reactor, settings, tls, relay, streams),
         description=lambda: describe_api(OPERATIONS, QEMU_COMMANDS.values(), BASE),
     )
@@ -168,12 +175,27 @@ def _make_child_turn(limits: Limits) -> ChildTurn:
     return turn
 
 
-def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits) -> Upgrader:
+def _make_resumptions(reactor: Any, settings: Settings) -> Resumptions:
+    secret = read_key(settings.state_dir / "resume.key")
+    return Resumptions(reactor, secret, os.urandom, settings.limits.of(ResumeLimits))
+
+
+def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions | None) -> Upgrader:
+    parts: dict[str, Any] = {"relay": relay, "limits": limits, "reactor": reactor}
+
     async def join(request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
         route.check_room()
         local = await dial(reactor, route.file)
-        await upgrade(request, handshake, local, route, relay=relay, limits=limits, reactor=reactor)
+        if resumptions is None or not is_asked_for(read_header(request, HEADER.encode("ascii"))):
+            await upgrade(request, handshake, local, route, **parts)
+            return
+        resumption = resumptions.begin(route)
+        try:
+            await upgrade(request, handshake, local, route, resumption=resumption, **parts)
+        except BaseException:
+            resumptions.drop(resumption)
+            raise
 
     return join
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ class Listeners:
         for text in endpoints:
             try:
                 self._ports.append(await serverFromString(self._reactor, text).listen(factory))
+                _lengthen_queue(self._ports[-1])
             except Exception as error:
                 raise TunnelError(f"cannot listen on '{text}': {_reason(error)}") from error
         log.info("listening on {addresses}", addresses=", ".join(self.addresses()))
@@ -46,6 +48,15 @@ class Listeners:
     def addresses(self) -> list[str]:
         """Where the daemon listens, as `HOST:PORT` or a path."""
         return [_shown(port.getHost()) for port in self._ports]
+
+
+def _lengthen_queue(port: Any) -> None:
+    """Let as many connections wait as the kernel allows. Twisted's 50 are few when many sources come at once: who finds
+    no room tries again after a second, or later.
+    """
+    sock = getattr(port, "socket", None)
+    if isinstance(sock, socket.socket):
+        sock.listen(socket.SOMAXCONN)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What a daemon has of its own on disk: its directories, the lock on them, the key of its tickets."""
+"""What a daemon has of its own on disk: its directories, the lock on them, its keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtunnel_tx.backends.files import create_file
 from mtunnel_tx.config import Settings, make_private_directory
 from mtunnel_tx.errors import WrongState
 
-TICKET_KEY_BYTES = 32
+KEY_BYTES = 32
 
 
 def make_directories(settings: Settings) -> None:
@@ -37,14 +37,14 @@ def lock_state(state_dir: Path) -> IO[bytes]:
     return file
 
 
-def read_ticket_key(path: Path) -> bytes:
-    """The key that signs tickets, made on first use, mode 0600. Raises: WrongState: what is there is none."""
+def read_key(path: Path) -> bytes:
+    """A secret key of this daemon, made on first use, mode 0600. Raises: WrongState: what is there is none."""
     with suppress(FileExistsError):
-        create_file(path, os.urandom(TICKET_KEY_BYTES).hex(), 0o600)
+        create_file(path, os.urandom(KEY_BYTES).hex(), 0o600)
     try:
         key = bytes.fromhex(path.read_text("ascii"))
     except ValueError:
         key = b""
-    if len(key) != TICKET_KEY_BYTES:
+    if len(key) != KEY_BYTES:
         raise WrongState(f"'{path}' holds no key; remove it, and the next start makes one")
     return key

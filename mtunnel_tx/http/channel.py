@@ -19,6 +19,7 @@ from mtunnel_tx.net.admission import Place
 log = Logger()
 
 LINGER_S = 2.0
+_LENGTH_DIGITS = 20
 
 
 class LimitedChannel(HTTPChannel):
@@ -66,6 +67,14 @@ class LimitedChannel(HTTPChannel):
             self.refuse(b"431 Request Header Fields Too Large")
         else:
             HTTPChannel.lineReceived(self, line)
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Python reads no number of more than some thousand digits, and would fail here."""
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length" and len(value.strip(b" \t")) > _LENGTH_DIGITS:
+            self.refuse(b"413 Request Entity Too Large")
+            return False
+        return bool(HTTPChannel.headerReceived(self, line))
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self.refuse(b"431 Request Header Fields Too Large")

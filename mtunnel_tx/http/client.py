@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
@@ -17,7 +19,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from mtunnel_tx.checks import clean
-from mtunnel_tx.errors import BackendFailed, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
+from mtunnel_tx.errors import BackendFailed, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable, WrongState
 from mtunnel_tx.http.handshake import SUBPROTOCOL, CapturedTransport
 from mtunnel_tx.net.kinds import Reactor, Transport
 from mtunnel_tx.pve.maps import Endpoint
@@ -32,7 +34,7 @@ __all__ = ["Endpoint", "open_stream", "pinned_agent"]
 
 UPGRADE_S = 30.0
 HEAD_BYTES = 64 * 1024
-_KINDS: dict[int, type[TunnelError]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound}
+_KINDS: dict[int, type[TunnelError]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 409: WrongState}
 
 
 class _ClientHandshake(WebSocketClientProtocol):
@@ -62,12 +64,12 @@ class _ClientHandshake(WebSocketClientProtocol):
 
 
 class _Opening(Protocol):
-    """Sends the upgrade request and waits for the head of the answer; `done` fires with what came behind it."""
+    """Sends the upgrade request and waits for the head of the answer; `done` fires with that and what came behind."""
 
     def __init__(
         self, reactor: Reactor, endpoint: Endpoint, path_query: str, headers: Mapping[str, str] | None = None
     ) -> None:
-        self.done: Deferred[bytes] = Deferred()
+        self.done: Deferred[tuple[bytes, bytes]] = Deferred()
         make_factory: Any = WebSocketClientFactory
         factory = make_factory(protocols=[SUBPROTOCOL], reactor=reactor)
         factory.setProtocolOptions(openHandshakeTimeout=0)
@@ -86,7 +88,7 @@ class _Opening(Protocol):
             return
         self._received += data
         head, end, rest = self._received.partition(b"\r\n\r\n")
-        if end:
+        if end and len(rest) >= _body_bytes(head):
             self._finish(head + end, rest)
         elif len(self._received) > HEAD_BYTES:
             self.done.errback(BackendFailed("the target's answer to the upgrade is too long"))
@@ -99,7 +101,7 @@ class _Opening(Protocol):
         transport: Transport = self.transport
         transport.pauseProducing()
         try:
-            _check_status(head)
+            _check_status(head, rest)
             self._handshake.dataReceived(head)
         except (TunnelError, ValueError) as error:
             self.done.errback(error if isinstance(error, TunnelError) else _unreadable())
@@ -107,19 +109,54 @@ class _Opening(Protocol):
         if self._handshake.refusal is not None:
             self.done.errback(BackendFailed("the target's answer is no websocket handshake"))
         else:
-            self.done.callback(rest)
+            self.done.callback((head, rest))
 
 
 def _unreadable() -> BackendFailed:
     return BackendFailed("the target's answer to the upgrade cannot be read")
 
 
-def _check_status(head: bytes) -> None:
+def _body_bytes(head: bytes) -> int:
+    """How much of the body has to be there: of a refusal that tells what became of a flow, all; else nothing."""
+    if not head.startswith(b"HTTP/1.1 410 "):
+        return 0
+    length = read_answer_header(head, "Content-Length") or ""
+    return min(int(length), HEAD_BYTES // 2) if length.isdecimal() else 0
+
+
+def read_answer_header(head: bytes, name: str) -> str | None:
+    """A header of an answer."""
+    for line in head.split(b"\r\n")[1:]:
+        found, _, value = line.decode("latin-1").partition(":")
+        if found.strip().lower() == name.lower():
+            return value.strip()
+    return None
+
+
+class EndedThere(BackendFailed):
+    """The target has ended the flow. verdict: what became of it there, or of its VM; orderly: it had everything."""
+
+    def __init__(self, verdict: str, *, orderly: bool) -> None:
+        super().__init__(f"the target has ended the flow: {verdict}")
+        self.orderly = orderly
+
+
+def _read_end(body: bytes) -> EndedThere:
+    try:
+        said = json.loads(body)["data"]
+        return EndedThere(clean(str(said["verdict"])), orderly=said["orderly"] is True)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return EndedThere("it does not say why", orderly=False)
+
+
+def _check_status(head: bytes, rest: bytes) -> None:
     """Raises: TunnelError: the target refused; it has the status text."""
     line = head.partition(b"\r\n")[0].decode("latin-1")
     parts = line.split(None, 2)
     if len(parts) < 2 or not parts[1].isdecimal():
         raise _unreadable()
+    if parts[1] == "410":
+        raise _read_end(rest)
     if parts[1] != "101":
         text = clean(" ".join(parts[1:]))
         raise _KINDS.get(int(parts[1]), BackendFailed)(text)
@@ -156,30 +193,39 @@ async def open_stream(
     Returns: the flow, running. Raises: TunnelError: with the status text where the target refused.
     """
     try:
-        peer = await connect_websocket(reactor, endpoint, path_query, headers)
+        opened = await connect_websocket(reactor, endpoint, path_query, headers)
     except BaseException:
         sock.close()
         raise
     limits = limits or FlowLimits()
     flow = Flow(relay, sock, FlowTerms(role=Role.CLIENT, limits=limits, closed=closed, ends_with_peer=ends_with_peer))
-    flow.attach(peer)
+    flow.attach(opened.peer)
     return flow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedWebsocket:
+    """A connection that is ready to carry a flow, and the head of the answer that made it so."""
+
+    peer: PeerConnection
+    head: bytes
 
 
 async def connect_websocket(
     reactor: Reactor, endpoint: Endpoint, path_query: str, headers: Mapping[str, str] | None = None
-) -> PeerConnection:
+) -> OpenedWebsocket:
     """Connect to the target, check its certificate, and upgrade to a websocket.
 
     Args: path_query: as it goes into the request line. headers: sent besides.
-    Returns: the connection, ready to carry a flow. Raises: TunnelError: with the status text where the target refused.
+    Raises: EndedThere: there is nothing to attach to. TunnelError: with the status text where the target refused.
     """
     opening = _Opening(reactor, endpoint, path_query, headers)
     tls = TlsProtocol(client_connection(endpoint), opening, reactor, verified=lambda one: check_identity(one, endpoint))
     try:
         await _connect(reactor, endpoint, tls)
         opening.done.addTimeout(UPGRADE_S, reactor, onTimeoutCancel=_late)
-        return await take_over(tls, b"", await opening.done)
+        head, rest = await opening.done
+        return OpenedWebsocket(peer=await take_over(tls, b"", rest), head=head)
     except BaseException as error:
         _abort(tls)
         if isinstance(error, ConnectionLost):

@@ -52,7 +52,7 @@ class NearRoute:
     kind = FORWARDED
     file = Path("crossing")
     vmid = 0
-    token = ""
+    token = upid = ""
 
     def __init__(self, crossing: Crossing) -> None:
         self._crossing = crossing
@@ -66,6 +66,12 @@ class NearRoute:
             raise Unreachable("the other side ended the connection")
         assert isinstance(flow, Flow)
         self._crossing.near = flow
+
+    def parked(self, reason: str) -> None:
+        """Each of both flows ends with its connection."""
+
+    def resumed(self, waited_s: float) -> None:
+        """The same."""
 
     async def closed(self, *, orderly: bool) -> None:
         """The client's flow has ended."""

@@ -66,6 +66,12 @@ def check_handshake(request: Request) -> Handshake:
     return Handshake(key=_text(request, b"sec-websocket-key"), protocol=server.chosen, answer=transport.sent)
 
 
+def with_header(answer: bytes, name: str, value: str) -> bytes:
+    """The answer, with one header more."""
+    head, end, rest = answer.partition(b"\r\n\r\n")
+    return head + f"\r\n{name}: {value}".encode("ascii") + end + rest
+
+
 def _check_words(request: Request) -> None:
     """Refuse in Proxmox's words what autobahn would refuse in its own."""
     protocols = _text(request, b"upgrade").lower()

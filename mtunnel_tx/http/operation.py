@@ -11,6 +11,7 @@ from twisted.web.http import Request
 from mtunnel_tx.http.forward import Elsewhere
 from mtunnel_tx.http.replies import Reply
 from mtunnel_tx.http.results import JsonSchema
+from mtunnel_tx.http.resumptions import Resumptions
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.ports.access import Access
 from mtunnel_tx.ports.children import ChildTurn
@@ -51,7 +52,7 @@ class Parts:
     nodes: the names of all nodes below `pve_dir`. bridges: where network cards can be put. fingerprint: of the
     certificate in use, `AA:BB:…`. cpu_model: a custom CPU model's settings by its name without `custom-`, or None.
     description: the API as an OpenAPI document. upgrader: takes a checked request over.
-    elsewhere: answers what is not for us.
+    elsewhere: answers what is not for us. resumptions: the flows that outlive their connections.
     """
 
     access: Access
@@ -65,6 +66,7 @@ class Parts:
     bridges: Callable[[], Sequence[str]]
     fingerprint: Callable[[], str]
     upgrader: Upgrader
+    resumptions: Resumptions
     cpu_model: Callable[[str], Mapping[str, Any] | None] = _no_cpu_model
     description: Callable[[], Mapping[str, Any]] = _no_description
     elsewhere: Elsewhere | None = None

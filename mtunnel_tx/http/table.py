@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import unquote
 
-from mtunnel_tx.http import opening, resources, results, tasks
+from mtunnel_tx.http import attaching, opening, resources, results, tasks
 from mtunnel_tx.http.operation import Operation
 from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 from mtunnel_tx.wire import checkrequest, requests
@@ -41,6 +41,16 @@ OPERATIONS = (
         handler=opening.join_socket,
         gives=results.SOCKET,
         takes=requests.WEBSOCKET,
+        upgrades=True,
+    ),
+    Operation(
+        method="GET",
+        path=f"{_VM}/mtunnelattach",
+        summary="another connection for a flow that has lost its own; the header `Mtunnel-Resume` says who may",
+        handler=attaching.attach,
+        gives=results.SOCKET,
+        takes=attaching.ATTACH,
+        needs=attaching.ATTACH_NEEDS,
         upgrades=True,
     ),
     Operation(

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from mtunnel_tx.http.handshake import Handshake
+from mtunnel_tx.http.handshake import Handshake, with_header
+from mtunnel_tx.http.resumptions import Resumption
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.stream.flow import Flow, FlowTerms, Relay
-from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.stream.limits import FlowLimits, impatient
 from mtunnel_tx.stream.peer import PeerConnection, take_over
+from mtunnel_tx.wire.resuming import HEADER, write_offer
 
 log = Logger()
 
 
 async def upgrade(
     request: Request, handshake: Handshake, local: socket.socket, route: Route, *, relay: Relay,
-    limits: FlowLimits, reactor: Reactor,
+    limits: FlowLimits, reactor: Reactor, resumption: Resumption | None = None,
 ) -> Flow:  # fmt: skip
     """Turn a request into a flow between its connection and a UNIX socket.
 
     Args: request: a twisted.web request, nothing answered yet. handshake: of this request. local: connected; it belongs
-    to the flow from now on, and is closed if there will be none.
+    to the flow from now on, and is closed if there will be none. resumption: of a flow that outlives its connection.
     Returns: the flow, running; the request must not be touched any more.
     Raises: TunnelError: refused, to be answered as HTTP; ConnectionLost: there is nobody left to answer.
     """
-    flow = Flow(relay, local, _terms(route, limits))
+    flow = Flow(relay, local, _terms(route, limits, resumption))
+    answer = handshake.answer
+    if resumption is not None:
+        resumption.begin(flow)
+        answer = with_header(answer, HEADER, write_offer(resumption.offer))
     try:
         await check_connected(request, reactor)
         route.opened(flow)
@@ -37,7 +44,7 @@ async def upgrade(
         local.close()
         raise
     try:
-        peer = await leave_http(request, handshake.answer)
+        peer = await leave_http(request, answer)
     except BaseException:
         flow.drop()
         raise
@@ -45,15 +52,25 @@ async def upgrade(
     return flow
 
 
-def _terms(route: Route, limits: FlowLimits) -> FlowTerms:
+def _terms(route: Route, limits: FlowLimits, resumption: Resumption | None) -> FlowTerms:
     async def closed(orderly: bool) -> None:
         await route.closed(orderly=orderly)
 
-    return FlowTerms(
+    terms = FlowTerms(
         urgent=route.kind.urgent,
         ends_with_local=route.kind.ends_both,
         limits=limits,
         closed=closed,
+    )
+    if resumption is None:
+        return terms
+    return replace(
+        terms,
+        limits=impatient(limits),
+        window_bytes=resumption.offer.window_bytes,
+        park_s=resumption.offer.park_s,
+        parked=resumption.parked,
+        resumed=resumption.resumed,
     )
 
 

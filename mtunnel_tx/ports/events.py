@@ -93,6 +93,30 @@ class FlowEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlowParked:
+    """The flow of that number has lost its connection, and waits for another one."""
+
+    tunnel: TunnelFacts
+    number: int
+    socket: SocketKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowResumed:
+    """It has another one.
+
+    waited_s: how long it had none. parked_s: how long there was a parked flow, in this tunnel up to now.
+    """
+
+    tunnel: TunnelFacts
+    number: int
+    socket: SocketKind
+    waited_s: float
+    parked_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandAnswered:
     """A command of the table was answered. failure: what the peer was told; empty where it succeeded."""
 
@@ -127,5 +151,6 @@ class TunnelEnded:
     duration_s: float
 
 
-TunnelEvent = TunnelOpened | PhaseReached | FlowBegan | FlowEnded | CommandAnswered | MoveTold | TunnelEnded
+FlowEvent = FlowBegan | FlowParked | FlowResumed | FlowEnded
+TunnelEvent = TunnelOpened | PhaseReached | FlowEvent | CommandAnswered | MoveTold | TunnelEnded
 Observer = Callable[[TunnelEvent], object]

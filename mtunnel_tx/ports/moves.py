@@ -86,6 +86,13 @@ class NamedSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedTask:
+    """The id of the task at the target."""
+
+    upid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoodStill:
     """How long the VM ran at neither end."""
 
@@ -99,4 +106,4 @@ class WasParked:
     parked_s: float
 
 
-MoveEvent = Expected | Carried | Finished | Reached | Wired | NamedSource | StoodStill | WasParked
+MoveEvent = Expected | Carried | Finished | Reached | Wired | NamedSource | NamedTask | StoodStill | WasParked

@@ -28,12 +28,19 @@ class Route(Protocol):
     file: Path
     vmid: int
     token: str
+    upid: str
 
     def check_room(self) -> None:
         """To be asked before the socket is dialled, whose owner may take one connection only. Raises: WrongState."""
 
     def opened(self, flow: TunnelFlow) -> None:
         """The flow runs from now on. Raises: WrongState (409): the one command connection is there already."""
+
+    def parked(self, reason: str) -> None:
+        """The flow has lost its connection, and waits for another one."""
+
+    def resumed(self, waited_s: float) -> None:
+        """It has another one."""
 
     async def closed(self, *, orderly: bool) -> None:
         """The flow has ended; to be awaited before the UNIX side is closed when it is not orderly."""

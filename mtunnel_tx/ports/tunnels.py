@@ -21,8 +21,17 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedFlow:
+    """A flow without a connection. socket: its kind; since: seconds since the epoch; park_s: how long it waits."""
+
+    socket: str
+    since: float
+    park_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelStatus:
-    """A line of `mtunnel status`."""
+    """A line of `mtunnel status`; `interrupted_s`: how long there was a parked flow, up to now."""
 
     vmid: int
     token: str
@@ -32,6 +41,8 @@ class TunnelStatus:
     streams: int
     bytes_in: int
     bytes_out: int
+    parked: tuple[ParkedFlow, ...] = ()
+    interrupted_s: float = 0.0
 
 
 class Tunnels(Protocol):

@@ -52,7 +52,8 @@ class ImageFacts:
 
     `elsewhere`: why the image cannot stand alone, None if it can. `backing`: the backing file's name as written; then
     `elsewhere` says so. `snapshots`, `bitmaps`: the names of those in a qcow2, where `qemu-img info` was asked.
-    `options`: `cluster_size` of qcow2, as `qemu-img create` has it; `compressed` in vmdk: data has to be inflated.
+    `options`: `cluster_size` and `refcount_bits` of qcow2, as `qemu-img create` has them; `compressed` in vmdk: data
+    has to be inflated.
     """
 
     format: str
@@ -125,6 +126,7 @@ class _Qcow2Header:
     size_bytes: int
     crypt_method: int
     incompatible: int = 0
+    refcount_bits: int = 16
     header_bytes: int = _QCOW2_V2_BYTES
 
 
@@ -141,7 +143,7 @@ def _inspect_qcow2(read: Read) -> ImageFacts:
         elsewhere=_qcow2_elsewhere(header, extensions, backing),
         backing=backing,
         encrypted=header.crypt_method != 0 or _EXTENSION_ENCRYPTION in extensions,
-        options={"cluster_size": str(1 << header.cluster_bits)},
+        options={"cluster_size": str(1 << header.cluster_bits), "refcount_bits": str(header.refcount_bits)},
     )
 
 
@@ -169,7 +171,7 @@ def _read_qcow2_v3(head: bytes, cluster_bytes: int) -> dict[str, int]:
     incompatible, _, _, refcount_order, header_bytes = _QCOW2_V3.unpack_from(head, _QCOW2_V2_BYTES)
     if refcount_order > 6 or not _QCOW2_V3_BYTES <= header_bytes <= cluster_bytes:
         raise ImageRefused(f"invalid qcow2 header ({header_bytes} bytes, refcount order {refcount_order})")
-    return {"incompatible": incompatible, "header_bytes": header_bytes}
+    return {"incompatible": incompatible, "refcount_bits": 1 << refcount_order, "header_bytes": header_bytes}
 
 
 def _read_qcow2_extensions(header: _Qcow2Header, read: Read) -> frozenset[int]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+MIB = 1 << 20
 SHORTEST_S = 1.0
 """A rate over less than this says how buffers are filled, not how fast anything is sent."""
 
 
 def format_amount(size_bytes: float) -> str:
-    """`1.5 GiB`."""
-    value, unit = float(size_bytes), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{value:.0f} B"
+    """`1536.0 MiB`: one unit for all, so that numbers below each other can be compared."""
+    return f"{size_bytes / MIB:.1f} MiB"
 
 
 def format_rate(size_bytes: float, seconds: float) -> str:
-    """Bytes in a time as `1.5 GiB/s`."""
+    """Bytes in a time as `1536.0 MiB/s`."""
     return f"{format_amount(size_bytes / max(seconds, 0.001))}/s"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.ports.moves import MovePhase, NamedTask, Reached
 from mtunnel_tx.source.channel import CommandRefused, TargetGone
 from mtunnel_tx.source.departure import Power, Stage
 from mtunnel_tx.source.disks import Shipment, Shipping
@@ -54,6 +55,7 @@ class Attempt:
         plan = self._plan
         volids = await self._send_disks(plan.disks, tunnel, await self._agree(tunnel))
         await self._define(tunnel, volids)
+        self._world.progress.tell(Reached(phase=MovePhase.HAND_OVER))
         await self._see_through(self._give(tunnel))
         if self._order.delete and is_ours(plan.repoid):
             await self._compare(volids)
@@ -145,11 +147,16 @@ class Attempt:
         try:
             upid = await finish(tunnel.open(*self._places()))
             await self._journal.note("opened", upid=upid)
+            world.progress.tell(NamedTask(upid=upid))
+            if is_ours(self._plan.repoid):
+                world.progress.connect(tunnel.report)
             yield tunnel
         except Exception:
+            world.progress.disconnect()
             await finish(self._abandon(tunnel))
             raise
         else:
+            world.progress.disconnect()
             await finish(self._leave(tunnel))
         finally:
             await finish(tunnel.close())
@@ -214,6 +221,8 @@ class Attempt:
         return await tunnel.make_disk(storage, sent_drive(self._plan.conf, disk), disk.becomes)
 
     async def _send_disks(self, disks: Sequence[SourceDisk], tunnel: TargetTunnel, pace: Pace) -> dict[str, str]:
+        if disks:
+            self._world.progress.tell(Reached(phase=MovePhase.DISKS))
         shipping = Shipping(self._world.reactor, tunnel, self._world.storage, self._world.progress)
         return {str(disk.volid): await shipping.send(self._ship(disk, pace)) for disk in disks}
 

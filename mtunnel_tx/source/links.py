@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.ports.moves import MoveEvent
 
 Json = Any
 """A JSON value of a peer: whoever reads it checks it."""
@@ -67,6 +68,15 @@ class ProgressListener(Protocol):
 
     def finish(self, label: str) -> None:
         """The stream has ended, well or not."""
+
+    def tell(self, event: MoveEvent) -> None:
+        """Something is known about the move."""
+
+    def connect(self, report: Callable[[Mapping[str, Json]], Awaitable[object]]) -> None:
+        """The target wants to know too: `report` sends it a `progress` command."""
+
+    def disconnect(self) -> None:
+        """The target wants to know nothing more."""
 
 
 class MirrorState(Protocol):

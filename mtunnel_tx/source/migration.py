@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports.moves import Expected, MovePhase, Reached, TransferKind
+from mtunnel_tx.pve.memory import configured_bytes
 from mtunnel_tx.source.attempt import Attempt
 from mtunnel_tx.source.departure import Power, Record, claim
 from mtunnel_tx.source.earlier import finish_earlier
@@ -12,6 +15,9 @@ from mtunnel_tx.source.host import LOCK_S
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.marking import check_unchanged, lock_config
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
+from mtunnel_tx.source.owner import Owner
+from mtunnel_tx.source.qemu.live import is_online
+from mtunnel_tx.source.qemu.meters import MEMORY
 from mtunnel_tx.source.removal import announce_removal
 from mtunnel_tx.source.settling import Settling
 from mtunnel_tx.source.survey import Survey
@@ -46,6 +52,8 @@ class Migration:
         world, order = self._world, self._order
         await finish_earlier(world, order.vmid)
         plan = await Survey(order, world).plan()
+        for expected in expect_transfers(plan, runs=world.running(order.vmid)):
+            world.progress.tell(expected)
         started_s = world.reactor.seconds()
         journal = await finish(self._claim(plan))
         settling = Settling(world, journal)
@@ -53,9 +61,10 @@ class Migration:
             await Attempt(order, world, plan, journal).run()
             if order.delete:
                 await finish(announce_removal(world, journal, [str(disk.volid) for disk in plan.disks]))
-        except Exception:
-            await finish(self._tell_end(settling))
+        except Exception as error:
+            await finish(self._tell_end(settling, getattr(error, "text", "interrupted")))
             raise
+        world.progress.tell(Reached(phase=MovePhase.DONE))
         await finish(settling.end())
         moved_bytes = sum(disk.stream_bytes for disk in plan.disks)
         return Summary(len(plan.disks), moved_bytes, world.reactor.seconds() - started_s)
@@ -94,9 +103,22 @@ class Migration:
         async with machines.attached(vmid) as running:
             return Power.RUNNING if await running.status() == "running" else Power.PAUSED
 
-    async def _tell_end(self, settling: Settling) -> None:
+    async def _tell_end(self, settling: Settling, reason: str) -> None:
         """What becomes of the VM; the reason why the move came to nothing is told by whoever called."""
+        phase = MovePhase.HELD
         try:
-            await settling.end()
+            phase = MovePhase.DONE if await settling.end() is Owner.THERE else MovePhase.ROLLED_BACK
         except TunnelError as error:
             self._world.progress.say(error.text)
+        self._world.progress.tell(Reached(phase=phase, reason=reason))
+
+
+def expect_transfers(plan: Plan, *, runs: bool) -> Iterator[Expected]:
+    """What is going to be sent, with the sizes that are known now."""
+    for disk in plan.disks:
+        is_mirrored = runs and is_online(plan.conf, disk)
+        kind = TransferKind.MIRROR if is_mirrored else TransferKind.DISK
+        total_bytes = disk.size_bytes if is_mirrored else disk.stream_bytes
+        yield Expected(label=disk.label, kind=kind, total_bytes=total_bytes)
+    if runs:
+        yield Expected(label=MEMORY, kind=TransferKind.MEMORY, total_bytes=configured_bytes(plan.conf.options))

@@ -157,6 +157,10 @@ class TargetTunnel:
         """Say the last word. Args: cleanup: all that the tunnel made is to be removed."""
         await self._commands.call("quit", QUIT_S, {"cleanup": int(cleanup)})
 
+    async def report(self, fields: Mapping[str, Json]) -> None:
+        """Say how far the move is; for a target of our own. Raises: CommandRefused: it does not understand."""
+        await self._commands.call("progress", LONG_S, fields)
+
     def drop(self) -> None:
         """Break the command connection off: the target cleans up when it sees that."""
         if self._opening is not None:

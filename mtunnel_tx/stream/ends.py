@@ -281,6 +281,10 @@ class Ends:
         self._apply(FlowEvent.GIVEN_UP, reason)
         self.inward.done = self.outward.done = True
 
+    def end_by_peer(self) -> bool:
+        """The peer says, over another connection, that it has everything. Returns: so have we; it is over."""
+        return False
+
     def expire(self) -> None:
         """`due_s` has come."""
         self.due_s = None

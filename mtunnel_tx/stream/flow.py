@@ -24,6 +24,8 @@ from mtunnel_tx.wire.frames import Role
 
 log = Logger()
 
+CANCELLED = "cancelled"
+
 
 async def tell_nobody(orderly: bool) -> None:
     """For a flow whose end no route wants to hear of."""
@@ -45,7 +47,8 @@ class FlowTerms:
     websocket. ends_with_local, ends_with_peer: see ends.Ends. closed: is awaited with whether the flow ended in order.
     window_bytes: None: the flow ends with its carrier. Else it is resumable: a lost carrier parks it, and so much of
     what the peer has not acknowledged is kept at most. parked: is called with the reason when the flow has lost its
-    carrier and goes on without; resumed: when it has one again.
+    carrier and goes on without; resumed: when it has one again. park_s: how long it is parked at most, which its owner
+    sees to.
     """
 
     urgent: bool = False
@@ -55,6 +58,7 @@ class FlowTerms:
     limits: FlowLimits = field(default_factory=FlowLimits)
     closed: Callable[[bool], Awaitable[None]] = tell_nobody
     window_bytes: int | None = None
+    park_s: float = 0.0
     parked: Callable[[str], None] = ignore_parking
     resumed: Callable[[], None] = ignore_resuming
 
@@ -92,7 +96,7 @@ class Relay(Protocol):
         """
 
     def cancel(self, flow: Flow) -> None:
-        """End a flow now."""
+        """End a flow now, for its `abort_reason`."""
 
     async def stop(self) -> None:
         """End all flows, wait for their ends, give back threads."""
@@ -113,11 +117,13 @@ class Flow:
         self.released: Deferred[None] = Deferred()
         self.traffic: Traffic | None = None
         self.aborted = False
+        self.abort_reason: str | None = CANCELLED
         self.reason: str | None = None
         self._relay = relay
         self._is_started = self._is_local_closed = self._is_peer_over = False
         self._carriers = 0
         self._is_parked = False
+        self._watchers: list[tuple[Callable[[str, float], object], Callable[[], object]]] = []
         local.setblocking(False)
         grow_buffer(local)
 
@@ -144,11 +150,16 @@ class Flow:
         self.done.addCallback(tell)
         return await told
 
-    def abort(self) -> None:
-        """End both sides now."""
+    def abort(self, reason: str | None = CANCELLED) -> None:
+        """End both sides now. Args: reason: None: the peer says that it has ended in order; so it has, or it fails."""
         self.aborted = True
+        self.abort_reason = reason
         if self._is_started:
             self._relay.cancel(self)
+
+    def watch(self, parked: Callable[[str, float], object], resumed: Callable[[], object]) -> None:
+        """Have `parked` called with the reason, and for how long it may be so, and `resumed` when that is over."""
+        self._watchers.append((parked, resumed))
 
     def attach(self, peer: PeerConnection) -> None:
         """Let a connection carry the flow; one that comes when the flow is over is closed.
@@ -199,12 +210,16 @@ class Flow:
         """The flow has lost its carrier, and goes on when it is given another one."""
         self._is_parked = True
         self.terms.parked(reason)
+        for parked, _ in self._watchers:
+            parked(reason, self.terms.park_s)
 
     def carried(self) -> None:
         """The relay uses the connection that it was given last."""
         if self._is_parked:
             self._is_parked = False
             self.terms.resumed()
+            for _, resumed in self._watchers:
+                resumed()
 
     async def _close_local(self, reason: str | None) -> None:
         try:

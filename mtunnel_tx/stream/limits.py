@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BURST_S = 0.1
 SLACK_S = 0.001
@@ -28,6 +28,15 @@ class FlowLimits:
     linger_s: float = 5.0
     ping_s: float = 25.0
     rate_bytes_s: int | None = None
+
+
+LOST_S = 15.0
+"""So long may a peer acknowledge nothing before the connection of a resumable flow is lost: giving one up is cheap."""
+
+
+def impatient(limits: FlowLimits) -> FlowLimits:
+    """The limits of a flow that can have another connection."""
+    return replace(limits, dead_peer_s=min(limits.dead_peer_s, LOST_S))
 
 
 class Bucket:

@@ -124,7 +124,7 @@ class _PumpThread:
         self._order(lambda: job.running.detach(reason), job)
 
     def cancel(self, job: _PumpedFlow) -> None:
-        self._order(lambda: job.running.give_up("cancelled"), job)
+        self._order(lambda: job.running.cancel(job.flow.abort_reason), job)
 
     def stop(self) -> None:
         """End when the last flow has ended."""
@@ -360,7 +360,7 @@ class Pump:
         running = RunningFlow(flow.local, flow.terms, thread.tools)
         flow.traffic = running
         if flow.aborted:
-            running.give_up("cancelled")
+            running.cancel(flow.abort_reason)
         job = _PumpedFlow(flow, running)
         self._running.add(flow, (thread, job))
         thread.load += 1

@@ -150,7 +150,7 @@ class ReactorRelay:
     def cancel(self, flow: Flow) -> None:
         job = self._running.find(flow)
         if job is not None:
-            job.running.give_up("cancelled")
+            job.running.cancel(flow.abort_reason)
             job.move()
 
     async def stop(self) -> None:
@@ -162,6 +162,6 @@ class ReactorRelay:
         job = _ReactorFlow(self._reactor, flow, running)
         self._running.add(flow, job)
         if flow.aborted:
-            running.give_up("cancelled")
+            running.cancel(flow.abort_reason)
             job.move()
         return job

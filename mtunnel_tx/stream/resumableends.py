@@ -83,6 +83,13 @@ class ResumableEnds(Ends):
     def _has_all(self) -> bool:
         return self.inward.done and self.inward.sender is Sender.ENDED
 
+    def end_by_peer(self) -> bool:
+        if self._has_all:
+            self._is_closed = True
+            self._apply(FlowEvent.CLOSE_ANSWERED)
+            self.outward.done = True
+        return self._has_all
+
     def carrier_ended(self, reason: str) -> None:
         if self.hears:
             self._apply(FlowEvent.CARRIER_LOST, reason)

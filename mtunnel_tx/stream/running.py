@@ -192,6 +192,12 @@ class RunningFlow:
         if self.carrier is not None and self.carrier.phase is CarrierPhase.LINGERING:
             self._drop_carrier(self.carrier)
 
+    def cancel(self, reason: str | None) -> None:
+        """End both ways. Args: reason: None: the peer says that it has ended in order, and waits for nothing more."""
+        if reason is None and self.ends.end_by_peer():
+            return
+        self.give_up(reason or "the peer has ended the flow")
+
     def destroy(self, reason: str) -> None:
         """End everything without a look at the sockets, after a failure that nobody expected."""
         self.ends.outward.deaf = True

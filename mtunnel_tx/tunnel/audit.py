@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from mtunnel_tx.ports.events import TunnelEnded, TunnelEvent
+from mtunnel_tx.ports.events import FlowParked, FlowResumed, TunnelEnded, TunnelEvent
 
 log = Logger()
 
@@ -14,7 +14,9 @@ FIELDS = ("vmid", "token", "address", "end", "verdict", "bytes_in", "bytes_out",
 
 def observe(event: TunnelEvent) -> None:
     """Say who moved what, and what became of it, when a tunnel ends (ports.events.Observer)."""
-    if isinstance(event, TunnelEnded):
+    if isinstance(event, FlowParked | FlowResumed):
+        _tell_parking(event)
+    elif isinstance(event, TunnelEnded):
         log.info(
             "tunnel of VM {vmid} is over: {verdict}, {end}; {token} from {address};"
             " {bytes_in} bytes in, {bytes_out} out, {duration_s} s; {upid}",
@@ -28,3 +30,12 @@ def observe(event: TunnelEvent) -> None:
             duration_s=round(event.duration_s, 1),
             upid=event.tunnel.upid,
         )
+
+
+def _tell_parking(event: FlowParked | FlowResumed) -> None:
+    """One line for a connection that is lost, and one for the next one."""
+    facts = {"vmid": event.tunnel.vmid, "flow": event.socket.name, "upid": event.tunnel.upid}
+    if isinstance(event, FlowParked):
+        log.info("VM {vmid}, {flow}: connection lost, waiting: {reason}; {upid}", reason=event.reason, **facts)
+    else:
+        log.info("VM {vmid}, {flow}: resumed after {waited_s} s; {upid}", waited_s=round(event.waited_s, 1), **facts)

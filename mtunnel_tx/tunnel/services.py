@@ -29,6 +29,7 @@ class TunnelLimits:
     query_s: float = 5.0
     exit_s: float = 60.0
     unlocked_s: float = 86400.0
+    park_s: float = 600.0
     tunnels: int = 64
     tunnels_per_token: int = 16
     streams_per_tunnel: int = 64

@@ -55,7 +55,8 @@ class Socket:
 class SocketTable:
     """All sockets of one tunnel by wire name, and all relays that lead to them.
 
-    Args: folders: of the tunnel's own sockets, and of those that QEMU makes.
+    Args: folders: of the tunnel's own sockets, and of those that QEMU makes. `upid`: of the tunnel's task. `parked`,
+    `resumed`: are called for each flow that loses its connection, with the reason, and that has another one.
     """
 
     def __init__(
@@ -68,6 +69,9 @@ class SocketTable:
         self.routes: list[SocketRoute] = []
         self.flows = 0
         self._count_before = ByteCount(0, 0)
+        self.upid = ""
+        self.parked: Callable[[SocketRoute, str], object] = _nobody
+        self.resumed: Callable[[SocketRoute, float], object] = _nobody
         self._began: Callable[[SocketRoute], object] = _nobody
         self._ended: Callable[[SocketRoute, bool], object] = _nobody
         self._own_dir, self._machine_dir = folders
@@ -147,6 +151,7 @@ class SocketRoute:
         self.file = socket.file
         self.vmid = table.vmid
         self.token = table.token
+        self.upid = table.upid
         self.stream: TunnelFlow | None = None
         self.over: Deferred[None] = Deferred()
         self.number = 0
@@ -170,6 +175,16 @@ class SocketRoute:
     def traffic(self) -> ByteCount:
         """What it has carried up to now."""
         return ByteCount(self.stream.bytes_in, self.stream.bytes_out) if self.stream else ByteCount(0, 0)
+
+    def parked(self, reason: str) -> None:
+        """The relay goes on without a connection; a UNIX side that is over has no interest in it."""
+        if self in self._table.routes:
+            self._table.parked(self, reason)
+
+    def resumed(self, waited_s: float) -> None:
+        """It has one again."""
+        if self in self._table.routes:
+            self._table.resumed(self, waited_s)
 
     async def closed(self, *, orderly: bool) -> None:
         """The relay has ended; an importer hears of it before the UNIX socket is closed."""

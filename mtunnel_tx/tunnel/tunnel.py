@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mtunnel_tx.errors import TunnelError, Unauthenticated
-from mtunnel_tx.ports.events import FlowBegan, FlowEnded, PhaseReached, TunnelEvent, TunnelFacts, TunnelPhase
+from mtunnel_tx.ports.events import (
+    FlowBegan,
+    FlowEnded,
+    FlowParked,
+    FlowResumed,
+    PhaseReached,
+    TunnelEvent,
+    TunnelFacts,
+    TunnelPhase,
+)
 from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.tunnels import TunnelStatus
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -15,6 +24,7 @@ from mtunnel_tx.tunnel.claim import Claim
 from mtunnel_tx.tunnel.guestkind import GuestKind
 from mtunnel_tx.tunnel.imports import ImportJob
 from mtunnel_tx.tunnel.ledger import Ledger
+from mtunnel_tx.tunnel.parking import Parking
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.sockets import SocketRoute, SocketTable
 from mtunnel_tx.waiting import OwnedWork, Task
@@ -70,7 +80,10 @@ class Tunnel:
         self._state = State.WAITING
         self._phase = TunnelPhase.WAITING
         ledger.written = self._record_written
+        self.sockets.upid = task.upid
         self.sockets.watch(self._flow_began, self._flow_ended)
+        self.sockets.parked, self.sockets.resumed = self._flow_parked, self._flow_resumed
+        self.parking = Parking(services.wall, services.limits.park_s)
         self.requests = OwnedWork(f"the tunnel of {kind.layout.label} {vmid} has ended")
         self.disk_import: ImportJob | None = None
         self.drives: dict[str, str] = {}
@@ -110,7 +123,21 @@ class Tunnel:
     def _flow_began(self, route: SocketRoute) -> None:
         self.tell(FlowBegan(tunnel=self.facts, number=route.number, socket=route.kind, traffic=route.traffic))
 
+    def _flow_parked(self, route: SocketRoute, reason: str) -> None:
+        self.parking.park(route)
+        self.task.line(f"{route.kind.name}: connection lost ({reason}), waiting for another one")
+        self.tell(FlowParked(tunnel=self.facts, number=route.number, socket=route.kind, reason=reason))
+
+    def _flow_resumed(self, route: SocketRoute, waited_s: float) -> None:
+        self.parking.forget(route)
+        self.task.line(f"{route.kind.name}: resumed after {waited_s:.1f} s")
+        facts, parked_s = self.facts, self.parking.parked_s
+        self.tell(
+            FlowResumed(tunnel=facts, number=route.number, socket=route.kind, waited_s=waited_s, parked_s=parked_s)
+        )
+
     def _flow_ended(self, route: SocketRoute, orderly: bool) -> None:
+        self.parking.forget(route)
         traffic = route.traffic()
         self.tell(
             FlowEnded(tunnel=self.facts, number=route.number, socket=route.kind, traffic=traffic, orderly=orderly)
@@ -150,6 +177,8 @@ class Tunnel:
             streams=len(self.sockets.routes),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
+            parked=self.parking.flows(),
+            interrupted_s=round(self.parking.parked_s, 1),
         )
 
 

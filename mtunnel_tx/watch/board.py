@@ -15,6 +15,7 @@ from mtunnel_tx.ports.events import (
     ByteCount,
     FlowBegan,
     FlowEnded,
+    FlowResumed,
     MoveTold,
     PhaseReached,
     TunnelEnded,
@@ -22,7 +23,17 @@ from mtunnel_tx.ports.events import (
     TunnelOpened,
     TunnelPhase,
 )
-from mtunnel_tx.ports.moves import Carried, Expected, Finished, MoveEvent, MovePhase, Reached, TransferKind, Wired
+from mtunnel_tx.ports.moves import (
+    Carried,
+    Expected,
+    Finished,
+    MoveEvent,
+    MovePhase,
+    Reached,
+    TransferKind,
+    WasParked,
+    Wired,
+)
 from mtunnel_tx.watch.move import INCOMING, MoveState, apply
 from mtunnel_tx.wire.socketkinds import DISK_IMPORT, MEMORY, NBD, SocketKind
 
@@ -93,6 +104,8 @@ class Board:
                 self._begin_flow(coming, event)
             case FlowEnded():
                 self._end_flow(coming, event)
+            case FlowResumed(parked_s=parked_s):
+                self._tell(coming, WasParked(parked_s=parked_s))
             case TunnelEnded():
                 self._end(coming, event)
 

@@ -1,7 +1,7 @@
 """Moves that programs of this host send, each in a small file of its own: `RUNTIME_DIR/VMID.leaving`.
 
 A file is replaced as a whole, and never synced: it is worth nothing after a crash. It names its program, so that one
-that was killed is known. Everything here blocks.
+that was killed is known. Everything here but the recorder blocks.
 """
 
 from __future__ import annotations
@@ -9,13 +9,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.ports.clock import Threads
 from mtunnel_tx.ports.programs import Program, Programs
 from mtunnel_tx.watch.move import MoveState
 from mtunnel_tx.watch.shape import move_json, read_move
 
+log = Logger()
 SUFFIX = ".leaving"
 LARGEST_BYTES = 1 << 20
 
@@ -56,3 +63,37 @@ def _iter_leaving(runtime_dir: Path, programs: Programs) -> Iterator[MoveState]:
                 yield move
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue
+
+
+class Recorder:
+    """Writes the file of a move in a thread, the newest state only; a disk that is slow or full costs nothing else."""
+
+    def __init__(self, file: LeavingFile, threads: Threads) -> None:
+        self._file = file
+        self._threads = threads
+        self._newest: MoveState | None = None
+        self._writing: Deferred[None] | None = None
+
+    def __call__(self, state: MoveState) -> None:
+        """Write it soon."""
+        self._newest = state
+        if self._writing is None:
+            self._writing = Deferred.fromCoroutine(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._newest is not None:
+                state, self._newest = self._newest, None
+                await self._threads.run(self._file.write, state)
+        except (OSError, TunnelError) as error:
+            log.warn("what is known about the move is not written: {reason}", reason=str(error))
+        finally:
+            self._writing = None
+
+    async def close(self) -> None:
+        """The move is over: the file goes."""
+        self._newest = None
+        if self._writing is not None:
+            await self._writing
+        with suppress(OSError, TunnelError):
+            await self._threads.run(self._file.remove)

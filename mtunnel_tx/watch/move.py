@@ -18,6 +18,7 @@ from mtunnel_tx.ports.moves import (
     MoveEvent,
     MovePhase,
     NamedSource,
+    NamedTask,
     Reached,
     StoodStill,
     TransferKind,
@@ -173,6 +174,8 @@ def apply(move: MoveState, event: MoveEvent, at_s: float) -> MoveState:
             )
         case NamedSource(name=name):
             return replace(move, source=name)
+        case NamedTask(upid=upid):
+            return replace(move, upid=upid)
         case StoodStill(downtime_s=downtime_s):
             return replace(move, downtime_s=max(0.0, downtime_s))
         case WasParked(parked_s=parked_s):

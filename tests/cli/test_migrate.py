@@ -270,7 +270,7 @@ class ProgramTest(TestCase):
 class ProgressTest(SynchronousTestCase):
     def test_amounts(self):
         self.assertEqual([format_amount(n) for n in (0, 1023, 1536, 5 << 30, 3 << 50)],
-                         ["0 B", "1023 B", "1.5 KiB", "5.0 GiB", "3072.0 TiB"])  # fmt: skip
+                         ["0.0 MiB", "0.0 MiB", "0.0 MiB", "5120.0 MiB", "3221225472.0 MiB"])  # fmt: skip
         self.assertEqual(format_rate(10 << 20, 2), "5.0 MiB/s")
         self.assertEqual([format_time(s) for s in (0, 61, 3723)], ["0:00", "1:01", "1:02:03"])
 
@@ -322,7 +322,7 @@ class ProgressTest(SynchronousTestCase):
             "scsi0: sending 2.0 MiB",
             "memory: sending 4.0 MiB",
             "scsi0: 2.0 MiB of 2.0 MiB in 0:02, 1.0 MiB/s",
-            "memory: 4.0 MiB of 6.0 MiB, 682.7 KiB/s, 0:03 left",
+            "memory: 4.0 MiB of 6.0 MiB, 0.7 MiB/s, 0:03 left",
         ])  # fmt: skip
 
     def test_a_bar_for_each(self):

@@ -1,6 +1,7 @@
 """The API over real files for users and tasks, a stand-in for the tunnels, and a socket that is a buffer."""
 
 import json
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import NotFound, Unauthenticated
 from mtunnel_tx.http.api import make_site
 from mtunnel_tx.http.operation import Parts
+from mtunnel_tx.http.resumptions import ResumeLimits, Resumptions
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.ports.storage import Volume
 from mtunnel_tx.ports.tunnels import Opened
@@ -73,6 +75,14 @@ class FakeRoute:
     vmid: int
     token: str
     file: Path = Path("/nowhere")
+    upid: str = "UPID:x:"
+    said: list = field(default_factory=list)
+
+    def parked(self, reason):
+        self.said.append(reason)
+
+    def resumed(self, waited_s):
+        self.said.append(waited_s)
 
 
 @dataclass
@@ -206,6 +216,7 @@ class ApiCase(SynchronousTestCase):
         self.tasks = FileTasks(self.root, NODE, self.clock.seconds)
         self.upgraded = []
         self.upgrade_failure = None
+        self.resumptions = Resumptions(self.clock, bytes(32), os.urandom, ResumeLimits(park_s=60, parked_bytes=1000))
         self.site = make_site(self.parts(), self.clock, self.limits)
 
     def parts(self):
@@ -221,6 +232,7 @@ class ApiCase(SynchronousTestCase):
             nodes=lambda: ["other", NODE],
             fingerprint=lambda: FINGERPRINT,
             upgrader=self.upgrade,
+            resumptions=self.resumptions,
             cpu_model=lambda name: {"reported-model": "kvm64"} if name == "known" else None,
         )
 

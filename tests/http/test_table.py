@@ -11,6 +11,7 @@ UPID = f"UPID:{NODE}:00000001:00000001:6B035030:qmtunnel:300:other@pve!t1:"
 GOOD = {
     "node": "localhost",
     "vmid": "300",
+    "id": "AAAAAAAAAAAAAAAAAAAAAA",
     "storage": "local",
     "cputype": "known",
     "upid": UPID,
@@ -32,6 +33,10 @@ NEEDS = {
         "Datastore.AllocateSpace on /storage/{storage} for each of `storages`",
     ],
     "GET /nodes/{node}/qemu/{vmid}/mtunnelwebsocket": [],
+    "GET /nodes/{node}/qemu/{vmid}/mtunnelattach": [
+        "VM.Allocate on /vms/{vmid} once more, of a flow that the token may attach to",
+        "Sys.Incoming on / once more, of a flow that the token may attach to",
+    ],
     "GET /nodes/{node}/qemu/{vmid}/mtunneldigest": [],
     "GET /cluster/resources": ["VM.Audit on /vms/{vmid} for each guest that is shown"],
     "GET /nodes/{node}/storage": [

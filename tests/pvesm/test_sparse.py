@@ -118,6 +118,15 @@ class ImageTests(StreamCase):
     def test_a_length_beyond_all_bounds(self):
         self.refused(self.feed(QCOW2, header(MIB) + end(2**63)), "an impossible extent")
 
+    def test_a_length_that_only_fills_memory(self):
+        """qemu-img keeps a count for each cluster: here 8 bytes for each of 2^29."""
+        path = self.root / "small.qcow2"
+        options = "cluster_size=512,refcount_bits=64"
+        self.qemu_img("create", "-q", "-f", "qcow2", "-o", options, str(path), str(MIB))
+        data = path.read_bytes()
+        stream = header(MIB) + extent(0, data) + end(1 << 38)
+        self.refused(self.feed(QCOW2, stream), "too many clusters to be checked: 274877906944 bytes in pieces of 512")
+
     def test_snapshots_have_to_be_wanted(self):
         done = self.pvesm("import", *QCOW2, "-", given=b"")
         self.assertIn("format qcow2+sparse cannot be imported without snapshots", done.err)

@@ -105,6 +105,8 @@ class Watcher:
         self.resized = []
         self.moved = 0
         self.finished = 0
+        self.told = []
+        self.report = None
 
     def say(self, text):
         self.said.append(text)
@@ -120,3 +122,12 @@ class Watcher:
 
     def finish(self, label):
         self.finished += 1
+
+    def tell(self, event):
+        self.told.append(event)
+
+    def connect(self, report):
+        self.report = report
+
+    def disconnect(self):
+        self.report = None

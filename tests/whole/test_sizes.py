@@ -62,7 +62,7 @@ class ThinTests(SynchronousTestCase):
             "memory: 16\nname: thin\nscsi0: local:100/vm-100-disk-0.raw\nscsi1: local:100/vm-100-disk-1.qcow2\n"
         )
         done = here.run("mtunnel_tx.cli", "migrate", "100", there.endpoint, "--target-storage", "local")
-        self.assertRegex(done.stdout, r"scsi0: 64\.\d KiB of 64\.\d KiB")
+        self.assertRegex(done.stdout, r"scsi0: 0\.1 MiB of 0\.1 MiB")
         copy = there.storage / "images" / "100" / "vm-100-disk-0.raw"
         self.assertEqual((copy.stat().st_size, copy.stat().st_blocks * 512 < 1 << 20), (512 << 30, True))
         with copy.open("rb") as file:

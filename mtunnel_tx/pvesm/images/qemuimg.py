@@ -15,9 +15,10 @@ from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused, read_image_info
 from mtunnel_tx.pvesm.images.imagemap import refuse_missing_data
 
 _GIB = 1 << 30
-# `info` reads a header only; `check` needs memory for a reference count of each cluster.
-_INFO_LIMITS = ("--as=2147483648", "--cpu=60")
-_CHECK_LIMITS = (f"--as={16 * _GIB}", "--cpu=14400")
+# `info` reads a header only; `check` needs memory for a reference count of each cluster, in holes of the file too.
+_MOST_COUNTS_BYTES = _GIB
+_INFO_LIMITS = (f"--as={2 * _GIB}", "--cpu=60")
+_CHECK_LIMITS = (f"--as={2 * _GIB + _MOST_COUNTS_BYTES}", "--cpu=14400")
 _INFO_S = 120
 _CHECK_S = 24 * 3600
 _CHECK_LEAKS = 3
@@ -74,6 +75,7 @@ def _compare(told: ImageFacts, facts: ImageFacts) -> None:
 
 
 def _check(path: Path, facts: ImageFacts) -> None:
+    _refuse_many_clusters(path, facts)
     argv = ["check", "-f", facts.format, "--output=json", "--", str(path)]
     output = _run(argv, limits=_CHECK_LIMITS, timeout_s=_CHECK_S, allowed=(0, 2, _CHECK_LEAKS, _CHECK_UNSUPPORTED))
     if not output.startswith("{"):
@@ -83,6 +85,15 @@ def _check(path: Path, facts: ImageFacts) -> None:
     if faults:
         raise ImageRefused(f"qemu-img check found {faults} errors in the image")
     _refuse_missing_end(found, path, int(facts.options.get("cluster_size", 0)))
+
+
+def _refuse_many_clusters(path: Path, facts: ImageFacts) -> None:
+    """A stream of some hundred bytes can be a file of any length, of which nearly everything is a hole."""
+    if facts.format != "qcow2":
+        return
+    length, cluster_bytes = path.stat().st_size, int(facts.options["cluster_size"])
+    if length // cluster_bytes * int(facts.options["refcount_bits"]) // 8 > _MOST_COUNTS_BYTES:
+        raise ImageRefused(f"image has too many clusters to be checked: {length} bytes in pieces of {cluster_bytes}")
 
 
 def _refuse_missing_end(found: Mapping[str, Any], path: Path, cluster_bytes: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtunnel_tx.errors import TimedOut
+from mtunnel_tx.ports.moves import MovePhase, Reached
 from mtunnel_tx.source.amounts import format_rate
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.links import MemoryState, MirrorState, Running
@@ -35,6 +36,7 @@ class LiveCopy:
             return
         for key, (path, export) in mirrors.items():
             await self._running.start_mirror(key, path, export, limit_bytes_s=self._pace.disks[key])
+        self._progress.tell(Reached(phase=MovePhase.MIRROR))
         watch = MirrorWatch()
         with Meters(self._progress) as meters:
 
@@ -53,6 +55,7 @@ class LiveCopy:
         limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
         self._progress.say(self._describe_limits(max_downtime_ms))
         await self._running.start_migration(socket, **limits, auto_converge=patience.auto_converge)
+        self._progress.tell(Reached(phase=MovePhase.MEMORY))
         watch = MemoryWatch(pace.downtime_ms, max_downtime_ms)
         with Meters(self._progress) as meters:
 

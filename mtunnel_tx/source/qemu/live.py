@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.ports.moves import MovePhase, Reached, StoodStill
 from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import AGENT
@@ -88,14 +89,16 @@ class LiveMove:
         Not to be cancelled: half of it would leave the VM with nobody. Raises: TunnelError.
         """
         stopped_s = self._host.reactor.seconds()
+        self._host.progress.tell(Reached(phase=MovePhase.HAND_OVER))
         await together(self._running.complete_mirrors(), self._journal.announce("completing"))
         await self._running.switch_over()
         if drives:
             await self._tunnel.stop_nbd()
         if self._journal.departure.power is Power.RUNNING:
             await self._resume()
-            downtime_ms = 1000 * (self._host.reactor.seconds() - stopped_s)
-            self._host.progress.say(f"it runs there; downtime {downtime_ms:.0f} ms")
+            downtime_s = self._host.reactor.seconds() - stopped_s
+            self._host.progress.tell(StoodStill(downtime_s=downtime_s))
+            self._host.progress.say(f"it runs there; downtime {1000 * downtime_s:.0f} ms")
         self._forwards.close()
 
     async def _resume(self) -> None:

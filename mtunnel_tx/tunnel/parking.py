@@ -1,0 +1,48 @@
+"""The parked flows of one tunnel: which, since when, and how long there was any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mtunnel_tx.ports.tunnels import ParkedFlow
+from mtunnel_tx.wire.socketkinds import SocketKind
+
+
+class _Parkable(Protocol):
+    kind: SocketKind
+
+
+class Parking:
+    """Args: wall: seconds since the epoch. park_s: how long a flow may be parked. `times`: how often one was."""
+
+    def __init__(self, wall: Callable[[], float], park_s: float) -> None:
+        self.times = 0
+        self._wall = wall
+        self._park_s = park_s
+        self._since: dict[_Parkable, float] = {}
+        self._began_s = self._before_s = 0.0
+
+    def park(self, route: _Parkable) -> None:
+        """A flow has lost its connection."""
+        if not self._since:
+            self._began_s = self._wall()
+        self.times += 1
+        self._since[route] = self._wall()
+
+    def forget(self, route: _Parkable) -> None:
+        """It has another one, or has ended; nothing happens where it was not parked."""
+        if self._since.pop(route, None) is not None and not self._since:
+            self._before_s += self._wall() - self._began_s
+
+    @property
+    def parked_s(self) -> float:
+        """How long there was a parked flow, up to now."""
+        return self._before_s + (self._wall() - self._began_s if self._since else 0.0)
+
+    def flows(self) -> tuple[ParkedFlow, ...]:
+        """Those that are parked now."""
+        return tuple(
+            ParkedFlow(socket=route.kind.name, since=since_s, park_s=self._park_s)
+            for route, since_s in self._since.items()
+        )

@@ -1,0 +1,181 @@
+"""Attaching another connection to a flow: who may, in which order that is checked, and how long a flow waits."""
+
+from types import SimpleNamespace
+
+from twisted.internet.defer import Deferred
+from twisted.web.http import HTTPChannel
+
+from mtunnel_tx.http.resumptions import MOST_TOMBSTONES
+from mtunnel_tx.ports.events import TunnelEnded
+from mtunnel_tx.stream.flow import FlowOutcome
+from mtunnel_tx.wire.resuming import (
+    AttachClaim,
+    ResumeOffer,
+    is_asked_for,
+    make_key,
+    read_claim,
+    read_offer,
+    write_claim,
+    write_offer,
+)
+from tests.http.apicase import ApiCase, FakeRoute
+
+TOKEN = "mig@pve!t1"
+WEBSOCKET = ("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+
+
+class FakeFlow:
+    def __init__(self, kept_bytes=0):
+        self.done = Deferred()
+        self.kept_bytes = kept_bytes
+        self.aborted = False
+
+    def abort(self, reason):
+        self.aborted = True
+        self.end(orderly=False, reason="cancelled")
+
+    def end(self, *, orderly=True, reason=""):
+        self.done.callback(FlowOutcome(orderly=orderly, bytes_in=0, bytes_out=0, reason=reason))
+
+
+class AttachCase(ApiCase):
+    def flow(self, *, vmid=300, token=TOKEN, kept_bytes=0):
+        resumption = self.resumptions.begin(FakeRoute(vmid, token))
+        resumption.begin(FakeFlow(kept_bytes))
+        return resumption
+
+    def attach(self, resumption, *, vmid=300, token="t1", flow_id=None, key=None, generation=1, header=None):
+        offer = resumption.offer
+        header = header or write_claim(AttachClaim(key=key or offer.key, generation=generation))
+        wire = self.wire()
+        path = f"/api2/json/nodes/localhost/qemu/{vmid}/mtunnelattach?id={flow_id or offer.id}"
+        wire.write(self.raw("GET", path, headers=(f"Mtunnel-Resume: {header}", *WEBSOCKET), token=token))
+        return wire
+
+    def assert_refused_late(self, wire):
+        self.clock.advance(2.9)
+        self.assertTrue(wire.silent())
+        self.clock.advance(0.2)
+        self.assertEqual(wire.response().line, "HTTP/1.1 401 permission denied - no such flow")
+
+
+class WhoMayAttach(AttachCase):
+    def test_a_wrong_key_a_foreign_one_and_an_unknown_flow_look_alike(self):
+        mine, other = self.flow(), self.flow()
+        forged = make_key(bytes(31) + b"x", vmid=300, flow_id=mine.offer.id, token=TOKEN)
+        self.assert_refused_late(self.attach(mine, key=other.offer.key))
+        self.assert_refused_late(self.attach(mine, key=forged))
+        self.assert_refused_late(self.attach(mine, flow_id="AAAAAAAAAAAAAAAAAAAAAA"))
+        self.assert_refused_late(self.attach(mine, header="1; gen=1"))
+        self.assert_refused_late(self.attach(mine, header="2; key=x; gen=1"))
+
+    def test_another_tunnels_flow(self):
+        self.assert_refused_late(self.attach(self.flow(vmid=301), vmid=300))
+
+    def test_another_tokens_flow_even_with_its_key(self):
+        self.assert_refused_late(self.attach(self.flow(), token="poor"))
+
+    def test_a_token_that_was_revoked(self):
+        flow = self.flow()
+        (self.root / "priv" / "token.cfg").write_text("")
+        wire = self.attach(flow)
+        self.clock.advance(3.1)
+        self.assertIn(" 401 ", wire.response().line)
+        self.assertFalse(flow.flow.aborted)
+
+    def test_privileges_are_asked_for_again(self):
+        flow = self.flow(token="mig@pve!poor")
+        self.assertIn(" 403 Permission check failed (/, Sys.Incoming)", self.attach(flow, token="poor").response().line)
+        self.assertFalse(flow.flow.aborted)
+
+    def test_an_older_process_of_the_same_source(self):
+        flow = self.flow()
+        flow.generation = 7
+        for generation in (1, 7):
+            self.assertIn(" 409 ", self.attach(flow, generation=generation).response().line)
+
+    def test_what_became_of_a_flow_that_has_ended(self):
+        flow = self.flow()
+        flow.flow.end()
+        response = self.attach(flow).response()
+        self.assertEqual(response.line, "HTTP/1.1 410 the flow has ended: ended")
+        self.assertEqual(response.data, {"verdict": "ended", "reason": "", "orderly": True})
+        facts = SimpleNamespace(upid="UPID:x:")
+        ended = {"reason": "", "problem": None, "traffic": None, "duration_s": 1.0}
+        self.resumptions.observe(TunnelEnded(tunnel=facts, outcome="kept", **ended))
+        self.assertEqual(self.attach(flow).response().data["verdict"], "kept")
+
+    def test_the_right_one_becomes_a_websocket(self):
+        flow, left = self.flow(), []
+        self.patch(HTTPChannel, "requestDone", lambda channel, request: left.append(request))
+        self.attach(flow, generation=3)
+        self.clock.advance(0)
+        self.assertEqual((len(left), flow.generation), (1, 3))
+
+    def test_without_an_upgrade(self):
+        flow = self.flow()
+        header = write_claim(AttachClaim(key=flow.offer.key, generation=1))
+        path = f"/nodes/localhost/qemu/300/mtunnelattach?id={flow.offer.id}"
+        self.assertIn(" 400 ", self.ask("GET", path, headers=(f"Mtunnel-Resume: {header}",)).line)
+
+
+class HowLongAFlowWaits(AttachCase):
+    def test_one_that_nobody_comes_for_is_aborted(self):
+        flow = self.flow()
+        flow.parked("end of file")
+        self.clock.advance(59)
+        self.assertFalse(flow.flow.aborted)
+        self.clock.advance(2)
+        self.assertTrue(flow.flow.aborted)
+        self.assertEqual(flow.route.said, ["end of file"])
+
+    def test_one_that_goes_on_has_its_whole_time_again(self):
+        flow = self.flow()
+        for _ in range(3):
+            flow.parked("reset")
+            self.clock.advance(50)
+            flow.resumed()
+        self.clock.advance(1000)
+        self.assertFalse(flow.flow.aborted)
+        self.assertEqual(flow.route.said, ["reset", 50.0] * 3)
+
+    def test_the_largest_goes_where_all_keep_too_much(self):
+        small, large, live = self.flow(kept_bytes=300), self.flow(kept_bytes=600), self.flow(kept_bytes=5000)
+        for flow in (small, large):
+            flow.parked("reset")
+        self.assertFalse(large.flow.aborted)
+        third = self.flow(kept_bytes=300)
+        third.parked("reset")
+        self.assertEqual([flow.flow.aborted for flow in (small, large, live, third)], [False, True, False, False])
+
+    def test_tombstones_are_few_and_go(self):
+        flows = [self.flow() for _ in range(MOST_TOMBSTONES + 1)]
+        for flow in flows:
+            flow.flow.end()
+        self.assert_refused_late(self.attach(flows[0]))
+        self.assertIn(" 410 ", self.attach(flows[1]).response().line)
+        self.clock.advance(61)
+        self.flow().flow.end()
+        self.assert_refused_late(self.attach(flows[1]))
+
+
+class Headers(ApiCase):
+    def test_they_are_read_as_they_were_written(self):
+        offer = ResumeOffer(id="abc_-", key="KEY", window_bytes=1 << 24, park_s=600.0)
+        self.assertEqual(write_offer(offer), "1; id=abc_-; key=KEY; window=16777216; park=600")
+        self.assertEqual(read_offer(write_offer(offer)), offer)
+        claim = AttachClaim(key="KEY", generation=2)
+        self.assertEqual(read_claim(write_claim(claim)), claim)
+        self.assertNotIn("KEY", repr((offer, claim)))
+
+    def test_everything_else_is_no_offer(self):
+        for text in (None, "", "1", "2; id=a; key=b; window=1000000; park=1", "1; id=a; key=b; window=x; park=1"):
+            self.assertIsNone(read_offer(text), text)
+        for text in ("1; id=a; key=b; window=1; park=nan", "1; id=a b; key=b; window=1; park=1"):
+            self.assertIsNone(read_offer(text), text)
+        for text in (None, "1; key=a", "1; key=a; gen=0", "1; key=a; gen=-1", "1; key=a; gen=99999999999", "1; gen=1"):
+            self.assertIsNone(read_claim(text), text)
+
+    def test_versions(self):
+        self.assertEqual([is_asked_for(text) for text in ("1", "2, 1")], [True, True])
+        self.assertEqual([is_asked_for(text) for text in ("2", "", None)], [False, False, False])
