@@ -81,7 +81,6 @@ async def _send(here: QemuMachines, incoming: Incoming) -> float:
     async with here.attached(HERE) as running:
         await running.start_mirror("scsi0", incoming.nbd_socket, "drive-scsi0")
         await running.until_ready()
-        await running.write_through()
         await running.start_migration(incoming.migrate_socket)
         await running.until_switchover()
         await running.complete_mirrors()

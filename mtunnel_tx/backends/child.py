@@ -18,9 +18,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtunnel_tx.backends.outputpipe import LONGEST_OUTPUT_BYTES, OutputPipe
-from mtunnel_tx.backends.sessions import kill_session
 from mtunnel_tx.checks import clean_lines
 from mtunnel_tx.errors import BackendFailed, TimedOut, os_reason
+from mtunnel_tx.sessions import kill_session
 from mtunnel_tx.waiting import Occasion, in_time
 
 log = Logger()

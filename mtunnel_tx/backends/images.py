@@ -59,6 +59,19 @@ async def find_facts(reactor: Any, file: ImageFile, env: Mapping[str, str]) -> I
     return _with_base(file, read_image_info(json.loads(output[output.find("{") :])))
 
 
+async def measure_written(reactor: Any, path: str, format: str, env: Mapping[str, str]) -> int | None:
+    """How large a new qcow2 image of what an image shows would be; None: its format has no map.
+
+    To be asked of images only that stand alone (`find_facts`). Raises: BackendFailed, TimedOut.
+    """
+    if format not in _WITH_HEADER:
+        return None
+    argv = [*_LIMITS, "qemu-img", "measure", "-U", "-f", format, "-O", "qcow2", "--output=json", path]
+    output = await run(reactor, argv, env, _INFO_S, name="qemu-img measure")
+    required: int = json.loads(output[output.find("{") :])["required"]
+    return required
+
+
 def _look(file: ImageFile) -> ImageFacts:
     """Blocks, and opens that file alone. Raises: BackendFailed, ImageRefused."""
     with _held(file) as held:

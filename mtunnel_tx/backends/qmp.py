@@ -25,6 +25,7 @@ from mtunnel_tx.waiting import within
 
 log = Logger()
 LINE_BYTES = 16 << 20
+_OUT_OF_BAND = "oob"
 CALL_S = 10.0
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Takes an event's name and data."""
@@ -51,6 +52,7 @@ class Monitor(LineProtocol):
     def __init__(self, reactor: Any) -> None:
         super().__init__()
         self.version: Mapping[str, Any] = {}
+        self.capabilities: tuple[str, ...] = ()
         self.greeted: Deferred[None] = Deferred()
         self._reactor = reactor
         self._numbers = count(1)
@@ -63,9 +65,18 @@ class Monitor(LineProtocol):
         """Whether the connection is lost."""
         return self._loss is not None
 
-    async def call(self, command: str, arguments: Mapping[str, Any] | None = None, *, wait_s: float = CALL_S) -> Any:
+    async def call(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        wait_s: float = CALL_S,
+        urgent: bool = False,
+    ) -> Any:
         """Run one command.
 
+        Args: urgent: QEMU runs it at once, even while its other work stands still; few commands can be (`allow-oob`
+            in QEMU's schema).
         Returns: QEMU's `return`. Raises: QmpCommandFailed; TimedOut: a later reply is dropped; MonitorLost.
         """
         if self._loss is not None:
@@ -73,7 +84,8 @@ class Monitor(LineProtocol):
         number = next(self._numbers)
         reply: Deferred[Any] = Deferred()
         self._pending[number] = (command, reply)
-        self._send({"execute": command, "arguments": dict(arguments or {}), "id": number})
+        verb = "exec-oob" if urgent and _OUT_OF_BAND in self.capabilities else "execute"
+        self._send({verb: command, "arguments": dict(arguments or {}), "id": number})
         try:
             return await within(self._reactor, wait_s, reply, f"QEMU did not answer '{command}' within {wait_s:g} s")
         finally:
@@ -105,6 +117,7 @@ class Monitor(LineProtocol):
             self._tell(str(message["event"]), message.get("data", {}))
         elif "QMP" in message:
             self.version = message["QMP"].get("version", {}).get("qemu", {})
+            self.capabilities = tuple(message["QMP"].get("capabilities", ()))
             _fire(self.greeted)
         else:
             self._settle(message)
@@ -157,7 +170,8 @@ async def connect_monitor(reactor: Any, path: Path, wait_s: float = CALL_S) -> M
     try:
         late = f"QEMU did not greet within {wait_s:g} s"
         await within(reactor, end_s - reactor.seconds(), monitor.greeted, late)
-        await monitor.call("qmp_capabilities", wait_s=max(0.1, end_s - reactor.seconds()))
+        wanted = {"enable": [name for name in monitor.capabilities if name == _OUT_OF_BAND]}
+        await monitor.call("qmp_capabilities", wanted, wait_s=max(0.1, end_s - reactor.seconds()))
     except BaseException:
         monitor.close()
         raise

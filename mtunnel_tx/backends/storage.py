@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
 from mtunnel_tx.backends.files import CachedFile
-from mtunnel_tx.backends.images import ImageFile, find_facts, unusable
+from mtunnel_tx.backends.images import ImageFile, find_facts, measure_written, unusable
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.extents import FileExtents, measure_extents
@@ -178,6 +178,12 @@ class PvesmStorage:
         path = await self._file(volid)
         found: FileExtents | None = None if path is None else await self._in_thread(_measure, path)
         return found
+
+    async def written_bytes(self, volid: str) -> int | None:
+        """See ports.Storage. Raises: BackendFailed, TimedOut."""
+        path = await self._file(volid)
+        format = "" if path is None else parse_dir_volume(parse_volume_id(volid).name).format
+        return None if path is None else await measure_written(self._reactor, path, format, self._environ)
 
     async def digest(self, volid: str, *, content: bool = False) -> str:
         """See ports.Storage. Raises: BackendFailed, TimedOut."""

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtunnel_tx.backends.access import changed_access, read_users
-from mtunnel_tx.cli.table import print_table
+from mtunnel_tx.cli.output import add_json, answer, fail
+from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
 from mtunnel_tx.pve.roles import BUILTIN_ROLES
@@ -26,10 +27,13 @@ def configure(subparsers: Any) -> None:
     _add_entry_arguments(add)
     add.add_argument("--no-propagate", dest="propagate", action="store_false", help="on this path only, none below")
     add.set_defaults(run=run, act=_add, pveum=_pveum_add)
-    actions.add_parser("list", help="show all entries").set_defaults(run=run, act=_list, pveum=_pveum_list)
+    listing = actions.add_parser("list", help="show all entries")
+    listing.set_defaults(run=run, act=_list, pveum=_pveum_list)
     remove = actions.add_parser("remove", help="take a role away")
     _add_entry_arguments(remove)
     remove.set_defaults(run=run, act=_remove, pveum=_pveum_remove)
+    for parser in (add, listing, remove):
+        add_json(parser)
 
 
 def _add_entry_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +49,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             return _point_to_pveum(args.pveum(args))
         args.act(args, settings)
     except TunnelError as error:
-        print(f"mtunnel: {error.text}", file=sys.stderr)
-        return 1
+        return fail(args, error, "mtunnel")
     return 0
 
 
@@ -101,22 +104,27 @@ def _exists(users: UserConfig, member: str) -> bool:
 def _add(args: argparse.Namespace, settings: Settings) -> None:
     with changed_access(settings.pve_dir) as access:
         grant(access.users, args.path, args.member, args.role, propagate=args.propagate)
+    answer(args, {})
 
 
 def _remove(args: argparse.Namespace, settings: Settings) -> None:
     with changed_access(settings.pve_dir) as access:
         revoke(access.users, args.path, args.member, args.role)
+    answer(args, {})
 
 
-def _list(_args: argparse.Namespace, settings: Settings) -> None:
+def _list(args: argparse.Namespace, settings: Settings) -> None:
     users = read_users(settings.pve_dir, warn_of_line)
-    rows = [
-        (path, member, role, "yes" if propagates else "no")
+    entries = [
+        (path, member, role, propagates)
         for path, members in sorted(users.acl.items())
         for member, roles in sorted(members.items())
         for role, propagates in sorted(roles.items())
     ]
-    print_table([("PATH", "MEMBER", "ROLE", "PROPAGATES"), *rows])
+    names = ("path", "member", "role", "propagates")
+    rows = [(*entry[:3], "yes" if entry[3] else "no") for entry in entries]
+    table = format_table([("PATH", "MEMBER", "ROLE", "PROPAGATES"), *rows])
+    answer(args, {"entries": [dict(zip(names, entry, strict=True)) for entry in entries]}, *table)
 
 
 def warn_of_line(reason: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import socket
+from dataclasses import asdict
 from typing import Any
 
 from mtunnel_tx.backends.access import token_file
 from mtunnel_tx.backends.files import read_text, refusal
+from mtunnel_tx.cli.output import add_json, answer
 from mtunnel_tx.config import ConfigError, Settings
 from mtunnel_tx.config.listening import read_listener
 from mtunnel_tx.errors import NotFound
@@ -28,12 +30,15 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("--host", help="name or address under which the source sees this host (default: our own name)")
     parser.add_argument("--port", type=int, help="port (default: the first one in `listen`)")
     parser.add_argument("--token", metavar="USER@REALM!TOKENID", help="default: the only one there is")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print the endpoint. Returns: the exit code."""
-    print(format_endpoint(make_endpoint(settings, args.token, args.host, args.port)))
+    endpoint = make_endpoint(settings, args.token, args.host, args.port)
+    text = format_endpoint(endpoint)
+    answer(args, {"endpoint": text, **asdict(endpoint)}, text)
     return 0
 
 

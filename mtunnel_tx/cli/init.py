@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mtunnel_tx.backends.access import changed_access, user_file
 from mtunnel_tx.backends.files import create_file, make_folder, refusal
@@ -24,6 +25,7 @@ from mtunnel_tx.cli.answers import (
     read_token,
 )
 from mtunnel_tx.cli.endpoint import make_endpoint
+from mtunnel_tx.cli.output import add_json, answer
 from mtunnel_tx.cli.token import add_token
 from mtunnel_tx.config import (
     ConfigError,
@@ -72,6 +74,7 @@ def configure(subparsers: Any) -> None:
     parser.add_argument("--token", type=read_token, metavar="USER@REALM!TOKENID", help="make a token that may send VMs")
     parser.add_argument("--host", metavar="HOST", help="name or address by which a source reaches this host")
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    add_json(parser)
     parser.set_defaults(run=run, load=find_place)
 
 
@@ -91,17 +94,20 @@ def run(args: argparse.Namespace, place: InitPlace) -> int:
         token=args.token,
         host=args.host,
     )
-    settings, answers = configured(place, answers, asks=not args.yes and can_ask())
+    out = sys.stderr if args.json else None
+    settings, answers = configured(place, answers, asks=not (args.yes or args.json) and can_ask(), out=out)
     for path in prepare(settings, answers.storage):
-        print(f"made {path}")
-    print(f"state: {settings.state_dir}")
-    print(f"ready: twistd -n mtunnel --config {settings.file}")
-    if answers.token not in (None, NOBODY):
-        print(_endpoint(settings, str(answers.token), answers.host))
+        print(f"made {path}", file=out)
+    endpoint = None if answers.token in (None, NOBODY) else _endpoint(settings, str(answers.token), answers.host)
+    ready = (f"state: {settings.state_dir}", f"ready: twistd -n mtunnel --config {settings.file}")
+    places = {"state_dir": str(settings.state_dir), "config": str(settings.file), "endpoint": endpoint}
+    answer(args, places, *ready, *([endpoint] if endpoint else []))
     return 0
 
 
-def configured(place: InitPlace, answers: InitAnswers, *, asks: bool) -> tuple[Settings, InitAnswers]:
+def configured(
+    place: InitPlace, answers: InitAnswers, *, asks: bool, out: TextIO | None = None
+) -> tuple[Settings, InitAnswers]:
     """Write the configuration where there is none, then read it. Raises: ConfigError: it says otherwise already."""
     host = this_host(place.environ)
     if is_there(place.file):
@@ -115,7 +121,7 @@ def configured(place: InitPlace, answers: InitAnswers, *, asks: bool) -> tuple[S
         answers = ask(replace(answers, runtime_dir=placed.runtime_dir), host, default)
         placed = place_beside(place.file, host, answers)
     for made in _make_file(place.file, example_file(placed.settings()), 0o644):
-        print(f"made {made}")
+        print(f"made {made}", file=out)
     return load_settings(place.file, place.environ), placed
 
 

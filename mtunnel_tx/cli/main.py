@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "migrate": "send a virtual machine to another host",
     "vm": "make, import, run, change and remove the VMs of a host without Proxmox",
     "status": "show the tunnels of the running daemon",
+    "watch": "show how far moves are, while they run",
     "history": "show the moves that are over",
     "settle": "end what was left open about a VM",
     "drain": "let the daemon end when its last tunnel has ended",
@@ -35,19 +39,41 @@ COMMANDS: Mapping[str, str] = {
 
 # Of an endpoint everything up to the next comma, however it is misspelled; else what stands behind a token's name.
 _SECRETS = re.compile(r"(apitoken(?=[\s=:%]))[^,]*|((?:!|%21)[\w.-]+(?:=|%3d))[^,\s]*", re.I)
+_LOUDNESS = {"quiet": "print errors only, and what --json asks for", "verbose": "print the log, too"}
 CONFIG_HELP = "configuration file; else $MTUNNEL_CONFIG, else the default one (docs/operations.md)"
 
 
+_CHOICE = re.compile(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", re.S)
+
+
 class Parser(argparse.ArgumentParser):
-    """Takes `--config` wherever it stands: each subcommand's parser is one of these too."""
+    """Takes common options wherever they stand: each subcommand's parser is one of these too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self.add_argument("--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help=CONFIG_HELP)
+        for name, text in _LOUDNESS.items():
+            self.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Each parser refuses itself what it does not know, so that its own usage is shown."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            known = list(self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{_suggest(rest[0].partition('=')[0], known)}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Usage and reason; an endpoint that stands in the wrong place must not show its secret."""
+        if choice := _CHOICE.fullmatch(message):
+            message += _suggest(choice[1], re.findall(r"[\w-]+", choice[2]))
         super().error(_SECRETS.sub(r"\1\2…", message))
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    """What was probably meant, as the end of a message."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:
@@ -82,9 +108,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = make_parser(find_command(argv)).parse_args(argv)
     try:
-        load = getattr(args, "load", load_settings)
-        return int(args.run(args, load(getattr(args, "config", None), os.environ)))
+        with _loudness(args):
+            load = getattr(args, "load", load_settings)
+            status = int(args.run(args, load(getattr(args, "config", None), os.environ)))
+            sys.stdout.flush()
+            return status
     except TunnelError as error:
+        if getattr(args, "json", False):
+            print(json.dumps({"success": False, "msg": error.text}))
+            return 1
         return _fail(error.text)
     except BrokenPipeError:
         _forget_output()
@@ -93,6 +125,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(os_reason(error))
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _loudness(args: argparse.Namespace) -> Iterator[None]:
+    """Do what --quiet and --verbose ask for."""
+    if getattr(args, "verbose", False):
+        from twisted.logger import globalLogBeginner, textFileLogObserver
+
+        observer: Any = textFileLogObserver(sys.stderr)
+        globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    if not getattr(args, "quiet", False) or getattr(args, "json", False):
+        yield
+        return
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _fail(reason: str) -> int:

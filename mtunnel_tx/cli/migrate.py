@@ -3,45 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import socket
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 
-from mtunnel_tx.checks import clean
-from mtunnel_tx.cli.program import FAILED, USAGE, read_vmid, run_reactor
+from mtunnel_tx.checks import clean, split_list
+from mtunnel_tx.cli.dialling import make_dial
+from mtunnel_tx.cli.look import format_size, show, show_failure
+from mtunnel_tx.cli.output import FAILED
+from mtunnel_tx.cli.program import USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, make_display
 from mtunnel_tx.cli.reporting import begin_state, reported
 from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
-from mtunnel_tx.http.client import open_stream, pinned_agent
+from mtunnel_tx.http.client import pinned_agent
 from mtunnel_tx.ports.events import ByteCount
-from mtunnel_tx.pve.maps import Endpoint, Map, parse_endpoint, parse_map
+from mtunnel_tx.pve.maps import SAME_NAMES, Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
-from mtunnel_tx.source.amounts import describe_pace, format_amount
+from mtunnel_tx.source.amounts import describe_pace
 from mtunnel_tx.source.links import ProgressListener
 from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
-from mtunnel_tx.source.patience import MAX_DOWNTIME_S, OnTimeout, Patience
+from mtunnel_tx.source.outages import Outages
+from mtunnel_tx.source.patience import MAX_DOWNTIME_S, SWITCH_S, OnTimeout, Patience
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint, token_id
 from mtunnel_tx.stream.flow import Flow
-from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.watch.reporter import Reporter
+from mtunnel_tx.watch.shape import move_json
 
 LONGEST_S = 1e6
+_RATE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)([KMG]?)", re.ASCII | re.IGNORECASE)
 ENDPOINT_VARIABLE = "MTUNNEL_ENDPOINT"
-LIMITS = FlowLimits(half_close_s=3600.0)
-"""A target that has a disk to flush may end its stream late; what counts is what its import says."""
 
 _DESCRIPTION = """\
 Send a VM to another host, to Proxmox VE or to mtunnel-tx: a stopped one, or with --online a running one. The VM here
@@ -63,15 +68,15 @@ def configure(subparsers: Any) -> None:
         help="send a virtual machine to another host",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        usage="mtunnel migrate VMID [ENDPOINT] --target-storage MAP [options]",
+        usage="mtunnel migrate VMID [ENDPOINT] [--target-storage MAP] [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("vmid", metavar="VMID", type=read_vmid)
     parser.add_argument("endpoint", metavar="ENDPOINT", nargs="?", help="where to, and with which API token")
     parser.add_argument("--endpoint-file", type=Path, metavar="FILE", help="read ENDPOINT from the first line of FILE")
     _add_target(parser)
-    parser.add_argument("--bwlimit", type=read_limit, metavar="KIB", help="KiB/s, 0 for no limit")
-    parser.add_argument("--dry-run", action="store_true", help="only say what stands in the way; change nothing")
+    parser.add_argument("--bwlimit", type=read_limit, metavar="RATE", help="KiB/s, or 10M for MiB/s; 0 for no limit")
+    _add_look(parser)
     parser.add_argument("--delete", action="store_true", help="remove the VM here once the target has it")
     parser.add_argument("--online", action="store_true", help="move it while it runs")
     parser.add_argument(
@@ -86,14 +91,30 @@ def configure(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_look(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would become of it and what stands in the way"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="say nothing but how it ended, or with --dry-run what was found"
+    )
+    parser.add_argument(
+        "--drop",
+        type=split_list,
+        default=(),
+        metavar="KEY,...",
+        help="leave keys out of the config that is sent, e.g. args,hookscript,affinity",
+    )
+
+
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-vmid", type=read_vmid, metavar="N", help="the VMID there (default: the same)")
     parser.add_argument(
         "--target-storage",
         type=read_map,
-        required=True,
+        default=SAME_NAMES,
         metavar="MAP",
-        help="storages: HERE:THERE,... or THERE for all",
+        help="storages: HERE:THERE,... or THERE for all (default: the same names)",
     )
     parser.add_argument(
         "--target-bridge", type=read_map, metavar="MAP", help="bridges, in the same way (default: the same names)"
@@ -113,6 +134,14 @@ def _add_patience(parser: argparse.ArgumentParser) -> None:
         default=MAX_DOWNTIME_S,
         metavar="S",
         help=f"raise its downtime in steps, up to so many seconds (default: {MAX_DOWNTIME_S:g})",
+    )
+    online.add_argument(
+        "--switch-timeout",
+        type=read_seconds,
+        default=SWITCH_S,
+        metavar="S",
+        help="let it run on here if what is left cannot be sent within so many seconds of its standing still "
+        f"(default: {SWITCH_S:g})",
     )
     online.add_argument("--auto-converge", action="store_true", help="slow its guest down")
     online.add_argument(
@@ -148,10 +177,11 @@ def read_map(text: str) -> Map:
 
 
 def read_limit(text: str) -> int:
-    """A limit in KiB/s from the command line."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of KiB/s")
-    return int(text)
+    """A limit from the command line, `10240`, `10M` or `1.5G`. Returns: KiB/s, rounded up."""
+    found = _RATE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of KiB/s, nor one with K, M or G behind it")
+    return int((Decimal(found[1]) * 1024 ** "KMG".index(found[2].upper() or "K")).to_integral_value(ROUND_CEILING))
 
 
 def find_endpoint(args: argparse.Namespace, environ: Mapping[str, str]) -> Endpoint:
@@ -178,15 +208,22 @@ def _read_line(path: Path) -> str:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns: the exit status."""
     try:
+        if args.json and not args.dry_run:
+            raise BadRequest("--json needs --dry-run")
         endpoint = find_endpoint(args, os.environ)
     except BadRequest as error:
         print(f"mtunnel migrate: {error.text}", file=sys.stderr)
         return USAGE
     from twisted.internet import reactor
 
-    with make_display(sys.stdout, reactor) as display:
+    with make_display(sys.stdout, reactor, is_silent=args.json) as display:
         job = Job(reactor, settings, endpoint, display)
-        return run_reactor(reactor, lambda: job.run(make_order(args), dry_run=args.dry_run), _NOTICE, job.hurry)
+        if args.dry_run:
+            return run_reactor(reactor, lambda: job.look(make_order(args), as_json=args.json), _NOTICE, job.hurry)
+        status = run_reactor(reactor, lambda: job.run(make_order(args)), _NOTICE, job.hurry)
+    if args.json:
+        print(json.dumps(job.answer(), indent=2))
+    return status
 
 
 def make_order(args: argparse.Namespace) -> Order:
@@ -202,8 +239,10 @@ def make_order(args: argparse.Namespace) -> Order:
         drop_snapshots=args.drop_snapshots,
         target_format=args.target_format,
         strict_space=args.strict_space,
+        drop=tuple(dict.fromkeys(args.drop)),
         patience=Patience(
             max_downtime_s=args.max_downtime,
+            switch_s=args.switch_timeout,
             auto_converge=args.auto_converge,
             timeout_s=args.timeout,
             on_timeout=args.on_timeout,
@@ -221,17 +260,12 @@ async def opened_world(
     """
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
-
-    async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
-        flow = await open_stream(
-            reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
-        )
-        flows.append(flow)
-        return flow
+    outages = Outages(reactor, progress.say)
+    dial = make_dial(reactor, endpoint, relay, outages, flows)
 
     try:
         parts = await source_parts(reactor, settings, progress)
-        yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial)
+        yield SourceWorld(**parts, target=make_target(reactor, endpoint), dial=dial, outages=outages)
     finally:
         await relay.stop()
 
@@ -258,17 +292,25 @@ class Job:
         self._display = display
         self._impatient: Deferred[None] = Deferred()
         self._flows: list[Flow] = []
+        self._reporter: Reporter | None = None
+        self._reasons: list[str] = []
 
     def hurry(self) -> None:
         """Wait for the target no more; once."""
         self._impatient.callback(None)
 
-    async def run(self, order: Order, *, dry_run: bool) -> int:
-        """Returns: the exit status."""
+    def answer(self) -> Mapping[str, Any]:
+        """How it ended, for --json."""
+        move = move_json(self._reporter.state) if self._reporter else None
+        return {"success": not self._reasons, "msg": "; ".join(self._reasons), "move": move}
+
+    async def run(self, order: Order) -> int:
+        """Move the VM. Returns: the exit status."""
         try:
             async with self._reported(order) as reporter, self._opened(reporter) as world:
+                self._reporter = reporter
                 self._impatient.chainDeferred(world.impatient)
-                await (self._check(order, world) if dry_run else self._migrate(order, world))
+                await self._migrate(order, world)
         except Obstructed as error:
             for obstacle in error.obstacles:
                 self._complain(obstacle)
@@ -281,10 +323,29 @@ class Job:
             return FAILED
         return 0
 
-    def _reported(self, order: Order) -> AbstractAsyncContextManager[Reporter]:
+    async def look(self, order: Order, *, as_json: bool) -> int:
+        """Show what would become of the VM, and what stands in the way. Returns: the exit status."""
+        try:
+            async with self._reported(order, is_recorded=False) as reporter, self._opened(reporter) as world:
+                self._impatient.chainDeferred(world.impatient)
+                report = await Migration(order, world).check()
+        except Obstructed as error:
+            report = error.report
+        except TunnelError as error:
+            if as_json:
+                show_failure(error.text)
+            else:
+                self._complain(error.text)
+            return FAILED
+        show(report, as_json=as_json)
+        for obstacle in () if as_json else report.obstacles:
+            self._complain(obstacle)
+        return FAILED if report.obstacles else 0
+
+    def _reported(self, order: Order, *, is_recorded: bool = True) -> AbstractAsyncContextManager[Reporter]:
         where = {"host": self._endpoint.host, "token": token_id(self._endpoint)}
         state = begin_state(self._settings, order.vmid, order.target_vmid, **where)
-        return reported(self._reactor, self._settings, self._display, state, self._count)
+        return reported(self._reactor, self._settings, self._display, state, self._count, is_recorded=is_recorded)
 
     def _opened(self, progress: ProgressListener) -> AbstractAsyncContextManager[SourceWorld]:
         return opened_world(self._reactor, self._settings, self._endpoint, progress, self._flows)
@@ -292,21 +353,14 @@ class Job:
     def _count(self) -> ByteCount:
         return ByteCount(sum(flow.bytes_in for flow in self._flows), sum(flow.bytes_out for flow in self._flows))
 
-    async def _check(self, order: Order, world: SourceWorld) -> None:
-        plan = await Migration(order, world).check()
-        size = format_size(len(plan.disks), sum(disk.stream_bytes for disk in plan.disks))
-        self._display.say(f"nothing stands in the way: {size}, to node '{clean(plan.node)}'")
-
     async def _migrate(self, order: Order, world: SourceWorld) -> None:
         summary = await Migration(order, world).run()
         size = format_size(summary.disks, summary.size_bytes)
         pace = describe_pace(summary.size_bytes, summary.seconds)
         self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} {pace}")
+        if world.outages is not None and world.outages.times:
+            self._display.say(world.outages.summary())
 
     def _complain(self, text: str) -> None:
+        self._reasons.append(clean(text))
         print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
-
-
-def format_size(disks: int, size_bytes: int) -> str:
-    """`2 disks, 1536.0 MiB`."""
-    return f"{disks} {'disk' if disks == 1 else 'disks'}, {format_amount(size_bytes)}"

@@ -1,9 +1,18 @@
-"""Where commands say something: to somebody who may have left."""
+"""How commands say something: to programs, to people, and to somebody who may have left."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import sys
+from collections.abc import Mapping
 from typing import Any, TextIO
+
+from mtunnel_tx.checks import clean
+from mtunnel_tx.errors import TunnelError
+
+FAILED = 1
 
 
 class Forgiving:
@@ -35,3 +44,26 @@ class Forgiving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._out, name)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Let a command answer as JSON (`answer`)."""
+    parser.add_argument("--json", action="store_true", help="answer as one JSON object (docs/operations.md)")
+
+
+def answer(args: argparse.Namespace, data: Mapping[str, Any], *lines: str) -> None:
+    """What a command has done: `data` with --json, else lines for people."""
+    if args.json:
+        print(json.dumps({"success": True, **data}, indent=2))
+        return
+    for line in lines:
+        print(line)
+
+
+def fail(args: argparse.Namespace, error: TunnelError, name: str) -> int:
+    """Say why a command failed: as JSON where that was asked for, else on standard error. Returns: the exit status."""
+    if getattr(args, "json", False):
+        print(json.dumps({"success": False, "msg": clean(error.text)}))
+    else:
+        print(f"{name}: {clean(error.text)}", file=sys.stderr)
+    return FAILED

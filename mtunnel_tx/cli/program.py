@@ -12,10 +12,9 @@ from typing import Any, TextIO, cast
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from mtunnel_tx.cli.output import Forgiving
+from mtunnel_tx.cli.output import FAILED, Forgiving
 from mtunnel_tx.net.reactor import prepare
 
-FAILED = 1
 USAGE = 2
 SIGNALLED = 128
 

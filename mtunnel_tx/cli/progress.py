@@ -144,7 +144,35 @@ class Bars:
         self._progress.stop_task(self._tasks.pop(label))
 
 
-def make_display(out: TextIO, clock: Clock) -> Display:
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def say(self, text: str) -> None:
+        """Not a line."""
+
+    def begin(self, label: str, total_bytes: int) -> None:
+        """A stream begins."""
+
+    def advance(self, label: str, size_bytes: int) -> None:
+        """More of it has gone out."""
+
+    def resize(self, label: str, total_bytes: int) -> None:
+        """Its end has moved."""
+
+    def finish(self, label: str) -> None:
+        """The stream has ended, well or not."""
+
+
+def make_display(out: TextIO, clock: Clock, *, is_silent: bool = False) -> Display:
     """Bars where somebody watches, lines for a file or a pipe."""
+    if is_silent:
+        return Silent()
     forgiving: Any = Forgiving(out)
     return Bars(Console(file=forgiving)) if out.isatty() else Lines(forgiving, clock)

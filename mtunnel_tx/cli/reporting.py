@@ -16,9 +16,9 @@ from mtunnel_tx.local import make_history
 from mtunnel_tx.ports.events import ByteCount
 from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 from mtunnel_tx.watch.history import FinishedMove
-from mtunnel_tx.watch.leaving import LeavingFile, Recorder
+from mtunnel_tx.watch.leaving import LeavingFile, Recorder, remove_dead
 from mtunnel_tx.watch.move import OUTGOING, MoveState
-from mtunnel_tx.watch.reporter import Reporter, StreamDisplay
+from mtunnel_tx.watch.reporter import Reporter, StreamDisplay, ignore
 
 
 def begin_state(settings: Settings, vmid: int, target_vmid: int | None = None, *, host: str, token: str) -> MoveState:
@@ -38,14 +38,27 @@ def begin_state(settings: Settings, vmid: int, target_vmid: int | None = None, *
 
 @asynccontextmanager
 async def reported(
-    reactor: Any, settings: Settings, display: StreamDisplay, state: MoveState, wire: Callable[[], ByteCount]
+    reactor: Any,
+    settings: Settings,
+    display: StreamDisplay,
+    state: MoveState,
+    wire: Callable[[], ByteCount],
+    *,
+    is_recorded: bool,
 ) -> AsyncIterator[Reporter]:
-    """Report a move; at its end it is in the history, where it came to more than a check."""
+    """Report a move; at its end it is in the history, where it came to more than a check.
+
+    Args: is_recorded: `mtunnel status` shows it.
+    """
     threads = ReactorThreads(reactor, reactor.getThreadPool())
     with suppress(TunnelError):
         make_private_directory(settings.runtime_dir)
-    recorder = Recorder(LeavingFile(settings.runtime_dir, state.vmid, HostPrograms().this()), threads)
-    reporter = Reporter(display, reactor, time.time, state, wire=wire, changed=recorder)
+    programs = HostPrograms()
+    recorder = Recorder(LeavingFile(settings.runtime_dir, state.vmid, programs.this()), threads)
+    if is_recorded:
+        await threads.run(remove_dead, settings.runtime_dir, programs)
+    changed = recorder if is_recorded else ignore
+    reporter = Reporter(display, reactor, time.time, state, wire=wire, changed=changed)
     reporter.start()
     try:
         yield reporter

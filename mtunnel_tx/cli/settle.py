@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import FileJournal
-from mtunnel_tx.checks import clean
-from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
+from mtunnel_tx.cli.output import add_json, answer, fail
+from mtunnel_tx.cli.program import read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Lines
 from mtunnel_tx.cli.reporting import begin_state
 from mtunnel_tx.cli.sourcehost import source_parts
@@ -51,45 +51,46 @@ def configure(subparsers: Any) -> None:
     choice = parser.add_mutually_exclusive_group()
     for name, text in _CHOICES:
         choice.add_argument(f"--{name}", dest="choice", action="store_const", const=name, help=text)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns: the exit code."""
     if args.choice in ("resume", "discard"):
-        return _settle_coming(settings, args.vmid, discard=args.choice == "discard")
+        return _settle_coming(settings, args, discard=args.choice == "discard")
     from twisted.internet import reactor
 
-    return run_reactor(reactor, lambda: _settle_leaving(reactor, settings, args.vmid, args.choice))
+    return run_reactor(reactor, lambda: _settle_leaving(reactor, settings, args))
 
 
-def _settle_coming(settings: Settings, vmid: int, *, discard: bool) -> int:
+def _settle_coming(settings: Settings, args: argparse.Namespace, *, discard: bool) -> int:
     """Tell the daemon, print which volumes stay."""
-    reply = ask_daemon(settings, {"cmd": "settle", "vmid": vmid, "discard": discard}, PATIENCE_S)
-    print(f"VM {vmid} is settled")
-    for volid in reply["left"]:
-        print(f"volume {volid} stays")
+    reply = ask_daemon(settings, {"cmd": "settle", "vmid": args.vmid, "discard": discard}, PATIENCE_S)
+    left = [str(volid) for volid in reply["left"]]
+    stays = [f"volume {volid} stays" for volid in left]
+    answer(args, {"vmid": args.vmid, "left": left}, f"VM {args.vmid} is settled", *stays)
     return 0
 
 
-async def _settle_leaving(reactor: Any, settings: Settings, vmid: int, choice: str | None) -> int:
+async def _settle_leaving(reactor: Any, settings: Settings, args: argparse.Namespace) -> int:
+    vmid, out = args.vmid, sys.stderr if args.json else sys.stdout
     decisions = {"here": Owner.HERE, "there": Owner.THERE}
     try:
-        host = SourceHost(**await source_parts(reactor, settings, _make_listener(reactor, settings, vmid)))
+        host = SourceHost(**await source_parts(reactor, settings, _make_listener(reactor, settings, vmid, out)))
         try:
-            await settle(host, vmid, decisions.get(choice or ""))
+            await settle(host, vmid, decisions.get(args.choice or ""))
         except NotFound as error:
             raise _other_side(reactor, settings, vmid, error) from error
     except TunnelError as error:
-        print(f"mtunnel settle: {clean(error.text)}", file=sys.stderr)
-        return FAILED
-    print(f"VM {vmid} is settled")
+        return fail(args, error, "mtunnel settle")
+    answer(args, {"vmid": vmid, "left": []}, f"VM {vmid} is settled")
     return 0
 
 
-def _make_listener(reactor: Any, settings: Settings, vmid: int) -> Reporter:
+def _make_listener(reactor: Any, settings: Settings, vmid: int, out: TextIO) -> Reporter:
     """Nothing is sent any more: only lines are shown."""
-    return Reporter(Lines(sys.stdout, reactor), reactor, time.time, begin_state(settings, vmid, host="", token=""))
+    return Reporter(Lines(out, reactor), reactor, time.time, begin_state(settings, vmid, host="", token=""))
 
 
 def _other_side(reactor: Any, settings: Settings, vmid: int, error: NotFound) -> TunnelError:

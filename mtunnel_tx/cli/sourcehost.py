@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from functools import partial
@@ -19,7 +20,9 @@ from mtunnel_tx.source.links import ProgressListener
 
 async def source_parts(reactor: Any, settings: Settings, progress: ProgressListener) -> dict[str, Any]:
     """The fields of a SourceHost. Raises: TunnelError: this host's VMs cannot be found."""
-    storage, threads = make_storage(reactor, settings), ReactorThreads(reactor, reactor.getThreadPool())
+    # Known by another name than the daemon's children, which it ends when it starts again.
+    storage = make_storage(reactor, settings, owner=f"{settings.state_dir}/leaving:{os.getpid()}")
+    threads = ReactorThreads(reactor, reactor.getThreadPool())
     standalone = settings.profile == "standalone"
     # Where running VMs are Proxmox's, its own source sends them.
     machines = make_machines(threads, settings, storage) if standalone else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +25,7 @@ from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.net.controlsocket import ask
 from mtunnel_tx.net.reactor import prepare
 from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.source.amounts import format_time
 from mtunnel_tx.source.journal import describe_standing
 from mtunnel_tx.tunnel.ledger import fold
 from mtunnel_tx.watch.leaving import read_leaving
@@ -121,6 +122,8 @@ def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
     if status["tunnels"]:
         console.print(_table(status["tunnels"], now))
+        for line in _parked_lines(status["tunnels"], now):
+            console.print(Text(line), soft_wrap=True)
     else:
         console.print("no tunnels")
     if moves := [read_move(move) for move in status.get("moves", [])]:
@@ -129,6 +132,14 @@ def show(status: Mapping[str, Any], now: datetime, console: Console) -> None:
         console.print(Text(f"VM {vmid} waits for 'mtunnel settle {vmid}': {reason}"), soft_wrap=True)
     for vmid, text in status.get("departures", {}).items():
         console.print(Text(f"VM {vmid} {text}"), soft_wrap=True)
+
+
+def _parked_lines(tunnels: list[dict[str, Any]], now: datetime) -> Iterator[str]:
+    """`VM 200: memory has lost its connection, waiting (0:12 of 10:00)`."""
+    for tunnel in tunnels:
+        for flow in tunnel.get("parked", ()):
+            waited = f"{format_time(now.timestamp() - flow['since'])} of {format_time(flow['park_s'])}"
+            yield f"VM {tunnel['vmid']}: {flow['socket']} has lost its connection, waiting ({waited})"
 
 
 def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:

@@ -9,9 +9,3 @@ def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table, its columns as wide as they need, two blanks apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Show a table on standard output."""
-    for line in format_table(rows):
-        print(line)

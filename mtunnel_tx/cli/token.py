@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
 from mtunnel_tx.backends.access import AccessFiles, changed_access, read_users
 from mtunnel_tx.checks import clean
 from mtunnel_tx.cli.acl import ROLE_HELP, grant, pveum_entry, read_member, read_path, run, warn_of_line
-from mtunnel_tx.cli.table import print_table
+from mtunnel_tx.cli.output import add_json, answer
+from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import NotFound, WrongState
 from mtunnel_tx.pve.users import ROOT, Token, User, split_token_id
@@ -30,18 +33,20 @@ def configure(subparsers: Any) -> None:
     """Add `token` to the commands of `mtunnel`."""
     parser = subparsers.add_parser("token", help="make, list and remove API tokens")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    _configure_add(
-        actions.add_parser(
-            "add",
-            help="make a token and print its secret, once",
-            description=_ADD_HELP,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    add = actions.add_parser(
+        "add",
+        help="make a token and print its secret, once",
+        description=_ADD_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions.add_parser("list", help="show all tokens").set_defaults(run=run, act=_list, pveum=_pveum_list)
+    _configure_add(add)
+    listing = actions.add_parser("list", help="show all tokens")
+    listing.set_defaults(run=run, act=_list, pveum=_pveum_list)
     remove = actions.add_parser("remove", help="remove a token with its rights; its user stays")
     remove.add_argument("token", type=read_token_id, help="USER@REALM!TOKENID")
     remove.set_defaults(run=run, act=_remove, pveum=_pveum_remove)
+    for parser in (add, listing, remove):
+        add_json(parser)
 
 
 def _configure_add(add: argparse.ArgumentParser) -> None:
@@ -110,23 +115,30 @@ def _add(args: argparse.Namespace, settings: Settings) -> None:
     token = Token(expires_s=args.expire, privsep=args.privsep, comment=args.comment)
     with changed_access(settings.pve_dir) as access:
         secret = add_token(access, args.token, token, role=args.role, path=args.path)
-    print(f"PVEAPIToken={args.token}={secret}")
+    answer(args, {"token": args.token, "secret": secret}, f"PVEAPIToken={args.token}={secret}")
     print("mtunnel: keep this line, it is not shown again", file=sys.stderr)
 
 
 def _remove(args: argparse.Namespace, settings: Settings) -> None:
     with changed_access(settings.pve_dir) as access:
         remove_token(access, args.token)
+    answer(args, {})
 
 
-def _list(_args: argparse.Namespace, settings: Settings) -> None:
+def _list(args: argparse.Namespace, settings: Settings) -> None:
     users = read_users(settings.pve_dir, warn_of_line)
-    rows = [
-        (f"{user_id}!{name}", str(token.expires_s or "never"), "yes" if token.privsep else "no", clean(token.comment))
+    tokens = [
+        {"token": f"{user_id}!{name}", **asdict(token)}
         for user_id, user in sorted(users.users.items())
         for name, token in sorted(user.tokens.items())
     ]
-    print_table([("TOKEN", "EXPIRES", "PRIVSEP", "COMMENT"), *rows])
+    table = format_table([("TOKEN", "EXPIRES", "PRIVSEP", "COMMENT"), *map(_row, tokens)])
+    answer(args, {"tokens": tokens}, *table)
+
+
+def _row(token: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    expires = str(token["expires_s"] or "never")
+    return str(token["token"]), expires, "yes" if token["privsep"] else "no", clean(token["comment"])
 
 
 def _pveum_add(args: argparse.Namespace) -> list[list[str]]:

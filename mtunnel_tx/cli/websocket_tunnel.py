@@ -17,7 +17,7 @@ from twisted.logger import (
 )
 
 from mtunnel_tx.cli.program import run_reactor
-from mtunnel_tx.http.client import open_stream
+from mtunnel_tx.http.redial import open_lasting_stream
 from mtunnel_tx.source.helper.orders import Websocket
 from mtunnel_tx.source.helper.program import Helper
 from mtunnel_tx.stream.flow import Flow
@@ -62,7 +62,7 @@ async def _serve(reactor: Any) -> int:
     relay = ReactorRelay(reactor)
 
     async def open_websocket(websocket: Websocket, sock: socket.socket) -> Flow:
-        return await open_stream(reactor, websocket.endpoint, websocket.path_query, sock, relay=relay)
+        return await open_lasting_stream(reactor, websocket.endpoint, websocket.path_query, sock, relay=relay)
 
     helper = Helper(reactor, open_websocket)
     StandardIO(helper, reactor=reactor)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sized
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from mtunnel_tx.waiting import Quota
 from mtunnel_tx.watch.board import Board
 from mtunnel_tx.watch.history import HistoryObserver
+from mtunnel_tx.watch.metrics import LiveFacts, Metrics
+from mtunnel_tx.watch.timedjournal import TimedJournal
 from mtunnel_tx.wire.resuming import HEADER, is_asked_for
 from mtunnel_tx.workers.pool import WorkerPool
 from mtunnel_tx.workers.program import WorkerProgram
@@ -70,21 +72,32 @@ class Composition:
 
 
 def compose(
-    reactor: Any, settings: Settings, *, pool: ThreadPool, tls: TlsContext, relay: Relay, make_journal: MakeJournal
+    reactor: Any,
+    settings: Settings,
+    *,
+    pool: ThreadPool,
+    tls: TlsContext,
+    relay: Relay,
+    make_journal: MakeJournal,
+    workers: Callable[[], Sized],
 ) -> Composition:
-    """Join everything; nothing is started. Args: pool: for work with files. Raises: WrongState: no key for tickets."""
+    """Join everything; nothing is started.
+
+    Args: pool: for work with files. workers: the processes that carry streams. Raises: WrongState: no key for tickets.
+    """
     threads = ReactorThreads(reactor, pool)
     guests = make_guests(threads, settings)
     storage = make_storage(reactor, settings)
     tasks = FileTasks(settings.state_dir, settings.node, time.time)
     machines = _make_machines(threads, settings, guests, storage)
     board = Board(settings.node, time.time)
+    metrics = Metrics(reactor.seconds)
     services = Services(
         access=FileAccess(settings.pve_dir, time.time),
         guests=guests,
         storage=storage,
         hypervisor=machines,
-        journal=make_journal(threads, settings.state_dir),
+        journal=TimedJournal(make_journal(threads, settings.state_dir), time.monotonic, metrics.appended),
         tasks=tasks,
         child_turn=_make_child_turn(settings.limits),
         clock=reactor,
@@ -97,14 +110,27 @@ def compose(
         runtime_dir=settings.runtime_dir,
         machine_dir=settings.machine_dir,
         limits=settings.limits.of(TunnelLimits),
-        observers=Observers(audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board),
+        observers=Observers(
+            audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board, metrics
+        ),
     )
     registry = Registry(services)
+    metrics.look_at(_live_facts(registry, workers))
+    moves = Moves(board, reactor, threads, settings.runtime_dir, metrics.was_late)
     resumptions = _make_resumptions(reactor, settings)
     services.observers.add(resumptions.observe)
     parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay, resumptions)
-    moves = Moves(board, reactor, threads, settings.runtime_dir)
+    parts = replace(parts, moves=moves.as_json, counting=metrics)
     return Composition(registry=registry, parts=parts, machines=machines, moves=moves)
+
+
+def _live_facts(registry: Registry, workers: Callable[[], Sized]) -> LiveFacts:
+    return LiveFacts(
+        tunnels=lambda: len(registry.live()),
+        held=lambda: len(registry.held),
+        workers=lambda: len(workers()),
+        is_draining=lambda: registry.draining,
+    )
 
 
 def _make_parts(

@@ -12,8 +12,6 @@ from mtunnel_tx.errors import BadRequest, WrongState
 from mtunnel_tx.net.controlsocket import ControlCommand
 from mtunnel_tx.stream.native import find_native
 from mtunnel_tx.tunnel.registry import Registry
-from mtunnel_tx.watch.move import MoveState
-from mtunnel_tx.watch.shape import move_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +28,7 @@ class Control:
     workers: Callable[[], Sequence[Mapping[str, int]]]
     is_recovered: Callable[[], bool]
     end: Callable[[], None]
-    moves: Callable[[], Awaitable[Sequence[MoveState]]]
+    moves: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
 
     def commands(self) -> Mapping[str, ControlCommand]:
         """By their names."""
@@ -45,7 +43,7 @@ class Control:
             "relay": find_native().summary(),
             "draining": self.registry.draining,
             "tunnels": [asdict(tunnel) for tunnel in self.registry.live()],
-            "moves": [move_json(move) for move in await self.moves()],
+            "moves": await self.moves(),
             "held": {str(vmid): reason for vmid, reason in sorted(self.registry.held.items())},
         }
 

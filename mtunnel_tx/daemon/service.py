@@ -108,12 +108,13 @@ class Daemon(Service):
             tls=self._tls,
             relay=self._relay,
             make_journal=self._make_journal,
+            workers=self._workers.status if self._workers else list,
         )
 
     def _make_control(self, composition: Composition) -> Control:
         return Control(
             registry=composition.registry,
-            moves=composition.moves.all,
+            moves=composition.moves.as_json,
             addresses=self._listeners.addresses,
             workers=self._workers.status if self._workers else list,
             is_recovered=lambda: self.registry is not None,
@@ -123,7 +124,7 @@ class Daemon(Service):
     async def _listen(self, parts: Parts) -> None:
         limits = self._settings.limits
         site = self._site = make_site(parts, self._reactor, limits)
-        admission = Admission(limits, self._reactor)
+        admission = Admission(limits, self._reactor, parts.counting.refused)
         factory: Any = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, admission=admission)
         if self._workers is not None:
             factory = self._workers.factory(site, admission)

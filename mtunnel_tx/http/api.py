@@ -43,6 +43,15 @@ log = Logger()
 
 REFUSAL_S = 3.0
 MOST_DELAYED = 256
+_REASONS = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    409: "wrong_state",
+    501: "not_implemented",
+    503: "busy",
+}
+"""What refusals are called in metrics; every other one is `failed`."""
 
 
 def make_site(parts: Parts, reactor: Any, limits: Limits | None = None) -> Site:
@@ -124,7 +133,12 @@ class ApiResource(Resource):
             log.failure("unexpected failure in an HTTP request")
             reply = error_reply(TunnelError("internal error"))
         if reply is not None and not visit.is_over:
+            self._count_refusal(reply)
             send(visit.request, reply)
+
+    def _count_refusal(self, reply: Reply) -> None:
+        if reply.status >= BadRequest.status:
+            self._parts.counting.refused(_REASONS.get(reply.status, "failed"))
 
     async def _answer(self, visit: Visit) -> Reply | None:
         destination = self._find_elsewhere(visit.request)
@@ -177,6 +191,7 @@ class ApiResource(Resource):
         passed_on = elsewhere is not None and elsewhere.has_passed_on(request, address)
         if request.getHeader(b"authorization") is not None and not passed_on:
             self._logins.fail(address)
+            self._parts.counting.login_failed()
 
     async def _dispatch(self, visit: Visit, rights: Rights) -> Reply | None:
         request = visit.request

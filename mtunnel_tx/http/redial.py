@@ -31,7 +31,7 @@ log = Logger()
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 TRY_S = 20.0
 """For name, connection, TLS and answer of one try."""
-STEADY_S = 5.0
+STEADY_S = 0.5
 """A connection that lived so long was a good one: the next pause is a short one again."""
 SOCKET_CALL, ATTACH_CALL = "mtunnelwebsocket", "mtunnelattach"
 

@@ -114,6 +114,9 @@ class Storage(Protocol):
     async def extents(self, volid: str) -> FileExtents | None:
         """How much of a volume's file is no hole; None on a storage without files. Raises: BackendFailed."""
 
+    async def written_bytes(self, volid: str) -> int | None:
+        """About how much a copy of what an image shows would take, by its own map; None: it has none."""
+
     async def digest(self, volid: str, *, content: bool = False) -> str:
         """Returns: SHA-256 of the volume's file, hex; or of its `content`: of its stream `raw+size`, size included."""
 

@@ -17,10 +17,14 @@ DEFAULT_PORT = 8006
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Names at the source to names at the target; `default` is for all, then there are no others."""
+    """Names at the source to names at the target; `default` is for all, then there are no others.
+
+    `is_identity`: everything is called the same there.
+    """
 
     entries: Mapping[str, str]
     default: str | None = None
+    is_identity: bool = False
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -29,13 +33,16 @@ class Map:
 
     def target(self, name: str) -> str:
         """The name at the target. Raises: BadRequest: there is none."""
-        found = self.entries.get(name, self.default)
+        found = name if self.is_identity else self.entries.get(name, self.default)
         if found is None:
             raise BadRequest(f"no target for '{clean(name)}' in the map '{self}'")
         return found
 
     def __str__(self) -> str:
         return self.default or ",".join(f"{source}:{target}" for source, target in self.entries.items())
+
+
+SAME_NAMES = Map({}, is_identity=True)
 
 
 def parse_map(text: str) -> Map:

@@ -18,6 +18,7 @@ from mtunnel_tx.source.departure import Power, Stage
 from mtunnel_tx.source.disks import Shipment, Shipping
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.journal import DepartureJournal
+from mtunnel_tx.source.leftout import without
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.pace import Pace, agree
@@ -141,7 +142,12 @@ class Attempt:
         """A tunnel, and its end: what is left there after a failure is removed where that can harm nobody."""
         world = self._world
         tunnel = TargetTunnel(
-            world.reactor, world.target, world.dial, node=self._plan.node, vmid=self._order.target_vmid
+            world.reactor,
+            world.target,
+            world.dial,
+            node=self._plan.node,
+            vmid=self._order.target_vmid,
+            outages=world.outages,
         )
         world.impatient.addCallback(lambda _: tunnel.drop())
         try:
@@ -165,7 +171,8 @@ class Attempt:
         """The storages and bridges that the VM will use there, each once."""
         order, plan = self._order, self._plan
         storages = dict.fromkeys(order.storages.target(disk.volid.storage) for disk in plan.disks)
-        bridges = dict.fromkeys(order.bridge(name) for name in find_bridges(plan.conf))
+        sent = without(plan.conf, order.drop)
+        bridges = dict.fromkeys(order.bridge(name) for name in find_bridges(sent))
         return list(storages), list(bridges)
 
     async def _leave(self, tunnel: TargetTunnel) -> None:
@@ -234,8 +241,10 @@ class Attempt:
 
     async def _define(self, tunnel: TargetTunnel, volids: Mapping[str, str]) -> None:
         order = self._order
-        conf = rewrite_config(self._plan.conf, volids, order.bridge, order.storages.target)
-        await tunnel.set_config(conf, self._world.guests.read_firewall(order.vmid))
+        sent = without(self._plan.conf, order.drop)
+        conf = rewrite_config(sent, volids, order.bridge, order.storages.target)
+        firewall = self._world.guests.read_firewall(order.vmid)
+        await tunnel.set_config(conf, firewall, order.drop if self._plan.checked else ())
 
     async def _compare(self, volids: Mapping[str, str]) -> None:
         """Raises: BackendFailed: a disk there is not the disk here."""

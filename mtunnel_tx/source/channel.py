@@ -15,7 +15,8 @@ from twisted.python.failure import Failure
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
-from mtunnel_tx.source.links import Json, Reactor
+from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.source.links import Json
 from mtunnel_tx.waiting import within
 
 LINE_LIMIT_BYTES = 4 << 20
@@ -37,7 +38,7 @@ class CommandChannel(LineReceiver):
     delimiter = b"\n"
     MAX_LENGTH = LINE_LIMIT_BYTES
 
-    def __init__(self, clock: Reactor) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._owed: deque[Deferred[bytes]] = deque()
         self._lost: TunnelError | None = None

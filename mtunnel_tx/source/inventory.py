@@ -35,8 +35,9 @@ class SourceDisk:
 
     `keys` are the config keys that name it, `name` its bare name (`vm-100-disk-0.raw`, `vm-100-disk-0`), `format` that
     of its image, `becomes` that of the image there, `offers` what it can be sent as, the preferred pair first. Measured
-    later: `size_bytes` is its virtual size, `data_bytes` what of it is no hole, `stream_bytes` the length of its
-    stream, `sparse_bytes` that of a sparse one; `mirrored` whether QEMU copies it while the VM runs; `inside` names of
+    later: `size_bytes` is its virtual size, `data_bytes` what will be written of it, `shown_bytes` the same
+    where not the file is copied but what its map has, `stream_bytes` the length of its stream, `sparse_bytes` that of a
+    sparse one; `mirrored` whether QEMU copies it while the VM runs; `inside` names of
     what is kept in the image beside the disk, by kind (`snapshots`, `bitmaps`).
     """
 
@@ -50,6 +51,7 @@ class SourceDisk:
     inside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     size_bytes: int = 0
     data_bytes: int = 0
+    shown_bytes: int = 0
     stream_bytes: int = 0
     sparse_bytes: int = 0
 
@@ -83,8 +85,9 @@ class SourceDisk:
             self,
             becomes=becomes,
             offers=offers,
+            data_bytes=self.shown_bytes,
             stream_bytes=self.size_bytes + HEADER_BYTES,
-            sparse_bytes=self.data_bytes + HEADER_BYTES,
+            sparse_bytes=self.shown_bytes + HEADER_BYTES,
         )
 
     @property

@@ -139,10 +139,14 @@ class Running(Protocol):
 
     async def until_ready(self, told: Callable[[Sequence[Any]], Awaitable[None]]) -> None: ...
 
-    async def write_through(self) -> None: ...
+    async def mirrors(self) -> Sequence[Any]:
+        """How far the copy of each disk is. Raises: BackendFailed: one has failed."""
+
+    async def slow_down(self, drive: str, limit_bytes_s: int) -> None:
+        """Let the guest write no faster to a disk that is mirrored."""
 
     async def complete_mirrors(self) -> None:
-        """End the mirrors of a VM that stands still; each leaves a complete copy."""
+        """End the mirrors of a VM that stands still; each leaves a complete copy. Raises: TimedOut: too late."""
 
     async def end_mirrors(self) -> None:
         """End the mirrors at once, whatever their copies are."""
@@ -153,11 +157,14 @@ class Running(Protocol):
 
     async def limit(self, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None: ...
 
-    async def until_switchover(self, told: Callable[[Any], Awaitable[None]]) -> MemoryState:
-        """Wait until the VM stands still and only the rest of its memory is to be sent."""
+    async def until_switchover(self, told: Callable[[Any], Awaitable[None]], *, limit_s: float) -> MemoryState:
+        """Wait until the VM stands still and only the rest of its memory is to be sent.
 
-    async def switch_over(self) -> None:
-        """Send the rest; from now on the target may have the whole state."""
+        Raises: TimedOut: its disks were not level in time; they have `limit_s` until the end of `complete_mirrors`.
+        """
+
+    async def switch_over(self, *, limit_s: float) -> None:
+        """Send the rest; from now on the target may have the whole state. Raises: TimedOut: not within `limit_s`."""
 
     async def migration(self) -> str:
         """What `query-migrate` says, `none` before it was ever told to migrate."""

@@ -19,6 +19,7 @@ from mtunnel_tx.source.owner import Owner
 from mtunnel_tx.source.qemu.live import is_online
 from mtunnel_tx.source.qemu.meters import MEMORY
 from mtunnel_tx.source.removal import announce_removal
+from mtunnel_tx.source.report import Report
 from mtunnel_tx.source.settling import Settling
 from mtunnel_tx.source.survey import Survey
 from mtunnel_tx.waiting import finish
@@ -40,9 +41,10 @@ class Migration:
         self._order = order
         self._world = world
 
-    async def check(self) -> Plan:
+    async def check(self) -> Report:
         """Look, and touch nothing. Raises: Obstructed: everything that stands in the way."""
-        return await Survey(self._order, self._world).plan(ask_privileges=True)
+        _, report = await Survey(self._order, self._world).plan(thorough=True)
+        return report
 
     async def run(self) -> Summary:
         """Move the VM.
@@ -51,7 +53,7 @@ class Migration:
         """
         world, order = self._world, self._order
         await finish_earlier(world, order.vmid)
-        plan = await Survey(order, world).plan()
+        plan = await self._plan()
         for expected in expect_transfers(plan, runs=world.running(order.vmid)):
             world.progress.tell(expected)
         started_s = world.reactor.seconds()
@@ -68,6 +70,14 @@ class Migration:
         await finish(settling.end())
         moved_bytes = sum(disk.stream_bytes for disk in plan.disks)
         return Summary(len(plan.disks), moved_bytes, world.reactor.seconds() - started_s)
+
+    async def _plan(self) -> Plan:
+        plan, report = await Survey(self._order, self._world).plan()
+        for text in report.remarks:
+            self._world.progress.say(text)
+        for key in report.dropped:
+            self._world.progress.say(f"{key}: is left out (--drop)")
+        return plan
 
     async def _claim(self, plan: Plan) -> DepartureJournal:
         """The journal first, then the lock in the config. Raises: WrongState: somebody was there first."""

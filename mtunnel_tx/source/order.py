@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred
 
+from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.maps import Map
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial
+from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.patience import PATIENCE, Patience
 from mtunnel_tx.source.target import TargetApi
 
@@ -23,7 +26,7 @@ class Order:
     here once the target has it. `online`: move it while it runs. `drop_snapshots`: even where snapshots and bitmaps in
     its images are lost by that. `target_format`: the image format there; None: the same, where the storage there has
     it, else that storage's usual one. `patience`: how long it may take then. `strict_space`: the target must have room
-    for all that the disks can become.
+    for all that the disks can become. `drop`: keys of the config that are not sent.
     """
 
     vmid: int
@@ -36,27 +39,51 @@ class Order:
     drop_snapshots: bool = False
     target_format: str | None = None
     strict_space: bool = False
+    drop: tuple[str, ...] = ()
     patience: Patience = PATIENCE
 
     def bridge(self, name: str) -> str:
         """What a bridge is called at the target. Raises: BadRequest: not in the map."""
         return name if self.bridges is None else self.bridges.target(name)
 
+    def bridge_or_same(self, name: str) -> str:
+        """The same for a look that goes on: a name that is not in the map stands for itself."""
+        return _try(self.bridge, name)
+
+    def storage_or_same(self, name: str) -> str:
+        """The same for a storage."""
+        return _try(self.storages.target, name)
+
+
+def _try(ask: Callable[[str], str], name: str) -> str:
+    try:
+        return ask(name)
+    except BadRequest:
+        return name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceWorld(SourceHost):
-    """Both hosts: this one, and the other one's API and websockets. `impatient`: fires when nobody wants to wait."""
+    """Both hosts: this one, and the other one's API and websockets.
+
+    `impatient`: fires when nobody wants to wait. `outages`: of the websockets.
+    """
 
     target: TargetApi
     dial: Dial
     impatient: Deferred[None] = field(default_factory=Deferred)
+    outages: Outages | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a survey found: all that is sent, the target's node, and what it says it is (`repoid`)."""
+    """What a survey found: all that is sent, the target's node, and what it says it is (`repoid`).
+
+    `conf`: the config as it is here. `checked`: the target has looked at it (`mtunnelcheck`).
+    """
 
     conf: GuestConfig
     disks: tuple[SourceDisk, ...]
     node: str
     repoid: str
+    checked: bool = False

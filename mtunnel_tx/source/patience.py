@@ -7,6 +7,8 @@ from enum import Enum
 
 MAX_DOWNTIME_S = 10.0
 """Up to which the downtime is raised where nobody says."""
+SWITCH_S = 10.0
+"""How long it stands still for a network that is lost, where nobody says."""
 
 
 class OnTimeout(Enum):
@@ -20,12 +22,15 @@ class OnTimeout(Enum):
 class Patience:
     """How long disks and memory may take.
 
+    `switch_s`: from when the VM stands still, its disks have so long to become level, and the rest of its memory so
+    long beyond the downtime to be sent; then it runs on here.
     `max_downtime_s`: how long the VM may stand still for the rest of its memory, where that changes too fast.
     `auto_converge`: QEMU may slow the guest down until it does not. `timeout_s`: for disks and memory together; None:
     no limit. `on_timeout`: the move is given up, or the VM stands still until it is there.
     """
 
     max_downtime_s: float = MAX_DOWNTIME_S
+    switch_s: float = SWITCH_S
     auto_converge: bool = False
     timeout_s: float | None = None
     on_timeout: OnTimeout = OnTimeout.ABORT

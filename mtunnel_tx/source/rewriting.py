@@ -18,8 +18,12 @@ Rename = Callable[[str], str]
 
 def find_bridges(conf: GuestConfig) -> Iterator[str]:
     """The bridges that the network cards of a VM are on, each once."""
-    names = (_bridge(value) for key, value in sorted(conf.options.items()) if _NET.fullmatch(key))
-    return iter(dict.fromkeys(name for name in names if name))
+    return iter(dict.fromkeys(name for _, name in iter_bridges(conf) if name))
+
+
+def iter_bridges(conf: GuestConfig) -> Iterator[tuple[str, str | None]]:
+    """Each network card by its key, and its bridge, if it has one."""
+    return ((key, _bridge(value)) for key, value in sorted(conf.options.items()) if _NET.fullmatch(key))
 
 
 def _bridge(net: str) -> str | None:

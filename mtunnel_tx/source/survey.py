@@ -1,28 +1,36 @@
 """Looks at both hosts before anything is changed, and names everything that stands in the way.
 
-Only GET requests: nothing at the target notices.
+Nothing is made at the target: an mtunnel-tx makes its own checks, of another one its API is asked what it tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
-from mtunnel_tx.extents import FileExtents
-from mtunnel_tx.pve.drive import TPM_STATE_BYTES
+from mtunnel_tx.pve.findings import Findings, Severity, subject_of
 from mtunnel_tx.pve.guestconf import GuestConfig
-from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
-from mtunnel_tx.source.inventory import HEADER_BYTES, SourceDisk, custom_cpu, find_disks, find_obstacles
+from mtunnel_tx.source.inventory import SourceDisk, custom_cpu, find_disks, find_obstacles
 from mtunnel_tx.source.journal import check_abandoned, find_departure
+from mtunnel_tx.source.leftout import find_undroppable, without
+from mtunnel_tx.source.measuring import Measuring, find_losses
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.owner import describe
 from mtunnel_tx.source.qemu.live import is_online
-from mtunnel_tx.source.rewriting import find_bridges
-from mtunnel_tx.source.target import NotImplementedThere, TargetUnreachable, objects
+from mtunnel_tx.source.report import DiskPlace, DiskReport, Report, SidedFinding, estimate_s
+from mtunnel_tx.source.rewriting import find_bridges, iter_bridges
+from mtunnel_tx.source.target import (
+    NotImplementedThere,
+    TargetUnreachable,
+    TooLongForTarget,
+    is_ours,
+    objects,
+)
+from mtunnel_tx.source.targetcheck import TargetCheck
+from mtunnel_tx.source.targetrights import TargetRights
 from mtunnel_tx.source.targetstorages import TargetStorages
 from mtunnel_tx.source.tunnel import read_text
 
@@ -32,9 +40,10 @@ T = TypeVar("T")
 class Obstructed(WrongState):
     """Something stands in the way of a migration; `obstacles` has one sentence for each."""
 
-    def __init__(self, obstacles: Sequence[str]) -> None:
-        super().__init__("; ".join(obstacles))
-        self.obstacles = tuple(obstacles)
+    def __init__(self, report: Report) -> None:
+        super().__init__("; ".join(report.obstacles))
+        self.obstacles = report.obstacles
+        self.report = report
 
 
 class Survey:
@@ -43,47 +52,72 @@ class Survey:
     def __init__(self, order: Order, world: SourceWorld) -> None:
         self._order = order
         self._world = world
-        self._obstacles: dict[str, None] = {}
+        self._here = Findings()
+        self._there = Findings()
+        self._unknown: list[str] = []
+        self._destinations: Mapping[str, DiskPlace] = {}
+        self._target: dict[str, str] = {}
+        self._checked = False
 
-    async def plan(self, *, ask_privileges: bool = False) -> Plan:
+    async def plan(self, *, thorough: bool = False) -> tuple[Plan, Report]:
         """Check all that can be checked.
 
-        Args: ask_privileges: also ask what a tunnel's own answers would tell: what the token may do, which bridges
-                there are. A target that does not say is no obstacle.
+        Args: thorough: also ask a Proxmox target which bridges there are, which its tunnel tells in time as well.
         Raises: Obstructed: with everything that stands in the way; NotFound: there is no such VM here.
         """
         conf = self._world.guests.read(self._order.vmid)
-        disks = await self._look_here(conf)
-        plan = None
+        sent = without(conf, self._find_dropped(conf))
+        disks = await self._look_here(conf, sent)
         try:
-            plan = await self._look_there(conf, disks)
-            if ask_privileges:
-                await self._look_at_privileges(disks)
-                await self._look_at_bridges(plan.node, conf)
+            disks = await self._look_there(sent, disks, thorough=thorough)
         except (Unauthenticated, TargetUnreachable, TimedOut) as error:
-            self._add(f"target: {error.text}")
-        if self._obstacles or plan is None:
-            raise Obstructed(tuple(self._obstacles))
-        return plan
-
-    def _add(self, *obstacles: str) -> None:
-        self._obstacles.update(dict.fromkeys(obstacles))
+            self._there.add("vm", "", error.text)
+        self._hint(sent)
+        report = self._report(sent, disks)
+        if report.obstacles:
+            raise Obstructed(report)
+        node, repoid = self._target["node"], self._target["version"]
+        return Plan(conf=conf, disks=tuple(disks), node=node, repoid=repoid, checked=self._checked), report
 
     # Here
 
-    async def _look_here(self, conf: GuestConfig) -> tuple[SourceDisk, ...]:
-        order = self._order
+    def _find_dropped(self, conf: GuestConfig) -> list[str]:
+        """The keys that are left out on request; what cannot be left out stands in the way."""
+        kept = dict(find_undroppable(conf, self._order.drop, running=self._world.running(self._order.vmid)))
+        for key, text in kept.items():
+            self._here.add(subject_of(key), key, text)
+        return [key for key in self._order.drop if key not in kept]
+
+    async def _look_here(self, conf: GuestConfig, sent: GuestConfig) -> tuple[SourceDisk, ...]:
+        order, running = self._order, self._world.running(self._order.vmid)
         self._look_for_journal()
-        if self._world.running(order.vmid) and not (order.online and self._world.machines):
+        if running and not (order.online and self._world.machines):
             how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
-            self._add(f"VM {order.vmid} is running: {how}")
+            self._here.add("vm", "", f"VM {order.vmid} is running: {how}")
         if order.delete and conf.options.get("protection") == "1":
-            self._add(f"VM {order.vmid} is protected against removal: leave --delete out, or its `protection`")
-        self._add(*find_obstacles(order.vmid, conf))
-        disks, obstacles = find_disks(order.vmid, conf, self._world.storage.config())
-        self._add(*obstacles, *self._find_gaps(conf, disks))
-        measured = [await self._measure(conf, disk) for disk in disks]
+            text = f"VM {order.vmid} is protected against removal: leave --delete out, or its `protection`"
+            self._here.add("key", "protection", text)
+        for text in find_obstacles(order.vmid, sent):
+            self._add_sentence(text, sent)
+        found, obstacles = find_disks(order.vmid, sent, self._world.storage.config())
+        for text in obstacles:
+            self._add_sentence(text, sent)
+        self._find_gaps(sent, found)
+        measuring = Measuring(self._world.storage, partial(self._is_mirrored, conf, running), self._keep_disk)
+        measured = [await measuring.measure(disk) for disk in found]
         return tuple(disk for disk in measured if disk is not None)
+
+    def _is_mirrored(self, conf: GuestConfig, running: bool, disk: SourceDisk) -> bool:
+        return running and is_online(conf, disk)
+
+    def _keep_disk(self, disk: SourceDisk, reason: str) -> None:
+        self._here.add("disk", disk.label, f"{disk.label}: {reason}")
+
+    def _add_sentence(self, text: str, conf: GuestConfig) -> None:
+        """One that begins with a key of the config is about that."""
+        start = text.partition(":")[0]
+        key = start if start in conf.options else ""
+        self._here.add(subject_of(key), key, text)
 
     def _look_for_journal(self) -> None:
         """What an earlier program left; before a migration it was settled."""
@@ -92,54 +126,91 @@ class Survey:
             if departure is not None:
                 check_abandoned(self._world, departure)
                 vmid = departure.vmid
-                self._add(f"VM {vmid} {describe(departure)}; first run 'mtunnel settle {vmid}'")
+                text = f"VM {vmid} {describe(departure)}; first run 'mtunnel settle {vmid}'"
+                self._here.add("vm", "", text)
         except WrongState as error:
-            self._add(error.text)
+            self._here.add("vm", "", error.text)
 
-    def _find_gaps(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> Iterator[str]:
+    def _find_gaps(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> None:
         """What the maps leave out."""
         storages = [disk.volid.storage for disk in disks]
         storages += [conf.options["vmstatestorage"]] if "vmstatestorage" in conf.options else []
         for name in dict.fromkeys(storages):
-            yield from _reason(f"storage '{name}'", partial(self._order.storages.target, name))
+            self._ask_map("storage", name, self._order.storages.target)
         for name in find_bridges(conf):
-            yield from _reason(f"bridge '{name}'", partial(self._order.bridge, name))
+            self._ask_map("bridge", name, self._order.bridge)
 
-    async def _measure(self, conf: GuestConfig, disk: SourceDisk) -> SourceDisk | None:
+    def _ask_map(self, what: str, name: str, ask: Callable[[str], str]) -> None:
         try:
-            if disk.is_tpm_state:
-                # swtpm cuts the file to what it uses, which no stream format can carry.
-                await self._world.storage.extend(str(disk.volid), TPM_STATE_BYTES)
-            size_bytes = await self._world.storage.size_bytes(str(disk.volid))
-            if size_bytes is None:
-                raise NotFound(f"volume '{disk.volid}' does not exist")
-            if not size_bytes:
-                raise BadRequest(f"volume '{disk.volid}' has a size of 0 bytes")
-            if size_bytes % SECTOR_BYTES:
-                raise BadRequest(
-                    f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first"
-                )
-            facts = await self._world.storage.image_facts(str(disk.volid))
-            inside = _look_inside(disk, facts) if facts is not None else {}
-            extents = await self._world.storage.extents(str(disk.volid))
-        except TunnelError as error:
-            self._add(f"{disk.label}: {clean(error.text)}")
-            return None
-        mirrored = self._world.running(self._order.vmid) and is_online(conf, disk)
-        found = replace(disk, inside=inside, mirrored=mirrored)
-        return _measured(found, size_bytes, extents, self._world.storage.stream_formats)
+            ask(name)
+        except BadRequest as error:
+            self._here.add(what, name, f"{what} '{name}': {error.text}")
 
     # There
 
-    async def _look_there(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> Plan:
+    async def _look_there(
+        self, conf: GuestConfig, disks: Sequence[SourceDisk], *, thorough: bool
+    ) -> tuple[SourceDisk, ...]:
+        """Returns: the disks, as what they become there."""
         node = await self._ask(self._find_node(), "")
         repoid = await self._ask(self._find_repoid(), "")
-        await self._ask(self._check_vmid(), None)
-        fitted = await self._ask(TargetStorages(self._order, self._world, self._add).check(disks, repoid), disks)
-        if not self._order.drop_snapshots:
-            self._add(*(f"{disk.label}: {reason}" for disk in fitted for reason in _find_losses(disk)))
+        self._target = {"node": node, "version": repoid}
+        storages = TargetStorages(self._order, self._world, self._here, self._there)
+        await self._ask(storages.fetch(), None)
+        fitted = storages.fit(disks)
+        for disk in fitted if not self._order.drop_snapshots else ():
+            for reason in find_losses(disk):
+                self._keep_disk(disk, reason)
+        if is_ours(repoid) and node and await self._ask(self._have_it_checked(node, conf, fitted), default=False):
+            self._checked = True
+        else:
+            await self._look_from_here(conf, fitted, storages, thorough=thorough)
+        return tuple(fitted)
+
+    async def _have_it_checked(self, node: str, conf: GuestConfig, disks: Sequence[SourceDisk]) -> bool:
+        """Returns: whether the target has looked; an older one cannot, and a token that may do little is refused."""
+        check = TargetCheck(self._order, self._world, self._there)
+        machine = await self._find_machine()
+        try:
+            self._destinations = await check.ask(node, conf, disks, machine)
+        except NotImplementedThere:
+            self._unknown.append("an older mtunnel-tx makes no checks before a move")
+            return False
+        except TooLongForTarget:
+            self._unknown.append("the config is too long to be checked by the target before a move")
+            return False
+        except Forbidden as error:
+            self._there.add("vm", "", error.text)
+            return False
+        return True
+
+    async def _find_machine(self) -> str | None:
+        """The machine type that it runs with; None: it is off, or does not say."""
+        vmid, machines = self._order.vmid, self._world.machines
+        if machines is None or not self._world.running(vmid):
+            return None
+        try:
+            async with machines.attached(vmid) as running:
+                return await running.machine_type()
+        except TunnelError as error:
+            self._here.add("machine", "", error.text)
+            return None
+
+    async def _look_from_here(
+        self, conf: GuestConfig, disks: Sequence[SourceDisk], storages: TargetStorages, *, thorough: bool
+    ) -> None:
+        """What the API of a target tells that makes no checks."""
+        taken = await self._ask(self._check_vmid(), default=False)
+        if storages.is_listed:
+            checked = storages.check(disks, self._target["version"], vmid_taken=taken)
+            self._destinations = await self._ask(checked, {})
         await self._ask(self._check_cpu(conf), None)
-        return Plan(conf=conf, disks=tuple(fitted), node=node, repoid=repoid)
+        rights = TargetRights(self._order, self._world, self._there, conf)
+        if not await self._ask(rights.check(disks), default=False):
+            self._unknown.append("what the token may do")
+        if thorough and not await self._ask(rights.check_bridges(self._target["node"]), default=False):
+            self._unknown.append("which bridges there are")
+        self._unknown.append("whether its QEMU can run this machine, CPU and memory")
 
     async def _ask(self, question: Awaitable[T], default: T) -> T:
         """A refusal is an obstacle like others; only where nobody can answer, more questions make no sense."""
@@ -148,7 +219,7 @@ class Survey:
         except (Unauthenticated, TargetUnreachable, TimedOut):
             raise
         except TunnelError as error:
-            self._add(f"target: {clean(error.text)}")
+            self._there.add("vm", "", error.text)
             return default
 
     async def _find_node(self) -> str:
@@ -161,95 +232,54 @@ class Survey:
         version = await self._world.target.get("version")
         return str(version.get("repoid", "")) if isinstance(version, dict) else ""
 
-    async def _check_vmid(self) -> None:
-        vmid = self._order.target_vmid
+    async def _check_vmid(self) -> bool:
+        """Returns: whether there is a guest of this VMID."""
+        vmid, taken = self._order.target_vmid, False
         for entry in objects(await self._world.target.get("cluster", "resources", type="vm")):
             if str(entry.get("vmid")) == str(vmid):
-                self._add(f"target: VM {vmid} already exists on node '{clean(str(entry.get('node')))}'")
+                self._there.add("vm", "", f"VM {vmid} already exists on node '{clean(str(entry.get('node')))}'")
+                taken = True
+        return taken
 
     async def _check_cpu(self, conf: GuestConfig) -> None:
         name = custom_cpu(conf)
         if name is not None:
             await self._world.target.get("cluster", "qemu", "custom-cpu-models", name)
 
-    async def _look_at_privileges(self, disks: Sequence[SourceDisk]) -> None:
-        used = dict.fromkeys(_target_or_none(self._order, disk) for disk in disks)
-        needed = {f"/vms/{self._order.target_vmid}": "VM.Allocate", "/": "Sys.Incoming"}
-        needed |= {f"/storage/{name}": "Datastore.AllocateSpace" for name in used if name}
-        for path, privilege in needed.items():
-            await self._ask(self._check_privilege(path, privilege), None)
+    # What was found
 
-    async def _look_at_bridges(self, node: str, conf: GuestConfig) -> None:
-        try:
-            listed = await self._world.target.get("nodes", node, "network", type="any_bridge")
-        except (NotImplementedThere, NotFound, Forbidden):
-            return
-        known = {str(entry.get("iface")) for entry in objects(listed)}
-        for name in find_bridges(conf):
-            there = _try(partial(self._order.bridge, name))
-            if there is not None and there not in known:
-                self._add(f"target: bridge '{there}' is not there, or the token may not use it")
+    def _hint(self, conf: GuestConfig) -> None:
+        """Say of a key that the target does not take how the VM can be moved without it."""
+        running = self._world.running(self._order.vmid)
+        told, self._there = self._there, Findings()
+        for found in told:
+            text, key = found.text, found.name
+            is_refused = found.severity is Severity.REFUSE and found.about == "key" and key in conf.options
+            if is_refused and not list(find_undroppable(conf, [key], running=running)):
+                text = f"{text}; --drop {key} leaves it out"
+            self._there.add(found.about, key, text, found.severity)
 
-    async def _check_privilege(self, path: str, privilege: str) -> None:
-        try:
-            held = await self._world.target.get("access", "permissions", path=path)
-        except (NotImplementedThere, NotFound, Forbidden):
-            return  # nothing is known then; the tunnel itself will tell
-        there = held.get(path) or {} if isinstance(held, dict) else None
-        if isinstance(there, dict) and privilege not in there:
-            self._add(f"target: 403 Permission check failed ({path}, {privilege})")
+    def _report(self, conf: GuestConfig, disks: Sequence[SourceDisk]) -> Report:
+        order = self._order
+        nets = {key: (here, here and order.bridge_or_same(here)) for key, here in iter_bridges(conf)}
+        return Report(
+            vmid=order.vmid,
+            target={"host": self._world.target.host, "vmid": order.target_vmid, **self._target},
+            online=order.online,
+            delete=order.delete,
+            disks=tuple(self._report_disk(disk) for disk in disks),
+            nets=nets,
+            dropped=order.drop,
+            findings=tuple(self._sided()),
+            unknown=tuple(self._unknown),
+        )
 
+    def _report_disk(self, disk: SourceDisk) -> DiskReport:
+        seconds = estimate_s(disk, self._order.bwlimit_kib_s)
+        return DiskReport(disk=disk, destination=self._destinations.get(disk.label), seconds=seconds)
 
-def _look_inside(disk: SourceDisk, facts: ImageFacts) -> Mapping[str, tuple[str, ...]]:
-    """Returns: what an image holds beside the disk. Raises: BadRequest: it is no whole image alone."""
-    if facts.elsewhere is not None:
-        raise BadRequest(f"'{disk.volid}' is not complete in itself: {facts.elsewhere}")
-    if facts.encrypted:
-        raise BadRequest(f"'{disk.volid}' is encrypted, and no key goes with it")
-    return {"snapshots": facts.snapshots, "bitmaps": facts.bitmaps}
-
-
-def _find_losses(disk: SourceDisk) -> Iterator[str]:
-    """What a copy of a running disk, or of another format, does not have; a copy of the file has it."""
-    hint = "--drop-snapshots lets them go"
-    if disk.mirrored:
-        why, hint = "by a move while it runs", f"{hint}, and a move of the VM while it is off keeps them"
-    elif disk.is_converted:
-        why = f"where it becomes {disk.becomes}"
-    else:
-        return
-    for kind, names in disk.inside.items():
-        if names:
-            yield f"the {kind} in its image would be lost {why}: {', '.join(names)}; {hint}"
-
-
-def _measured(disk: SourceDisk, size_bytes: int, extents: FileExtents | None, known: Collection[str]) -> SourceDisk:
-    """Args: known: the stream formats that our own program can write."""
-    length = extents.length_bytes if extents and disk.with_snapshots else size_bytes
-    return replace(
-        disk,
-        offers=tuple(offer for offer in disk.offers if offer.stream in known),
-        size_bytes=size_bytes,
-        data_bytes=extents.data_bytes if extents else size_bytes,
-        stream_bytes=length + HEADER_BYTES,
-        sparse_bytes=extents.stream_bytes + HEADER_BYTES if extents else 0,
-    )
-
-
-def _reason(what: str, ask: Callable[[], str]) -> Iterator[str]:
-    try:
-        ask()
-    except BadRequest as error:
-        yield f"{what}: {error.text}"
-
-
-def _try(ask: Callable[[], str]) -> str | None:
-    """A name at the target; None: the map leaves it out."""
-    try:
-        return ask()
-    except BadRequest:
-        return None
-
-
-def _target_or_none(order: Order, disk: SourceDisk) -> str | None:
-    return _try(partial(order.storages.target, disk.volid.storage))
+    def _sided(self) -> Iterator[SidedFinding]:
+        """What was found about a key here is not told again of the target: it follows from that."""
+        known = {found.name for found in self._here if found.name and found.severity is Severity.REFUSE}
+        yield from (SidedFinding(side="source", finding=found) for found in self._here)
+        yield from (SidedFinding(side="target", finding=found) for found in self._there if found.name not in known)

@@ -24,7 +24,8 @@ from mtunnel_tx.waiting import within
 BASE = "/api2/json"
 PATIENCE_S = 30.0
 BODY_LIMIT_BYTES = 16 << 20
-_KINDS: Mapping[int, type[TunnelError]] = {400: BadRequest, 401: Unauthenticated, 403: Forbidden, 404: NotFound}
+_FORM = "application/x-www-form-urlencoded"
+_JSON = "application/json"
 
 
 class TargetUnreachable(Unreachable):
@@ -35,6 +36,22 @@ class NotImplementedThere(TunnelError):
     """The target does not know this call."""
 
     status = 501
+
+
+class TooLongForTarget(TunnelError):
+    """The target takes no requests that long."""
+
+    status = 413
+
+
+_KINDS: Mapping[int, type[TunnelError]] = {
+    400: BadRequest,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    413: TooLongForTarget,
+    501: NotImplementedThere,
+}
 
 
 class TargetApi:
@@ -60,15 +77,19 @@ class TargetApi:
         """`data` of a POST with a form; raises what `get` does."""
         return await self._call("POST", make_path(*path), urlencode(fields).encode("ascii"), wait_s)
 
-    async def _call(self, method: str, uri: str, body: bytes | None, wait_s: float) -> Json:
-        answer = Deferred.fromCoroutine(self._exchange(method, uri, body))
+    async def post_json(self, *path: str, body: Json, wait_s: float = PATIENCE_S) -> Json:
+        """`data` of a POST with a JSON object; raises what `get` does."""
+        return await self._call("POST", make_path(*path), json.dumps(body).encode("ascii"), wait_s, _JSON)
+
+    async def _call(self, method: str, uri: str, body: bytes | None, wait_s: float, media_type: str = _FORM) -> Json:
+        answer = Deferred.fromCoroutine(self._exchange(method, uri, body, media_type))
         late = f"no answer within {wait_s:g} s to {method} {uri.partition('?')[0]}"
         return await within(self._clock, wait_s, answer, late)
 
-    async def _exchange(self, method: str, uri: str, body: bytes | None) -> Json:
+    async def _exchange(self, method: str, uri: str, body: bytes | None, media_type: str) -> Json:
         headers = Headers(self._headers)
         if body is not None:
-            headers.addRawHeader("Content-Type", "application/x-www-form-urlencoded")
+            headers.addRawHeader("Content-Type", media_type)
         try:
             response = await self._client.request(
                 method, f"{SOMEWHERE}{BASE}{uri}", headers=headers, data=body, allow_redirects=False, unbuffered=True
@@ -152,8 +173,7 @@ def _refusal(status: int, phrase: str, body: Json) -> TunnelError:
     errors = body.get("errors") if isinstance(body, dict) else None
     reasons = [f"{name}: {str(reason).strip()}" for name, reason in errors.items()] if isinstance(errors, dict) else []
     text = clean(" ".join([f"{status} {phrase}", "; ".join(reasons)]).strip())
-    kind = NotImplementedThere if status == 501 else _KINDS.get(status, BackendFailed)
-    return kind(text)
+    return _KINDS.get(status, BackendFailed)(text)
 
 
 async def learn_fingerprint(target: TargetApi) -> str | None:

@@ -10,12 +10,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 
 from mtunnel_tx.checks import clean
-from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.errors import BackendFailed, TunnelError, Unreachable
 from mtunnel_tx.source.channel import CommandChannel
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial, JoinedSocket, Json, Reactor
+from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
-from mtunnel_tx.waiting import within
+from mtunnel_tx.waiting import pause, within
 from mtunnel_tx.wire.socketkinds import find_socket_kind
 
 API_VERSION = 2
@@ -23,6 +24,8 @@ SHORT_S = 10.0
 QUIT_S = 30.0
 CLOSE_S = 5.0
 """From our Close to the target's."""
+AGAIN_S = 1.0
+"""From one try to open a stream to the next one, while the network is lost."""
 CONFIG_S = 120.0
 START_S = 120.0
 LONG_S = 600.0
@@ -31,16 +34,26 @@ LONG_S = 600.0
 class TargetTunnel:
     """The tunnel of one VM at the target; closed until `open`.
 
-    Args: node, vmid: where the VM goes. dial: opens websockets.
+    Args: node, vmid: where the VM goes. dial: opens websockets. outages: when these have no connection.
     """
 
-    def __init__(self, reactor: Reactor, target: TargetApi, dial: Dial, *, node: str, vmid: int) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        target: TargetApi,
+        dial: Dial,
+        *,
+        node: str,
+        vmid: int,
+        outages: Outages | None = None,
+    ) -> None:
         self._reactor = reactor
         self._target = target
         self._dial = dial
         self._guest = ("nodes", node, "qemu", str(vmid))
         self._socket_start = f"/run/qemu-server/{vmid}."
-        self._commands = CommandChannel(reactor)
+        self._commands = CommandChannel(outages.commands if outages else reactor)
+        self._outages = outages
         self._link: JoinedSocket | None = None
         self._opening: Deferred[str] | None = None
 
@@ -104,7 +117,22 @@ class TargetTunnel:
         return path, stream
 
     async def connect_stream(self, path: str, sock: socket.socket) -> JoinedSocket:
-        """Join a socket with one at the target, by a ticket of its own; takes `sock` over."""
+        """Join a socket with one at the target, by a ticket of its own; takes `sock` over.
+
+        While the network is lost, it is tried again for as long as the other streams wait for it.
+        """
+        longest_s = self._outages.longest_s if self._outages else 0.0
+        last_s = self._reactor.seconds() + longest_s
+        with sock:
+            while True:
+                try:
+                    return await self._connect_once(path, sock.dup())
+                except Unreachable:
+                    if self._reactor.seconds() >= last_s:
+                        raise
+                    await pause(self._reactor, AGAIN_S)
+
+    async def _connect_once(self, path: str, sock: socket.socket) -> JoinedSocket:
         try:
             reply = await self._commands.call("ticket", SHORT_S, {"path": path})
             path_query = self._url(("socket", path), ("ticket", read_text(reply, "ticket")))
@@ -117,9 +145,10 @@ class TargetTunnel:
         """How the import goes on: `status`, `msg`, `volid`."""
         return await self._commands.call("query-disk-import", SHORT_S)
 
-    async def set_config(self, conf: str, firewall: str | None) -> None:
-        """Define the VM at the target."""
-        await self._commands.call("config", CONFIG_S, {"conf": conf, "firewall-config": firewall})
+    async def set_config(self, conf: str, firewall: str | None, dropped: Sequence[str] = ()) -> None:
+        """Define the VM at the target. Args: dropped: keys that were left out, for a target that knows the word."""
+        told = {"dropped": ",".join(dropped)} if dropped else {}
+        await self._commands.call("config", CONFIG_S, {"conf": conf, "firewall-config": firewall, **told})
 
     async def make_disk(self, storage: str, drive: Mapping[str, Json], format: str) -> dict[str, Json]:
         """An empty disk there, to be mirrored into. Returns: the whole reply, which `start` wants back."""

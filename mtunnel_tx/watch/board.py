@@ -42,7 +42,6 @@ MIRRORS = "disks"
 MOST_OVER = 16
 OVER_S = 600.0
 """How long a move that is over is still shown."""
-_ENDS = {"kept": MovePhase.DONE, "held": MovePhase.HELD}
 _PHASES = {TunnelPhase.WHOLE: MovePhase.HAND_OVER, TunnelPhase.RESUMED: MovePhase.HAND_OVER}
 _SOCKETS = {DISK_IMPORT: MovePhase.DISKS, NBD: MovePhase.MIRROR, MEMORY: MovePhase.MEMORY}
 
@@ -66,6 +65,12 @@ class _Coming:
     mirrors_bytes: int = 0
     flows: dict[int, _Flow] = field(default_factory=dict)
     ended_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def end_phase(outcome: str) -> MovePhase:
+    """The end of a move, by what became of the VM (tunnel.verdict, or the value of a phase)."""
+    ends = {"kept": MovePhase.DONE, "done": MovePhase.DONE, "held": MovePhase.HELD}
+    return ends.get(outcome, MovePhase.ROLLED_BACK)
 
 
 class Board:
@@ -180,7 +185,7 @@ class Board:
 
     def _end(self, coming: _Coming, event: TunnelEnded) -> None:
         self._look_at(coming)
-        phase = MovePhase.HELD if event.problem else _ENDS.get(event.outcome, MovePhase.ROLLED_BACK)
+        phase = MovePhase.HELD if event.problem else end_phase(event.outcome)
         self._tell(coming, Wired(**event.traffic._asdict()))
         self._tell(coming, Reached(phase=phase, reason=event.problem or event.reason))
         del self._coming[coming.move.upid]

@@ -1,4 +1,4 @@
-"""Moves that programs of this host send, each in a small file of its own: `RUNTIME_DIR/VMID.leaving`.
+"""Moves that programs of this host send, each in a small file of its own: `RUNTIME_DIR/VMID-PID.leaving`.
 
 A file is replaced as a whole, and never synced: it is worth nothing after a crash. It names its program, so that one
 that was killed is known. Everything here but the recorder blocks.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,7 @@ class LeavingFile:
     """The file of one move, which a program `program` sends."""
 
     def __init__(self, runtime_dir: Path, vmid: int, program: Program) -> None:
-        self._path = runtime_dir / f"{vmid}{SUFFIX}"
+        self._path = runtime_dir / f"{vmid}-{program.pid}{SUFFIX}"
         self._program = asdict(program)
 
     def write(self, move: MoveState) -> None:
@@ -50,19 +49,27 @@ class LeavingFile:
 
 def read_leaving(runtime_dir: Path, programs: Programs) -> list[MoveState]:
     """The moves whose program is at work, by VMID; what cannot be read is none."""
-    return sorted(_iter_leaving(runtime_dir, programs), key=lambda move: move.vmid)
+    found = [_read(path, programs)[1] for path in runtime_dir.glob(f"*{SUFFIX}")]
+    return sorted((move for move in found if move is not None), key=lambda move: move.vmid)
 
 
-def _iter_leaving(runtime_dir: Path, programs: Programs) -> Iterator[MoveState]:
+def remove_dead(runtime_dir: Path, programs: Programs) -> None:
+    """Remove the files of programs that were killed."""
     for path in runtime_dir.glob(f"*{SUFFIX}"):
-        try:
-            with path.open("rb") as file:
-                values = json.loads(file.read(LARGEST_BYTES))
-            program, move = Program(**values["program"]), read_move(values["move"])
-            if programs.is_alive(program):
-                yield move
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue
+        if _read(path, programs)[0]:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _read(path: Path, programs: Programs) -> tuple[bool, MoveState | None]:
+    """Returns: whether its program has ended; and the move of one that works."""
+    try:
+        with path.open("rb") as file:
+            values = json.loads(file.read(LARGEST_BYTES))
+        is_alive = programs.is_alive(Program(**values["program"]))
+        return not is_alive, read_move(values["move"]) if is_alive else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False, None
 
 
 class Recorder:

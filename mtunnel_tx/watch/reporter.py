@@ -33,6 +33,10 @@ class StreamDisplay(Protocol):
     def finish(self, label: str) -> None: ...
 
 
+def ignore(_state: MoveState) -> None:
+    """Nobody else wants to know."""
+
+
 class Reporter:
     """Listens to one move (source.links.ProgressListener).
 
@@ -48,7 +52,7 @@ class Reporter:
         state: MoveState,
         *,
         wire: Callable[[], ByteCount] = lambda: ByteCount(0, 0),
-        changed: Callable[[MoveState], object] = lambda _: None,
+        changed: Callable[[MoveState], object] = ignore,
     ) -> None:
         self.state = state
         self.phases: dict[str, float] = {}

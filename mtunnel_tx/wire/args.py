@@ -70,10 +70,11 @@ BANDWIDTH = ParameterSet(
 
 @dataclass(frozen=True, slots=True)
 class ConfigArgs:
-    """`config`: the texts of the VM's config and, if it has one, of its firewall file."""
+    """`config`: the texts of the VM's config and, if it has one, of its firewall file; and keys that were left out."""
 
     conf: str
     firewall: str | None
+    dropped: tuple[str, ...] = ()
 
 
 CONFIG = ParameterSet(
@@ -83,9 +84,10 @@ CONFIG = ParameterSet(
             "firewall-config": Property(
                 String(max_length=LONGEST_CONFIG), "its firewall rules, in Proxmox's format; null: it has none"
             ),
+            "dropped": Property(String(), "keys that whoever moves it left out, as a list in one text", default=""),
         }
     ),
-    lambda **values: ConfigArgs(values["conf"], values["firewall-config"]),
+    lambda **values: ConfigArgs(values["conf"], values["firewall-config"], split_list(values["dropped"])),
 )
 
 

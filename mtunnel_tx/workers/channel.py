@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.net.kinds import Reactor
 
 log = Logger()
@@ -25,7 +26,11 @@ MOST_SOCKETS = 2
 
 Message = Mapping[str, Any]
 Received = Callable[[Message, list[socket.socket]], None]
-"""Takes a message and the sockets that came with it; the receiver closes them."""
+"""Takes a message and the sockets that came with it; the receiver closes them. Raises: Nonsense."""
+
+
+class Nonsense(Exception):
+    """What no honest process at the other end sends; the channel ends."""
 
 
 def make_pair() -> tuple[socket.socket, socket.socket]:
@@ -110,13 +115,49 @@ class MessageChannel:
             return
         except OSError:
             data, numbers = b"", []
-        if data:
-            self._received(json.loads(data), [socket.socket(fileno=number) for number in numbers])
-        else:
+        if not data:
+            self.close()
+            return
+        try:
+            self._received(*_read(data, numbers))
+        except Nonsense as error:
+            log.error("a worker, or whoever has taken it over, sends nonsense: {reason}", reason=str(error))
             self.close()
 
     def connectionLost(self, reason: Failure) -> None:
         self.close()
+
+
+def _read(data: bytes, numbers: Sequence[int]) -> tuple[Message, list[socket.socket]]:
+    """A message and its sockets. Raises: Nonsense; the descriptors are closed then."""
+    sockets: list[socket.socket] = []
+    try:
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise Nonsense("no message")
+        sockets.extend(socket.socket(fileno=number) for number in numbers)
+    except (Nonsense, ValueError, RecursionError, OSError) as error:
+        for sock in sockets:
+            sock.detach()
+        _close_all(numbers)
+        raise Nonsense(clean(str(error))) from error
+    return message, sockets
+
+
+def read_count(message: Message, key: str) -> int:
+    """A number of bytes in a message. Raises: Nonsense."""
+    count = message.get(key)
+    if type(count) is not int or not 0 <= count < 1 << 63:
+        raise Nonsense(f"no count of bytes '{key}'")
+    return count
+
+
+def close_unasked(sockets: Sequence[socket.socket]) -> None:
+    """Workers have no socket to give to the daemon. Raises: Nonsense: one did."""
+    for sock in sockets:
+        sock.close()
+    if sockets:
+        raise Nonsense("sockets that nobody asked for")
 
 
 def _duplicates(sockets: Sequence[socket.socket]) -> list[int]:

@@ -23,7 +23,7 @@ from mtunnel_tx.net.kinds import Inner, Reactor
 from mtunnel_tx.ports.storage import Child
 from mtunnel_tx.stream.flow import Flow, Relay
 from mtunnel_tx.tls.certificate import Certificate
-from mtunnel_tx.workers.channel import Message, MessageChannel, make_pair
+from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair
 from mtunnel_tx.workers.plaintext import AcceptedClient, PlaintextTransport
 from mtunnel_tx.workers.relay import WorkerRelay, inode_of
 
@@ -78,13 +78,16 @@ class WorkerProcess:
         self.connections.pop(inode, None)
         self.quiet.discard(inode)
 
-    def _hear(self, message: Message, _sockets: list[socket.socket]) -> None:
+    def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
+        close_unasked(sockets)
         self.missed = 0
         if "ready" in message and not self.ready.called:
             self.ready.callback(None)
 
     def _close(self) -> None:
+        """Nothing can be said to it any more: where it does not end by itself, it has to."""
         self.is_open = False
+        Deferred.fromCoroutine(self.child.kill()).addErrback(_report)
 
     async def read(self) -> int:
         """Log its output, up to its end. Returns: its exit code."""

@@ -22,12 +22,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.stream.flow import Flow, Relay
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.runningset import RunningSet
-from mtunnel_tx.workers.channel import Message, MessageChannel, make_pair
+from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair, read_count
 from mtunnel_tx.workers.plaintext import GRANT
 from mtunnel_tx.workers.terms import write_terms
 
@@ -36,6 +37,7 @@ log = Logger()
 OBEY_S = 5.0
 """A worker that was told to end a flow and has not done so by then is killed."""
 GRANT_AGAIN_S = 0.05
+LONGEST_REASON = 1000
 WORKER_ENDED = "the process that carried it has ended"
 
 
@@ -126,14 +128,15 @@ class RemoteFlow:
         if "local" in self._untold:
             self._disobeyed()
 
-    def _hear(self, message: Message, _sockets: list[socket.socket]) -> None:
-        self.bytes_in, self.bytes_out = message["in"], message["out"]
+    def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
+        close_unasked(sockets)
+        self.bytes_in, self.bytes_out = read_count(message, "in"), read_count(message, "out")
         event = message.get("over")
-        if event not in self._untold:
+        if not isinstance(event, str) or event not in self._untold:
             return
         tell = self._untold.pop(event)
         if event == "local":
-            self._flow.local_over(message["reason"])
+            self._flow.local_over(_read_reason(message))
         else:
             tell()
 
@@ -149,6 +152,11 @@ class RemoteFlow:
     def _stop_timer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+
+
+def _read_reason(message: Message) -> str | None:
+    reason = message.get("reason")
+    return None if reason is None else clean(str(reason)[:LONGEST_REASON])
 
 
 class WorkerRelay:

@@ -16,8 +16,8 @@ from twisted.trial.unittest import TestCase
 from mtunnel_tx.backends import child as children
 from mtunnel_tx.backends.child import PipedChild, run, spawn_child
 from mtunnel_tx.backends.outputpipe import OutputPipe
-from mtunnel_tx.backends.sessions import session_members
 from mtunnel_tx.errors import BackendFailed, TimedOut
+from mtunnel_tx.sessions import session_members
 from tests.patience import patience_s
 
 ENV = {"PATH": os.environ["PATH"], "LC_ALL": "C"}

@@ -1,8 +1,12 @@
 """The `mtunnel` command itself: where --config may stand, how errors end."""
 
+import argparse
 import contextlib
 import io
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,7 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx import tap
 from mtunnel_tx.cli import main as main_module
-from mtunnel_tx.cli.main import find_command, main
+from mtunnel_tx.cli.main import COMMANDS, find_command, main, make_parser
+from tests.processes import run_program
 from tests.test_config import shut
 
 
@@ -24,6 +29,16 @@ def run(*argv):
         except SystemExit as error:
             status = error.code
     return status, out.getvalue(), err.getvalue()
+
+
+def leaves(parser, *names):
+    """Yields: the parsers of a command, or of its actions where it has any."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name in names or action.choices:
+                yield from leaves(action.choices[name])
+            return
+    yield parser
 
 
 class Case(SynchronousTestCase):
@@ -103,6 +118,68 @@ class Frame(Case):
                 self.assertEqual((status, out), (2, ""))
                 self.assertNotIn("SECRET", err)
                 self.assertIn("…,host=h", err)
+
+    def test_what_was_probably_meant(self):
+        self.assertIn("; did you mean 'status'?\n", run("statsu")[2])
+        status, _, err = run("history", "--sinse", "1d")
+        self.assertEqual(status, 2)
+        self.assertIn("unrecognized arguments: --sinse 1d; did you mean '--since'?\n", err)
+        self.assertNotIn("did you mean", run("teleport")[2])
+
+    def test_usage_is_that_of_the_command(self):
+        for words, usage in [
+            (("history", "--x"), "usage: mtunnel history "),
+            (("token", "list", "--x"), "usage: mtunnel token list "),
+            (("token", "lits"), "usage: mtunnel token "),
+            (("--x",), "usage: mtunnel "),
+        ]:
+            self.assertTrue(run(*words)[2].startswith(usage), words)
+        self.assertIn("did you mean 'list'?", run("token", "lits")[2])
+
+    def test_quiet(self):
+        self.assertEqual(run("token", "list", "--quiet", "--config", self.config), (0, "", ""))
+        status, out, err = run("--quiet", "endpoint", "--config", self.config)
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn("there is no token yet", err)
+        self.assertEqual(run("history", "--json", "--quiet", "--config", self.config), (0, "[]\n", ""))
+
+    def test_json_everywhere(self):
+        """Every command that prints something answers as JSON; what only streams or shows does not."""
+        without = {"demo", "websocket-tunnel"}
+        for command in sorted(set(COMMANDS) - without):
+            for parser in leaves(make_parser(command), command):
+                self.assertIn("--json", parser._option_string_actions, parser.prog)
+
+    def test_json(self):
+        self.assertEqual(run("init", "--config", self.config, "--yes", "--json")[0], 0)
+        token = json.loads(run("token", "add", "mig@pve!t1", "--json", "--config", self.config)[1])
+        self.assertEqual((token["success"], token["token"]), (True, "mig@pve!t1"))
+        listed = json.loads(run("token", "list", "--json", "--config", self.config)[1])["tokens"]
+        self.assertEqual(listed, [{"token": "mig@pve!t1", "expires_s": 0, "privsep": False, "comment": ""}])
+        made = json.loads(run("endpoint", "--host", "h", "--port", "1", "--json", "--config", self.config)[1])
+        self.assertEqual((made["host"], made["port"], token["secret"] in made["endpoint"]), ("h", 1, True))
+        words = ("acl", "add", "mig@pve", "--role", "PVEAdmin", "--path", "/", "--json", "--config", self.config)
+        self.assertEqual(json.loads(run(*words)[1]), {"success": True})
+        entry = {"path": "/", "member": "mig@pve", "role": "PVEAdmin", "propagates": True}
+        self.assertEqual(json.loads(run("acl", "list", "--json", "--config", self.config)[1])["entries"], [entry])
+        self.assertIn("operations", json.loads(run("api", "--json")[1]))
+
+    def test_json_of_a_failure(self):
+        status, out, err = run("endpoint", "--json", "--config", self.config)
+        self.assertEqual((status, err), (1, ""))
+        self.assertEqual(json.loads(out)["success"], False)
+        status, out, err = run("token", "remove", "mig@pve!t9", "--json", "--config", self.config)
+        self.assertEqual((status, json.loads(out)["success"]), (1, False))
+
+    def test_nobody_reads(self):
+        """A pipe whose reader has gone: no word of it, whether there is little to say or much."""
+        for words in (["api", "--openapi"], ["token", "list"], ["history"]):
+            reader, writer = os.pipe()
+            os.close(reader)
+            argv = [sys.executable, "-m", "mtunnel_tx.cli", *words, "--config", str(self.config)]
+            done = run_program(argv, stdout=writer, stderr=subprocess.PIPE, check=False)
+            os.close(writer)
+            self.assertEqual((done.returncode, done.stderr), (1, b""), words)
 
     def test_options_are_not_guessed(self):
         self.assertEqual(run("endpoint", "--conf", self.config)[0], 2)

@@ -10,10 +10,11 @@ from rich.console import Console
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock, LoopingCall, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import mtunnel_tx
+from mtunnel_tx.backends.orphans import end_orphans
 from mtunnel_tx.cli.main import make_parser
 from mtunnel_tx.cli.migrate import find_endpoint, run
 from mtunnel_tx.cli.progress import Bars, Lines, make_display
@@ -44,12 +45,21 @@ class UsageTest(SynchronousTestCase):
 
     def test_what_is_wrong(self):
         storage = ("--target-storage", "tank")
-        self.assertIn("--target-storage", self.assert_wrong("100", ENDPOINT))
         self.assertIn("'99' is not a VMID", self.assert_wrong("99", ENDPOINT, *storage))
         self.assertIn("'x' is not a VMID", self.assert_wrong("100", ENDPOINT, *storage, "--target-vmid", "x"))
         self.assertIn("identity map", self.assert_wrong("100", ENDPOINT, "--target-storage", "1"))
         self.assertIn("identity map", self.assert_wrong("100", ENDPOINT, *storage, "--target-bridge", "1"))
         self.assertIn("KiB/s", self.assert_wrong("100", ENDPOINT, *storage, "--bwlimit", "-1"))
+
+    def test_rates(self):
+        limits = {"0": 0, "1024": 1024, "10M": 10240, "10m": 10240, "1.5G": 1572864, "64K": 64, "0.5K": 1}
+        for text, limit_kib_s in limits.items():
+            self.assertEqual(parse("100", "--bwlimit", text).bwlimit, limit_kib_s, text)
+        for text in ("10X", "M", "1e3", "-1", "", "1.M"):
+            self.assertIn("KiB/s", self.assert_wrong("100", ENDPOINT, f"--bwlimit={text}"))
+
+    def test_storages_are_called_the_same_where_nothing_is_said(self):
+        self.assertEqual(parse("100", ENDPOINT).target_storage.target("tank"), "tank")
 
     def test_endpoints(self):
         file = Path(self.mktemp())
@@ -258,6 +268,20 @@ class ProgramTest(TestCase):
         """It is finished."""
         self.assertEqual(await self.lose_terminal("unlock"), (0, 0))
         self.assertIn("moved: to 127.0.0.1 as VM 300 on ", self.conf_file.read_text())
+
+    async def test_a_daemon_that_starts_here_meanwhile_ends_none_of_its_children(self):
+        self.disk.write_bytes(os.urandom(4 << 20))
+        ended = 0
+
+        def start_again():
+            nonlocal ended
+            ended += end_orphans(f"{self.folder}/state")
+
+        starting = LoopingCall(start_again)
+        starting.start(0.1)
+        program = await self.run_program("--bwlimit", "1536")
+        starting.stop()
+        self.assertEqual((program.status, program.err, ended), (0, b"", 0))
 
     async def test_without_fingerprint_somebody_has_to_vouch(self):
         endpoint = format_endpoint(self.target.endpoint).partition(",fingerprint=")[0]

@@ -39,6 +39,7 @@ class FolderStorage:
         self.freed = []
         self.backing = {}
         self.facts = {}
+        self.written = {}
         self.stuck = set()
         self.entries = parse_storage_config(f"dir: local\n\tpath {folder}\n\tcontent images,iso\n{limit}\n")
 
@@ -73,6 +74,9 @@ class FolderStorage:
     async def image_facts(self, volid):
         facts = self.facts.get(volid, ImageFacts(format="raw", size_bytes=0))
         return replace(facts, elsewhere=self.backing.get(volid))
+
+    async def written_bytes(self, volid):
+        return self.written.get(volid)
 
     async def extend(self, volid, size_bytes):
         path = self._path(volid)

@@ -14,12 +14,13 @@ class FakeMachine:
     def __init__(self, status="running", migration="none", mirrors=()):
         self.now = status
         self.memory = migration
-        self.mirrors = list(mirrors)
+        self.mirrored = list(mirrors)
         self.deeds = []
         self.is_on = status != "off"
         self.dies = self.fails = ""
         self.mirror_states, self.memory_states = [], []
-        self.held_writes = 0
+        self.later_mirrors = []
+        self.slowed = []
         self.told = lambda: None
 
     def running(self, _vmid):
@@ -57,7 +58,7 @@ class FakeMachine:
             raise BackendFailed("migration failed: Unable to write to socket: Broken pipe")
 
     async def start_mirror(self, drive, _socket, _export, *, limit_bytes_s):
-        self.mirrors.append(drive)
+        self.mirrored.append(drive)
 
     async def until_ready(self, told):
         for states in self.mirror_states:
@@ -65,8 +66,11 @@ class FakeMachine:
             self.told()
         self._do("mirror")
 
-    async def write_through(self):
-        self.held_writes += 1
+    async def mirrors(self):
+        return self.later_mirrors.pop(0) if self.later_mirrors else []
+
+    async def slow_down(self, drive, limit_bytes_s):
+        self.slowed.append((drive, limit_bytes_s))
 
     async def start_migration(self, _socket, *, limit_bytes_s, downtime_ms, auto_converge):
         self.before, self.memory = self.now, "active"
@@ -75,13 +79,16 @@ class FakeMachine:
     async def limit(self, *, limit_bytes_s, downtime_ms):
         self.limits.append((limit_bytes_s, downtime_ms))
 
-    async def until_switchover(self, told):
+    async def until_switchover(self, told, *, limit_s):
+        self.still_s = limit_s
         for state in self.memory_states:
             await told(state)
+            self.told()
         self._do("memory")
         self.now, self.memory = "finish-migrate", "pre-switchover"
 
-    async def switch_over(self):
+    async def switch_over(self, *, limit_s):
+        self.switch_s = limit_s
         self._do("rest")
         self.now, self.memory = "postmigrate", "completed"
 
@@ -93,13 +100,13 @@ class FakeMachine:
         self.memory = "cancelled"
 
     async def adopt_mirrors(self):
-        self.deeds += [f"adopt {name}" for name in self.mirrors]
+        self.deeds += [f"adopt {name}" for name in self.mirrored]
 
     async def complete_mirrors(self):
         self._do("level")
 
     async def end_mirrors(self):
-        self.mirrors.clear()
+        self.mirrored.clear()
 
     async def run(self):
         self.deeds.append("run")

@@ -186,7 +186,11 @@ class RecordedTarget:
     def answer_http(self, request, path):
         query = dict(parse_qsl(urlsplit(request.uri.decode()).query, keep_blank_values=True))
         method = request.method.decode()
-        body = {k: v[-1] for k, v in parse_qs(request.content.read().decode(), keep_blank_values=True).items()}
+        content = request.content.read().decode()
+        if request.getHeader("content-type") == "application/json":
+            body = json.loads(content)
+        else:
+            body = {k: v[-1] for k, v in parse_qs(content, keep_blank_values=True).items()}
         self.requests.append((method, path, query, body))
         self.headers.append(request.requestHeaders)
         self.happened(f"{method} {path}")

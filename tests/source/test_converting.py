@@ -23,10 +23,12 @@ class ConvertingCase(SourceCase):
     async def check(self, **changes):
         """Returns: what stands in the way; what each disk becomes."""
         try:
-            plan = await Deferred.fromCoroutine(self.migration(**changes).check())
+            report = await Deferred.fromCoroutine(self.migration(**changes).check())
         except Obstructed as error:
             return list(error.obstacles)
-        return {disk.label: (disk.becomes, disk.streams, disk.with_snapshots) for disk in plan.disks}
+        self.remarks = report.remarks
+        disks = [row.disk for row in report.disks]
+        return {disk.label: (disk.becomes, disk.streams, disk.with_snapshots) for disk in disks}
 
 
 class PlanTests(ConvertingCase):
@@ -46,7 +48,7 @@ class PlanTests(ConvertingCase):
         """Raw is what every storage has; Proxmox takes that too."""
         self.offer("lvmthin")
         self.assertEqual((await self.check())["virtio1"], ("raw", ("raw+size",), False))
-        self.assertIn("virtio1: becomes raw there, from qcow2", self.watcher.said)
+        self.assertEqual(self.remarks, ("virtio1: becomes raw there, from qcow2",))
         only = [f"target: {key} cannot be qcow2: storage 'tank' has only raw" for key in ("scsi0", "virtio1")]
         self.assertEqual(await self.check(target_format="qcow2"), only)
 

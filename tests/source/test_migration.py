@@ -13,9 +13,10 @@ from tests.source.target import TOKEN, make_reply
 LOOKS = [
     ("GET", "/cluster/status", {}),
     ("GET", "/version", {}),
-    ("GET", "/cluster/resources", {"type": "vm"}),
     ("GET", "/nodes/localhost/storage", {}),
+    ("GET", "/cluster/resources", {"type": "vm"}),
     ("GET", "/nodes/localhost/storage/tank/content", {"vmid": "300"}),
+    ("GET", "/access/permissions", {"path": "/vms/300"}),
 ]
 SENT = CONF.replace("local:100/vm-100-disk-", "tank:300/vm-300-disk-").replace("bridge=vmbr0", "bridge=vmbr9")
 PATH = "/run/qemu-server/300.storage"
@@ -252,7 +253,7 @@ class FailuresTest(SourceCase):
         """The last line has it: what an import says at its end is nothing but that."""
         self.target.lines = ["Formatting 'x', fmt=raw size=1048576\n", "file 'vm-300-disk-0.raw' already exists\n"]
         self.target.imports_fail = True
-        await self.fails("target: import process failed: file 'vm-300-disk-0.raw' already exists")
+        await self.fails("target: import process failed - file 'vm-300-disk-0.raw' already exists")
         self.assert_cleaned_up()
 
     async def test_an_unknown_status(self):

@@ -11,6 +11,9 @@ from tests.source.case import CONF, SourceCase
 from tests.source.machines import FakeMachine
 from tests.source.target import TOKEN, make_reply
 
+KEYS = (("boot", "Disk"), ("cpu", "CPU"), ("memory", "Memory"), ("name", "Options"), ("net0", "Network"),
+        ("scsi0", "Disk"), ("virtio1", "Disk"))  # fmt: skip
+
 
 class SurveyTest(SourceCase):
     def check(self, **changes):
@@ -36,11 +39,12 @@ class SurveyTest(SourceCase):
         self.target.http["GET", "/access/permissions"] = lambda query: {query["path"]: held.get(query["path"], {})}
 
     async def test_nothing_in_the_way(self):
-        plan = await self.check()
+        report = await self.check()
         self.assertEqual(
-            [(disk.label, disk.size_bytes) for disk in plan.disks], [("scsi0", 1048576), ("virtio1", 209920)]
+            [(row.disk.label, row.disk.size_bytes) for row in report.disks], [("scsi0", 1048576), ("virtio1", 209920)]
         )
-        self.assertEqual((plan.node, plan.repoid), ("pvetest", "0a1b2c3d"))
+        there = {"host": "127.0.0.1", "node": "pvetest", "version": "0a1b2c3d", "vmid": 300}
+        self.assertEqual((report.target, report.findings), (there, ()))
         self.assert_untouched()
 
     async def test_permissions_that_are_none(self):
@@ -71,14 +75,24 @@ class SurveyTest(SourceCase):
                 "target: 403 Permission check failed (/vms/300, VM.Allocate)",
                 "target: 403 Permission check failed (/, Sys.Incoming)",
                 "target: 403 Permission check failed (/storage/tank, Datastore.AllocateSpace)",
+                *(f"target: {key}: 403 Permission check failed (/vms/300, VM.Config.{what})" for key, what in KEYS),
             ],
         )
 
     async def test_the_token_may_do_it(self):
-        self.permissions({
-            "/vms/300": {"VM.Allocate": 1}, "/": {"Sys.Incoming": 1}, "/storage/tank": {"Datastore.AllocateSpace": 0},
-        })  # fmt: skip
+        vm = dict.fromkeys(("VM.Allocate", "VM.Config.Disk", "VM.Config.Memory", "VM.Config.Options"), 1)
+        held = {"/vms/300": vm, "/": {"Sys.Incoming": 1}, "/storage/tank": {"Datastore.AllocateSpace": 0}}
+        held["/sdn/zones/localnetwork/vmbr0"] = {"SDN.Use": 1}
+        self.permissions(held)
+        denied = "target: net0: 403 Permission check failed (/vms/300, VM.Config.Network)"
+        self.assertEqual(await self.obstacles(), [denied])
+        vm["VM.Config.Network"] = 1
         await self.check()
+        # No byte moves before all of that is known.
+        del vm["VM.Config.Memory"]
+        with self.assertRaises(Obstructed):
+            await self.migrate()
+        self.assert_untouched()
 
     async def test_bridges(self):
         bridges = [{"iface": "vmbr9", "type": "bridge"}]
@@ -168,9 +182,8 @@ class SurveyTest(SourceCase):
         self.make_thin(200 << 30)
         storages = [{"storage": "tank", "content": "images", "avail": 1 << 20}]
         self.target.http["GET", "/nodes/localhost/storage"] = storages
-        await self.check()
         text = "target: storage 'tank' may become full: the disks can grow to 209715405K, 1M available"
-        self.assertIn(text, self.watcher.said)
+        self.assertEqual((await self.check()).remarks, (text,))
         (reason,) = await self.obstacles(strict_space=True)
         self.assertEqual(reason, "target: storage 'tank' has no space: 209715405K needed, 1M available")
 

@@ -2,14 +2,15 @@
 
 from twisted.internet.defer import Deferred
 
-from mtunnel_tx.pve.maps import parse_map
+from mtunnel_tx.pve.maps import SAME_NAMES, parse_map
 from mtunnel_tx.source.survey import Obstructed
 from tests.source.case import QCOW2, SourceCase
 
 STORAGES = ("GET", "/nodes/localhost/storage")
 CONTENT = ("GET", "/nodes/localhost/storage/tank/content")
 OURS = {"version": "9.2.0", "release": "9.2", "repoid": "mtunnel-tx-1.0"}
-LEFT = "storage 'tank' has volumes of VM 300, which no VM has: "
+LEFT = "target: storage 'tank' has 'tank:300/{}' of VM 300, which no VM has"
+REMOVE = "remove it, or choose another VMID"
 
 
 class StorageCase(SourceCase):
@@ -48,6 +49,16 @@ class AbsentTests(StorageCase):
         self.assertEqual(await self.absent(), [text])
 
 
+class SameNamesTests(StorageCase):
+    async def test_nothing_is_named(self):
+        self.assertEqual(
+            await self.obstacles(storages=SAME_NAMES),
+            ["target: storage 'local' is not there, or the token may not use it"],
+        )
+        self.target.http[STORAGES] = [{"storage": "local", "type": "dir", "content": "images", "enabled": 1}]
+        self.assertEqual(await self.obstacles(storages=SAME_NAMES), [])
+
+
 class SizeTests(StorageCase):
     async def test_half_a_kibibyte(self):
         self.storage.add("100/vm-100-disk-0.raw", bytes(1536))
@@ -66,28 +77,37 @@ class LeftoverTests(StorageCase):
         with self.conf_file.open("a") as file:
             file.write("ide2: local:100/vm-100-cloudinit.qcow2,media=cdrom\n")
 
-    async def test_disks_are_told(self):
-        """They take another name beside what is there."""
+    async def test_disks_are_in_the_way(self):
+        """Somebody may want what is in them, and a VM that is removed takes all volumes of its VMID along."""
         self.leave("vm-300-disk-0.raw", "vm-300-cloudinit.raw")
+        self.assertEqual(await self.obstacles(), [f"{LEFT.format('vm-300-disk-0.raw')}: {REMOVE}"])
+
+    async def test_not_those_of_a_vm_that_is_there(self):
+        self.leave("vm-300-disk-0.raw")
+        self.target.http["GET", "/cluster/resources"] = [{"vmid": 300, "node": "far"}]
+        self.assertEqual(await self.obstacles(), ["target: VM 300 already exists on node 'far'"])
+
+    async def test_backups_are_none(self):
+        self.target.http[CONTENT] = [{"volid": "tank:backup/vzdump-qemu-300-x.vma", "content": "backup", "vmid": 300}]
         self.assertEqual(await self.obstacles(), [])
-        said = f"target: {LEFT}tank:300/vm-300-cloudinit.raw, tank:300/vm-300-disk-0.raw"
-        self.assertIn(said, self.watcher.said)
 
     async def test_a_cloudinit_drive_in_the_way(self):
         self.add_cloudinit()
-        self.leave("vm-300-disk-0.raw", "vm-300-cloudinit.qcow2")
-        (reason,) = await self.obstacles()
-        volumes = "tank:300/vm-300-cloudinit.qcow2, tank:300/vm-300-disk-0.raw"
-        self.assertEqual(reason, f"target: {LEFT}{volumes}; remove tank:300/vm-300-cloudinit.qcow2 first")
+        self.leave("vm-300-cloudinit.qcow2")
+        self.assertEqual(await self.obstacles(), [f"{LEFT.format('vm-300-cloudinit.qcow2')}: {REMOVE}"])
 
     async def test_our_own_makes_that_anew(self):
         self.add_cloudinit()
         self.leave("vm-300-cloudinit.qcow2")
         self.target.http["GET", "/version"] = OURS
-        self.assertEqual(await self.obstacles(), [])
-        self.assertIn(f"target: {LEFT}tank:300/vm-300-cloudinit.qcow2", self.watcher.said)
+        report = await Deferred.fromCoroutine(self.migration().check())
+        self.assertEqual(report.remarks, (f"{LEFT.format('vm-300-cloudinit.qcow2')}: it is made anew",))
+
+    async def test_one_that_is_of_no_use(self):
+        self.leave("vm-300-cloudinit.raw")
+        report = await Deferred.fromCoroutine(self.migration().check())
+        self.assertEqual(report.remarks, (f"{LEFT.format('vm-300-cloudinit.raw')}: it stays",))
 
     async def test_what_a_peer_says_is_clean(self):
         self.leave("a\x1b[2J")
-        await self.obstacles()
-        self.assertIn(f"target: {LEFT}tank:300/a?[2J", self.watcher.said)
+        self.assertEqual(await self.obstacles(), [f"{LEFT.format('a?[2J')}: {REMOVE}"])

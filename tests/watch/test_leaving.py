@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.backends.programs import HostPrograms
-from mtunnel_tx.watch.leaving import LeavingFile, read_leaving
+from mtunnel_tx.watch.leaving import LeavingFile, read_leaving, remove_dead
 from tests.watch.test_move import NEW
 
 
@@ -34,12 +34,23 @@ class Leaving(SynchronousTestCase):
 
     def test_only_its_owner_may_read_it(self) -> None:
         self.file.write(NEW)
-        self.assertEqual((self.folder / "100.leaving").stat().st_mode & 0o777, 0o600)
+        self.assertEqual(next(self.folder.iterdir()).stat().st_mode & 0o777, 0o600)
 
     def test_the_program_was_killed(self) -> None:
         dead = replace(self.programs.this(), started=1)
-        LeavingFile(self.folder, 100, dead).write(NEW)
-        self.assertEqual(self.read(), [])
+        LeavingFile(self.folder, 100, replace(dead, pid=1)).write(NEW)
+        self.file.write(NEW)
+        self.assertEqual(self.read(), [100])
+        remove_dead(self.folder, self.programs)
+        self.assertEqual(len(list(self.folder.iterdir())), 1)
+
+    def test_a_second_program_does_not_hide_the_first(self) -> None:
+        """It is refused, and removes its own file only."""
+        self.file.write(NEW)
+        second = LeavingFile(self.folder, 100, replace(self.programs.this(), pid=1))
+        second.write(NEW)
+        second.remove()
+        self.assertEqual(self.read(), [100])
 
     def test_what_cannot_be_read(self) -> None:
         for text in ("", "[]", "{}", '{"program": {}, "move": 1}', "{" * 99):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from pathlib import Path
 
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
@@ -16,7 +17,7 @@ from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tls.certificate import Certificate
 from mtunnel_tx.wire.frames import Role
-from mtunnel_tx.workers.channel import MessageChannel, make_pair
+from mtunnel_tx.workers.channel import MessageChannel, Nonsense, close_unasked, make_pair, read_count
 from mtunnel_tx.workers.pool import BEAT_S, MOST_MISSED, WorkerPool
 from mtunnel_tx.workers.terms import read_terms, write_terms
 
@@ -58,6 +59,10 @@ class FakeChild:
         self.channel.close()
         if not self._end.called:
             self._end.callback(None)
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 class WorkerPoolTests(SynchronousTestCase):
@@ -146,6 +151,17 @@ class WorkerPoolTests(SynchronousTestCase):
             self.reactor.advance(BEAT_S)
         self.assertEqual([child.killed for child in self.children[:2]], [False, True])
 
+    def test_one_that_talks_nonsense_is_killed(self) -> None:
+        """Or one that has closed its channel, and lives on."""
+        self.start()
+        self.be_ready()
+        for child, data in zip(self.children, (b"nonsense", b""), strict=True):
+            child.channel._sock.send(data) if data else child.channel.close()
+        self.reactor.spin()
+        self.assertEqual([child.killed for child in self.children[:2]], [True, True])
+        self.reactor.advance(0.11)
+        self.assertEqual(len(self.children), 4)
+
     def test_after_a_long_sleep_nobody_is_killed(self) -> None:
         self.start()
         self.be_ready()
@@ -186,6 +202,29 @@ class ChannelTests(SynchronousTestCase):
             with received:
                 received.send(b"x")
                 self.assertEqual((message, one.recv(9)), ({"a": 1}, b"x"))
+
+    def test_nonsense_ends_it_and_leaves_nothing_open(self) -> None:
+        before = open_descriptors()
+        for data in (b"nonsense", b"[]", b"[" * 100_000, b'"text"', b"{}"):
+            ours, theirs = make_pair()
+            MessageChannel(self.reactor, ours, self.hear, lambda: self.closed.append("nonsense"))
+            with theirs, Path(os.devnull).open("rb") as file:
+                socket.send_fds(theirs, [data], [file.fileno()])
+                self.reactor.spin()
+        self.assertEqual((self.heard, self.closed), ([], ["nonsense"] * 5))
+        self.assertEqual(open_descriptors(), before)
+
+    def test_counts_that_are_none(self) -> None:
+        for count in (None, -1, True, 1.5, "1", [], 1 << 63):
+            with self.assertRaises(Nonsense):
+                read_count({"in": count}, "in")
+        self.assertEqual(read_count({"in": 5}, "in"), 5)
+
+    def test_sockets_that_nobody_asked_for(self) -> None:
+        one, other = socket.socketpair()
+        with one, self.assertRaises(Nonsense):
+            close_unasked([other])
+        self.assertEqual(other.fileno(), -1)
 
     def test_what_is_said_before_the_end_is_heard(self) -> None:
         """Also where the other end takes it later than the kernel can hold it."""

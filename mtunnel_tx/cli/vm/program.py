@@ -21,7 +21,8 @@ from mtunnel_tx.backends.orphans import VARIABLE
 from mtunnel_tx.backends.qemuimg import QemuImages
 from mtunnel_tx.backends.virsh import Virsh
 from mtunnel_tx.checks import FormatError, clean, dns_name
-from mtunnel_tx.cli.program import FAILED, read_vmid, run_reactor
+from mtunnel_tx.cli.output import FAILED
+from mtunnel_tx.cli.program import read_vmid, run_reactor
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.errors import TunnelError, os_reason

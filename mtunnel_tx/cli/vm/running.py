@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import cast
 
 from mtunnel_tx.checks import clean
-from mtunnel_tx.cli.program import FAILED
+from mtunnel_tx.cli.output import FAILED
 from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.cli.vm.program import Actions, Answer, add_action, add_action_for_several, add_guest_action
 from mtunnel_tx.guests import running

@@ -18,34 +18,53 @@ BETTER = 0.9
 """A pass that leaves less than this part of the best one before is progress."""
 
 
+LAG_S = 5.0
+"""For so long it is looked at whether a copy comes nearer to its disk."""
+NEAR_BYTES = 1 << 20
+"""So much may be left of a disk that is level."""
+FIRST_SHARE = 0.75
+"""Of what is copied: so much the guest may write at first, where it is ahead."""
+LEAST_WRITES_BYTES_S = 1 << 20
+"""Slower, a guest would take its disk for broken: it may have some MiB of writes under way, and waits for 30 s."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
     """`say`: an empty text is nothing. `downtime_ms`: what the VM may stand still from now on; None: as before.
 
-    `hold_writes`: each write of the guest shall wait for its copy from now on.
+    `writes_bytes_s`: the guest shall write no faster to `drive` from now on; None: as before.
     """
 
     say: str = ""
     downtime_ms: int | None = None
-    hold_writes: bool = False
+    drive: str = ""
+    writes_bytes_s: int | None = None
 
 
 @dataclass(slots=True)
 class _Mirror:
-    """How far one mirror was when it was last spoken of, and how much there was to copy at first."""
+    """A mirror: how much there was to copy at first, and how far it was at the beginning of the last look.
+
+    `limit_bytes_s`: what the guest may write; 0: no limit. `said_s`: when it was last spoken of.
+    """
 
     first_bytes: int
     done_bytes: int
     total_bytes: int
     at_s: float
+    limit_bytes_s: int = 0
+    said_s: float | None = None
+
+    def begin(self, now_s: float, state: MirrorState) -> None:
+        """Look at it anew."""
+        self.done_bytes, self.total_bytes, self.at_s = state.done_bytes, state.total_bytes, now_s
 
 
 class MirrorWatch:
-    """Watches the mirrors of disks: one that was sent once and is not level changes faster than it is sent."""
+    """Watches the mirrors of disks: one that was sent once, and comes no nearer, is slower than the guest."""
 
     def __init__(self) -> None:
         self._mirrors: dict[str, _Mirror] = {}
-        self._holds_writes = False
 
     def see(self, now_s: float, states: Sequence[MirrorState]) -> list[Advice]:
         """Args: now_s: any clock that only goes forward. states: of all mirrors."""
@@ -53,28 +72,50 @@ class MirrorWatch:
         return [each for each in advice if each is not None]
 
     def _see(self, now_s: float, state: MirrorState) -> Advice | None:
-        seen = self._mirrors.get(state.drive)
-        if seen is None:
-            total_bytes = state.total_bytes
-            self._mirrors[state.drive] = _Mirror(total_bytes, state.done_bytes, total_bytes, now_s)
-            return None
-        if state.ready or state.done_bytes < seen.first_bytes or now_s - seen.at_s < 1:
-            return None
-        if not self._holds_writes:
-            self._holds_writes = True
-            waits = "; its writes wait for their copy from now on, where this QEMU can do that"
-            return Advice(say=self._compare(now_s, state, seen) + waits, hold_writes=True)
-        if now_s - seen.at_s < SAY_EVERY_S:
-            return None
-        return Advice(say=self._compare(now_s, state, seen))
+        fresh = _Mirror(state.total_bytes, state.done_bytes, state.total_bytes, now_s)
+        seen = self._mirrors.setdefault(state.drive, fresh)
+        if state.done_bytes < seen.first_bytes or _left_bytes(state) <= (NEAR_BYTES if state.ready else 0):
+            seen.begin(now_s, state)
+        elif now_s - seen.at_s >= LAG_S:
+            return self._judge(now_s, state, seen)
+        return None
 
-    def _compare(self, now_s: float, state: MirrorState, seen: _Mirror) -> str:
+    def _judge(self, now_s: float, state: MirrorState, seen: _Mirror) -> Advice | None:
         spent_s = now_s - seen.at_s
-        written = format_rate(max(0, state.total_bytes - seen.total_bytes), spent_s)
-        copied = format_rate(max(0, state.done_bytes - seen.done_bytes), spent_s)
-        seen.done_bytes, seen.total_bytes, seen.at_s = state.done_bytes, state.total_bytes, now_s
-        left = format_amount(max(0, state.total_bytes - state.done_bytes))
-        return f"{state.drive}: the guest writes {written}, {copied} are copied, {left} are left"
+        written = max(0, state.total_bytes - seen.total_bytes) / spent_s
+        copied = max(0, state.done_bytes - seen.done_bytes) / spent_s
+        seen.begin(now_s, state)
+        if written < BETTER * copied:
+            return None
+        said = _compare(state, written, copied)
+        limit_bytes_s = find_limit(copied, seen.limit_bytes_s)
+        if limit_bytes_s != seen.limit_bytes_s:
+            seen.limit_bytes_s, seen.said_s = limit_bytes_s, now_s
+            slower = f"it may write {format_rate(limit_bytes_s, 1)} from now on"
+            return Advice(say=f"{said}; {slower}", drive=state.drive, writes_bytes_s=limit_bytes_s)
+        if seen.said_s is not None and now_s - seen.said_s < SAY_EVERY_S:
+            return None
+        seen.said_s = now_s
+        return Advice(say=f"{said}: --timeout with --on-timeout, or a higher --bwlimit ends that")
+
+
+def _compare(state: MirrorState, written_bytes_s: float, copied_bytes_s: float) -> str:
+    written, copied = format_rate(written_bytes_s, 1), format_rate(copied_bytes_s, 1)
+    left = format_amount(_left_bytes(state))
+    return f"{state.drive}: the guest writes {written}, {copied} are copied, {left} are left"
+
+
+def find_limit(copied_bytes_s: float, limit_bytes_s: int) -> int:
+    """What a guest may write that is ahead of its copy. Args: limit_bytes_s: what it may write now; 0: no limit.
+
+    One byte written may be many to copy, since a mirror copies whole blocks; so each step is half of the one before.
+    """
+    wanted = round(copied_bytes_s * FIRST_SHARE)
+    return max(LEAST_WRITES_BYTES_S, min(wanted, limit_bytes_s // 2) if limit_bytes_s else wanted)
+
+
+def _left_bytes(state: MirrorState) -> int:
+    return max(0, state.total_bytes - state.done_bytes)
 
 
 class MemoryWatch:

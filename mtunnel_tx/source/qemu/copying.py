@@ -15,6 +15,13 @@ from mtunnel_tx.source.patience import OnTimeout, Patience
 from mtunnel_tx.source.qemu.convergence import Advice, MemoryWatch, MirrorWatch, compare
 from mtunnel_tx.source.qemu.meters import Meters
 
+_UNDER_WAY = "active"
+
+
+def find_max_downtime_ms(pace: Pace, patience: Patience) -> int:
+    """How long the VM may stand still for the rest of its memory, at most."""
+    return max(pace.downtime_ms, round(patience.max_downtime_s * 1000))
+
 
 class LiveCopy:
     """Copies a VM that goes on writing. Its time runs from when this is made."""
@@ -26,9 +33,10 @@ class LiveCopy:
         self._pace = pace
         self._patience = patience
         self._until_s = None if patience.timeout_s is None else self._clock.seconds() + patience.timeout_s
+        self._watch = MirrorWatch()
 
     async def disks(self, mirrors: Mapping[str, tuple[Path, str]]) -> None:
-        """Mirror disks until the copies are level, and stay so. Args: mirrors: sockets and exports by the drives' keys.
+        """Mirror disks until the copies are level. Args: mirrors: sockets and exports by the drives' keys.
 
         Raises: TunnelError.
         """
@@ -37,21 +45,19 @@ class LiveCopy:
         for key, (path, export) in mirrors.items():
             await self._running.start_mirror(key, path, export, limit_bytes_s=self._pace.disks[key])
         self._progress.tell(Reached(phase=MovePhase.MIRROR))
-        watch = MirrorWatch()
         with Meters(self._progress) as meters:
 
             async def told(states: Sequence[MirrorState]) -> None:
                 meters.mirrors(states)
-                await self._follow(watch.see(self._clock.seconds(), states))
+                await self._follow(self._watch.see(self._clock.seconds(), states))
                 await self._look_at_the_clock("its disks are not level")
 
             await self._running.until_ready(told)
-        await self._running.write_through()
 
     async def memory(self, socket: Path) -> None:
         """Send the memory until the VM stands still and only the rest is left. Raises: TunnelError."""
         pace, patience = self._pace, self._patience
-        max_downtime_ms = max(pace.downtime_ms, round(patience.max_downtime_s * 1000))
+        max_downtime_ms = find_max_downtime_ms(pace, patience)
         limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
         self._progress.say(self._describe_limits(max_downtime_ms))
         await self._running.start_migration(socket, **limits, auto_converge=patience.auto_converge)
@@ -61,10 +67,12 @@ class LiveCopy:
 
             async def told(state: MemoryState) -> None:
                 meters.memory(state)
-                await self._follow(watch.see(self._clock.seconds(), state))
-                await self._look_at_the_clock(compare(state))
+                if state.status == _UNDER_WAY:  # the guest runs: there is time
+                    await self._follow(watch.see(self._clock.seconds(), state))
+                    await self._look_at_the_disks()
+                    await self._look_at_the_clock(compare(state))
 
-            await self._running.until_switchover(told)
+            await self._running.until_switchover(told, limit_s=patience.switch_s)
 
     def _describe_limits(self, max_downtime_ms: int) -> str:
         pace, patience = self._pace, self._patience
@@ -80,8 +88,12 @@ class LiveCopy:
                 self._progress.say(each.say)
             if each.downtime_ms is not None:
                 await self._running.limit(limit_bytes_s=self._pace.memory_bytes_s, downtime_ms=each.downtime_ms)
-            if each.hold_writes:
-                await self._running.write_through()
+            if each.writes_bytes_s is not None:
+                await self._running.slow_down(each.drive, each.writes_bytes_s)
+
+    async def _look_at_the_disks(self) -> None:
+        """What is left of them is copied while the guest stands still. Raises: BackendFailed: a copy failed."""
+        await self._follow(self._watch.see(self._clock.seconds(), await self._running.mirrors()))
 
     async def _look_at_the_clock(self, state: str) -> None:
         """Raises: TimedOut: the time is up, and the move is to be given up then."""

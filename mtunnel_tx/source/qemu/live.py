@@ -22,8 +22,8 @@ from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.links import Json, Running
 from mtunnel_tx.source.pace import Pace
-from mtunnel_tx.source.patience import Patience
-from mtunnel_tx.source.qemu.copying import LiveCopy
+from mtunnel_tx.source.patience import SWITCH_S, Patience
+from mtunnel_tx.source.qemu.copying import LiveCopy, find_max_downtime_ms
 from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
 from mtunnel_tx.waiting import together
@@ -70,6 +70,7 @@ class LiveMove:
         self._forwards = forwards
         self._host = host
         self._journal = journal
+        self._switch_s = SWITCH_S
 
     async def approach(self, drives: Mapping[str, Json], pace: Pace, patience: Patience) -> None:
         """Start the VM there, copy its disks and its memory, until it stands still here and only the rest is left.
@@ -82,6 +83,7 @@ class LiveMove:
         copy = LiveCopy(self._running, self._host, pace, patience)
         await copy.disks(mirrors)
         await copy.memory(memory_socket)
+        self._switch_s = patience.switch_s + find_max_downtime_ms(pace, patience) / 1000
 
     async def hand_over(self, drives: Mapping[str, Json]) -> None:
         """Send the rest, and let the VM run there where it ran here.
@@ -91,7 +93,7 @@ class LiveMove:
         stopped_s = self._host.reactor.seconds()
         self._host.progress.tell(Reached(phase=MovePhase.HAND_OVER))
         await together(self._running.complete_mirrors(), self._journal.announce("completing"))
-        await self._running.switch_over()
+        await self._running.switch_over(limit_s=self._switch_s)
         if drives:
             await self._tunnel.stop_nbd()
         if self._journal.departure.power is Power.RUNNING:

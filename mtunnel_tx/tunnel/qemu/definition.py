@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestrules import fill_macs, set_sizes, update_line
@@ -34,6 +35,8 @@ async def set_config(guest: Guest, args: ConfigArgs) -> Result:
     complete = set_sizes(fill_macs(conf, tunnel.services.random_bytes), sizes_bytes)
     for text in warnings:
         tunnel.task.warn(text)
+    if args.dropped:
+        tunnel.task.line(f"left out by whoever moves it: {clean(', '.join(args.dropped))}")
     tunnel.task.line(update_line(tunnel.vmid, conf))
     async with _firewall_written(tunnel, firewall):
         await _write(guest, marked(complete, "migrate"))

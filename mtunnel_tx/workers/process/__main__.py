@@ -11,12 +11,14 @@ import sys
 from typing import Any
 
 import twisted.internet.reactor
-from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBeginner
+from twisted.logger import FileLogObserver, LogEvent, Logger, eventAsText, globalLogBeginner
 
 from mtunnel_tx.net.reactor import prepare
 from mtunnel_tx.stream.pump import Pump
+from mtunnel_tx.workers.process.confinement import confine
 from mtunnel_tx.workers.process.service import WorkerService
 
+log = Logger()
 reactor: Any = twisted.internet.reactor
 THREADS = 1
 """There is one worker for each core that may be used; a second pump thread would only compete with the first."""
@@ -30,6 +32,8 @@ def main() -> None:
     prepare(reactor)
     channel = socket.socket(fileno=sys.stdin.fileno())
     WorkerService(reactor, channel, Pump(reactor, threads=THREADS), _stop)
+    for missing in confine():
+        log.warn("{missing}", missing=missing)
     reactor.run()
 
 

@@ -1,0 +1,45 @@
+"""The websockets of `mtunnel migrate`: each may outlive its connections, and the outages are told."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+from urllib.parse import parse_qs
+
+from mtunnel_tx.http.redial import open_lasting_stream
+from mtunnel_tx.pve.maps import Endpoint
+from mtunnel_tx.source.links import Dial
+from mtunnel_tx.source.outages import Outages
+from mtunnel_tx.stream.flow import Flow, FlowOutcome, Relay
+from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.wire.socketkinds import COMMANDS, find_socket_kind
+
+LIMITS = FlowLimits(half_close_s=3600.0)
+"""A target that has a disk to flush may end its stream late; what counts is what its import says."""
+
+
+def make_dial(reactor: Any, endpoint: Endpoint, relay: Relay, outages: Outages, flows: list[Flow]) -> Dial:
+    """Opens websockets at the endpoint. Args: flows: all that are opened are added."""
+
+    async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
+        flow = await open_lasting_stream(
+            reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
+        )
+        watch(outages, flow, path_query)
+        flows.append(flow)
+        return flow
+
+    return dial
+
+
+def watch(outages: Outages, flow: Flow, path_query: str) -> None:
+    """Let the outages of a stream be told. Args: path_query: by which it was opened."""
+
+    def forget(result: FlowOutcome) -> FlowOutcome:
+        outages.forget(flow)
+        return result
+
+    names = parse_qs(path_query.partition("?")[2]).get("socket", [""])
+    is_commands = find_socket_kind(names[0]) is COMMANDS
+    outages.watch(flow, longest_s=flow.terms.park_s, carries_commands=is_commands)
+    flow.done.addCallback(forget)

@@ -1,0 +1,42 @@
+"""What outlives the daemon and keeps descriptors and programs for the next one."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mtunnel_tx.ports.storage import Child
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What an earlier daemon has left. names: of the entries. programs: those that run or have ended unseen."""
+
+    names: Sequence[str] = ()
+    programs: Sequence[str] = ()
+
+
+class Store(Protocol):
+    """Keeps sockets under names, each with a small value, and runs programs. It may be lost at any time."""
+
+    def put(self, name: str, value: object, sockets: Sequence[socket.socket] = ()) -> None:
+        """Keep this, in the place of what is there; without sockets, an entry keeps its own. Duplicates are kept."""
+
+    async def get(self, name: str) -> tuple[Any, list[socket.socket]]:
+        """What lies there, and stays: the value and duplicates of the sockets. Raises: BackendFailed."""
+
+    def drop(self, name: str) -> None:
+        """Close what lies there."""
+
+    def spawn(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], stdin: socket.socket | None = None
+    ) -> Child:
+        """Run a program that does not end with the daemon. Its lines are kept until the next one was taken.
+
+        One that cannot be started ends with code 127, with the reason as its last line.
+        """
+
+    def adopt(self, name: str, taken: int = 0) -> Child:
+        """A program of an earlier daemon's. Args: taken: how many of its lines were dealt with for good."""

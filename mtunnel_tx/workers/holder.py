@@ -1,0 +1,252 @@
+"""The daemon's end of the holder (`hold/`): ports.Store over its socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+
+from mtunnel_tx.errors import BackendFailed, os_reason
+from mtunnel_tx.net.kinds import Reactor
+from mtunnel_tx.ports.holding import Kept
+from mtunnel_tx.waiting import Occasion, in_time
+from mtunnel_tx.workers.channel import Message, MessageChannel
+
+log = Logger()
+
+VERSION = 1
+NOT_STARTED = 127
+LOST = -9
+Ask = Callable[..., "Deferred[tuple[Message, list[socket.socket]]]"]
+
+
+class HeldChild:
+    """A program that the holder runs (ports.Child). Args: taken: lines that an earlier daemon has dealt with."""
+
+    def __init__(self, reactor: Reactor, ask: Ask, name: str, pid: int = 0, taken: int = 0) -> None:
+        self.pid = pid
+        self.taken = taken
+        self._reactor = reactor
+        self._ask = ask
+        self._name = name
+        self._lines: deque[str] = deque()
+        self._code: int | None = None
+        self._change = Occasion()
+
+    async def next_line(self, wait_s: float) -> str | None:
+        """See ports.Child. What was taken before is forgotten by the holder."""
+        end_s = self._reactor.seconds() + wait_s
+        self._ask("told", name=self._name, next=self.taken)
+        while not self._lines:
+            left_s = end_s - self._reactor.seconds()
+            if self.exhausted() or left_s <= 0:
+                return None
+            await in_time(self._reactor, left_s, self._change.wait())
+        self.taken += 1
+        return self._lines.popleft()
+
+    def exhausted(self) -> bool:
+        """See ports.Child."""
+        return self._code is not None and not self._lines
+
+    async def ended(self) -> int:
+        """See ports.Child."""
+        while self._code is None:
+            await self._change.wait()
+        return self._code
+
+    async def kill(self) -> None:
+        """See ports.Child."""
+        if self._code is None:
+            self._ask("kill", name=self._name)
+        await self.ended()
+
+    def hear(self, message: Message) -> None:
+        """What the holder says of it: a line, or its end."""
+        if "code" in message:
+            self.end(message["code"])
+        elif message["number"] >= self.taken + len(self._lines):
+            self._lines.append(message["line"])
+            self._change.happen_soon(self._reactor)
+
+    def end(self, code: int) -> None:
+        """It has ended."""
+        self._code = code
+        self._change.happen_soon(self._reactor)
+
+    def fail(self, reason: str) -> None:
+        """It was never started."""
+        self._lines.append(reason)
+        self.end(NOT_STARTED)
+
+
+class HolderClient:
+    """ports.Store.
+
+    Args: sock: connected to a holder. lost: called once when the holder has ended; its programs count as ended then.
+    """
+
+    def __init__(self, reactor: Reactor, sock: socket.socket, lost: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._lost = lost
+        self._children: dict[str, HeldChild] = {}
+        self._asked: dict[int, Deferred[tuple[Message, list[socket.socket]]]] = {}
+        self._number = 0
+        self._pids: dict[str, int] = {}
+        self._is_closing = False
+        self._channel = MessageChannel(reactor, sock, self._hear, self._close)
+
+    async def hello(self, restart_s: float) -> Kept:
+        """Say who we are. Args: restart_s: how long it shall wait for another daemon.
+
+        Raises: BackendFailed: it is of another version.
+        """
+        said, _ = await self._ask("hello", restart_s=restart_s)
+        if said.get("version") != VERSION:
+            raise BackendFailed(f"a holder of version {said.get('version')} runs")
+        self._pids = {name: one["pid"] for name, one in said["programs"].items()}
+        return Kept(names=tuple(said["names"]), programs=tuple(self._pids))
+
+    def watch(self) -> None:
+        """From now on hear of the programs; those of an earlier daemon's that nobody has adopted are ended."""
+        for name in self._pids:
+            if name not in self._children:
+                self.adopt(name)
+                self._tell("kill", name=name)
+        self._tell("watch")
+
+    async def finish(self) -> None:
+        """End the holder, and all that it runs."""
+        self._is_closing = True
+        with suppress(BackendFailed):
+            await self._ask("finish")
+
+    def close(self) -> None:
+        """Leave it alone: it waits for the next daemon."""
+        self._is_closing = True
+        self._channel.close()
+
+    def put(self, name: str, value: object, sockets: Sequence[socket.socket] = ()) -> None:
+        """See ports.Store."""
+        self._ask("put", sockets, name=name, value=value).addErrback(
+            lambda failure: log.warn("{name} will not survive a restart: {reason}", name=name, reason=failure.value)
+        )
+
+    async def get(self, name: str) -> tuple[Any, list[socket.socket]]:
+        """See ports.Store."""
+        said, sockets = await self._ask("get", name=name)
+        return said["value"], sockets
+
+    def drop(self, name: str) -> None:
+        """See ports.Store."""
+        self._tell("drop", name=name)
+
+    def spawn(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], stdin: socket.socket | None = None
+    ) -> HeldChild:
+        """See ports.Store."""
+        child = self._children[name] = HeldChild(self._reactor, self._tell, name)
+        sockets = () if stdin is None else (stdin,)
+
+        def started(said: tuple[Message, list[socket.socket]]) -> None:
+            child.pid = said[0]["pid"]
+
+        started_or_not = self._ask("spawn", sockets, name=name, argv=list(argv), env=dict(env))
+        started_or_not.addCallbacks(started, lambda failure: self._not_started(name, str(failure.value)))
+        return child
+
+    def _not_started(self, name: str, reason: str) -> None:
+        self._children.pop(name).fail(f"{reason}\n")
+
+    def adopt(self, name: str, taken: int = 0) -> HeldChild:
+        """See ports.Store."""
+        child = self._children[name] = HeldChild(self._reactor, self._tell, name, self._pids.get(name, 0), taken)
+        return child
+
+    def _tell(self, do: str, **values: Any) -> Deferred[Any]:
+        """Ask for something whose answer says nothing."""
+        return self._ask(do, **values).addErrback(lambda failure: failure.trap(BackendFailed))
+
+    def _ask(
+        self, do: str, sockets: Sequence[socket.socket] = (), **values: Any
+    ) -> Deferred[tuple[Message, list[socket.socket]]]:
+        self._number += 1
+        answered = self._asked[self._number] = Deferred()
+        self._channel.send({"do": do, "id": self._number, **values}, sockets)
+        return answered
+
+    def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
+        if "program" in message:
+            self._hear_of(message["program"], message)
+            return
+        answered = self._asked.pop(message["id"])
+        if "error" in message:
+            answered.errback(BackendFailed(f"the holder refuses: {message['error']}"))
+        else:
+            answered.callback((message, sockets))
+
+    def _hear_of(self, name: str, message: Message) -> None:
+        child = self._children.get(name)
+        if child is not None:
+            child.hear(message)
+        if "code" in message:
+            self._children.pop(name, None)
+            self._tell("forget", name=name)
+
+    def _close(self) -> None:
+        for child in self._children.values():
+            child.end(LOST)
+        asked, self._asked = self._asked, {}
+        for answered in asked.values():
+            answered.errback(BackendFailed("the holder has ended"))
+        if not self._is_closing:
+            self._lost()
+
+
+def connect_holder(path: Path) -> socket.socket | None:
+    """Returns: None: no holder runs."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    return sock
+
+
+def start_holder(reactor: Any, path: Path, restart_s: float) -> socket.socket:
+    """Start a holder that outlives us. Returns: connected to it. Raises: BackendFailed."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            path.unlink(missing_ok=True)
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(4)
+            _spawn(reactor, listener, restart_s, path.with_suffix(".stderr"))
+        sock = connect_holder(path)
+    except OSError as error:
+        raise BackendFailed(f"the holder cannot be started: {os_reason(error)}") from error
+    if sock is None:
+        raise BackendFailed("the holder cannot be started")
+    return sock
+
+
+def _spawn(reactor: Any, listener: socket.socket, restart_s: float, output: Path) -> None:
+    argv = ("setsid", "--", sys.executable, "-P", "-m", "mtunnel_tx.hold", str(restart_s))
+    with output.open("wb") as file:
+        fds = {0: listener.fileno(), 1: file.fileno(), 2: file.fileno()}
+        reactor.spawnProcess(ProcessProtocol(), "setsid", argv, env=_environment(), childFDs=fds)
+
+
+def _environment() -> dict[str, str]:
+    kept = ("PATH", "LANG", "PYTHONPATH", "COVERAGE_PROCESS_START")
+    return {name: os.environ[name] for name in kept if name in os.environ}

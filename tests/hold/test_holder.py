@@ -1,0 +1,225 @@
+"""A real holder, and the daemon's end of its socket."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.sessions import session_members
+from mtunnel_tx.workers.holder import HeldChild, HolderClient, connect_holder
+from tests.patience import patience_s, tries
+from tests.processes import started_process
+
+ENV = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+LONG_S = 3600.0
+
+
+async def until(what, condition):
+    for _ in tries(what):
+        if condition():
+            return
+        await deferLater(reactor, 0.02)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+async def all_lines(child: HeldChild) -> list[str]:
+    lines = []
+    while (line := await child.next_line(patience_s())) is not None:
+        lines.append(line)
+    return lines
+
+
+class HolderCase(TestCase):
+    restart_s = LONG_S
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="hold-")
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name, "hold.sock")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(self.path))
+            listener.listen(4)
+            argv = [sys.executable, "-m", "mtunnel_tx.hold", str(self.restart_s)]
+            self.holder = started_process(self.addCleanup, argv, stdin=listener)
+        self.lost = 0
+
+    def connect(self) -> HolderClient:
+        sock = connect_holder(self.path)
+        assert sock is not None
+        client = HolderClient(reactor, sock, self.note_lost)
+        self.addCleanup(client.close)
+        return client
+
+    def note_lost(self):
+        self.lost += 1
+
+    def shell(self, client: HolderClient, script: str, name: str = "p") -> HeldChild:
+        return client.spawn(name, ["sh", "-c", script], ENV)
+
+
+class KeepingTests(HolderCase):
+    async def test_the_next_daemon_gets_what_the_first_one_has_put_there(self):
+        first, (ours, theirs) = self.connect(), socket.socketpair()
+        self.addCleanup(theirs.close)
+        first.put("flow/1", {"vmid": 100}, [ours])
+        ours.close()
+        await first.hello(LONG_S)
+        first.close()
+        second = self.connect()
+        self.assertEqual((await second.hello(LONG_S)).names, ("flow/1",))
+        value, (kept,) = await second.get("flow/1")
+        self.addCleanup(kept.close)
+        theirs.sendall(b"still open")
+        self.assertEqual((value, kept.recv(64)), ({"vmid": 100}, b"still open"))
+
+    async def test_what_is_dropped_is_closed(self):
+        client, (ours, theirs) = self.connect(), socket.socketpair()
+        self.addCleanup(theirs.close)
+        client.put("a", None, [ours])
+        ours.close()
+        client.drop("a")
+        await client.hello(LONG_S)
+        theirs.settimeout(patience_s())
+        self.assertEqual(theirs.recv(1), b"")
+        with self.assertRaises(BackendFailed):
+            await client.get("a")
+
+    async def test_nonsense_is_answered_and_the_connection_goes_on(self):
+        sock = connect_holder(self.path)
+        self.addCleanup(sock.close)
+        sock.settimeout(patience_s())
+        for line in (b"{", b"[]", b'"x"', b'{"do": "fly"}', b'{"do": []}', b'{"do": "spawn", "name": "p", "argv": 5}'):
+            sock.send(line)
+            self.assertIn("error", json.loads(sock.recv(4096)), line)
+        sock.send(b'{"do": "hello", "id": 7}')
+        self.assertEqual(json.loads(sock.recv(4096))["id"], 7)
+
+
+class ProgramTests(HolderCase):
+    async def test_lines_and_the_code(self):
+        client = self.connect()
+        client.watch()
+        child = self.shell(client, "echo one; echo two >&2; printf rest; exit 5")
+        self.assertEqual(await all_lines(child), ["one\n", "two\n", "rest"])
+        self.assertEqual(await child.ended(), 5)
+        self.assertTrue(child.exhausted())
+
+    async def test_a_program_that_is_not_there(self):
+        client = self.connect()
+        client.watch()
+        child = client.spawn("p", ["/no/such/program"], ENV)
+        (line,) = await all_lines(child)
+        self.assertIn("/no/such/program", line)
+        self.assertEqual(await child.ended(), 127)
+
+    async def test_input_and_kill(self):
+        client, (ours, theirs) = self.connect(), socket.socketpair()
+        self.addCleanup(ours.close)
+        client.watch()
+        child = client.spawn("p", ["cat"], ENV, theirs)
+        theirs.close()
+        ours.sendall(b"hello\n")
+        self.assertEqual(await child.next_line(patience_s()), "hello\n")
+        self.assertTrue(runs(child.pid))
+        await child.kill()
+        self.assertFalse(runs(child.pid))
+        self.assertEqual(await child.ended(), -9)
+
+    async def test_the_next_daemon_hears_what_the_first_one_has_not_dealt_with(self):
+        first = self.connect()
+        first.watch()
+        child = self.shell(first, "echo one; echo two; read _; echo three; exit 3")
+        self.assertEqual(await child.next_line(patience_s()), "one\n")
+        self.assertEqual(await child.next_line(patience_s()), "two\n")
+        first.close()
+        second = self.connect()
+        self.assertEqual((await second.hello(LONG_S)).programs, ("p",))
+        again = second.adopt("p", 1)
+        second.watch()
+        self.assertEqual(again.pid, child.pid)
+        self.assertEqual(await all_lines(again), ["two\n", "three\n"])
+        self.assertEqual(await again.ended(), 3)
+
+    async def test_a_program_that_nobody_adopts_is_ended(self):
+        first = self.connect()
+        child = self.shell(first, "sleep 3600")
+        await first.hello(LONG_S)
+        self.assertTrue(runs(child.pid))
+        first.close()
+        second = self.connect()
+        await second.hello(LONG_S)
+        second.watch()
+        await until("the end of the program", lambda: not runs(child.pid))
+
+    async def test_output_that_nobody_takes_is_bounded(self):
+        client = self.connect()
+        child = self.shell(client, "yes $(seq 1000)")
+        await client.hello(LONG_S)
+        await until("a program that waits for room", lambda: all(map(sleeps, session_members(child.pid))))
+        client.watch()
+        for _ in range(2000):
+            self.assertTrue((await child.next_line(patience_s())).startswith("1 2 3"))
+        resident_bytes = int(Path(f"/proc/{self.holder.pid}/statm").read_text().split()[1]) * 4096
+        self.assertLess(resident_bytes, 64 << 20)
+        await child.kill()
+
+    async def test_programs_count_as_ended_when_the_holder_is_killed(self):
+        client = self.connect()
+        client.watch()
+        child = self.shell(client, "sleep 3600")
+        await client.hello(LONG_S)
+        os.kill(self.holder.pid, signal.SIGKILL)
+        self.assertEqual(await child.ended(), -9)
+        await until("the news", lambda: self.lost == 1)
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+class EndTests(HolderCase):
+    restart_s = 0.2
+
+    async def test_without_a_daemon_it_ends_its_programs_first(self):
+        client, (ours, theirs) = self.connect(), socket.socketpair()
+        self.addCleanup(theirs.close)
+        child = self.shell(client, "sleep 3600")
+        client.put("a", None, [ours])
+        ours.close()
+        await client.hello(self.restart_s)
+        client.close()
+        theirs.settimeout(patience_s())
+        self.assertEqual(theirs.recv(1), b"")
+        self.assertFalse(runs(child.pid))
+        self.assertEqual(self.holder.wait(patience_s()), 0)
+
+    async def test_it_is_told_to_end(self):
+        client = self.connect()
+        await client.hello(LONG_S)
+        child = self.shell(client, "sleep 3600")
+        await client.finish()
+        self.assertEqual(self.holder.wait(patience_s()), 0)
+        self.assertFalse(runs(child.pid))
+
+
+class EmptyTests(HolderCase):
+    async def test_one_that_holds_nothing_ends_with_its_daemon(self):
+        client = self.connect()
+        await client.hello(LONG_S)
+        client.close()
+        self.assertEqual(self.holder.wait(patience_s()), 0)
