@@ -1,4 +1,4 @@
-"""The network between the demonstration's nodes: it carries connections to one port, and cuts all of them now and then."""
+"""The network between the demonstration's nodes: it carries connections to one port, and cuts all of them sometimes."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class DemoNode:
         return run_command([*mtunnel_command(), *args], self.environment())
 
     def endpoint(self, port: int) -> str:
-        """Returns: what a source needs to reach it by a port of the loopback address. Raises: BackendFailed, TimedOut."""
+        """Returns: what a source needs to reach it by a loopback port. Raises: BackendFailed, TimedOut."""
         return self.mtunnel("endpoint", "--host", "127.0.0.1", "--port", str(port)).strip()
 
     def volume_file(self, volid: str) -> Path:

@@ -1,5 +1,6 @@
 """The demonstration's network: it carries bytes both ways, and resets every connection when it was told to."""
 
+import contextlib
 import socket
 import threading
 
@@ -54,7 +55,5 @@ class NetworkTests(SynchronousTestCase):
         self.assertEqual(far.recv(10), b"again")
 
     def send(self, sock, size_bytes):
-        try:
+        with contextlib.suppress(OSError):
             sock.sendall(bytes(size_bytes))
-        except OSError:
-            pass
