@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.guest.ticker import read_beats
 from tests.matrix.proxy import Proxy
@@ -18,6 +18,7 @@ from tests.patience import patience_s, wait_for
 from tests.processes import started_process
 from tests.whole.node import Node
 from tests.whole.test_online import Listener, OnlineCase
+from tests.whole.test_workers import can_become_nobody
 
 DISK_BYTES = 256 << 20
 STOPPED = f"name: still\nmemory: 64\nscsi0: local:100/vm-100-disk-0.raw,size={DISK_BYTES >> 20}M\n"
@@ -119,6 +120,17 @@ class CutTests(StoppedVmCase):
         shown = self.there.run("mtunnel_tx.cli", "status").stdout
         self.assertRegex(shown, r"VM 200: disk-import has lost its connection, waiting \(0:\d\d of 1:00\)")
         cutter.stop()
+
+
+class WorkerTests(CutTests):
+    """Each connection lands in whatever process has the fewest, and the flow follows it."""
+
+    extra = 'workers = 2\nuser = "nobody"\n[limits]\npark_s = 60'
+
+    def setUp(self) -> None:
+        if not can_become_nobody():
+            raise SkipTest("not root, or user 'nobody' cannot read this folder")
+        super().setUp()
 
 
 class LostForGoodTests(StoppedVmCase):

@@ -23,6 +23,8 @@ function __mtunnel_place
                 set place watch
             case ' history'
                 set place history
+            case ' page'
+                set place page
             case ' settle'
                 set place settle
             case ' drain'
@@ -108,6 +110,7 @@ complete -c mtunnel -n '__mtunnel_place \'\'' -a 'vm' -d 'make, import, run, cha
 complete -c mtunnel -n '__mtunnel_place \'\'' -a 'status' -d 'show the tunnels of the running daemon'
 complete -c mtunnel -n '__mtunnel_place \'\'' -a 'watch' -d 'show how far moves are, while they run'
 complete -c mtunnel -n '__mtunnel_place \'\'' -a 'history' -d 'show the moves that are over'
+complete -c mtunnel -n '__mtunnel_place \'\'' -a 'page' -d 'print a link to the status page, good for one log-in'
 complete -c mtunnel -n '__mtunnel_place \'\'' -a 'settle' -d 'end what was left open about a VM'
 complete -c mtunnel -n '__mtunnel_place \'\'' -a 'drain' -d 'let the daemon end when its last tunnel has ended'
 complete -c mtunnel -n '__mtunnel_place \'\'' -a 'api' -d 'describe the HTTP API'
@@ -443,6 +446,12 @@ complete -c mtunnel -n '__mtunnel_place \'history\'' -l since -x -d 'since a dat
 complete -c mtunnel -n '__mtunnel_place \'history\'' -l vmid -x -d 'of this VM only'
 complete -c mtunnel -n '__mtunnel_place \'history\'' -l limit -x -d 'so many at most (default: 100)'
 complete -c mtunnel -n '__mtunnel_place \'history\'' -l json -d 'print JSON'
+complete -c mtunnel -n '__mtunnel_place \'page\'' -s h -l help -d 'show this help message and exit'
+complete -c mtunnel -n '__mtunnel_place \'page\'' -l config -r -F -d 'configuration file; else $MTUNNEL_CONFIG, else the default one (docs/operations.md)'
+complete -c mtunnel -n '__mtunnel_place \'page\'' -l quiet -d 'print errors only, and what --json asks for'
+complete -c mtunnel -n '__mtunnel_place \'page\'' -l verbose -d 'print the log, too'
+complete -c mtunnel -n '__mtunnel_place \'page\'' -l json -d 'answer as one JSON object (docs/operations.md)'
+complete -c mtunnel -n '__mtunnel_place \'page\'' -l host -x -d 'name or address in the link (default: where the daemon listens)'
 complete -c mtunnel -n '__mtunnel_place \'settle\'' -s h -l help -d 'show this help message and exit'
 complete -c mtunnel -n '__mtunnel_place \'settle\'' -l config -r -F -d 'configuration file; else $MTUNNEL_CONFIG, else the default one (docs/operations.md)'
 complete -c mtunnel -n '__mtunnel_place \'settle\'' -l quiet -d 'print errors only, and what --json asks for'
