@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "show the tunnels of the running daemon",
     "watch": "show how far moves are, while they run",
     "history": "show the moves that are over",
+    "page": "print a link to the status page, good for one log-in",
     "settle": "end what was left open about a VM",
     "drain": "let the daemon end when its last tunnel has ended",
     "api": "describe the HTTP API",

@@ -63,12 +63,14 @@ MakeJournal = Callable[[ReactorThreads, Path], Journal]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
-    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, and its moves."""
+    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, its moves, …"""
 
     registry: Registry
     parts: Parts
     machines: LocalMachines | ProxmoxMachines
     moves: Moves
+    journal: Journal
+    threads: ReactorThreads
 
 
 def compose(
@@ -121,7 +123,9 @@ def compose(
     services.observers.add(resumptions.observe)
     parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay, resumptions)
     parts = replace(parts, moves=moves.as_json, counting=metrics)
-    return Composition(registry=registry, parts=parts, machines=machines, moves=moves)
+    return Composition(
+        registry=registry, parts=parts, machines=machines, moves=moves, journal=services.journal, threads=threads
+    )
 
 
 def _live_facts(registry: Registry, workers: Callable[[], Sized]) -> LiveFacts:

@@ -53,6 +53,10 @@ class Moves:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
+    def coming(self) -> Sequence[MoveState]:
+        """Those that come, and those that ended lately, as of the last look."""
+        return self._board.moves()
+
     async def all(self) -> Sequence[MoveState]:
         """Those that come, those that go, and those that came and ended lately."""
         leaving = await self._threads.run(read_leaving, self._runtime_dir, HostPrograms())
