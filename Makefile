@@ -22,6 +22,7 @@ help:
 	@echo '             then a running VM goes to and fro between two nodes: make soak SOAK_SECONDS= LIVE=50'
 	@echo '             or so much through the relay, in mixed streams: make soak RELAY_GIB=200'
 	@echo 'make trim    a Linux guest gives back what its file system does not use (fetches 28 MB)'
+	@echo 'make guests  a whole Debian with UEFI and a TPM moves while it runs (as root; fetches 300 MB, takes minutes)'
 	@echo 'make matrix  every failure in every phase of a running VM on its way; writes docs/matrix.md'
 	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/, README.md'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
@@ -58,6 +59,11 @@ trim:
 	@tools/fetch-linux
 	tools/run-tests tests.trim.real
 
+guests:
+	@tools/set-up test
+	@tools/make-guest-image
+	MTUNNEL_TEST_PATIENCE=$${MTUNNEL_TEST_PATIENCE:-8} tools/run-tests tests.debian.real
+
 matrix:
 	@tools/set-up test
 	$(PYTHON) -m tests.matrix --jobs $(JOBS) --cells '$(CELLS)' $(if $(CELLS),,--page docs/matrix.md)
@@ -76,7 +82,7 @@ ready:
 	@tools/set-up
 
 clean:
-	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz .trim
+	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz .trim .guests
 	rm -f mtunnel_tx/stream/*.so
 
-.PHONY: help demo test lint fuzz soak trim matrix bench fresh booted ready clean
+.PHONY: help demo test lint fuzz soak trim guests matrix bench fresh booted ready clean

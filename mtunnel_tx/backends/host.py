@@ -9,21 +9,20 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from mtunnel_tx.backends.child import run
-from mtunnel_tx.errors import BackendFailed, TunnelError, refuse
+from mtunnel_tx.backends.kvmtrial import try_cpu
+from mtunnel_tx.errors import BackendFailed, refuse
 from mtunnel_tx.pve.hardware import Hardware
 from mtunnel_tx.pve.memory import GuestMemory
 
 log = Logger()
 PROGRAM = "qemu-system-x86_64"
 ASK_S = 20.0
-PROBE_S = 5.0
 KVM = Path("/dev/kvm")
 CPUINFO = Path("/proc/cpuinfo")
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
@@ -43,9 +42,6 @@ _CPU = re.compile(r"^(?:x86)? +(\S+)", re.MULTILINE)
 _DEVICE = re.compile(r'^name "([^"]+)"', re.MULTILINE)
 _PHYS_BITS = re.compile(r"^address sizes\s*: ([0-9]+) bits physical", re.MULTILINE)
 _BEFORE_FLAGS = "Recognized CPUID flags:"
-_LEAVES_BY_TIMER = bytes.fromhex("fa31c08ed8bc007cfb a16c04 f4 3b066c04 74f9 ba0105 b010 ee f4 ebfd")
-"""A boot sector: waits for the clock's next tick, then leaves by the exit device with 0x10, which is exit code 33."""
-_LEFT_WELL = "exit code 33:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,16 +118,10 @@ class HostFacts:
         """Whether KVM runs a guest with Proxmox's plainest CPU up to its first timer interrupt."""
         if not os.access(KVM, os.R_OK | os.W_OK):
             return False
-        with TemporaryDirectory(prefix="mtunnel-kvm-") as folder:
-            disk = Path(folder, "boot")
-            disk.write_bytes(_LEAVES_BY_TIMER.ljust(510, b"\0") + b"\x55\xaa")
-            try:
-                await run(self._reactor, _probe_arguments(disk), self._environ, PROBE_S)
-            except TunnelError as error:
-                if _LEFT_WELL in error.text:
-                    return True
-                log.warn("KVM cannot be used here: {reason}", reason=error.text)
-        return False
+        trial = await try_cpu(self._reactor, self._environ, PROGRAM, "kvm64,enforce")
+        if not trial.runs:
+            log.warn("KVM cannot be used here: {reason}", reason=trial.reason)
+        return trial.runs
 
 
 def read_machines(output: str) -> frozenset[str]:
@@ -142,12 +132,6 @@ def read_machines(output: str) -> frozenset[str]:
     if newest < _OLDEST_QEMU:
         raise BackendFailed(f"this host's QEMU is version {'.'.join(map(str, newest))}; 6.2 or newer is needed")
     return machines
-
-
-def _probe_arguments(disk: Path) -> list[str]:
-    options = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "16"]
-    options += ["-machine", "pc,accel=kvm", "-cpu", "kvm64,enforce", "-device", "isa-debug-exit,iobase=0x501,iosize=1"]
-    return [PROGRAM, *options, "-drive", f"file={disk},format=raw,if=ide,readonly=off"]
 
 
 def _list_roms(output: str) -> frozenset[str]:

@@ -24,6 +24,7 @@ from mtunnel_tx.checkup.finding import Finding, FindingState, fine, problem
 from mtunnel_tx.checkup.guests import check_guests, needed_bridges
 from mtunnel_tx.checkup.places import check_certificate, check_directories, check_storages
 from mtunnel_tx.checkup.port import check_iptables, check_listening, check_nft, check_ufw, is_listening
+from mtunnel_tx.checkup.processor import check_models
 from mtunnel_tx.checkup.qemu import check_networks, check_programs, check_qemu
 from mtunnel_tx.cli.program import run_reactor
 from mtunnel_tx.cli.table import format_table
@@ -37,9 +38,9 @@ from mtunnel_tx.waiting import pause
 
 ASK_S = 5.0
 _DESCRIPTION = """\
-Read the configuration, storages, users, tokens, the certificate and all VMs; look at QEMU, KVM, bridges, the port, its
-firewall as far as that can be read, and the limit of open files. Nothing is changed. Exit status 1: there is a
-problem."""
+Read the configuration, storages, users, tokens, the certificate and all VMs; look at QEMU, KVM and the CPU models that
+run with it, bridges, the port, its firewall as far as that can be read, and the limit of open files. Nothing is
+changed. Exit status 1: there is a problem."""
 _FIREWALLS: Mapping[str, tuple[tuple[str, ...], Callable[[str, int], Iterable[Finding]]]] = {
     "nft": (("nft", "--json", "list", "ruleset"), check_nft),
     "iptables": (("iptables", "-S"), check_iptables),
@@ -177,6 +178,7 @@ async def _check_machines(reactor: Any, settings: Settings, found: list[Finding]
     host = make_host(ReactorThreads(reactor, reactor.getThreadPool()), settings, lambda _: None)
     try:
         found += check_networks(needed_bridges(host))
+        found += await check_models(reactor, host)
         found += [finding async for finding in check_guests(host)]
     except TunnelError as error:
         found.append(problem("guests", error.text))

@@ -40,6 +40,7 @@ from mtunnel_tx.source.patience import MAX_DOWNTIME_S, SWITCH_S, OnTimeout, Pati
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint, token_id
 from mtunnel_tx.stream.flow import Flow
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.watch.reporter import Reporter
 from mtunnel_tx.watch.shape import move_json
@@ -261,7 +262,7 @@ async def opened_world(
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
     outages = Outages(reactor, progress.say)
-    dial = make_dial(reactor, endpoint, relay, outages, flows)
+    dial = make_dial(reactor, endpoint, relay, outages, flows, settings.limits.of(FlowLimits))
 
     try:
         parts = await source_parts(reactor, settings, progress)

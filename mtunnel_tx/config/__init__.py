@@ -22,6 +22,7 @@ from mtunnel_tx.config.settings import (
     ConfigError,
     Forward,
     Limits,
+    Page,
     Settings,
     Tls,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Host",
     "Key",
     "Limits",
+    "Page",
     "Settings",
     "Tls",
     "check_private_directory",

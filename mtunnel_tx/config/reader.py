@@ -21,11 +21,12 @@ from mtunnel_tx.config.settings import (
     ConfigError,
     Forward,
     Limits,
+    Page,
     Settings,
     Tls,
 )
 
-TABLES = ("tls", "commands", "forward", "limits")
+TABLES = ("tls", "commands", "forward", "page", "limits")
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str], host: Host | None = None) -> Settings:
@@ -72,6 +73,7 @@ class _Reader:
             tls=Tls(**tables["tls"], named=named),
             commands=Commands(**tables["commands"]),
             forward=Forward(nodes=nodes, **tables["forward"]),
+            page=Page(**tables["page"]),
             limits=Limits(**tables["limits"]),
         )
 

@@ -35,14 +35,15 @@ _APPLIANCES = (".ova", ".ovf")
 class Overrides:
     """What the command line says instead of what is imported.
 
-    `options`: config keys. `cloud_init`: a drive for it, with these words. `tpm`: with one. `nets`: network cards in
-    place of all; None: those that it has. `bus`: for all disks. `bridges`: for the networks that an OVF or libvirt
-    names, `""` for all others. `format`: of a plain image.
+    `options`: config keys. `cloud_init`: a drive for it, with these words. `tpm`: with one. `secure_boot`: with the
+    keys for it. `nets`: network cards in place of all; None: those that it has. `bus`: for all disks. `bridges`: for
+    the networks that an OVF or libvirt names, `""` for all others. `format`: of a plain image.
     """
 
     options: Mapping[str, str] = field(default_factory=dict)
     cloud_init: str | None = None
     tpm: bool = False
+    secure_boot: bool = False
     nets: Mapping[str, str] | None = None
     bus: str | None = None
     bridges: Mapping[str, str] = field(default_factory=dict)
@@ -144,7 +145,8 @@ def _overridden(blueprint: Blueprint, overrides: Overrides) -> Blueprint:
     options = {**options, "boot": boot_order(*boot), **overrides.options}
     options = {key: checked(key, value) for key, value in options.items() if value}
     disks = tuple(replace(disk, key=renamed.get(disk.key, disk.key)) for disk in blueprint.disks)
-    return _with_extras(replace(blueprint, options=options, disks=disks), overrides)
+    secure_boot = blueprint.secure_boot or overrides.secure_boot
+    return _with_extras(replace(blueprint, options=options, disks=disks, secure_boot=secure_boot), overrides)
 
 
 def _with_extras(blueprint: Blueprint, overrides: Overrides) -> Blueprint:

@@ -201,5 +201,5 @@ def _restore_socket(tunnel: Tunnel, suffix: str) -> None:
 def _restore_import(tunnel: Tunnel, job: Mapping[str, Any], child: Any) -> ImportJob:
     request = ImportRequest(**{**job["request"], "socket": Path(job["request"]["socket"])})
     restored = ImportJob(tunnel.services, tunnel.own, tunnel.task, request, tunnel.vmid)
-    restored.go_on(child, job["said"])
+    restored.go_on(child, job["made"])
     return restored

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from twisted.logger import Logger
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.storage import Child, ImportRequest
@@ -17,8 +19,11 @@ from mtunnel_tx.tunnel.checks import known_storage, refuse_foreign
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.waiting import Task
+from mtunnel_tx.wire.importlines import explain_failure
 
 log = Logger()
+LAST_LINES = 3
+"""Of a failed import's output these are its reason."""
 _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 
@@ -33,8 +38,9 @@ class ImportJob:
         self._vmid = vmid
         self._storage = parse_volume_id(request.volid).storage
         self._child: Child | None = None
+        self._said: deque[str] = deque(maxlen=LAST_LINES)
         self._end: Task | None = None
-        self._said: str | None = None
+        self._made: str | None = None
         self.over = False
 
     @property
@@ -58,14 +64,14 @@ class ImportJob:
         if self.over or self._child is None or not self._child.name:
             return None
         request = {**asdict(self._request), "socket": str(self._request.socket)}
-        return {"request": request, "name": self._child.name, "taken": self._child.taken, "said": self._said}
+        return {"request": request, "name": self._child.name, "taken": self._child.taken, "made": self._made}
 
-    def go_on(self, child: Child, said: str | None) -> None:
-        """Begin where an earlier daemon has ended. Args: said: the volume that the child has said it made."""
+    def go_on(self, child: Child, made: str | None) -> None:
+        """Begin where an earlier daemon has ended. Args: made: the volume, if the child has named it."""
         self._child = child
-        if said is not None:
-            self._said = said
-            self._end = Task(self._succeed(said))
+        if made is not None:
+            self._made = made
+            self._end = Task(self._succeed(made))
 
     async def query(self) -> dict[str, Any]:
         """Wait `limits.query_s` for the child's next line or its end (protocol.md section 8.5). Returns: the reply."""
@@ -88,8 +94,9 @@ class ImportJob:
                 self._end = Task(self._fail())
             return ""
         self._task.line(f"disk-import: {line}")
+        self._said.append(line)
         if success := _SUCCESS.fullmatch(line):
-            self._said = success[1]
+            self._made = success[1]
             self._end = Task(self._succeed(success[1]))
         return line
 
@@ -107,7 +114,7 @@ class ImportJob:
 
     async def _fail(self) -> Mapping[str, Any]:
         await self.cancel()
-        return {"status": "error", "msg": "import process failed\n"}
+        return {"status": "error", "msg": f"{clean(explain_failure(self._said))}\n"}
 
     def _check_name(self, volid: str) -> None:
         volume = parse_volume_id(volid)

@@ -27,10 +27,12 @@ from mtunnel_tx.checks import clean
 from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.ports.holding import Store
-from mtunnel_tx.stream.flow import Flow, Relay
+from mtunnel_tx.stream.flow import CANCELLED, Flow, Relay
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.runningset import RunningSet
+from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair, read_count
+from mtunnel_tx.workers.parking import StoredFlow, read_parked
 from mtunnel_tx.workers.plaintext import GRANT
 from mtunnel_tx.workers.terms import write_terms
 
@@ -40,6 +42,7 @@ OBEY_S = 5.0
 """A worker that was told to end a flow and has not done so by then is killed."""
 GRANT_AGAIN_S = 0.05
 LONGEST_REASON = 1000
+SUPERSEDED = "another connection took its place"
 WORKER_ENDED = "the process that carried it has ended"
 
 
@@ -73,7 +76,7 @@ class _SendBack(Protocol):
 class KeptFlow:
     """What another daemon needs to go on with a flow; it lies in a store, if there is one.
 
-    Args: told: the ends that the worker has told, each with its reason.
+    Args: owner: as in FlowTerms. told: the ends that the worker has told, each with its reason.
     """
 
     def __init__(self, store: Store | None, name: str, owner: tuple[int, str] | None, told: Sequence[Any] = ()) -> None:
@@ -141,15 +144,15 @@ class ToldFlow:
         """Tell the worker to end the flow."""
         self._stop_timer()
         assert self._channel is not None
-        self._channel.send({"abort": True})
+        self._channel.send({"abort": self._flow.abort_reason or CANCELLED})
         self._timer = self._reactor.callLater(OBEY_S, self._insist)
 
     def _insist(self) -> None:
         if "local" in self._untold:
             self._disobeyed()
 
-    def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
-        close_unasked(sockets)
+    def _hear(self, message: Message, files: list[Any]) -> None:
+        close_unasked(files)
         self.bytes_in, self.bytes_out = read_count(message, "in"), read_count(message, "out")
         event = message.get("over")
         if isinstance(event, str) and event in self._untold:
@@ -180,14 +183,26 @@ class ToldFlow:
 
 
 class RemoteFlow(ToldFlow):
-    """One that this daemon grants."""
+    """One that this daemon grants.
+
+    Args: parked: called when the flow has lost its connection, and the worker has given it back. value: what a flow
+    goes on with that was parked before.
+    """
 
     def __init__(
-        self, reactor: Reactor, flow: Flow, peer: PeerConnection, kept: KeptFlow, disobeyed: Callable[[], None]
-    ) -> None:
+        self, reactor: Reactor, flow: Flow, peer: PeerConnection, kept: KeptFlow, *, disobeyed: Callable[[], None],
+        parked: Callable[[StoredFlow], None], over: Callable[[], None], value: StoredFlow | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(reactor, flow, peer, kept, disobeyed)
+        if value is not None:
+            self.bytes_in, self.bytes_out = value.bytes_in, value.bytes_out
+        self._parked = parked
+        self._over = over
+        self._value = value
         self._peer = peer
         self._granted = False
+        if flow.is_local_told:
+            del self._untold["local"]
         ours, self._theirs = make_pair()
         try:
             self._back = peer.sock.dup()
@@ -200,8 +215,10 @@ class RemoteFlow(ToldFlow):
 
     def grant(self) -> None:
         """Give the flow to the worker, behind everything that HTTP has sent."""
+        # A UNIX side that is over is closed already; the worker does not use it.
+        local = self._theirs if self._flow.is_local_told else self._flow.local
         try:
-            socket.send_fds(self._peer.sock, [GRANT], [self._flow.local.fileno(), self._theirs.fileno()])
+            socket.send_fds(self._peer.sock, [GRANT], [local.fileno(), self._theirs.fileno()])
         except BlockingIOError:
             self._timer = self._reactor.callLater(GRANT_AGAIN_S, self.grant)
         except OSError:
@@ -212,7 +229,12 @@ class RemoteFlow(ToldFlow):
             self._say_terms()
 
     def _say_terms(self) -> None:
-        self._channel.send(write_terms(self._flow.terms))
+        if self._value is None:
+            self._channel.send(write_terms(self._flow.terms))
+        else:
+            self._channel.send({**write_terms(self._flow.terms), "value": self._value.numbers}, [self._value.file])
+            self._value.file.close()
+        self._flow.carried()
         _SendBack(self._back, self._reactor, self._peer.leftover)
 
     def abort(self) -> None:
@@ -220,14 +242,39 @@ class RemoteFlow(ToldFlow):
             super().abort()
         else:
             self._stop_timer()
-            self._reason = "cancelled"
+            self._reason = CANCELLED
             self._channel.close()
+
+    def park(self) -> None:
+        """Another connection takes the place of this one."""
+        if self._granted:
+            self._channel.send({"park": SUPERSEDED})
+        else:
+            self._stop_timer()
+            self._channel.close()
+
+    def _hear(self, message: Message, files: list[Any]) -> None:
+        if message.get("over") == "parked" and self._flow.terms.window_bytes is not None:
+            self._give_back(read_parked(message, files, self._flow.terms.window_bytes))
+        else:
+            super()._hear(message, files)
+
+    def _give_back(self, parked: StoredFlow) -> None:
+        """The worker has lost the connection, and does not run the flow any more."""
+        self._untold.clear()
+        self._stop_timer()
+        self._parked(parked)
 
     def _complete(self) -> None:
         self._theirs.close()
         if not self._granted:
             self._back.close()
+            if self._value is not None:
+                self._give_back(self._value)
+        is_over = bool(self._untold)
         super()._complete()
+        if is_over or self._flow.done.called:
+            self._over()
 
 
 def _read_reason(message: Message) -> str | None:
@@ -249,24 +296,62 @@ class WorkerRelay:
         self._here = here
         self._disobeyed = disobeyed
         self._carried = carried
-        self._running: RunningSet[ToldFlow] = RunningSet()
+        self._running: RunningSet[ToldFlow | StoredFlow] = RunningSet()
         self.store: Store | None = None
+        self._waiting: dict[Flow, PeerConnection] = {}
 
     def attach(self, flow: Flow, peer: PeerConnection) -> None:
         if peer.connection is not None:
             self._here.attach(flow, peer)
             return
-        assert self._running.find(flow) is None, "a worker never gives up the carrier of a flow"
+        job = self._running.find(flow)
+        if isinstance(job, RemoteFlow):
+            self._refuse(flow, self._waiting.pop(flow, None))
+            self._waiting[flow] = peer
+            job.park()
+            return
         inode = inode_of(peer.sock)
         self._carried(inode, flow)
+        assert not isinstance(job, ToldFlow), "an earlier daemon has granted plain flows only"
         kept = KeptFlow(self.store, f"flow/{secrets.token_hex(8)}", flow.terms.owner)
-        remote = RemoteFlow(self._reactor, flow, peer, kept, lambda: self._disobeyed(inode))
+        remote = RemoteFlow(
+            self._reactor, flow, peer, kept, value=job,
+            disobeyed=lambda: self._disobeyed(inode),
+            parked=lambda parked: self._park(flow, peer, parked),
+            over=lambda: self._refuse(flow, self._waiting.pop(flow, None)),
+        )  # fmt: skip
         flow.traffic = remote
-        self._running.add(flow, remote)
+        self._running.add(flow, remote) if job is None else self._running.replace(flow, remote)
         if flow.aborted:
             remote.abort()
         else:
             remote.grant()
+
+    def _park(self, flow: Flow, peer: PeerConnection, parked: StoredFlow) -> None:
+        """A worker has given a flow back; the connection that waits for it, if there is one, goes on with it."""
+        self._running.replace(flow, parked)
+        flow.traffic = parked
+        waiting = self._waiting.pop(flow, None)
+        if waiting is None:
+            flow.parked(parked.reason)
+        flow.carrier_closed(peer)
+        if flow.aborted:
+            self._refuse(flow, waiting)
+            self._end(flow, parked)
+        elif waiting is not None:
+            self.attach(flow, waiting)
+
+    def _refuse(self, flow: Flow, peer: PeerConnection | None) -> None:
+        """Nobody is there who could use this connection."""
+        if peer is not None:
+            reset_on_close(peer.sock)
+            flow.carrier_closed(peer)
+
+    def _end(self, flow: Flow, parked: StoredFlow) -> None:
+        parked.file.close()
+        if not flow.is_local_told:
+            flow.local_over(flow.abort_reason or CANCELLED)
+        flow.peer_over()
 
     def go_on(
         self, flow: Flow, kept: KeptFlow, channel: MessageChannel, heard: Sequence[Message], *, is_open: bool
@@ -279,9 +364,11 @@ class WorkerRelay:
         told.go_on(channel, heard, is_open=is_open)
 
     def cancel(self, flow: Flow) -> None:
-        remote = self._running.find(flow)
-        if remote is not None:
-            remote.abort()
+        job = self._running.find(flow)
+        if isinstance(job, StoredFlow):
+            self._end(flow, job)
+        elif job is not None:
+            job.abort()
         else:
             self._here.cancel(flow)
 

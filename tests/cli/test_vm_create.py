@@ -66,12 +66,16 @@ class Create(ActCase):
             "--cloud-init",
             f"user=me,sshkeys={keys},ip=10.0.0.2/24,gw=10.0.0.1",
         ]
+        secret = self.folder / "secret"
+        secret.write_text("$6$salt$hash\n")
+        words[-1] += f",password={secret}"
         made = await self.act("create", "web", *words)
-        self.assertEqual(made["volumes"]["ide2"], "disks:100/vm-100-cloudinit.qcow2")
+        self.assertEqual(made["volumes"]["scsi1"], "disks:100/vm-100-cloudinit.qcow2")
         options = self.conf().options
         expected = {
-            "ide2": "disks:100/vm-100-cloudinit.qcow2,media=cdrom,size=4M",
+            "scsi1": "disks:100/vm-100-cloudinit.qcow2,media=cdrom,size=4M",
             "ciuser": "me",
+            "cipassword": "$6$salt$hash",
             "ipconfig0": "ip=10.0.0.2/24,gw=10.0.0.1",
             "sshkeys": "ssh-ed25519%20AAAA%20me%40here%0Assh-ed25519%20BBBB%20you%40there",
         }
@@ -79,8 +83,9 @@ class Create(ActCase):
         await self.act("start", "web")
         await self.act("stop", "web")
         cases = {
-            "user=me,colour=red": "cloud-init: 'colour' is none of user, sshkeys, ip, gw, ip6, gw6, nameserver",
+            "colour=red": "cloud-init: 'colour' is none of user, sshkeys, password, ip, gw, ip6, gw6, nameserver",
             "sshkeys=/nowhere": "/nowhere: No such file or directory",
+            "password=/dev/null": "/dev/null: holds no password",
             f"sshkeys={self.config}x": f"{self.config}x: No such file or directory",
             "ip=somewhere": "ipconfig0: format error ip: invalid format - value does not look like a valid ipv4"
             " network configuration",

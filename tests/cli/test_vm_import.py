@@ -49,6 +49,18 @@ class ImportCase(ActCase):
 
 
 class Images(ImportCase):
+    async def test_firmware_and_tpm(self):
+        """Of an image that does not start with a BIOS."""
+        if not Path("/usr/share/OVMF/OVMF_VARS_4M.fd").exists():
+            raise SkipTest("no OVMF here: UEFI IS NOT TESTED")
+        made = await self.act("import", self.raw, "--uefi", "--tpm")
+        self.assert_imported(made)
+        options = self.conf().options
+        self.assertEqual((options["bios"], options["efidisk0"].partition(",")[2]), ("ovmf", "efitype=4m,size=528K"))
+        await self.act("import", self.raw, "--secure-boot", "--vmid", "101")
+        options = self.conf(101).options
+        self.assertEqual((options["machine"], "pre-enrolled-keys=1" in options["efidisk0"]), ("q35", True))
+
     async def test_every_format(self):
         kinds = {
             "a.qcow2": ["-O", "qcow2", "-c"],

@@ -123,7 +123,7 @@ class OwnTargetTest(SourceCase):
         )  # fmt: skip
         self.assertEqual(shown["nets"], [{"key": "net0", "bridge": "vmbr0", "target_bridge": "vmbr0"}])
         self.assertEqual(shown["findings"][0]["side"], "target")
-        self.assertEqual(report.table()[1][3:], ("raw", "tank", "raw", "1.0 GiB", "0:01"))
+        self.assertEqual(report.table()[1][3:], ("raw", "tank", "raw", "1024.0 MiB", "0:01"))
         self.assertEqual(report.table()[2][4:], ("unknown", "unknown", "unknown", "0:00"))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import queue
 import random
 import socket
 import threading
@@ -190,6 +191,32 @@ class Resumption(Scenes):
         self.assertEqual(codes([scene.peer.frame()]), [1000])
         scene.peer.close()
         self.assertTrue(scene.outcome().orderly)
+
+    @in_thread
+    def test_a_parked_flow_goes_on_elsewhere(self):
+        """As from one worker to another one."""
+        scene, told = self.resumable(), queue.Queue()
+        scene.peer.data(b"one")
+        self.assertEqual(self.hear(scene), "a 3")
+        scene.local.sendall(b"abcdef")
+        self.assertEqual(scene.peer.payload(6), b"abcdef")
+        self.lose(scene)
+        blockingCallFromThread(reactor, self.relay.take_away, scene.flow, told.put)
+        value = told.get(timeout=patience_s())
+        self.assertEqual((value.taken, value.sent, value.kept), (3, 6, b"abcdef"))
+        former, scene.flow = scene.flow, Flow(self.relay, scene.flow.local.dup(), scene.flow.terms)
+        scene.flow.value = value
+        scene.flow.done.addCallback(scene._end)
+        former.local.close()
+        scene.reconnect()
+        self.assertEqual(self.hear(scene), "a 3")
+        self.say(scene, "a 2", "p 3")
+        self.assertEqual(self.hear(scene), "p 2")
+        self.assertEqual(scene.peer.payload(4), b"cdef")
+        scene.peer.data(b"two")
+        self.assertEqual(read_exactly(scene.local, 6), b"onetwo")
+        self.assertEqual(self.hear(scene), "a 6")
+        self.finish_well(scene, 6, 6)
 
 
 class OwnFlows(Scenes):

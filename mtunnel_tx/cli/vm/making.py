@@ -37,8 +37,6 @@ def configure(actions: Actions) -> None:
     )
     create.add_argument("--iso", metavar="FILE", help="a CD image: a file, copied to a storage, or STORAGE:iso/NAME")
     add_guest_options(create)
-    create.add_argument("--uefi", action="store_true", help="UEFI instead of a BIOS, with a disk for its variables")
-    create.add_argument("--secure-boot", action="store_true", help="UEFI with the keys for it, on a q35 machine")
     _configure_import(add_action(actions, "import", _import, _IMPORT_HELP, qm="import"))
 
 
@@ -80,11 +78,13 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bus", choices=BUSES, help="what its disks hang on (default: scsi)")
     parser.add_argument("--ostype", metavar="TYPE", help="l26, win11, other, … (default: l26, Linux)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of Proxmox's config")
+    parser.add_argument("--uefi", action="store_true", help="UEFI instead of a BIOS, with a disk for its variables")
+    parser.add_argument("--secure-boot", action="store_true", help="UEFI with the keys for it, on a q35 machine")
     parser.add_argument("--tpm", action="store_true", help="with a TPM 2.0 (swtpm)")
     parser.add_argument(
         "--cloud-init",
         metavar="WORDS",
-        help="a drive for it: user=NAME,sshkeys=FILE,ip=dhcp or ip=10.0.0.2/24,gw=10.0.0.1",
+        help="a drive for it: user=NAME,sshkeys=FILE,password=FILE,ip=dhcp or ip=10.0.0.2/24,gw=10.0.0.1",
     )
     parser.add_argument("--start", action="store_true", help="start it at once")
 
@@ -105,9 +105,7 @@ async def _create(args: argparse.Namespace, host: PlainHost) -> Answer:
     nets = read_nets(args.net if args.net is not None else [_USER_NET])
     isos = {_ISO_DRIVE: args.iso} if args.iso else {}
     boot = boot_order(*(disk.key for disk in disks[:1]), *isos, *nets)
-    firmware = {"bios": "ovmf"} if args.uefi or args.secure_boot else {}
-    firmware |= {"machine": "q35"} if args.secure_boot else {}
-    options = {"name": args.name, "serial0": "socket", "boot": boot, **firmware, **nets, **read_options(args)}
+    options = {"name": args.name, "serial0": "socket", "boot": boot, **nets, **read_options(args)}
     blueprint = Blueprint(options=options, disks=disks, isos=isos, secure_boot=args.secure_boot)
     extras = Overrides(cloud_init=args.cloud_init, tpm=args.tpm)
     return await finish(args, host, await create_new(host, blueprint, extras, placement(args)))
@@ -123,6 +121,7 @@ async def _import(args: argparse.Namespace, host: PlainHost) -> Answer:
         format=args.image_format,
         cloud_init=args.cloud_init,
         tpm=args.tpm,
+        secure_boot=args.secure_boot,
     )
     if args.libvirt is not None:
         return await finish(args, host, await import_domain(host, args.libvirt, overrides, placement(args)))
@@ -142,9 +141,11 @@ def placement(args: argparse.Namespace) -> Placement:
 
 def read_options(args: argparse.Namespace) -> dict[str, str]:
     """What the command line says of a VM, as config keys. Raises: BadRequest."""
+    firmware = {"bios": "ovmf"} if args.uefi or args.secure_boot else {}
+    firmware |= {"machine": "q35"} if args.secure_boot else {}
     given = {"memory": read_memory(args.memory) if args.memory else None, "cores": args.cores, "ostype": args.ostype}
     options = {key: checked(key, value) for key, value in given.items() if value is not None}
-    return {**options, **read_assignments(args.set)}
+    return {**firmware, **options, **read_assignments(args.set)}
 
 
 def read_nets(texts: list[str]) -> dict[str, str]:
