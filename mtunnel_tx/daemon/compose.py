@@ -117,9 +117,7 @@ def compose(
         runtime_dir=settings.runtime_dir,
         machine_dir=settings.machine_dir,
         limits=settings.limits.of(TunnelLimits),
-        notes=FileNotes(settings.runtime_dir) if store is not None else NoNotes(),
-        store=store,
-        resume=partial(resume_commands, reactor, limits=settings.limits),
+        **_make_survival(reactor, settings, store),
         observers=Observers(
             audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board, metrics
         ),
@@ -172,6 +170,12 @@ def _make_parts(
         elsewhere=_make_elsewhere(reactor, settings, tls, relay, streams),
         description=lambda: describe_api(OPERATIONS, QEMU_COMMANDS.values(), BASE),
     )
+
+
+def _make_survival(reactor: Any, settings: Settings, store: Store | None) -> dict[str, Any]:
+    """What lets tunnels go on in the next daemon."""
+    notes = FileNotes(settings.runtime_dir) if store is not None else NoNotes()
+    return {"notes": notes, "store": store, "resume": partial(resume_commands, reactor, limits=settings.limits)}
 
 
 def make_tls(settings: Settings) -> TlsContext:
