@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 import mtunnel_tx
 from mtunnel_tx.backends.orphans import end_orphans
 from mtunnel_tx.cli.main import make_parser
-from mtunnel_tx.cli.migrate import find_endpoint, run
+from mtunnel_tx.cli.migrate import find_endpoint, make_order, run
 from mtunnel_tx.cli.progress import Bars, Lines, make_display
 from mtunnel_tx.cli.sourcehost import is_running
 from mtunnel_tx.errors import BadRequest
@@ -60,6 +61,16 @@ class UsageTest(SynchronousTestCase):
 
     def test_storages_are_called_the_same_where_nothing_is_said(self):
         self.assertEqual(parse("100", ENDPOINT).target_storage.target("tank"), "tank")
+
+    def test_json_is_for_a_dry_run(self):
+        said = io.StringIO()
+        with redirect_stderr(said):
+            status = run(parse("100", ENDPOINT, "--target-storage", "tank", "--json"), None)
+        self.assertEqual((status, said.getvalue()), (2, "mtunnel migrate: --json needs --dry-run\n"))
+
+    def test_keys_to_drop(self):
+        args = parse("100", ENDPOINT, "--target-storage", "tank", "--drop", "args,hookscript, args")
+        self.assertEqual(make_order(args).drop, ("args", "hookscript"))
 
     def test_endpoints(self):
         file = Path(self.mktemp())
@@ -167,6 +178,11 @@ class ProgramTest(TestCase):
         program = await self.run_program("--dry-run")
         self.assertEqual((program.status, program.err), (0, b""))
         self.assertIn(b"nothing stands in the way: 1 disk, 1.0 MiB, to node 'pvetest'\n", program.out)
+        self.assertIn(b"DISK   SIZE     ALLOCATED  FORMAT  STORAGE THERE  FORMAT THERE", program.out)
+        program = await self.run_program("--dry-run", "--json")
+        self.assertEqual((program.status, program.err), (0, b""))
+        report = json.loads(program.out)
+        self.assertEqual((report["success"], report["disks"][0]["key"]), (True, "scsi0"))
         self.conf_file.write_text(CONF + "lock: backup\nhostpci0: 00:01.0\n")
         program = await self.run_program("--dry-run")
         self.assertEqual(program.status, 1)
