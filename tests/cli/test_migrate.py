@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -343,8 +344,28 @@ class ProgressTest(SynchronousTestCase):
             bars.advance("scsi0", 1 << 19)
             bars.finish("scsi0")
         self.assertIn("scsi0", out.getvalue())
-        self.assertIn("1.0/1.0 MiB", out.getvalue())
+        self.assertIn("1.0 of 1.0 MiB", out.getvalue())
         self.assertIn("target: [red]x", out.getvalue())
+
+    def test_units_of_bars(self):
+        """One unit for all, however large; and no decimal ones."""
+        out = io.StringIO()
+        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
+            bars.begin("scsi0", 4 << 30)
+            bars.advance("scsi0", 1 << 30)
+            bars.finish("scsi0")
+        self.assertIn("1024.0 of 4096.0 MiB", out.getvalue())
+        self.assertNotRegex(out.getvalue(), r"\d (MB|GB|GiB)")
+
+    def test_one_bar_for_what_is_sent_again(self):
+        out = io.StringIO()
+        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
+            bars.begin("all", 2 << 20)
+            for _ in range(2):
+                bars.begin("scsi0", 1 << 20)
+                bars.finish("scsi0")
+        last = re.findall(r"(scsi0|all) ", out.getvalue())[-4:]
+        self.assertEqual(last, ["scsi0", "all"] * 2, "two bars, and what is for all stands below")
 
     def test_several_at_once(self):
         out, clock = io.StringIO(), Clock()
@@ -375,9 +396,9 @@ class ProgressTest(SynchronousTestCase):
             bars.advance("virtio1", 1 << 20)
             bars.finish("virtio1")
         last = out.getvalue().rpartition("scsi0")[2]
-        self.assertIn("0.0/1.0 MiB", last.partition("virtio1")[0])
-        self.assertIn("1.0/1.0 MiB", last.partition("virtio1")[2].partition("memory")[0])
-        self.assertIn("2.0/4.0 MiB", last.partition("memory")[2])
+        self.assertIn("0.0 of 1.0 MiB", last.partition("virtio1")[0])
+        self.assertIn("1.0 of 1.0 MiB", last.partition("virtio1")[2].partition("memory")[0])
+        self.assertIn("2.0 of 4.0 MiB", last.partition("memory")[2])
 
     def test_nobody_listens_any_more(self):
         """What runs is not ended by a pager that was."""
