@@ -87,8 +87,9 @@ class StandingClock:
 class Outages:
     """All streams of a move, and when some of them had no connection.
 
-    Args: say: one line for people. told: hears how long there was none in all, each time that one is back. `commands`: the clock by which replies to commands are waited for; it stands still
-    while their stream has no connection. `times`, `total_s`: how often, and how long in all.
+    Args: say: one line for people. told: hears how long there was none in all, each time that one is back.
+    `commands`: the clock by which replies to commands are waited for; it stands still while their stream has no
+    connection. `times`, `total_s`: how often, and how long in all.
     """
 
     def __init__(
