@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sized
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from mtunnel_tx.waiting import Quota
 from mtunnel_tx.watch.board import Board
 from mtunnel_tx.watch.history import HistoryObserver
+from mtunnel_tx.watch.metrics import LiveFacts, Metrics
+from mtunnel_tx.watch.timedjournal import TimedJournal
 from mtunnel_tx.wire.resuming import HEADER, is_asked_for
 from mtunnel_tx.workers.pool import WorkerPool
 from mtunnel_tx.workers.program import WorkerProgram
@@ -61,30 +63,43 @@ MakeJournal = Callable[[ReactorThreads, Path], Journal]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
-    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, and its moves."""
+    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, its moves, …"""
 
     registry: Registry
     parts: Parts
     machines: LocalMachines | ProxmoxMachines
     moves: Moves
+    journal: Journal
+    threads: ReactorThreads
 
 
 def compose(
-    reactor: Any, settings: Settings, *, pool: ThreadPool, tls: TlsContext, relay: Relay, make_journal: MakeJournal
+    reactor: Any,
+    settings: Settings,
+    *,
+    pool: ThreadPool,
+    tls: TlsContext,
+    relay: Relay,
+    make_journal: MakeJournal,
+    workers: Callable[[], Sized],
 ) -> Composition:
-    """Join everything; nothing is started. Args: pool: for work with files. Raises: WrongState: no key for tickets."""
+    """Join everything; nothing is started.
+
+    Args: pool: for work with files. workers: the processes that carry streams. Raises: WrongState: no key for tickets.
+    """
     threads = ReactorThreads(reactor, pool)
     guests = make_guests(threads, settings)
     storage = make_storage(reactor, settings)
     tasks = FileTasks(settings.state_dir, settings.node, time.time)
     machines = _make_machines(threads, settings, guests, storage)
     board = Board(settings.node, time.time)
+    metrics = Metrics(reactor.seconds)
     services = Services(
         access=FileAccess(settings.pve_dir, time.time),
         guests=guests,
         storage=storage,
         hypervisor=machines,
-        journal=make_journal(threads, settings.state_dir),
+        journal=TimedJournal(make_journal(threads, settings.state_dir), time.monotonic, metrics.appended),
         tasks=tasks,
         child_turn=_make_child_turn(settings.limits),
         clock=reactor,
@@ -97,14 +112,30 @@ def compose(
         runtime_dir=settings.runtime_dir,
         machine_dir=settings.machine_dir,
         limits=settings.limits.of(TunnelLimits),
-        observers=Observers(audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board),
+        observers=Observers(
+            audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board, metrics
+        ),
     )
     registry = Registry(services)
+    metrics.look_at(_live_facts(registry, workers))
+    moves = Moves(board, reactor, threads, settings, metrics.was_late)
+    services.observers.add(moves.observe)
     resumptions = _make_resumptions(reactor, settings)
     services.observers.add(resumptions.observe)
     parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay, resumptions)
-    moves = Moves(board, reactor, threads, settings.runtime_dir)
-    return Composition(registry=registry, parts=parts, machines=machines, moves=moves)
+    parts = replace(parts, moves=moves.as_json, counting=metrics)
+    return Composition(
+        registry=registry, parts=parts, machines=machines, moves=moves, journal=services.journal, threads=threads
+    )
+
+
+def _live_facts(registry: Registry, workers: Callable[[], Sized]) -> LiveFacts:
+    return LiveFacts(
+        tunnels=lambda: len(registry.live()),
+        held=lambda: len(registry.held),
+        workers=lambda: len(workers()),
+        is_draining=lambda: registry.draining,
+    )
 
 
 def _make_parts(
@@ -129,7 +160,7 @@ def _make_parts(
         nodes=lambda: _nodes(settings),
         bridges=lambda: sorted(path.name for path in NETWORK.iterdir()),
         fingerprint=lambda: _fingerprint(tls),
-        upgrader=_make_upgrader(reactor, relay, streams, resumptions if settings.workers == 0 else None),
+        upgrader=_make_upgrader(reactor, relay, streams, resumptions),
         resumptions=resumptions,
         elsewhere=_make_elsewhere(reactor, settings, tls, relay, streams),
         description=lambda: describe_api(OPERATIONS, QEMU_COMMANDS.values(), BASE),
@@ -180,14 +211,14 @@ def _make_resumptions(reactor: Any, settings: Settings) -> Resumptions:
     return Resumptions(reactor, secret, os.urandom, settings.limits.of(ResumeLimits))
 
 
-def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions | None) -> Upgrader:
+def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions) -> Upgrader:
     parts: dict[str, Any] = {"relay": relay, "limits": limits, "reactor": reactor}
 
     async def join(request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
         route.check_room()
         local = await dial(reactor, route.file)
-        if resumptions is None or not is_asked_for(read_header(request, HEADER.encode("ascii"))):
+        if not is_asked_for(read_header(request, HEADER.encode("ascii"))):
             await upgrade(request, handshake, local, route, **parts)
             return
         resumption = resumptions.begin(route)

@@ -141,12 +141,17 @@ def _body(schema: Mapping[str, Any], others: Mapping[str, Any], required: set[st
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    result = {"type": "object", "properties": {"data": dict(operation.gives)}, "required": ["data"]}
-    good = {"description": "done", "content": {"application/json": {"schema": result}}}
+    content = {"text/plain": {"schema": dict(operation.gives)}} if operation.is_text else _json_content(operation)
+    good = {"description": "done", "content": content}
     shown: dict[str, Any] = {"200": good}
     if operation.upgrades:
         shown["101"] = {"description": "a websocket, where the request asks for one"}
     return shown | {code: {"$ref": f"#/components/responses/{code}"} for code in _REFUSALS}
+
+
+def _json_content(operation: Operation) -> dict[str, Any]:
+    result = {"type": "object", "properties": {"data": dict(operation.gives)}, "required": ["data"]}
+    return {"application/json": {"schema": result}}
 
 
 def _need(need: Need) -> dict[str, Any]:

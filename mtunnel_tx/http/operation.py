@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from twisted.web.http import Request
 
 from mtunnel_tx.http.forward import Elsewhere
-from mtunnel_tx.http.replies import Reply
+from mtunnel_tx.http.replies import TEXT, Reply
 from mtunnel_tx.http.results import JsonSchema
 from mtunnel_tx.http.resumptions import Resumptions
 from mtunnel_tx.http.websocket import Upgrader
@@ -45,6 +45,42 @@ def _no_cpu_model(_name: str) -> Mapping[str, Any] | None:
     return None
 
 
+async def _no_moves() -> Sequence[Mapping[str, Any]]:
+    return ()
+
+
+class Counting(Protocol):
+    """Who counts for Prometheus (watch/metrics.py)."""
+
+    @property
+    def content_type(self) -> str: ...
+
+    def page(self) -> bytes:
+        """The answer to a scrape."""
+
+    def refused(self, reason: str) -> None:
+        """A request was refused. Args: reason: one of a few words."""
+
+    def login_failed(self) -> None:
+        """A request had no valid token."""
+
+
+class NoCounting:
+    """Counts nothing."""
+
+    content_type = TEXT
+
+    def page(self) -> bytes:
+        """Nothing was counted."""
+        return b""
+
+    def refused(self, reason: str) -> None:
+        """See Counting."""
+
+    def login_failed(self) -> None:
+        """See Counting."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What the API talks to.
@@ -53,6 +89,7 @@ class Parts:
     certificate in use, `AA:BB:…`. cpu_model: a custom CPU model's settings by its name without `custom-`, or None.
     description: the API as an OpenAPI document. upgrader: takes a checked request over.
     elsewhere: answers what is not for us. resumptions: the flows that outlive their connections.
+    moves: those that come and go, as JSON (docs/watching.md). counting: for Prometheus.
     """
 
     access: Access
@@ -70,6 +107,8 @@ class Parts:
     cpu_model: Callable[[str], Mapping[str, Any] | None] = _no_cpu_model
     description: Callable[[], Mapping[str, Any]] = _no_description
     elsewhere: Elsewhere | None = None
+    moves: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] = _no_moves
+    counting: Counting = field(default_factory=NoCounting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +140,8 @@ class Operation:
 
     Args: needs: the privileges of the token that calls; those with a `when` are checked by the handler, the others
     before the schema. owner_of: the parameter with a task's id whose own token needs nothing. gives: what `data` of the
-    answer looks like. upgrades: it may become a websocket. ends_with_client: its work, which changes nothing, ends when
+    answer looks like. upgrades: it may become a websocket.
+    is_text: the answer is no JSON, but a text. ends_with_client: its work, which changes nothing, ends when
     the client has gone, and when the daemon stops.
     """
 
@@ -114,6 +154,7 @@ class Operation:
     needs: tuple[Need, ...] = ()
     owner_of: str | None = None
     upgrades: bool = False
+    is_text: bool = False
     ends_with_client: bool = False
 
     @property

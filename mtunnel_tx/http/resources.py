@@ -25,6 +25,7 @@ SEE_STORAGE = Need("/storage/{storage}", ("Datastore.Audit", "Datastore.Allocate
 SEE_VOLUMES = Need("/storage/{storage}", ("Datastore.Audit", "Datastore.AllocateSpace"))
 SEE_MODEL = Need("/mapping/cpu/{cputype}", ("Mapping.Audit", "Mapping.Use", "Mapping.Modify"))
 SEE_CLUSTER = Need("/", ("Sys.Audit",))
+SEE_MOVES = Need("/", ("Sys.Audit",))
 
 _KINDS = Enum(("vm", "storage", "node", "sdn"))
 _INTERFACES = Enum(("any_bridge", "any_local_bridge", "bridge"))
@@ -188,3 +189,14 @@ async def version(_call: Call) -> Reply:
 async def description(call: Call) -> Reply:
     """The API as an OpenAPI document."""
     return data_reply(call.parts.description())
+
+
+async def moves(call: Call) -> Reply:
+    """Moves that come to this host and go from it."""
+    return data_reply(list(await call.parts.moves()))
+
+
+async def metrics(call: Call) -> Reply:
+    """What is counted, for Prometheus."""
+    counting = call.parts.counting
+    return Reply(status=200, reason="OK", body=counting.page(), content_type=counting.content_type)

@@ -85,3 +85,38 @@ BRIDGES = rows(record({"iface": TEXT, "type": {"const": "bridge"}, "active": FLA
 TASK_STATUS = record({"upid": TEXT, "status": {"enum": ["running", "stopped"]}}, {"exitstatus": TEXT})
 TASK_LOG = rows(record({"n": {**NUMBER, "description": "the line's number, from 1"}, "t": TEXT}))
 DESCRIPTION: JsonSchema = {"type": "object", "description": "an OpenAPI 3.1 document"}
+_SECONDS: JsonSchema = {"type": "number"}
+_MAYBE_SECONDS: JsonSchema = {"type": ["number", "null"]}
+_MAYBE_NUMBER: JsonSchema = {"type": ["integer", "null"], "minimum": 0}
+_CARRIED: Mapping[str, JsonSchema] = {
+    "done_bytes": NUMBER,
+    "total_bytes": _MAYBE_NUMBER,
+    "rate_bytes_s": NUMBER,
+    "remaining_s": _MAYBE_SECONDS,
+}
+_TRANSFER = record(
+    {
+        "label": TEXT,
+        "kind": {"enum": ["disk", "mirror", "memory"]},
+        "began_s": _MAYBE_SECONDS,
+        "ended_s": _MAYBE_SECONDS,
+        **_CARRIED,
+    }
+)
+MOVES = rows(
+    record(
+        {
+            "direction": {"enum": ["in", "out"]},
+            **dict.fromkeys(("vmid", "target_vmid", "wire_in_bytes", "wire_out_bytes"), NUMBER),
+            **dict.fromkeys(("source", "target", "address", "token", "upid", "reason"), TEXT),
+            "since_s": _SECONDS,
+            "ended_s": _MAYBE_SECONDS,
+            "phase": {"enum": ["checking", "disks", "mirror", "memory", "hand-over", "done", "rolled back", "held"]},
+            "transfers": rows(_TRANSFER),
+            "percent": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
+            "downtime_s": _MAYBE_SECONDS,
+            "parked_s": _SECONDS,
+            **_CARRIED,
+        }
+    )
+)

@@ -11,6 +11,8 @@ from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 from mtunnel_tx.wire import checkrequest, requests
 
 BASE = ("api2", "json")
+METRICS = ("metrics",)
+"""Where Prometheus looks if nobody says otherwise."""
 _VM = f"/nodes/{{node}}/{QEMU_LAYOUT.word}/{{vmid}}"
 _TASK = "/nodes/{node}/tasks/{upid}"
 
@@ -132,6 +134,23 @@ OPERATIONS = (
     ),
     Operation(
         method="GET",
+        path="/mtunnel/moves",
+        summary="moves that come to this host and go from it, and how far they are",
+        handler=resources.moves,
+        gives=results.MOVES,
+        needs=(resources.SEE_MOVES,),
+    ),
+    Operation(
+        method="GET",
+        path="/mtunnel/metrics",
+        summary="metrics in Prometheus' text format; also at /metrics",
+        handler=resources.metrics,
+        gives=results.TEXT,
+        needs=(resources.SEE_MOVES,),
+        is_text=True,
+    ),
+    Operation(
+        method="GET",
         path="/access/permissions",
         summary="what this token may do on a path",
         handler=resources.own_permissions,
@@ -183,6 +202,7 @@ def shown_path(path: tuple[str, ...]) -> str:
 
 def find_operation(method: str, path: tuple[str, ...]) -> tuple[Operation, dict[str, str]] | None:
     """Returns: the operation and its parameters in the path; None: there is none for this path and method."""
+    path = (*BASE, "mtunnel", "metrics") if path == METRICS else path
     if path[: len(BASE)] != BASE:
         return None
     for operation in OPERATIONS:

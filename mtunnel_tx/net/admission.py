@@ -87,10 +87,13 @@ class Admission:
 
     Where no place is left, the connection ends that has waited longest for its next request; `resting` has those, and
     what ends them. So idle connections keep nobody out, streams of tunnels least of all.
+
+    Args: refused: is told of each connection that is refused, in a word.
     """
 
-    def __init__(self, limits: Limits, clock: Clock) -> None:
+    def __init__(self, limits: Limits, clock: Clock, refused: Callable[[str], object] = lambda _: None) -> None:
         self.taken = 0
+        self._count_refusal = refused
         self.resting: dict[Place, Callable[[], object]] = {}
         self._limits = limits
         self._clock = clock
@@ -145,6 +148,7 @@ class Admission:
     def _tell(self, reason: str, peer: IAddress | None) -> None:
         """Log a refusal, at most every TELL_EVERY_S."""
         self._refused += 1
+        self._count_refusal("connection")
         now_s = self._clock.seconds()
         if now_s >= self._silent_until_s:
             log.warn(

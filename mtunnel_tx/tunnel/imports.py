@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from twisted.logger import Logger
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.storage import Child, ImportRequest
@@ -16,8 +18,11 @@ from mtunnel_tx.tunnel.checks import known_storage, refuse_foreign
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.waiting import Task
+from mtunnel_tx.wire.importlines import explain_failure
 
 log = Logger()
+LAST_LINES = 3
+"""Of a failed import's output these are its reason."""
 _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 
@@ -32,6 +37,7 @@ class ImportJob:
         self._vmid = vmid
         self._storage = parse_volume_id(request.volid).storage
         self._child: Child | None = None
+        self._said: deque[str] = deque(maxlen=LAST_LINES)
         self._end: Task | None = None
         self.over = False
 
@@ -72,6 +78,7 @@ class ImportJob:
                 self._end = Task(self._fail())
             return ""
         self._task.line(f"disk-import: {line}")
+        self._said.append(line)
         if success := _SUCCESS.fullmatch(line):
             self._end = Task(self._succeed(success[1]))
         return line
@@ -89,7 +96,7 @@ class ImportJob:
 
     async def _fail(self) -> Mapping[str, Any]:
         await self.cancel()
-        return {"status": "error", "msg": "import process failed\n"}
+        return {"status": "error", "msg": f"{clean(explain_failure(self._said))}\n"}
 
     def _check_name(self, volid: str) -> None:
         volume = parse_volume_id(volid)

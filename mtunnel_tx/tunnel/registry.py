@@ -192,9 +192,21 @@ class Registry:
             # Asked only now: a tunnel may have been opened while another one was being settled.
             if vmid in self._sessions or vmid in self._opening:
                 raise WrongState(f"VM {vmid} has a live tunnel")
-            left = await settle(find_claim(self._services, vmid), discard=discard)
+            left = await settle(self._find_held(vmid), discard=discard)
         self.held.pop(vmid, None)
         return left
+
+    def _find_held(self, vmid: int) -> Claim:
+        """Raises: NotFound, WrongState, BackendFailed: as `find_claim`."""
+        try:
+            return find_claim(self._services, vmid)
+        except NotFound as error:
+            if self.held.pop(vmid, None) is None:
+                raise
+            hand = "look at its config, volumes and QEMU, and remove the lock by hand"
+            raise WrongState(
+                f"the journal of VM {vmid} is gone, and nothing is known of it any more: {hand}"
+            ) from error
 
     @property
     def draining(self) -> bool:

@@ -19,15 +19,21 @@ from mtunnel_tx.ports.events import (
     CommandAnswered,
     FlowBegan,
     FlowEnded,
+    FlowParked,
+    FlowResumed,
+    MoveTold,
     PhaseReached,
     TunnelEnded,
     TunnelEvent,
     TunnelOpened,
     TunnelPhase,
 )
+from mtunnel_tx.ports.moves import StoodStill
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LONG_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
+DOWNTIME_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
+PARKED_S = (0.1, 0.5, 1, 2, 5, 15, 30, 60, 300)
 COMMAND_S = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
 DELAY_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
@@ -52,16 +58,20 @@ class Metrics:
     Args: seconds: a monotonic clock.
     """
 
-    def __init__(self, facts: LiveFacts, seconds: Callable[[], float]) -> None:
+    def __init__(self, seconds: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
         self._seconds = seconds
         self._flows: dict[tuple[str, int], tuple[str, Callable[[], ByteCount]]] = {}
         self._phases: dict[str, tuple[TunnelPhase, float]] = {}
         self._totals: dict[tuple[str, str], int] = {}
+        self._stood_still: set[str] = set()
         self._count_tunnels()
         self._count_work()
         info = Gauge("mtunnel_build_info", "The version, as a label.", ["version"], registry=self.registry)
         info.labels(__version__).set(1)
+
+    def look_at(self, facts: LiveFacts) -> None:
+        """Look these up at each scrape, too; once."""
         self.registry.register(_Looked(facts, self._bytes, self._open_flows))
 
     def _count_tunnels(self) -> None:
@@ -75,6 +85,13 @@ class Metrics:
         )
         self._commands = self._histogram(
             "mtunnel_command_duration_seconds", "How long commands took.", COMMAND_S, "command", "result"
+        )
+        self._downtime = self._histogram(
+            "mtunnel_downtime_seconds", "How long VMs ran at neither end, as our own sources measured it.", DOWNTIME_S
+        )
+        self._parkings = self._counter("mtunnel_flows_parked", "How often flows lost their connection.", "socket")
+        self._parked = self._histogram(
+            "mtunnel_flow_parked_seconds", "How long flows had no connection before they got another one.", PARKED_S
         )
         self._flow_ends = self._counter("mtunnel_flows_ended", "Flows that are over.", "socket", "end")
 
@@ -91,6 +108,8 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    content_type = CONTENT_TYPE
 
     def page(self) -> bytes:
         """The answer to a scrape."""
@@ -110,10 +129,17 @@ class Metrics:
                 self._flows[event.tunnel.upid, event.number] = event.socket.name, event.traffic
             case FlowEnded():
                 self._end_flow(event)
+            case FlowParked():
+                self._parkings.labels(event.socket.name).inc()
+            case FlowResumed():
+                self._parked.observe(event.waited_s)
+            case MoveTold():
+                self._hear(event)
             case CommandAnswered():
                 result = "failed" if event.failure else "done"
                 self._commands.labels(event.name, result).observe(event.duration_s)
             case TunnelEnded():
+                self._stood_still.discard(event.tunnel.upid)
                 self._leave_phase(event.tunnel.upid)
                 self._ended.labels(event.outcome.replace(" ", "_")).inc()
                 self._duration.observe(event.duration_s)
@@ -138,6 +164,14 @@ class Metrics:
         if upid in self._phases:
             phase, since_s = self._phases.pop(upid)
             self._phase.labels(phase.name.lower()).observe(self._seconds() - since_s)
+
+    def _hear(self, event: MoveTold) -> None:
+        """A downtime is told again and again, and counts once."""
+        upid = event.tunnel.upid
+        for said in event.said:
+            if isinstance(said, StoodStill) and upid not in self._stood_still:
+                self._stood_still.add(upid)
+                self._downtime.observe(said.downtime_s)
 
     def _end_flow(self, event: FlowEnded) -> None:
         self._flows.pop((event.tunnel.upid, event.number), None)

@@ -50,6 +50,8 @@ NEEDS = {
     "GET /cluster/status": ["Sys.Audit on /"],
     "GET /version": [],
     "GET /mtunnel/openapi": [],
+    "GET /mtunnel/moves": ["Sys.Audit on /"],
+    "GET /mtunnel/metrics": ["Sys.Audit on /"],
     "GET /access/permissions": [],
     "GET /nodes/{node}/network": [],
     "GET /nodes/{node}/tasks/{upid}/status": ["Sys.Audit on /nodes/{node}"],

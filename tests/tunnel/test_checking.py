@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from mtunnel_tx.pve.findings import MOST_FINDINGS
@@ -103,6 +105,32 @@ class CheckTests(CheckCase):
         found = self.found("".join(f"newkey{index}: 1\n" for index in range(1000)), ())
         self.assertEqual(len(found), MOST_FINDINGS + 1)
         self.assertIn("more are not listed", found[-1][3])
+
+    def test_long_lines_are_cut(self) -> None:
+        for line in ("?" * 100_000, f"{'a' * 100_000}: 1"):
+            ((_, _, name, text),) = self.found(f"{CONF}{line}\n")
+            self.assertLess(len(name) + len(text), 1100)
+
+    def test_children_wait_for_their_turn(self) -> None:
+        turns: list[str] = []
+
+        @asynccontextmanager
+        async def turn(token: str, vmid: int | None) -> AsyncIterator[None]:
+            turns.append("take")
+            yield
+            turns.append("give")
+
+        self.patch(self.fake.storage, "size_bytes", self._size(turns))
+        object.__setattr__(self.fake.services, "child_turn", turn)
+        self.found(f"{CONF}ide2: local:iso/x.iso,media=cdrom\n")
+        self.assertEqual(turns, ["take", "look", "give", *["take", "give"] * 2])
+
+    def _size(self, turns: list[str]) -> Any:
+        async def size_bytes(_volid: str) -> int:
+            turns.append("look")
+            return 512
+
+        return size_bytes
 
     def test_firewall_rules_that_may_not_be_set(self) -> None:
         role = "role:most:VM.Allocate,VM.Config.Memory,VM.Config.Options,VM.Config.Disk,Datastore.AllocateSpace:\n"

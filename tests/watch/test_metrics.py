@@ -11,12 +11,16 @@ from mtunnel_tx.ports.events import (
     CommandAnswered,
     FlowBegan,
     FlowEnded,
+    FlowParked,
+    FlowResumed,
+    MoveTold,
     PhaseReached,
     TunnelEnded,
     TunnelFacts,
     TunnelOpened,
     TunnelPhase,
 )
+from mtunnel_tx.ports.moves import StoodStill
 from mtunnel_tx.watch.metrics import LiveFacts, Metrics
 from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 from tests.processes import run_program
@@ -31,7 +35,8 @@ class Case(SynchronousTestCase):
     def setUp(self):
         self.now_s = 0.0
         facts = LiveFacts(tunnels=lambda: 2, held=lambda: 1, workers=lambda: 3, is_draining=lambda: False)
-        self.metrics = Metrics(facts, lambda: self.now_s)
+        self.metrics = Metrics(lambda: self.now_s)
+        self.metrics.look_at(facts)
 
     def samples(self):
         return {
@@ -74,6 +79,19 @@ class EventTests(Case):
         }.items():
             self.assertEqual(self.value(name, **dict(labels)), value, name)
         self.assertNotIn(("mtunnel_flows", (("socket", "memory"),)), self.samples())
+
+    def test_parked_flows(self):
+        self.metrics(FlowParked(tunnel=FACTS, number=1, socket=NBD, reason="lost"))
+        self.metrics(FlowResumed(tunnel=FACTS, number=1, socket=NBD, waited_s=3.0, parked_s=3.0))
+        self.assertEqual(self.value("mtunnel_flows_parked_total", socket="nbd"), 1)
+        self.assertEqual(self.value("mtunnel_flow_parked_seconds_sum"), 3)
+
+    def test_a_downtime_counts_once(self):
+        """It is told again with each `progress`."""
+        for _ in range(3):
+            self.metrics(MoveTold(tunnel=FACTS, said=(StoodStill(downtime_s=0.2),), by_source=True))
+        self.assertEqual(self.value("mtunnel_downtime_seconds_count"), 1)
+        self.assertEqual(self.value("mtunnel_downtime_seconds_bucket", le="0.2"), 1)
 
     def test_what_others_tell(self):
         self.metrics.refused("busy")

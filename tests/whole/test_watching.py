@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from tests.patience import patience_s
+from tests.processes import run_program
 from tests.whole.node import Node, wait_for
+from tests.whole.peer import call
 from tests.whole.test_online import OnlineCase
 
 
@@ -58,3 +63,20 @@ class WatchedTests(OnlineCase):
         self.assertEqual([*sent["phases"]], ["mirror", "memory", "hand-over", "done"])
         self.assertGreater(sent["bytes_out"], 1 << 20)
         self.assertEqual(list(self.here.runtime.glob("*.leaving*")), [])
+        self.check_metrics(there["downtime_s"])
+
+    def check_metrics(self, downtime_s: float) -> None:
+        """With the header that Prometheus sends for `authorization` with `type: PVEAPIToken`."""
+        header = self.there.authorization.replace("PVEAPIToken=", "PVEAPIToken ")
+        answer = call(self.there, "GET", "/mtunnel/metrics", Authorization=header)
+        families = text_string_to_metric_families(answer.body.decode())
+        samples = [sample for family in families for sample in family.samples]
+        values = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+        self.assertEqual(values["mtunnel_tunnels_ended_total", "kept"], 1)
+        self.assertEqual(values["mtunnel_downtime_seconds_sum",], downtime_s)
+        self.assertGreater(values["mtunnel_payload_bytes_total", "in", "memory"], 1 << 20)
+        self.assertGreater(values["mtunnel_journal_append_seconds_count",], 5)
+        self.assertGreater(values["mtunnel_event_loop_delay_seconds_count",], 0)
+        if promtool := shutil.which("promtool"):
+            done = run_program([promtool, "check", "metrics"], input=answer.body, capture_output=True, check=False)
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))

@@ -29,7 +29,8 @@ async def check_move(services: Services, rights: Rights, call: CheckCall, findin
     """Returns: `findings`, and `disks`: what would become of each (protocol.md section 10)."""
     look = _Look(services, rights, call, findings)
     entries = look.find_places()
-    await look.look_at_config()
+    async with services.child_turn(rights.token, None):
+        await look.look_at_config()
     planned = look.plan_disks(entries)
     free_bytes = {name: await look.look_at_storage(name, planned) for name in entries}
     disks = [{**row, "free": free_bytes.get(row["storage"])} for row in planned]
