@@ -25,7 +25,7 @@ _BYTES = 1 << 16
 def attach(path: Path, what: str) -> int:
     """Join standard input and output with a socket.
 
-    Returns: the exit status: 1 where the other side hung up. Raises: SystemExit: at a signal, e.g. of a closed terminal.
+    Returns: the exit status: 1 where the other side hung up. Raises: SystemExit: at a signal, as of a closed terminal.
     """
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(str(path))
