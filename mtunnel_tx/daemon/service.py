@@ -184,7 +184,7 @@ class Daemon(Service):
         if self._control is not None:
             await self._control.close()
         if self._composition is not None:
-            self._composition.moves.stop()
+            await self._composition.moves.stop()
             self._composition.machines.close()
         self._pool.stop()
         if self._lock is not None:
