@@ -17,7 +17,7 @@ ROOTS = {"tap", "cli", "demo", "daemon", "workers.process.__main__"}
 LEAVES = {"checks", "errors"}
 SEND = LEAVES | {"waiting", "wire", "pve", "ports"}
 SOCKETS = SEND | {"config", "net", "tls", "stream"}
-EVERYTHING = SOCKETS | {"http", "workers", "tunnel", "backends", "source", "guests", "pvesm", "watch"}
+EVERYTHING = SOCKETS | {"http", "page", "workers", "tunnel", "backends", "source", "guests", "pvesm", "watch"}
 ALLOWED = {
     "tap": EVERYTHING | {"daemon"},
     "daemon": EVERYTHING | {"local"},
@@ -26,6 +26,7 @@ ALLOWED = {
     "checkup": {"config", "checks", "errors", "pve", "ports", "tls", "backends", "pvesm", "guests"},
     "demo": EVERYTHING | {"cli"},
     "http": SOCKETS,
+    "page": SOCKETS | {"http", "source", "watch"},
     "workers": SOCKETS | {"http", "backends"},
     "workers.process": SOCKETS | {"workers"},
     "stream": LEAVES | {"waiting", "wire", "ports", "net", "tls"},

@@ -63,12 +63,14 @@ MakeJournal = Callable[[ReactorThreads, Path], Journal]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
-    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, and its moves."""
+    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, its moves, …"""
 
     registry: Registry
     parts: Parts
     machines: LocalMachines | ProxmoxMachines
     moves: Moves
+    journal: Journal
+    threads: ReactorThreads
 
 
 def compose(
@@ -116,12 +118,15 @@ def compose(
     )
     registry = Registry(services)
     metrics.look_at(_live_facts(registry, workers))
-    moves = Moves(board, reactor, threads, settings.runtime_dir, metrics.was_late)
+    moves = Moves(board, reactor, threads, settings, metrics.was_late)
+    services.observers.add(moves.observe)
     resumptions = _make_resumptions(reactor, settings)
     services.observers.add(resumptions.observe)
     parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay, resumptions)
     parts = replace(parts, moves=moves.as_json, counting=metrics)
-    return Composition(registry=registry, parts=parts, machines=machines, moves=moves)
+    return Composition(
+        registry=registry, parts=parts, machines=machines, moves=moves, journal=services.journal, threads=threads
+    )
 
 
 def _live_facts(registry: Registry, workers: Callable[[], Sized]) -> LiveFacts:
@@ -155,7 +160,7 @@ def _make_parts(
         nodes=lambda: _nodes(settings),
         bridges=lambda: sorted(path.name for path in NETWORK.iterdir()),
         fingerprint=lambda: _fingerprint(tls),
-        upgrader=_make_upgrader(reactor, relay, streams, resumptions if settings.workers == 0 else None),
+        upgrader=_make_upgrader(reactor, relay, streams, resumptions),
         resumptions=resumptions,
         elsewhere=_make_elsewhere(reactor, settings, tls, relay, streams),
         description=lambda: describe_api(OPERATIONS, QEMU_COMMANDS.values(), BASE),
@@ -206,14 +211,14 @@ def _make_resumptions(reactor: Any, settings: Settings) -> Resumptions:
     return Resumptions(reactor, secret, os.urandom, settings.limits.of(ResumeLimits))
 
 
-def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions | None) -> Upgrader:
+def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions) -> Upgrader:
     parts: dict[str, Any] = {"relay": relay, "limits": limits, "reactor": reactor}
 
     async def join(request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
         route.check_room()
         local = await dial(reactor, route.file)
-        if resumptions is None or not is_asked_for(read_header(request, HEADER.encode("ascii"))):
+        if not is_asked_for(read_header(request, HEADER.encode("ascii"))):
             await upgrade(request, handshake, local, route, **parts)
             return
         resumption = resumptions.begin(route)

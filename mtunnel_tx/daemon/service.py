@@ -26,9 +26,14 @@ from mtunnel_tx.daemon.compose import Composition, MakeJournal, compose, make_tl
 from mtunnel_tx.daemon.control import Control
 from mtunnel_tx.daemon.descriptors import raise_limit
 from mtunnel_tx.daemon.listening import Listeners
+from mtunnel_tx.daemon.looking import Looking
+from mtunnel_tx.daemon.page import StatusPage
 from mtunnel_tx.daemon.state import lock_state, make_directories
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.http.api import make_site
+from mtunnel_tx.http.api import ApiResource
+from mtunnel_tx.http.channel import LimitedSite
+from mtunnel_tx.http.entrance import Entrance
+from mtunnel_tx.http.gate import Gate
 from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.controlsocket import listen_control
@@ -65,6 +70,7 @@ class Daemon(Service):
         self._pool = ThreadPool(0, THREADS, "files")
         self._listeners = Listeners(reactor)
         self._site: Any = None
+        self._page: StatusPage | None = None
         self._control: Listening | None = None
         self._lock: ExitStack | None = None
         self._workers = make_workers(settings, reactor, Pump(reactor)) if settings.workers else None
@@ -88,16 +94,18 @@ class Daemon(Service):
         make_directories(settings)
         self._lock = lock_state(settings.state_dir)
         composition = self._composition = self._compose()
-        commands = self._make_control(composition).commands()
+        self._page = StatusPage(settings, self._reactor, composition.threads, composition)
+        admission = Admission(settings.limits, self._reactor, composition.parts.counting.refused)
+        control = self._make_control(composition, self._page, admission)
         composition.moves.start()
         path = settings.runtime_dir / "control.sock"
-        self._control = await listen_control(self._reactor, path, commands, settings.limits)
+        self._control = await listen_control(self._reactor, path, control.commands(), settings.limits)
         await composition.machines.prepare()
         await composition.registry.recover()
         self.registry = composition.registry
         if self._workers is not None:
             await self._workers.start(self._tls.files)
-        await self._listen(composition.parts)
+        await self._listen(composition.parts, control, self._page, admission)
         self._notifier.ready()
 
     def _compose(self) -> Composition:
@@ -111,20 +119,29 @@ class Daemon(Service):
             workers=self._workers.status if self._workers else list,
         )
 
-    def _make_control(self, composition: Composition) -> Control:
-        return Control(
+    def _make_control(self, composition: Composition, page: StatusPage, admission: Admission) -> Control:
+        looking = Looking(
+            settings=self._settings,
             registry=composition.registry,
-            moves=composition.moves.as_json,
+            admission=admission,
             addresses=self._listeners.addresses,
             workers=self._workers.status if self._workers else list,
+            moves=composition.moves.all,
+            pages=page.pages,
+        )
+        return Control(
+            registry=composition.registry,
+            look=looking.look,
             is_recovered=lambda: self.registry is not None,
             end=self._stop_reactor,
+            make_link=lambda host: page.link(self._listeners.addresses(), host),
         )
 
-    async def _listen(self, parts: Parts) -> None:
-        limits = self._settings.limits
-        site = self._site = make_site(parts, self._reactor, limits)
-        admission = Admission(limits, self._reactor, parts.counting.refused)
+    async def _listen(self, parts: Parts, control: Control, page: StatusPage, admission: Admission) -> None:
+        limits, gate = self._settings.limits, Gate(self._reactor, parts.counting.login_failed)
+        pages = page.open(control, gate)
+        entrance = Entrance(ApiResource(parts, self._reactor, gate), *([pages] if pages else []))
+        site = self._site = LimitedSite(entrance, self._reactor, limits)
         factory: Any = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, admission=admission)
         if self._workers is not None:
             factory = self._workers.factory(site, admission)
@@ -155,6 +172,8 @@ class Daemon(Service):
         if self._starting is not None:
             self._starting.cancel()
         await self._listeners.close()
+        if self._page is not None:
+            self._page.stop()
         if self.registry is not None:
             await self.registry.stop()
         if self._site is not None:
@@ -165,7 +184,7 @@ class Daemon(Service):
         if self._control is not None:
             await self._control.close()
         if self._composition is not None:
-            self._composition.moves.stop()
+            await self._composition.moves.stop()
             self._composition.machines.close()
         self._pool.stop()
         if self._lock is not None:

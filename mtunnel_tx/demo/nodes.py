@@ -64,6 +64,10 @@ class DemoNode:
         """Run `mtunnel ARGS` with this node's configuration. Returns: its output. Raises: BackendFailed, TimedOut."""
         return run_command([*mtunnel_command(), *args], self.environment())
 
+    def endpoint(self, port: int) -> str:
+        """Returns: what a source needs to reach it by a loopback port. Raises: BackendFailed, TimedOut."""
+        return self.mtunnel("endpoint", "--host", "127.0.0.1", "--port", str(port)).strip()
+
     def volume_file(self, volid: str) -> Path:
         """Returns: the path of a volume, as `mtunnel-pvesm path` says it."""
         command = [sys.executable, "-P", "-m", "mtunnel_tx.pvesm", "path", volid]

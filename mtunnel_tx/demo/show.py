@@ -121,13 +121,13 @@ def _tell(show: Show, folder: Path, data_mib: int) -> bool:
     with there.running() as status:
         address = status["listening"][0]
         show.line(f"node-b listens on {address}: twistd mtunnel, pid {status['pid']}")
-        endpoint = there.mtunnel("endpoint", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
-        if not _migrate(show, here, endpoint.strip()):
+        port = int(address.rpartition(":")[2])
+        if not _migrate(show, here, there.endpoint(port)):
             show.text("daemon.log of node-b", (there.folder / "daemon.log").read_text(errors="replace"))
             return False
         good = _compare(show, here, there)
         show.heading("A running VM")
-        return move_running(show.line, here, there, endpoint.strip()) and good
+        return move_running(show.line, here, there, port) and good
 
 
 def make_guest(node: DemoNode, data_mib: int) -> None:

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.stream.parkedvalue import ParkedValue
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.stream.unixside import grow_buffer
@@ -73,6 +74,9 @@ class FlowOutcome:
     reason: str = ""
 
 
+TakenAway = Callable[[ParkedValue | None], object]
+
+
 class Traffic(Protocol):
     """What a running flow has carried: payload from (`in`) and to (`out`) the peer; `kept`: to be sent again."""
 
@@ -105,6 +109,8 @@ class Relay(Protocol):
 class Flow:
     """One flow, from before its first carrier to its end (ports.streams.TunnelFlow).
 
+    `value`: what a parked flow that was run elsewhere goes on with. `is_local_told`: its UNIX side is over.
+
     Args: local: the connected UNIX socket; the flow closes it. `reason`: why it failed. `done` fires with the
     FlowOutcome when the peer has been told everything and the UNIX side is closed, `released` when the sockets of all
     carriers are closed too. `traffic`: what counts its bytes; None before its first carrier.
@@ -116,7 +122,8 @@ class Flow:
         self.done: Deferred[FlowOutcome] = Deferred()
         self.released: Deferred[None] = Deferred()
         self.traffic: Traffic | None = None
-        self.aborted = False
+        self.aborted = self.is_local_told = False
+        self.value: ParkedValue | None = None
         self.abort_reason: str | None = CANCELLED
         self.reason: str | None = None
         self._relay = relay
@@ -190,6 +197,7 @@ class Flow:
 
     def local_over(self, reason: str | None) -> None:
         """The relay does not use the UNIX socket any more; it may still use the carrier. Args: why the flow failed."""
+        self.is_local_told = True
         self.reason = reason
         Deferred.fromCoroutine(self._close_local(reason)).addErrback(
             lambda failure: log.failure("unexpected failure at the end of a flow", failure)

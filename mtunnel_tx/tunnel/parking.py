@@ -8,6 +8,9 @@ from typing import Protocol
 from mtunnel_tx.ports.tunnels import ParkedFlow
 from mtunnel_tx.wire.socketkinds import SocketKind
 
+MOST_TOLD = 200
+"""Losses of one tunnel that are told; a source that loses connections again and again must not fill a log."""
+
 
 class _Parkable(Protocol):
     kind: SocketKind
@@ -34,6 +37,11 @@ class Parking:
         """It has another one, or has ended; nothing happens where it was not parked."""
         if self._since.pop(route, None) is not None and not self._since:
             self._before_s += self._wall() - self._began_s
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the last loss, and its end, are to be told."""
+        return self.times <= MOST_TOLD
 
     @property
     def parked_s(self) -> float:

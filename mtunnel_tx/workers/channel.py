@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.logger import Logger
@@ -25,8 +26,14 @@ MESSAGE_BYTES = 128 * 1024
 MOST_SOCKETS = 2
 
 Message = Mapping[str, Any]
-Received = Callable[[Message, list[socket.socket]], None]
-"""Takes a message and the sockets that came with it; the receiver closes them. Raises: Nonsense."""
+Received = Callable[[Message, list[Any]], None]
+"""Takes a message, and the sockets and files that came with it; the receiver closes them. Raises: Nonsense."""
+
+
+class HasDescriptor(Protocol):
+    """A socket or a file."""
+
+    def fileno(self) -> int: ...
 
 
 class Nonsense(Exception):
@@ -55,7 +62,7 @@ class MessageChannel:
         sock.setblocking(False)
         reactor.addReader(self)
 
-    def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
+    def send(self, message: Message, sockets: Sequence[HasDescriptor] = ()) -> None:
         """Queue a message; the sockets are duplicated at once. A closed channel sends nothing."""
         if self._over or self._finishing:
             return
@@ -128,20 +135,20 @@ class MessageChannel:
         self.close()
 
 
-def _read(data: bytes, numbers: Sequence[int]) -> tuple[Message, list[socket.socket]]:
-    """A message and its sockets. Raises: Nonsense; the descriptors are closed then."""
-    sockets: list[socket.socket] = []
+def _read(data: bytes, numbers: Sequence[int]) -> tuple[Message, list[Any]]:
+    """A message, its sockets and files. Raises: Nonsense; the descriptors are closed then."""
+    opened: list[Any] = []
     try:
         message = json.loads(data)
         if not isinstance(message, dict):
             raise Nonsense("no message")
-        sockets.extend(socket.socket(fileno=number) for number in numbers)
+        opened.extend(_open(number) for number in numbers)
     except (Nonsense, ValueError, RecursionError, OSError) as error:
-        for sock in sockets:
-            sock.detach()
-        _close_all(numbers)
+        for file in opened:
+            file.close()
+        _close_all(numbers[len(opened) :])
         raise Nonsense(clean(str(error))) from error
-    return message, sockets
+    return message, opened
 
 
 def read_count(message: Message, key: str) -> int:
@@ -152,7 +159,7 @@ def read_count(message: Message, key: str) -> int:
     return count
 
 
-def close_unasked(sockets: Sequence[socket.socket]) -> None:
+def close_unasked(sockets: Sequence[Any]) -> None:
     """Workers have no socket to give to the daemon. Raises: Nonsense: one did."""
     for sock in sockets:
         sock.close()
@@ -160,7 +167,17 @@ def close_unasked(sockets: Sequence[socket.socket]) -> None:
         raise Nonsense("sockets that nobody asked for")
 
 
-def _duplicates(sockets: Sequence[socket.socket]) -> list[int]:
+def _open(number: int) -> Any:
+    """A descriptor that came: a socket, or a file. Raises: Nonsense: something else."""
+    mode = os.fstat(number).st_mode
+    if stat.S_ISSOCK(mode):
+        return socket.socket(fileno=number)
+    if not stat.S_ISREG(mode):
+        raise Nonsense("neither a socket nor a file")
+    return os.fdopen(number, "rb")
+
+
+def _duplicates(sockets: Sequence[HasDescriptor]) -> list[int]:
     """Duplicate all of them, or none. Raises: OSError."""
     numbers: list[int] = []
     try:

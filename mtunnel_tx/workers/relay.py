@@ -25,10 +25,12 @@ from zope.interface import implementer
 from mtunnel_tx.checks import clean
 from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
-from mtunnel_tx.stream.flow import Flow, Relay
+from mtunnel_tx.stream.flow import CANCELLED, Flow, Relay
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.runningset import RunningSet
+from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair, read_count
+from mtunnel_tx.workers.parking import StoredFlow, read_parked
 from mtunnel_tx.workers.plaintext import GRANT
 from mtunnel_tx.workers.terms import write_terms
 
@@ -38,6 +40,7 @@ OBEY_S = 5.0
 """A worker that was told to end a flow and has not done so by then is killed."""
 GRANT_AGAIN_S = 0.05
 LONGEST_REASON = 1000
+SUPERSEDED = "another connection took its place"
 WORKER_ENDED = "the process that carried it has ended"
 
 
@@ -71,11 +74,19 @@ class _SendBack(Protocol):
 class RemoteFlow:
     """One flow that a worker runs: what the worker has told of it, and what of that the flow was told.
 
-    Args: disobeyed: called when the worker does not end the flow although it was told to.
+    Args: disobeyed: called when the worker does not end the flow although it was told to. parked: called when the flow
+    has lost its connection, and the worker has given it back. value: what a flow goes on with that was parked before.
     """
 
-    def __init__(self, reactor: Reactor, flow: Flow, peer: PeerConnection, disobeyed: Callable[[], None]) -> None:
-        self.bytes_in = self.bytes_out = self.kept_bytes = 0
+    def __init__(
+        self, reactor: Reactor, flow: Flow, peer: PeerConnection, *, disobeyed: Callable[[], None],
+        parked: Callable[[StoredFlow], None], over: Callable[[], None], value: StoredFlow | None = None,
+    ) -> None:  # fmt: skip
+        self.bytes_in, self.bytes_out = (value.bytes_in, value.bytes_out) if value is not None else (0, 0)
+        self.kept_bytes = 0
+        self._parked = parked
+        self._over = over
+        self._value = value
         self._reactor = reactor
         self._flow = flow
         self._peer = peer
@@ -88,6 +99,8 @@ class RemoteFlow:
             "peer": flow.peer_over,
             "closed": lambda: flow.carrier_closed(peer),
         }
+        if flow.is_local_told:
+            del self._untold["local"]
         ours, self._theirs = make_pair()
         try:
             self._back = peer.sock.dup()
@@ -99,8 +112,10 @@ class RemoteFlow:
 
     def grant(self) -> None:
         """Give the flow to the worker, behind everything that HTTP has sent."""
+        # A UNIX side that is over is closed already; the worker does not use it.
+        local = self._theirs if self._flow.is_local_told else self._flow.local
         try:
-            socket.send_fds(self._peer.sock, [GRANT], [self._flow.local.fileno(), self._theirs.fileno()])
+            socket.send_fds(self._peer.sock, [GRANT], [local.fileno(), self._theirs.fileno()])
         except BlockingIOError:
             self._timer = self._reactor.callLater(GRANT_AGAIN_S, self.grant)
         except OSError:
@@ -111,25 +126,41 @@ class RemoteFlow:
             self._say_terms()
 
     def _say_terms(self) -> None:
-        self._channel.send(write_terms(self._flow.terms))
+        if self._value is None:
+            self._channel.send(write_terms(self._flow.terms))
+        else:
+            self._channel.send({**write_terms(self._flow.terms), "value": self._value.numbers}, [self._value.file])
+            self._value.file.close()
+        self._flow.carried()
         _SendBack(self._back, self._reactor, self._peer.leftover)
 
     def abort(self) -> None:
         """Tell the worker to end the flow."""
         self._stop_timer()
         if self._granted:
-            self._channel.send({"abort": True})
+            self._channel.send({"abort": self._flow.abort_reason or CANCELLED})
             self._timer = self._reactor.callLater(OBEY_S, self._insist)
         else:
             self._reason = "cancelled"
+            self._channel.close()
+
+    def park(self) -> None:
+        """Another connection takes the place of this one."""
+        if self._granted:
+            self._channel.send({"park": SUPERSEDED})
+        else:
+            self._stop_timer()
             self._channel.close()
 
     def _insist(self) -> None:
         if "local" in self._untold:
             self._disobeyed()
 
-    def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
-        close_unasked(sockets)
+    def _hear(self, message: Message, files: list[Any]) -> None:
+        if message.get("over") == "parked" and self._flow.terms.window_bytes is not None:
+            self._give_back(read_parked(message, files, self._flow.terms.window_bytes))
+            return
+        close_unasked(files)
         self.bytes_in, self.bytes_out = read_count(message, "in"), read_count(message, "out")
         event = message.get("over")
         if not isinstance(event, str) or event not in self._untold:
@@ -140,14 +171,25 @@ class RemoteFlow:
         else:
             tell()
 
+    def _give_back(self, parked: StoredFlow) -> None:
+        """The worker has lost the connection, and does not run the flow any more."""
+        self._untold.clear()
+        self._stop_timer()
+        self._parked(parked)
+
     def _complete(self) -> None:
         """The worker will tell nothing more: report the ends that it has not told."""
         self._stop_timer()
         self._theirs.close()
         if not self._granted:
             self._back.close()
+            if self._value is not None:
+                self._give_back(self._value)
+        is_over = bool(self._untold)
         while self._untold:
             self._untold.pop(next(iter(self._untold)))()
+        if is_over or self._flow.done.called:
+            self._over()
 
     def _stop_timer(self) -> None:
         if self._timer is not None and self._timer.active():
@@ -173,27 +215,66 @@ class WorkerRelay:
         self._here = here
         self._disobeyed = disobeyed
         self._carried = carried
-        self._running: RunningSet[RemoteFlow] = RunningSet()
+        self._running: RunningSet[RemoteFlow | StoredFlow] = RunningSet()
+        self._waiting: dict[Flow, PeerConnection] = {}
 
     def attach(self, flow: Flow, peer: PeerConnection) -> None:
         if peer.connection is not None:
             self._here.attach(flow, peer)
             return
-        assert self._running.find(flow) is None, "a worker never gives up the carrier of a flow"
+        job = self._running.find(flow)
+        if isinstance(job, RemoteFlow):
+            self._refuse(flow, self._waiting.pop(flow, None))
+            self._waiting[flow] = peer
+            job.park()
+            return
         inode = inode_of(peer.sock)
         self._carried(inode, flow)
-        remote = RemoteFlow(self._reactor, flow, peer, lambda: self._disobeyed(inode))
+        remote = RemoteFlow(
+            self._reactor, flow, peer, value=job,
+            disobeyed=lambda: self._disobeyed(inode),
+            parked=lambda parked: self._park(flow, peer, parked),
+            over=lambda: self._refuse(flow, self._waiting.pop(flow, None)),
+        )  # fmt: skip
         flow.traffic = remote
-        self._running.add(flow, remote)
+        self._running.add(flow, remote) if job is None else self._running.replace(flow, remote)
         if flow.aborted:
             remote.abort()
         else:
             remote.grant()
 
+    def _park(self, flow: Flow, peer: PeerConnection, parked: StoredFlow) -> None:
+        """A worker has given a flow back; the connection that waits for it, if there is one, goes on with it."""
+        self._running.replace(flow, parked)
+        flow.traffic = parked
+        waiting = self._waiting.pop(flow, None)
+        if waiting is None:
+            flow.parked(parked.reason)
+        flow.carrier_closed(peer)
+        if flow.aborted:
+            self._refuse(flow, waiting)
+            self._end(flow, parked)
+        elif waiting is not None:
+            self.attach(flow, waiting)
+
+    def _refuse(self, flow: Flow, peer: PeerConnection | None) -> None:
+        """Nobody is there who could use this connection."""
+        if peer is not None:
+            reset_on_close(peer.sock)
+            flow.carrier_closed(peer)
+
+    def _end(self, flow: Flow, parked: StoredFlow) -> None:
+        parked.file.close()
+        if not flow.is_local_told:
+            flow.local_over(flow.abort_reason or CANCELLED)
+        flow.peer_over()
+
     def cancel(self, flow: Flow) -> None:
-        remote = self._running.find(flow)
-        if remote is not None:
-            remote.abort()
+        job = self._running.find(flow)
+        if isinstance(job, StoredFlow):
+            self._end(flow, job)
+        elif job is not None:
+            job.abort()
         else:
             self._here.cancel(flow)
 

@@ -240,7 +240,7 @@ class FailuresTest(SourceCase):
     async def test_the_target_breaks_the_stream(self):
         self.target.abort_streams_after = 1000
         self.storage.mode = "hang"
-        await self.fails("scsi0: ", "import process failed")
+        await self.fails("the disk connection to 127.0.0.1 was lost: ", "scsi0: ", "import process failed")
         self.assert_cleaned_up()
         self.assertNotEqual(await self.storage.children[0][0].ended(), 0)
 

@@ -92,7 +92,7 @@ class ConfigTests(TunnelCase):
         run = self.fake.services.threads.run
         self.patch(FakeThreads, "run", lambda _self, call, *args: asked.append(call.__name__) or run(call, *args))
         self.ask(cmd="config", conf=conf, **{"firewall-config": "[RULES]\n"})
-        self.assertEqual(asked, ["format_firewall", "read_sent_config"])
+        self.assertEqual(asked, ["format_firewall", "read_sent_config", "check_config_privileges"])
 
     def test_nothing_to_set(self) -> None:
         self.assertEqual(self.refused(""), "no options specified\n")

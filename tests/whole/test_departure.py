@@ -6,11 +6,15 @@ import json
 
 from tests.patience import patience_s
 from tests.processes import run_program
-from tests.whole.node import wait_for
+from tests.whole.node import Node, wait_for
 from tests.whole.test_online import OnlineCase
 
 
 class KilledTests(OnlineCase):
+    def make_target(self) -> Node:
+        """It waits for a source that may come back, but not for long."""
+        return Node("there", extra="[limits]\npark_s = 2").start()
+
     def kill_on_the_way(self) -> None:
         migration = self.start_slow_migration()
         wait_for("the VM there", lambda: (self.there.runtime / "200.pid").exists())

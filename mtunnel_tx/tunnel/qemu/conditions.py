@@ -63,7 +63,8 @@ class Conditions:
         with refusing(refused):
             require_options(conf)
         await self._check_hookscript(conf)
-        check_config_privileges(conf, self.vmid, self.rights, refused)
+        # A network card may name some thousand VLANs, each with a right of its own.
+        await self.services.threads.run(check_config_privileges, conf, self.vmid, self.rights, refused)
         if "vmstatestorage" in conf.options:
             with refusing(refused, "vmstatestorage"):
                 known_storage(self.services, conf.options["vmstatestorage"])
