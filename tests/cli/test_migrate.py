@@ -23,7 +23,6 @@ from tests.patience import patience_s
 from tests.source.target import SECRET, RecordedTarget
 
 ROOT = Path(mtunnel_tx.__file__).parents[1]
-ENDPOINT = "apitoken=PVEAPIToken=a@pve!b=secret,host=localhost"
 CONF = "name: web\nscsi0: local:100/vm-100-disk-0.raw,size=1M\n"
 STORAGE = "dir: local\n\tpath {folder}/srv\n\tcontent images\n"
 

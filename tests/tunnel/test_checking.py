@@ -193,6 +193,11 @@ class DiskTests(CheckCase):
         self.assertEqual((severity, about, name), ("refuse", "disk", "local:100/vm-100-disk-0.raw"))
         self.assertEqual(text, f"{left}: remove it, or choose another VMID")
 
+    def test_not_those_of_a_vm_that_waits(self) -> None:
+        self.leave("vm-100-disk-0.raw")
+        self.fake.journal.records[100] = []
+        self.assertEqual([each[3] for each in self.found()], ["VM 100 waits for 'mtunnel settle 100'"])
+
     def test_what_another_vm_names_is_none(self) -> None:
         self.leave("vm-100-disk-0.raw")
         self.fake.guests.set(101, "scsi0: local:100/vm-100-disk-0.raw\n")
