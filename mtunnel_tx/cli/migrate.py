@@ -29,6 +29,7 @@ from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import pinned_agent
 from mtunnel_tx.ports.events import ByteCount
+from mtunnel_tx.ports.moves import WasParked
 from mtunnel_tx.pve.maps import SAME_NAMES, Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
 from mtunnel_tx.source.amounts import describe_pace
@@ -261,7 +262,7 @@ async def opened_world(
     """
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
-    outages = Outages(reactor, progress.say)
+    outages = Outages(reactor, progress.say, lambda total_s: progress.tell(WasParked(parked_s=total_s)))
     dial = make_dial(reactor, endpoint, relay, outages, flows, settings.limits.of(FlowLimits))
 
     try:

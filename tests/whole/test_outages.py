@@ -7,9 +7,13 @@ import random
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -18,6 +22,8 @@ from tests.guest.ticker import read_beats
 from tests.matrix.proxy import Proxy
 from tests.patience import patience_s, wait_for
 from tests.processes import started_process
+from tests.proxmox.disks import make_guest
+from tests.proxmox.source import Released, Source
 from tests.whole.node import Node
 from tests.whole.test_keepalive import FarNode
 from tests.whole.test_online import Listener, OnlineCase
@@ -207,6 +213,53 @@ class LostForGoodTests(StoppedVmCase):
         self.wait_for_end()
         log = next((self.there.state / "tasks").rglob("UPID*")).read_text()
         self.assertNotIn("connection lost", log)
+
+
+@dataclass
+class Proxied:
+    """A node as a source sees it that only reaches its proxy."""
+
+    node: Node
+    port: int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.node, name)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), patience_s())
+
+
+class ProxmoxSourceTests(SynchronousTestCase):
+    def test_the_helper_answers_while_the_network_is_lost(self) -> None:
+        """A Proxmox source gives a question after an import 10 s."""
+        home, there = Node("pvehome"), Node("pvetest").start()
+        for node in (home, there):
+            self.addCleanup(node.close)
+        proxy = Proxy(there.port, lambda: "any", lambda: False)
+        self.addCleanup(proxy.close)
+        disk = make_guest(home)[0]
+        target: Any = Proxied(there, proxy.own_port)
+        source = Source(home, target, Released())
+        self.addCleanup(source.close)
+        source.look_around()
+        source.open()
+        content = disk.file.read_bytes()
+        with socket.socket(socket.AF_UNIX) as sink:
+            sink.connect(str(source.start_import(disk)))
+            sink.sendall(struct.pack("<Q", len(content)) + content[: len(content) // 2])
+            wait_for("the stream", lambda: there.ask(cmd="status")["tunnels"][0]["bytes_in"] > len(content) // 4)
+            proxy.cut_all()
+            began_s = time.monotonic()
+            self.assertEqual(source.ask("query-disk-import")["status"], "pending")
+            self.assertGreater(time.monotonic() - began_s, 4)
+            proxy.down = False
+            sink.sendall(content[len(content) // 2 :])
+            sink.shutdown(socket.SHUT_WR)
+            volid = source.complete()
+        self.assertEqual((there.storage / "images" / volid.partition(":")[2]).read_bytes(), content)
+        source.give_up()
+        self.assertIn("connection lost, waiting for the network", source.leave())
+        wait_for("the end of the tunnel", lambda: not there.ask(cmd="status")["tunnels"])
 
 
 class RunningVmTests(OnlineCase):
