@@ -43,6 +43,19 @@ class ConfigTests(TunnelCase):
         )
         self.assertEqual(self.written("memory: 512\n")["lock"], "migrate")
 
+    def test_a_volume_that_many_keys_name_is_asked_for_once(self) -> None:
+        asked: list[str] = []
+        size_bytes = self.fake.storage.size_bytes
+
+        async def count(volid: str) -> int | None:
+            asked.append(volid)
+            return await size_bytes(volid)
+
+        volid = self.ask(**DISK)["volid"]
+        self.patch(self.fake.storage, "size_bytes", count)
+        self.written("".join(f"unused{number}: {volid}\n" for number in range(256)))
+        self.assertEqual(asked, [volid])
+
     def test_snippets_stay_in_their_folder(self) -> None:
         for name in ("snippets/../../etc/shadow", "snippets/..", "iso/a.iso", "100/vm-100-disk-0.raw", "../a"):
             self.assertEqual(
