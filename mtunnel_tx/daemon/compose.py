@@ -110,14 +110,13 @@ def compose(
         clock=reactor,
         wall=time.time,
         threads=threads,
-        listen=partial(listen_commands, reactor, limits=settings.limits),
         bridge_exists=lambda name: NETWORK / name in NETWORK.iterdir(),
         random_bytes=os.urandom,
         ticket_key=read_key(settings.state_dir / "ticket.key"),
         runtime_dir=settings.runtime_dir,
         machine_dir=settings.machine_dir,
         limits=settings.limits.of(TunnelLimits),
-        **_make_survival(reactor, settings, store),
+        **_make_command_lines(reactor, settings, store),
         observers=Observers(
             audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board, metrics
         ),
@@ -173,10 +172,15 @@ def _make_parts(
     )
 
 
-def _make_survival(reactor: Any, settings: Settings, store: Store | None) -> dict[str, Any]:
-    """What lets tunnels go on in the next daemon."""
-    notes = FileNotes(settings.runtime_dir) if store is not None else NoNotes()
-    return {"notes": notes, "store": store, "resume": partial(resume_commands, reactor, limits=settings.limits)}
+def _make_command_lines(reactor: Any, settings: Settings, store: Store | None) -> dict[str, Any]:
+    """Command connections, and what lets them go on in the next daemon."""
+    limits = settings.limits
+    return {
+        "listen": partial(listen_commands, reactor, limits=limits),
+        "resume": partial(resume_commands, reactor, limits=limits),
+        "notes": FileNotes(settings.runtime_dir) if store is not None else NoNotes(),
+        "store": store,
+    }
 
 
 def make_tls(settings: Settings) -> TlsContext:
