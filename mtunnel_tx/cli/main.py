@@ -13,10 +13,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtunnel_tx.config import load_settings
 from mtunnel_tx.errors import TunnelError, os_reason
+
+if TYPE_CHECKING:
+    from mtunnel_tx.cli.words import CommandPlace
 
 COMMANDS: Mapping[str, str] = {
     "init": "make directories, certificate, storage and a first configuration",
@@ -41,6 +44,7 @@ COMMANDS: Mapping[str, str] = {
 # Of an endpoint everything up to the next comma, however it is misspelled; else what stands behind a token's name.
 _SECRETS = re.compile(r"(apitoken(?=[\s=:%]))[^,]*|((?:!|%21)[\w.-]+(?:=|%3d))[^,\s]*", re.I)
 _LOUDNESS = {"quiet": "print errors only, and what --json asks for", "verbose": "print the log, too"}
+SHELLS = ("bash", "fish", "zsh")
 CONFIG_HELP = "configuration file; else $MTUNNEL_CONFIG, else the default one (docs/operations.md)"
 
 
@@ -84,6 +88,13 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     """
     parser = Parser(prog="mtunnel", description="Receive and send virtual machines as Proxmox VE does.")
     parser.add_argument("--version", action="version", version=f"mtunnel-tx {_version()}")
+    parser.add_argument(
+        "--completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help="print a script for bash, fish or zsh",
+    )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, text in COMMANDS.items():
         if name == command:
@@ -91,6 +102,25 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
         else:
             subparsers.add_parser(name, help=text)
     return parser
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the script of a shell, and ends."""
+
+    def __call__(self, _parser: Any, _namespace: Any, shell: Any, _name: Any = None) -> None:
+        from mtunnel_tx.cli.completion import make_script
+
+        print(make_script(str(shell), all_places()), end="")
+        raise SystemExit(0)
+
+
+def all_places() -> list[CommandPlace]:
+    """Everything that can stand on a command line: the program, each command, and what is below it."""
+    from mtunnel_tx.cli.words import find_places
+
+    top = next(find_places(make_parser(None)))
+    found = {command: find_places(make_parser(command)) for command in COMMANDS}
+    return [top, *(place for name, places in found.items() for place in places if place.words[:1] == (name,))]
 
 
 def find_command(argv: Sequence[str]) -> str | None:

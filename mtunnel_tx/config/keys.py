@@ -21,6 +21,7 @@ from mtunnel_tx.config.checks import (
     number,
     one_of,
     port,
+    web_urls,
     whole,
 )
 from mtunnel_tx.config.host import Host, is_there
@@ -31,6 +32,7 @@ from mtunnel_tx.config.settings import (
     PROFILES,
     REACHES,
     Limits,
+    Notify,
     Page,
 )
 
@@ -81,7 +83,7 @@ def _page(name: str, check: Check, reason: str) -> Key:
     return _field("page", Page, name, check, reason)
 
 
-def _field(table: str, kind: type[Limits | Page], name: str, check: Check, reason: str) -> Key:
+def _field(table: str, kind: type[Limits | Notify | Page], name: str, check: Check, reason: str) -> Key:
     """A key whose default is that of the field."""
     value = next(field.default for field in fields(kind) if field.name == name)
     return Key(name=f"{table}.{name}", check=check, default=lambda *_: value, shown=str(value), reason=reason)
@@ -222,6 +224,25 @@ KEYS: tuple[Key, ...] = (
     ),
     _page("streams", whole(1, 1024), "pages that are kept up to date at a time; others show how things were"),
     _page("slow_s", number(1, 3600), "a page that has taken nothing for so long is dropped"),
+    _key(
+        "notify.command",
+        arguments,
+        lambda *_: (),
+        "none",
+        "a program that is run for each move that came and is over, with the notice as JSON on its standard input",
+        "/usr/local/bin/tell-me",
+    ),
+    _key(
+        "notify.urls",
+        web_urls,
+        lambda *_: (),
+        "none",
+        "webhooks, `https://…` or `http://…`, to which each notice is sent by POST, as JSON; again where that fails",
+        "https://example.org/hook",
+    ),
+    _field(
+        "notify", Notify, "parked_s", number(1, 86400), "after this time without a connection a flow is worth a notice"
+    ),
     _limit("body_bytes", whole(_KIB, 64 * _MIB), "a request body beyond it is answered 413"),
     _limit("header_bytes", whole(_KIB, _MIB), "all header lines of one request"),
     _limit("request_s", number(0.1, 3600), "a request must have come as a whole by then, counted from its first byte"),

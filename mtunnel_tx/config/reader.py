@@ -21,12 +21,13 @@ from mtunnel_tx.config.settings import (
     ConfigError,
     Forward,
     Limits,
+    Notify,
     Page,
     Settings,
     Tls,
 )
 
-TABLES = ("tls", "commands", "forward", "page", "limits")
+TABLES = ("tls", "commands", "forward", "page", "notify", "limits")
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str], host: Host | None = None) -> Settings:
@@ -74,6 +75,7 @@ class _Reader:
             commands=Commands(**tables["commands"]),
             forward=Forward(nodes=nodes, **tables["forward"]),
             page=Page(**tables["page"]),
+            notify=Notify(**tables["notify"]),
             limits=Limits(**tables["limits"]),
         )
 

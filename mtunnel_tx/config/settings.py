@@ -83,6 +83,15 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Notify:
+    """Who is told what becomes of moves; `KEYS` explains each of it. command: empty: none."""
+
+    command: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+    parked_s: float = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one peer may use; `KEYS` explains each limit."""
 
@@ -142,4 +151,5 @@ class Settings:
     commands: Commands
     forward: Forward
     page: Page
+    notify: Notify
     limits: Limits

@@ -8,8 +8,8 @@ Stop: the ports close → tunnels end by the handover rule → relays → worker
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import IO, Any
+from contextlib import ExitStack, suppress
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -72,7 +72,7 @@ class Daemon(Service):
         self._site: Any = None
         self._page: StatusPage | None = None
         self._control: Listening | None = None
-        self._lock: IO[bytes] | None = None
+        self._lock: ExitStack | None = None
         self._workers = make_workers(settings, reactor, Pump(reactor)) if settings.workers else None
         self._relay: Relay = self._workers.relay if self._workers else Pump(reactor)
         self._composition: Composition | None = None
@@ -184,7 +184,7 @@ class Daemon(Service):
         if self._control is not None:
             await self._control.close()
         if self._composition is not None:
-            self._composition.moves.stop()
+            await self._composition.moves.stop()
             self._composition.machines.close()
         self._pool.stop()
         if self._lock is not None:

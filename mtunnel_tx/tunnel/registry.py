@@ -171,6 +171,19 @@ class Registry:
             raise Unauthenticated("permission denied - invalid PVETUNNEL ticket")
         return SocketRoute(session.tunnel.sockets, socket)
 
+    async def abandon(self, vmid: int, token: str, upid: str) -> None:
+        """End a tunnel whose source has lost its connection, and says by another one that it will not come back.
+
+        Raises: NotFound: this token has no such tunnel. WrongState: its source is connected.
+        """
+        session = self._sessions.get(vmid)
+        if session is None or (session.tunnel.token, session.tunnel.facts.upid) != (token, upid):
+            raise NotFound(f"VM {vmid} has no such tunnel of yours")
+        if not session.tunnel.parking.has_commands:
+            raise WrongState(f"the source of VM {vmid} is connected")
+        session.tunnel.task.line("given up by its source, whose program had ended")
+        await session.stop()
+
     async def digest(self, vmid: int, token: str, volid: str, *, content: bool = False) -> str:
         """See ports.Tunnels. Raises: WrongState: the tunnel ended meanwhile."""
         session = self._sessions.get(vmid)

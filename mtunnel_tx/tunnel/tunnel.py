@@ -125,11 +125,15 @@ class Tunnel:
 
     def _flow_parked(self, route: SocketRoute, reason: str) -> None:
         self.parking.park(route)
+        if not self.parking.is_told:
+            return
         self.task.line(f"{route.kind.name}: connection lost ({reason}), waiting for another one")
         self.tell(FlowParked(tunnel=self.facts, number=route.number, socket=route.kind, reason=reason))
 
     def _flow_resumed(self, route: SocketRoute, waited_s: float) -> None:
         self.parking.forget(route)
+        if not self.parking.is_told:
+            return
         self.task.line(f"{route.kind.name}: resumed after {waited_s:.1f} s")
         facts, parked_s = self.facts, self.parking.parked_s
         self.tell(

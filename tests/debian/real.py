@@ -48,7 +48,7 @@ class DebianCase(SynchronousTestCase):
     def import_debian(self, *more: str) -> Console:
         secret = self.here.state / "secret"
         secret.write_text(PASSWORD)
-        words = ("vm", "import", str(IMAGE), "--name", "debian", "--memory", "1G", "--cores", "2", "--uefi", *more)
+        words = ("vm", "import", str(IMAGE), "--name", "debian", "--memory", "768M", "--uefi", *more)
         seed = f"user=me,password={secret}"
         words += ("--cloud-init", seed, "--set", "ciupgrade=0", "--vmid", "100", "--start")
         self.here.run("mtunnel_tx.cli", *words)

@@ -218,6 +218,32 @@ class Resumption(Scenes):
         self.assertEqual(self.hear(scene), "a 6")
         self.finish_well(scene, 6, 6)
 
+    @in_thread
+    def test_whatever_a_peer_says(self):
+        """Nothing of it is an unexpected failure, and each flow still ends when it is told to."""
+        chance = random.Random(3)
+        records = ["a 0", "a 3", "a 9", "p 0", "p 4", "e 0", "e 4", "d", "x", "x why", "a", "z 1", ""]
+        for _ in range(25):
+            scene = self.resumable(ends_with_local=chance.random() < 0.5, ends_with_peer=chance.random() < 0.3)
+            with contextlib.suppress(OSError):
+                for _ in range(chance.randrange(1, 8)):
+                    self.do_something(scene, chance.choice(records), chance)
+            scene.finish()
+            self.scenes.remove(scene)
+
+    def do_something(self, scene, record, chance):
+        match chance.randrange(6):
+            case 0:
+                scene.peer.data(b"four"[: chance.randrange(1, 5)])
+            case 1:
+                scene.local.sendall(b"local")
+            case 2:
+                scene.local.shutdown(socket.SHUT_WR)
+            case 3 if not scene.flow.done.called:
+                scene.reconnect().sock.close()
+            case _:
+                self.say(scene, record)
+
 
 class OwnFlows(Scenes):
     """Two flows of ours, one at each end of connections that are cut at random."""
