@@ -71,7 +71,7 @@ class MoveTests(BrowserCase):
         argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.there.endpoint, "--online"]
         migration = self.start([*argv, "--target-vmid", "200", "--target-storage", "local", "--bwlimit", "768"])
         browser.wait_for_text("VM 200", "#moves")
-        self.assertIn("from here", browser.text("#moves h3"))
+        browser.wait_for_text("from here", "#moves h3")
         first = self.percent(browser)
         wait_for("a bar that moves, and a line", lambda: self.percent(browser) > first and self.has_line(browser))
         self.picture(browser, "page.png")
