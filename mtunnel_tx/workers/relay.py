@@ -30,7 +30,7 @@ from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.runningset import RunningSet
 from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair, read_count
-from mtunnel_tx.workers.parking import StoredFlow, read_parked
+from mtunnel_tx.workers.parking import RUNNING, StoredFlow, begin_stored, read_parked
 from mtunnel_tx.workers.plaintext import GRANT
 from mtunnel_tx.workers.terms import write_terms
 
@@ -87,6 +87,7 @@ class RemoteFlow:
         self._parked = parked
         self._over = over
         self._value = value
+        self._is_confirmed = False
         self._reactor = reactor
         self._flow = flow
         self._peer = peer
@@ -130,7 +131,6 @@ class RemoteFlow:
             self._channel.send(write_terms(self._flow.terms))
         else:
             self._channel.send({**write_terms(self._flow.terms), "value": self._value.numbers}, [self._value.file])
-            self._value.file.close()
         self._flow.carried()
         _SendBack(self._back, self._reactor, self._peer.leftover)
 
@@ -161,6 +161,9 @@ class RemoteFlow:
             self._give_back(read_parked(message, files, self._flow.terms.window_bytes))
             return
         close_unasked(files)
+        if message.get("over") == RUNNING:
+            self._confirm()
+            return
         self.bytes_in, self.bytes_out = read_count(message, "in"), read_count(message, "out")
         event = message.get("over")
         if not isinstance(event, str) or event not in self._untold:
@@ -173,9 +176,23 @@ class RemoteFlow:
 
     def _give_back(self, parked: StoredFlow) -> None:
         """The worker has lost the connection, and does not run the flow any more."""
+        if parked is not self._value:
+            self._confirm()
         self._untold.clear()
         self._stop_timer()
         self._parked(parked)
+
+    def _confirm(self) -> None:
+        """The worker runs the flow: what it began with is not true any more."""
+        self._is_confirmed = True
+        if self._value is not None:
+            self._value.file.close()
+            self._value = None
+
+    def _give_back_unused(self) -> None:
+        """The connection, or the worker, was gone before the flow ran there: it is as it was before."""
+        value = self._value = self._value or begin_stored()
+        self._give_back(value)
 
     def _complete(self) -> None:
         """The worker will tell nothing more: report the ends that it has not told."""
@@ -183,8 +200,9 @@ class RemoteFlow:
         self._theirs.close()
         if not self._granted:
             self._back.close()
-            if self._value is not None:
-                self._give_back(self._value)
+        is_resumable = self._flow.terms.window_bytes is not None
+        if self._untold and is_resumable and not self._is_confirmed:
+            self._give_back_unused()
         is_over = bool(self._untold)
         while self._untold:
             self._untold.pop(next(iter(self._untold)))()
