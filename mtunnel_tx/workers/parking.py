@@ -40,6 +40,10 @@ class StoredFlow:
     bytes_out: int
 
     @property
+    def bytes_taken(self) -> int:
+        return self.bytes_in
+
+    @property
     def kept_bytes(self) -> int:
         return int(self.numbers["sent"] - self.numbers["acked"])
 
