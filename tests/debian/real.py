@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from itertools import pairwise
@@ -103,7 +104,9 @@ class Moved(DebianCase):
         started_process(self.addCleanup, argv, env=self.there.environ)
         console.expect(r"reboot: Power down", MOVE_S)
         wait_for("its end", lambda: not (self.there.runtime / "200.pid").exists())
-        image = next((self.there.storage / "images" / "200").glob("*-disk-0.*"))
+        named = re.search(r"^scsi0: local:([^,]+)", self.there.guest(200) or "", re.MULTILINE)
+        assert named is not None
+        image = self.there.storage / "images" / named[1]
         flat = image.with_name("flat")
         run_program(["qemu-img", "convert", "-O", "raw", image, flat])
         run_program(["e2fsck", "-fn", f"{flat}?offset={ROOT_OFFSET}"], capture_output=True)
