@@ -311,6 +311,11 @@ KEYS: tuple[Key, ...] = (
         whole(_MIB, 64 * _GIB),
         "the same of all flows together that have no connection; beyond it the largest one is over",
     ),
+    _limit(
+        "restart_s",
+        number(0, 3600),
+        "with `workers`: how long tunnels wait for the next daemon when this one ends; 0: they end with it",
+    ),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
     _limit(
         "unlocked_s",

@@ -121,6 +121,7 @@ class Limits:
     park_s: float = 600
     window_bytes: int = 16 << 20
     parked_bytes: int = 256 << 20
+    restart_s: float = 0
     connect_s: float = 300
     unlocked_s: float = 86400
     history_rows: int = 10_000

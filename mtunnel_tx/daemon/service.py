@@ -29,6 +29,7 @@ from mtunnel_tx.daemon.listening import Listeners
 from mtunnel_tx.daemon.looking import Looking
 from mtunnel_tx.daemon.page import StatusPage
 from mtunnel_tx.daemon.state import lock_state, make_directories
+from mtunnel_tx.daemon.survival import open_store
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.http.api import ApiResource
 from mtunnel_tx.http.channel import LimitedSite
@@ -37,11 +38,13 @@ from mtunnel_tx.http.gate import Gate
 from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.controlsocket import listen_control
+from mtunnel_tx.ports.holding import Survivors
 from mtunnel_tx.ports.lines import Listening
 from mtunnel_tx.stream.flow import Relay
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.tls.protocol import TlsFactory
 from mtunnel_tx.tunnel.registry import Registry
+from mtunnel_tx.workers.holder import HolderClient
 
 log = Logger()
 THREADS = 8
@@ -72,6 +75,7 @@ class Daemon(Service):
         self._site: Any = None
         self._page: StatusPage | None = None
         self._control: Listening | None = None
+        self._store: HolderClient | None = None
         self._lock: ExitStack | None = None
         self._workers = make_workers(settings, reactor, Pump(reactor)) if settings.workers else None
         self._relay: Relay = self._workers.relay if self._workers else Pump(reactor)
@@ -93,6 +97,7 @@ class Daemon(Service):
         raise_limit(settings)
         make_directories(settings)
         self._lock = lock_state(settings.state_dir)
+        survivors = await self._find_survivors()
         composition = self._composition = self._compose()
         self._page = StatusPage(settings, self._reactor, composition.threads, composition)
         admission = Admission(settings.limits, self._reactor, composition.parts.counting.refused)
@@ -101,12 +106,18 @@ class Daemon(Service):
         path = settings.runtime_dir / "control.sock"
         self._control = await listen_control(self._reactor, path, control.commands(), settings.limits)
         await composition.machines.prepare()
-        await composition.registry.recover()
+        await composition.registry.recover(survivors)
         self.registry = composition.registry
         if self._workers is not None:
             await self._workers.start(self._tls.files)
         await self._listen(composition.parts, control, self._page, admission)
         self._notifier.ready()
+
+    async def _find_survivors(self) -> Survivors:
+        self._store, kept = await open_store(self._reactor, self._settings)
+        if self._store is None or self._workers is None:
+            return Survivors()
+        return Survivors(kept=kept, flows=await self._workers.go_on(self._store, kept))
 
     def _compose(self) -> Composition:
         return compose(
@@ -117,6 +128,7 @@ class Daemon(Service):
             relay=self._relay,
             make_journal=self._make_journal,
             workers=self._workers.status if self._workers else list,
+            store=self._store,
         )
 
     def _make_control(self, composition: Composition, page: StatusPage, admission: Admission) -> Control:
@@ -163,7 +175,7 @@ class Daemon(Service):
     # Stop
 
     def stopService(self) -> Deferred[None]:
-        """End every tunnel by the handover rule."""
+        """End every tunnel by the handover rule, or leave them all to the next daemon."""
         super().stopService()
         self._notifier.stopping()
         return Deferred.fromCoroutine(self._stop())
@@ -174,21 +186,43 @@ class Daemon(Service):
         await self._listeners.close()
         if self._page is not None:
             self._page.stop()
-        if self.registry is not None:
-            await self.registry.stop()
+        leaves = await self._stop_tunnels()
         if self._site is not None:
             await self._site.resource.stop()
-        await self._relay.stop()
-        if self._workers is not None:
-            await self._workers.stop()
+        await (self._leave() if leaves else self._end())
         if self._control is not None:
             await self._control.close()
         if self._composition is not None:
             await self._composition.moves.stop()
             self._composition.machines.close()
         self._pool.stop()
+        if leaves:
+            # Else Twisted shuts down every connection at its end, for whoever has it then.
+            self._reactor.removeAll()
         if self._lock is not None:
             self._lock.close()
+
+    async def _stop_tunnels(self) -> bool:
+        """Returns: they go on without us."""
+        registry = self._composition.registry if self._composition is not None else None
+        leaves = self._store is not None and registry is not None and bool(registry.live())
+        if registry is not None and leaves:
+            await registry.leave()
+        elif self.registry is not None:
+            await self.registry.stop()
+        return leaves
+
+    async def _leave(self) -> None:
+        assert self._workers is not None and self._store is not None, "what lives on has both"
+        await self._workers.leave()
+        self._store.close()
+
+    async def _end(self) -> None:
+        await self._relay.stop()
+        if self._workers is not None:
+            await self._workers.stop()
+        if self._store is not None:
+            await self._store.finish()
 
     def _stop_reactor(self) -> None:
         """The last tunnel may also have ended because we are being stopped."""

@@ -78,10 +78,11 @@ class Serial(threading.Thread):
         return read_beats(self.text)
 
 
-def move_running(say: Say, here: DemoNode, there: DemoNode, port: int) -> bool:
+def move_running(say: Say, here: DemoNode, there: DemoNode, port: int, limit_kib_s: int | None = None) -> bool:
     """Start a VM, move it while it counts, cut its connections meanwhile, and say how it went.
 
-    Args: port: where `there` listens. Returns: whether no number is missing or came twice.
+    Args: port: where `there` listens. limit_kib_s: None: as fast as it goes.
+    Returns: whether no number is missing or came twice.
     """
     if shutil.which(PROGRAM) is None:
         say(LEFT_OUT)
@@ -92,7 +93,7 @@ def move_running(say: Say, here: DemoNode, there: DemoNode, port: int) -> bool:
         _await_beats(before)
         say(f"VM {HERE} counts on node-a, 18 times a second: {_shown(before.beats[-3:])}")
         began = time.monotonic()
-        if not _migrate_over_bad_network(say, here, there, port):
+        if not _migrate_over_bad_network(say, here, there, port, limit_kib_s):
             return False
         took_s = time.monotonic() - began
         _await_beats(after)
@@ -148,18 +149,19 @@ def _await_beats(serial: Serial) -> None:
         time.sleep(0.02)
 
 
-def _migrate_over_bad_network(say: Say, here: DemoNode, there: DemoNode, port: int) -> bool:
+def _migrate_over_bad_network(say: Say, here: DemoNode, there: DemoNode, port: int, limit_kib_s: int | None) -> bool:
     def tell(carried_bytes: int) -> None:
         say(f"the network cuts every connection, {carried_bytes >> 20} MiB have gone through")
 
     with cut_network(port, CUTS_AT_MIB, tell) as network:
-        good = _migrate(say, here, there.endpoint(network.at))
+        good = _migrate(say, here, there.endpoint(network.at), limit_kib_s)
         say(f"the network has cut all connections {network.cuts} times")
         return good and network.cuts == len(CUTS_AT_MIB)
 
 
-def _migrate(say: Say, node: DemoNode, endpoint: str) -> bool:
+def _migrate(say: Say, node: DemoNode, endpoint: str, limit_kib_s: int | None) -> bool:
     order = ["migrate", str(HERE), "--online", "--target-vmid", str(THERE), "--target-storage", "local"]
+    order += [] if limit_kib_s is None else ["--bwlimit", str(limit_kib_s)]
     say(f"mtunnel {' '.join(order)}")
     with started([*mtunnel_command(), *order], {**node.environment(), "MTUNNEL_ENDPOINT": endpoint}) as process:
         return process.wait() == 0

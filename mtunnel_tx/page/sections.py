@@ -16,10 +16,10 @@ FORM = "act"
 MOST_HELD = 64
 MOST_ROWS = 20
 TITLES: Mapping[str, str] = {
-    "node": "This daemon",
     "moves": "Moves",
     "held": "Waiting for a decision",
     "history": "History",
+    "node": "This daemon",
     "workers": "Workers",
     "limits": "Limits",
 }

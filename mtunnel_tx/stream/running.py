@@ -72,6 +72,11 @@ class RunningFlow:
         return self._inward.arrived_bytes
 
     @property
+    def bytes_taken(self) -> int:
+        """Those of them that the UNIX socket has taken."""
+        return self._inward.position
+
+    @property
     def bytes_out(self) -> int:
         """Payload bytes to the peer."""
         return self._outward.position

@@ -10,11 +10,13 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState, refusing
 from mtunnel_tx.ports.events import TunnelOpened
+from mtunnel_tx.ports.holding import Survivors
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.ports.tunnels import Opened, TunnelStatus
 from mtunnel_tx.pve.findings import Findings
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
+from mtunnel_tx.tunnel.adoption import adopt
 from mtunnel_tx.tunnel.checks import check_bridge, usable_storage
 from mtunnel_tx.tunnel.claim import Claim, marked
 from mtunnel_tx.tunnel.commandsession import CommandSession
@@ -47,10 +49,12 @@ class Registry:
         self._stopping = False
         self._opened: Deferred[None] | None = None
 
-    async def recover(self) -> None:
-        """Finish what a crash left, before any tunnel may be opened."""
+    async def recover(self, survivors: Survivors | None = None) -> None:
+        """Go on with what survived an earlier daemon, and finish the rest, before any tunnel may be opened."""
         async with self._settling:
-            self.held.update(await recover(self._services))
+            async for session in adopt(self._services, survivors or Survivors(), self._gone):
+                self._sessions[session.tunnel.vmid] = session
+            self.held.update(await recover(self._services, self._sessions))
 
     async def open(
         self,
@@ -245,6 +249,11 @@ class Registry:
         # A settling that has begun is finished before the daemon ends.
         async with self._settling:
             pass
+
+    async def leave(self) -> None:
+        """Leave every tunnel as it is, for the next daemon; a command that is being done may end first."""
+        self._stopping = True
+        await gatherResults([Deferred.fromCoroutine(session.leave()) for session in self._sessions.values()])
 
     def _tell_if_opened(self) -> None:
         if self._opened is not None and not self._opening:

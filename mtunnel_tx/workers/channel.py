@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import socket
 import stat
+import termios
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -55,12 +58,17 @@ class MessageChannel:
     def __init__(self, reactor: Reactor, sock: socket.socket, received: Received, closed: Callable[[], None]) -> None:
         self._reactor = reactor
         self._sock = sock
-        self._received = received
-        self._closed = closed
+        self.received = received
+        self.closed = closed
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._finishing = self._over = False
         sock.setblocking(False)
         reactor.addReader(self)
+
+    @property
+    def sock(self) -> socket.socket:
+        """To be duplicated."""
+        return self._sock
 
     def send(self, message: Message, sockets: Sequence[HasDescriptor] = ()) -> None:
         """Queue a message; the sockets are duplicated at once. A closed channel sends nothing."""
@@ -84,7 +92,7 @@ class MessageChannel:
         self._sock.close()
         while self._queue:
             _close_all(self._queue.popleft()[1])
-        self._closed()
+        self.closed()
 
     def _push(self) -> None:
         while self._queue and not self._over:
@@ -126,7 +134,7 @@ class MessageChannel:
             self.close()
             return
         try:
-            self._received(*_read(data, numbers))
+            self.received(*_read(data, numbers))
         except Nonsense as error:
             log.error("a worker, or whoever has taken it over, sends nonsense: {reason}", reason=str(error))
             self.close()
@@ -157,6 +165,13 @@ def read_count(message: Message, key: str) -> int:
     if type(count) is not int or not 0 <= count < 1 << 63:
         raise Nonsense(f"no count of bytes '{key}'")
     return count
+
+
+def count_unread(sock: socket.socket) -> int:
+    """Bytes that wait to be read."""
+    count = array.array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, count)
+    return count[0]
 
 
 def close_unasked(sockets: Sequence[Any]) -> None:

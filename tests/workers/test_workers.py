@@ -41,6 +41,7 @@ class FakeChild:
 
     def __init__(self, reactor: Reactor, channel: int) -> None:
         self.pid = 1
+        self.name = ""
         self.heard: list[object] = []
         self.killed = False
         self._end: Deferred[None] = Deferred()
@@ -77,7 +78,7 @@ class WorkerPoolTests(SynchronousTestCase):
         self.pool = WorkerPool(self.reactor, count=2, spawn=self.spawn, here=here, handshake_s=7)
         self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(self.pool.stop())))
 
-    def spawn(self, channel: int) -> FakeChild:
+    def spawn(self, channel: int, store: object) -> FakeChild:
         if self.refusal is not None:
             raise self.refusal
         self.children.append(FakeChild(self.reactor, channel))

@@ -481,3 +481,4 @@ complete -c mtunnel -n '__mtunnel_place \'demo\'' -l config -r -F -d 'configurat
 complete -c mtunnel -n '__mtunnel_place \'demo\'' -l quiet -d 'print errors only, and what --json asks for'
 complete -c mtunnel -n '__mtunnel_place \'demo\'' -l verbose -d 'print the log, too'
 complete -c mtunnel -n '__mtunnel_place \'demo\'' -l data -x -d 'random data on the first disk (default: 200)'
+complete -c mtunnel -n '__mtunnel_place \'demo\'' -l wait -d 'hold before the running VM moves, and at the end, to look at the status page'

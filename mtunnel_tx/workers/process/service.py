@@ -22,8 +22,8 @@ from mtunnel_tx.stream.parkedvalue import ParkedValue
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.tls.context import TlsContext
 from mtunnel_tx.tls.protocol import TlsProtocol
-from mtunnel_tx.workers.channel import Message, MessageChannel
-from mtunnel_tx.workers.parking import read_value, write_value
+from mtunnel_tx.workers.channel import Message, MessageChannel, count_unread
+from mtunnel_tx.workers.parking import RUNNING, read_value, write_value
 from mtunnel_tx.workers.process.connection import PlaintextForwarder, ReceivedTransport
 from mtunnel_tx.workers.terms import read_terms
 
@@ -61,7 +61,8 @@ class GrantedFlow:
         self._told = (0, 0)
         self._terms: Deferred[FlowTerms] = Deferred()
         self._value: ParkedValue | None = None
-        self._channel = MessageChannel(reactor, messages, self._hear, lambda: gone(self))
+        self._gone = gone
+        self._channel = MessageChannel(reactor, messages, self._hear, self._lose)
         Deferred.fromCoroutine(self._run(peer)).addErrback(self._fail)
 
     async def _run(self, peer: Deferred[PeerConnection]) -> None:
@@ -76,6 +77,8 @@ class GrantedFlow:
         flow.released.addCallback(self._tell, "closed")
         for end in (flow.done, flow.released):
             end.addCallback(self._finish, flow)
+        if terms.window_bytes is not None:
+            self._say(flow, over=RUNNING)
         flow.attach(taken)
         if self._superseded is not None:
             self._relay.detach(flow, self._superseded)
@@ -85,7 +88,9 @@ class GrantedFlow:
         self._say(self._flow, over="local", reason=self._flow.reason)
 
     def _hear(self, message: Message, files: list[Any]) -> None:
-        if "abort" in message:
+        if "ask" in message:
+            self._say_positions(message["ask"])
+        elif "abort" in message:
             self._abort(message["abort"])
         elif "park" in message:
             self._park(message["park"])
@@ -122,6 +127,24 @@ class GrantedFlow:
         self._flow = None
         self._local.close()
         self._channel.finish()
+
+    def _say_positions(self, number: object) -> None:
+        """For a daemon that has found this flow. What waits is counted before what was read: nothing is missed."""
+        queued = 0 if self._local.fileno() < 0 else count_unread(self._local)
+        flow = self._flow
+        bytes_in, bytes_out, taken = (flow.bytes_in, flow.bytes_out, flow.bytes_taken) if flow else (0, 0, 0)
+        self._channel.send({"in": bytes_in, "out": bytes_out, "taken": taken, "queued": queued, "asked": number})
+
+    def _lose(self) -> None:
+        """Nobody hears of the flow any more, and nobody could end it: it ends now, unless it is over."""
+        flow, self._aborted = self._flow, True
+        if flow is None:
+            self._local.close()
+            if not self._terms.called:
+                self._terms.callback(FlowTerms())
+        elif not (flow.done.called and flow.released.called):
+            flow.abort()
+        self._gone(self)
 
     def count(self) -> None:
         """Tell how many bytes there were, if that has changed."""
