@@ -23,7 +23,8 @@ class Format:
 
 def list_of(item: Format) -> Format:
     """A list whose every item is of a format; an empty list is one too."""
-    pattern = rf"[,;\s\0]*(({item.pattern})([,;\s\0]+|$))*"
+    # Not \s: in a JSON schema it means Unicode's blanks, too.
+    pattern = rf"[,; \t-\r\0]*(({item.pattern})([,; \t-\r\0]+|$))*"
     return Format(f"{item.name}-list", pattern, checks.list_of(item.check))
 
 

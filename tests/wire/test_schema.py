@@ -2,7 +2,7 @@
 
 import re
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -212,6 +212,7 @@ class FormatTests(SynchronousTestCase):
             return False
         return True
 
+    @example("100\x85")
     @given(st.text(alphabet="ab1Z-_.,; !/:é") | st.from_regex(CIDR.pattern) | st.from_regex(VMID.pattern))
     def test_a_pattern_describes_its_format(self, text):
         for form in (STORAGE_ID, BRIDGE_ID, VMID, NODE_NAME, CPU_MODEL, list_of(STORAGE_ID), list_of(BRIDGE_ID)):
