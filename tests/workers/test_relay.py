@@ -1,5 +1,6 @@
 """A resumable flow whose connection, or worker, is gone before the flow runs there: it is as it was before."""
 
+import gc
 import json
 import socket
 
@@ -18,7 +19,7 @@ class UnusedGrantTests(SynchronousTestCase):
         self.reactor = Reactor()
         self.relay = WorkerRelay(self.reactor, ReactorRelay(self.reactor), lambda _inode: None, lambda *_: None)
         local, self.near = socket.socketpair()
-        self.parked, self.closed = [], []
+        self.parked, self.closed, self.plaintexts = [], [], []
         self.addCleanup(self.near.close)
 
         async def closed(orderly):
@@ -26,12 +27,21 @@ class UnusedGrantTests(SynchronousTestCase):
 
         self.flow = Flow(self.relay, local, FlowTerms(window_bytes=1 << 20, parked=self.parked.append, closed=closed))
 
+    def tearDown(self):
+        """Nothing stays open for the test that counts what is open."""
+        for sock in self.plaintexts:
+            sock.close()
+        self.flow.abort()
+        for _ in range(3):
+            self.reactor.spin()
+        gc.collect()
+
     def grant(self):
         """Attach a connection. Returns: the worker's end of its plaintext socket."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self.flow.attach(PeerConnection(ours))
-        self.addCleanup(theirs.close)
+        self.plaintexts.append(theirs)
         return theirs
 
     def take(self, plaintext):
