@@ -24,6 +24,8 @@ help:
 	@echo 'make trim    a Linux guest gives back what its file system does not use (fetches 28 MB)'
 	@echo 'make guests  a whole Debian with UEFI and a TPM moves while it runs (as root; fetches 300 MB, takes minutes)'
 	@echo 'make matrix  every failure in every phase of a running VM on its way; writes docs/matrix.md'
+	@echo 'make page    the status page in Chromium, which it installs; make page DOCS=1 writes the pictures in docs/'
+	@echo 'make attack  processes that stand still and files that are changed in the middle of a move; CELLS=memory is one phase'
 	@echo 'make bench   what the relay costs, beside others; make bench QUICK=1 takes a minute, DOCS=1 writes docs/, README.md'
 	@echo 'make fresh   demo and tests in bare Debian 12 and 13 trees (as root)'
 	@echo 'make booted  the service on a Debian 13 that systemd boots, in namespaces (as root)'
@@ -64,9 +66,18 @@ guests:
 	@tools/make-guest-image
 	MTUNNEL_TEST_PATIENCE=$${MTUNNEL_TEST_PATIENCE:-8} tools/run-tests tests.debian.real
 
+page:
+	@tools/set-up browser
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	DOCS=$(DOCS) tools/run-tests tests.browser.real
+
 matrix:
 	@tools/set-up test
 	$(PYTHON) -m tests.matrix --jobs $(JOBS) --cells '$(CELLS)' $(if $(CELLS),,--page docs/matrix.md)
+
+attack:
+	@tools/set-up test
+	$(PYTHON) -m tests.attack --cells '$(CELLS)'
 
 bench: ready
 	@bench/set-up
@@ -85,4 +96,4 @@ clean:
 	rm -rf .venv build dist *.egg-info _trial_temp* .coverage* .mypy_cache .ruff_cache .hypothesis .fuzz .trim .guests
 	rm -f mtunnel_tx/stream/*.so
 
-.PHONY: help demo test lint fuzz soak trim guests matrix bench fresh booted ready clean
+.PHONY: help demo test lint fuzz soak trim guests page matrix attack bench fresh booted ready clean

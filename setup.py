@@ -7,6 +7,8 @@ The native module is optional: where it cannot be compiled, everything runs in p
 API only, so that one wheel serves every version.
 """
 
+from pathlib import Path
+
 from setuptools import Extension, find_packages, setup
 
 setup(
@@ -20,6 +22,15 @@ setup(
             py_limited_api=True,
             optional=True,
         )
+    ],
+    data_files=[
+        *(
+            (f"share/man/man{section}", [str(page) for page in Path("man").glob(f"*.{section}")])
+            for section in (1, 5, 8)
+        ),
+        ("share/bash-completion/completions", ["etc/completion/bash/mtunnel"]),
+        ("share/fish/vendor_completions.d", ["etc/completion/fish/mtunnel.fish"]),
+        ("share/zsh/site-functions", ["etc/completion/zsh/_mtunnel"]),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

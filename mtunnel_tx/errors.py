@@ -127,6 +127,14 @@ class NotFound(TunnelError):
     status = 404
 
 
+class NoSuchGuest(NotFound):
+    """A VM's config is not there; the text is Proxmox's. `vmid`: its number."""
+
+    def __init__(self, vmid: int, file: str) -> None:
+        super().__init__(f"Configuration file '{file}' does not exist")
+        self.vmid = vmid
+
+
 class WrongState(TunnelError):
     """Not now: something else has to happen first."""
 

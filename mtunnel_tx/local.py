@@ -14,6 +14,7 @@ from mtunnel_tx.backends.localmachines import LocalMachines
 from mtunnel_tx.backends.proxmox import ProxmoxMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.config import Settings
+from mtunnel_tx.ports.holding import Store
 from mtunnel_tx.watch.history import FILE, HistoryFile
 
 KEPT_VARIABLES = (
@@ -44,10 +45,13 @@ def make_guests(threads: ReactorThreads, settings: Settings) -> GuestFiles:
     return GuestFiles(threads, threads.reactor, **places, node=settings.node)
 
 
-def make_storage(reactor: Any, settings: Settings, *, owner: str | None = None) -> PvesmStorage:
+def make_storage(
+    reactor: Any, settings: Settings, *, owner: str | None = None, store: Store | None = None
+) -> PvesmStorage:
     """The storages of a node, driven through its `pvesm`, which finds the same configuration.
 
-    Args: owner: what the children are known by; None: the daemon's, which ends them when it starts again.
+    Args: owner: what the children are known by; None: the daemon's, which ends them when it starts again. store: where
+    imports run.
     """
     return PvesmStorage(
         reactor,
@@ -56,6 +60,7 @@ def make_storage(reactor: Any, settings: Settings, *, owner: str | None = None) 
         pve_dir=settings.pve_dir,
         owner=owner or str(settings.state_dir),
         output_bytes=settings.limits.child_output_bytes,
+        store=store,
     )
 
 

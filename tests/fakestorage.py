@@ -43,6 +43,8 @@ class FakeChild:
     """A child whose lines and end the test decides."""
 
     pid = 4711
+    name = ""
+    taken = 0
 
     def __init__(self, clock: Clock, *lines: str) -> None:
         self.lines = deque(lines)
@@ -151,7 +153,7 @@ class FakeStorage:
     def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> FakeChild:
         raise AssertionError("a receiver exports nothing")
 
-    async def end_orphans(self) -> None:
+    async def end_orphans(self, but=()) -> None:
         self.events.append("end orphans")
 
     async def available_bytes(self, storage: str) -> int | None:

@@ -386,6 +386,9 @@ class Example(Case):
                 forward=dataclasses.replace(
                     default.forward, api="https://127.0.0.1:8006", fingerprint=":".join(["AA"] * 32)
                 ),
+                notify=dataclasses.replace(
+                    default.notify, command=("/usr/local/bin/tell-me",), urls=("https://example.org/hook",)
+                ),
             ),
         )
         given = tomllib.loads(text)

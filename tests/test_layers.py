@@ -17,16 +17,17 @@ ROOTS = {"tap", "cli", "demo", "daemon", "workers.process.__main__"}
 LEAVES = {"checks", "errors"}
 SEND = LEAVES | {"waiting", "wire", "pve", "ports"}
 SOCKETS = SEND | {"config", "net", "tls", "stream"}
-EVERYTHING = SOCKETS | {"http", "workers", "tunnel", "backends", "source", "guests", "pvesm", "watch"}
+EVERYTHING = SOCKETS | {"http", "page", "workers", "tunnel", "backends", "source", "guests", "pvesm", "watch"}
 ALLOWED = {
     "tap": EVERYTHING | {"daemon"},
     "daemon": EVERYTHING | {"local"},
-    "local": {"backends", "config", "watch"},
+    "local": {"backends", "config", "ports", "watch"},
     "cli": EVERYTHING | {"local", "demo", "checkup", "daemon"},
     "checkup": {"config", "checks", "errors", "pve", "ports", "tls", "backends", "pvesm", "guests"},
     "demo": EVERYTHING | {"cli"},
     "http": SOCKETS,
-    "workers": SOCKETS | {"http", "backends"},
+    "page": SOCKETS | {"http", "source", "watch"},
+    "workers": SOCKETS | {"http", "backends", "sessions"},
     "workers.process": SOCKETS | {"workers"},
     "stream": LEAVES | {"waiting", "wire", "ports", "net", "tls"},
     "tls": LEAVES | {"waiting", "wire", "pve", "ports", "net"},

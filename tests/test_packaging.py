@@ -130,6 +130,16 @@ class Project(SynchronousTestCase):
             self.assertTrue(file.read_text().strip().endswith("."), file.name)
 
 
+class Shared(SynchronousTestCase):
+    def test_pages_and_completions_are_installed(self):
+        """What setup.py names is there; a pattern that finds nothing would be silence."""
+        text = (TREE / "setup.py").read_text()
+        for section in (1, 5, 8):
+            self.assertTrue(list((TREE / "man").glob(f"*.{section}")))
+        for path in re.findall(r'"(etc/completion/[^"]+)"', text):
+            self.assertTrue((TREE / path).is_file(), path)
+
+
 class Make(SynchronousTestCase):
     def test_help_names_every_goal(self):
         goals = re.search(r"^\.PHONY: (.*)$", (TREE / "Makefile").read_text(), re.MULTILINE)[1].split()

@@ -50,6 +50,8 @@ class PipedChild:
 
     def __init__(self, reactor: Any, name: str) -> None:
         self.pid = 0
+        self.name = ""
+        self.taken = 0
         self._reactor = reactor
         self._name = name
         self._output: OutputPipe | None = None

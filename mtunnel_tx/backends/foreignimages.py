@@ -107,8 +107,8 @@ def _size_of(path: Path, format: str, read: Callable[[int, int], bytes], length:
         facts = inspect_image(format, read, length)
     except ImageRefused as error:
         raise BadRequest(f"{path}: {error.text}") from error
-    if facts.elsewhere or facts.encrypted:
-        raise BadRequest(f"{path}: {facts.elsewhere or 'image is encrypted'}")
+    if facts.why_not_alone:
+        raise BadRequest(f"{path}: {facts.why_not_alone}")
     if not facts.size_bytes:
         raise BadRequest(f"{path}: is empty")
     return facts.size_bytes

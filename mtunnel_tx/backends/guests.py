@@ -21,7 +21,7 @@ from mtunnel_tx.backends.files import (
     remove_leftovers,
     replace_file,
 )
-from mtunnel_tx.errors import NotFound, TimedOut, WrongState
+from mtunnel_tx.errors import NoSuchGuest, TimedOut, WrongState
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config, parse_guest_config
@@ -68,11 +68,10 @@ class GuestFiles:
             raise refusal(error) from error
 
     def read(self, vmid: int) -> GuestConfig:
-        """Raises: NotFound: `Configuration file 'nodes/NODE/qemu-server/V.conf' does not exist`."""
+        """Raises: NoSuchGuest: `Configuration file 'nodes/NODE/qemu-server/V.conf' does not exist`."""
         text = self._read(self._config(vmid))
         if text is None:
-            name = self._config(vmid).relative_to(self._pve_dir)
-            raise NotFound(f"Configuration file '{name}' does not exist")
+            raise NoSuchGuest(vmid, str(self._config(vmid).relative_to(self._pve_dir)))
         return parse_guest_config(text)
 
     def entries(self) -> list[GuestEntry]:

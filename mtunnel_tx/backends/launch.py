@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,9 @@ class Launcher:
             if "bridge" in nic.options:
                 name = f"tap{plan.vmid}i{nic.index}"
                 queues = max(1, int(nic.options.get("queues", "0")))
-                fds = await self._threads.run(open_tap, name, nic.options["bridge"], queues)
+                tag, trunks = nic.options.get("tag"), nic.options.get("trunks", "")
+                plug = partial(open_tap, name, nic.options["bridge"], queues, tag=tag, trunks=trunks)
+                fds = await self._threads.run(plug)
                 ours.callback(close_all, fds)
                 taps.append((nic.key, fds))
         return taps

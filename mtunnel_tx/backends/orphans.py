@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +20,10 @@ _ROUNDS = 100
 _END_MS = 1000
 
 
-def end_orphans(owner: str) -> int:
+def end_orphans(owner: str, but: Collection[int] = ()) -> int:
     """Send SIGKILL to every process marked with `owner`, again and again until no new one appears.
+
+    Args: but: the ids of sessions that are left alone.
 
     Blocks. A process that waits for a device cannot end yet; this waits about a second for it and then goes on.
     Returns: how many there were.
@@ -29,7 +31,7 @@ def end_orphans(owner: str) -> int:
     word = f"{VARIABLE}={owner}".encode()
     seen: set[int] = set()
     for _ in range(_ROUNDS):
-        found = set(_marked(word))
+        found = {pid for pid in _marked(word) if not but or _session(pid) not in but}
         for pid in found:
             _kill(pid, word)
         if found <= seen:
@@ -42,6 +44,13 @@ def _marked(word: bytes) -> Iterator[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid() and _has(int(folder.name), word):
             yield int(folder.name)
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _has(pid: int, word: bytes) -> bool:

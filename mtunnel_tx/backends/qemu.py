@@ -41,6 +41,8 @@ from mtunnel_tx.waiting import Turns
 log = Logger()
 START_S = 30.0
 WHOLE_S = 15.0
+MOST_REFUSALS = 32
+"""How many reasons are looked for why this host cannot run a VM; each look takes about a millisecond."""
 
 
 class QemuMachines:
@@ -95,9 +97,11 @@ class QemuMachines:
     def check(self, conf: GuestConfig, refused: Refusal = at_once, machine: str | None = None) -> None:
         """See ports.Hypervisor. Before `prepare`, machine types and CPU models are not checked."""
         rest = conf.copy()
-        while (error := self._find_refusal(rest, machine)) is not None:
-            refused(error.key, error)
-            if error.key not in rest.options:
+        for _ in range(MOST_REFUSALS):
+            error = self._find_refusal(rest, machine)
+            if error is not None:
+                refused(error.key, error)
+            if error is None or error.key not in rest.options:
                 return
             # The next look is at the config without what was refused.
             del rest.options[error.key]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from mtunnel_tx.backends.images import ImageFile, find_facts, measure_written, u
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.extents import FileExtents, measure_extents
-from mtunnel_tx.ports.storage import ImportRequest, Report, Volume
+from mtunnel_tx.ports.holding import Store
+from mtunnel_tx.ports.storage import Child, ImportRequest, Report, Volume
 from mtunnel_tx.pve.imagefile import SECTOR_BYTES, ImageFacts
 from mtunnel_tx.pve.storagecfg import StorageEntry, parse_datacenter_config, parse_storage_config
 from mtunnel_tx.pve.storagetypes import PROXMOX_STREAMS, STREAM_FORMATS, Layout
@@ -48,7 +50,7 @@ class PvesmStorage:
 
     Args: command: the program with its first arguments. environ: the children's whole environment. pve_dir: where
         storage.cfg and datacenter.cfg are. owner: whom the children work for, the daemon's state directory.
-        output_bytes: unread output kept of one child.
+        output_bytes: unread output kept of one child. store: where imports run, so that they outlive us.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class PvesmStorage:
         pve_dir: Path,
         owner: str,
         output_bytes: int = OUTPUT_BYTES,
+        store: Store | None = None,
     ) -> None:
+        self._store = store
         self._reactor = reactor
         self._command = tuple(command)
         self._owner = owner
@@ -216,7 +220,7 @@ class PvesmStorage:
             return parse_dir_volume(volume.name).file(entry)
         return await self.path(volid)
 
-    def start_import(self, request: ImportRequest) -> PipedChild:
+    def start_import(self, request: ImportRequest) -> Child:
         """See ports.Storage. Raises: BackendFailed."""
         argv = [*self._command, "import", request.volid, request.stream_format, f"unix://{request.socket}"]
         argv += ["-with-snapshots", str(int(request.with_snapshots))]
@@ -227,6 +231,8 @@ class PvesmStorage:
         argv += ["-allow-rename", str(int(request.allow_rename))]
         if request.convert:
             argv += ["-convert", "1"]
+        if self._store is not None:
+            return self._store.spawn(f"import/{secrets.token_hex(8)}", argv, self._environ)
         return spawn_child(self._reactor, argv, self._environ, limit_bytes=self._output_bytes)
 
     def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> PipedChild:
@@ -245,9 +251,9 @@ class PvesmStorage:
                 return int(fields[5]) * 1024 if fields[5].isdigit() else None
         return None
 
-    async def end_orphans(self) -> None:
+    async def end_orphans(self, but: Collection[int] = ()) -> None:
         """See ports.Storage."""
-        count = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), end_orphans, self._owner)
+        count = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), end_orphans, self._owner, but)
         if count:
             log.warn("ended {count} children of an earlier daemon", count=count)
 

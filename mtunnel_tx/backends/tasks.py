@@ -47,11 +47,13 @@ def process_start(pid: int) -> int | None:
 class FileTaskLog:
     """One log that is being written (ports.TaskLog). Lines after the end or beyond the size limit are dropped."""
 
-    def __init__(self, upid: str, path: Path, most_bytes: int, ended: Callable[[str], object]) -> None:
+    def __init__(
+        self, upid: str, path: Path, most_bytes: int, ended: Callable[[str], object], mode: str = "xb"
+    ) -> None:
         self.upid = upid
         self.warnings = 0
-        self._file = path.open("xb", buffering=0)
-        self._free_bytes = most_bytes
+        self._file: Any = path.open(mode, buffering=0)
+        self._free_bytes = most_bytes - self._file.tell()
         self._ended = ended
 
     def line(self, text: str) -> None:
@@ -61,6 +63,14 @@ class FileTaskLog:
         data = encode(clean(text.removesuffix("\n")) + ("\n\n" if text.endswith("\n") else "\n"))
         self._free_bytes -= len(data)
         self._write(data if self._free_bytes > 0 else b"no more lines: this log is full\n")
+
+    def skip(self) -> None:
+        """Behind what an earlier process has written; a line that it did not end is ended."""
+        before = self._file.read()
+        self.warnings = before.count(b"\nWARN: ")
+        self._free_bytes -= len(before)
+        if before and not before.endswith(b"\n"):
+            self._write(b"\n")
 
     def warn(self, text: str) -> None:
         """Add a line that also counts in the task's end status."""
@@ -142,6 +152,17 @@ class FileTasks:
                 self._live.add(task.upid)
                 return task
         raise AssertionError("seconds never end")
+
+    def go_on(self, upid: str) -> FileTaskLog:
+        """See ports.Tasks."""
+        path = self._folder / parse_upid(upid).log_path
+        try:
+            task = FileTaskLog(upid, path, self._most_bytes, self._live.discard, "r+b")
+            task.skip()
+        except OSError as error:
+            raise refusal(error) from error
+        self._live.add(upid)
+        return task
 
     def finish_orphans(self, status: str) -> None:
         """See ports.Tasks; a log that cannot be written stays as it is."""

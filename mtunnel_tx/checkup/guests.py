@@ -73,8 +73,19 @@ def needed_bridges(host: PlainHost) -> dict[str, list[int]]:
     return needed
 
 
-def _bridges(conf: GuestConfig) -> Iterator[str]:
+def needed_vlans(host: PlainHost) -> dict[str, list[int]]:
+    """The bridges on which a network card has a VLAN, each with its VMs."""
+    needed: dict[str, list[int]] = {}
+    for vmid in host.vmids():
+        for bridge in _bridges(host.guests.read(vmid), ("tag", "trunks")):
+            needed.setdefault(bridge, []).append(vmid)
+    return needed
+
+
+def _bridges(conf: GuestConfig, keys: tuple[str, ...] = ()) -> Iterator[str]:
+    """Args: keys: only those of cards with one of them."""
     try:
-        yield from {nic["bridge"] for _, nic in iter_nics(conf) if "bridge" in nic}
+        nics = [nic for _, nic in iter_nics(conf) if not keys or not nic.keys().isdisjoint(keys)]
+        yield from {nic["bridge"] for nic in nics if "bridge" in nic}
     except TunnelError:
         return

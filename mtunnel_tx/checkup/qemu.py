@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mtunnel_tx.backends.host import KVM, QemuHost
 from mtunnel_tx.backends.taps import list_bridges
+from mtunnel_tx.backends.vlans import filters_vlans
 from mtunnel_tx.checkup.finding import Finding, fine, problem, warning
 
 _PROGRAMS = {
@@ -47,6 +48,15 @@ def check_qemu(host: QemuHost | None, reason: str) -> Iterator[Finding]:
         yield warning(
             "kvm", f"{KVM} is there, but the trial guest did not run: VMs are emulated", "dmesg | grep -i kvm"
         )
+
+
+def check_vlans(needed: dict[str, list[int]]) -> Iterator[Finding]:
+    """Args: needed: bridge to the VMs that have a VLAN on it."""
+    there = list_bridges()
+    for bridge, vmids in sorted(needed.items()):
+        if bridge in there and not filters_vlans(bridge):
+            text = f"does not keep VLANs apart; needed by VM {', '.join(map(str, vmids))}"
+            yield problem(f"bridge {bridge}", text, f"ip link set {bridge} type bridge vlan_filtering 1")
 
 
 def check_networks(needed: dict[str, list[int]]) -> Iterator[Finding]:

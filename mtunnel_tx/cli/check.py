@@ -21,11 +21,11 @@ from mtunnel_tx.backends.host import HostFacts, QemuHost
 from mtunnel_tx.checks import clean
 from mtunnel_tx.checkup.access import check_access
 from mtunnel_tx.checkup.finding import Finding, FindingState, fine, problem
-from mtunnel_tx.checkup.guests import check_guests, needed_bridges
+from mtunnel_tx.checkup.guests import check_guests, needed_bridges, needed_vlans
 from mtunnel_tx.checkup.places import check_certificate, check_directories, check_storages
 from mtunnel_tx.checkup.port import check_iptables, check_listening, check_nft, check_ufw, is_listening
 from mtunnel_tx.checkup.processor import check_models
-from mtunnel_tx.checkup.qemu import check_networks, check_programs, check_qemu
+from mtunnel_tx.checkup.qemu import check_networks, check_programs, check_qemu, check_vlans
 from mtunnel_tx.cli.program import run_reactor
 from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.cli.vm.program import make_host
@@ -178,6 +178,7 @@ async def _check_machines(reactor: Any, settings: Settings, found: list[Finding]
     host = make_host(ReactorThreads(reactor, reactor.getThreadPool()), settings, lambda _: None)
     try:
         found += check_networks(needed_bridges(host))
+        found += check_vlans(needed_vlans(host))
         found += await check_models(reactor, host)
         found += [finding async for finding in check_guests(host)]
     except TunnelError as error:

@@ -10,7 +10,8 @@ from mtunnel_tx.demo.show import run_demo
 _DESCRIPTION = """\
 Make two nodes in a temporary folder, start the daemon of the second one, and send it a VM from the first one: a raw
 disk of 1 GiB and a qcow2 disk with an internal snapshot. Then compare both sides. Where QEMU is installed, also move
-a running VM that counts, and see that it missed nothing. Everything is removed at the end.
+a running VM that counts, and see that it missed nothing; a link opens the status page, on which it is seen to arrive.
+Everything is removed at the end.
 Exit status 0: the VM arrived, and every disk is the same."""
 
 
@@ -21,6 +22,11 @@ def configure(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--data", type=_read_mib, default=200, metavar="MIB", help="random data on the first disk (default: 200)"
+    )
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="hold before the running VM moves, and at the end, to look at the status page",
     )
     parser.set_defaults(run=run, load=lambda _path, _environ: None)
 
@@ -33,4 +39,4 @@ def _read_mib(text: str) -> int:
 
 def run(args: argparse.Namespace, _settings: None) -> int:
     """Returns: the exit code."""
-    return run_demo(args.data)
+    return run_demo(args.data, wait=args.wait)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -18,12 +19,18 @@ LIMITS = FlowLimits(half_close_s=3600.0)
 """A target that has a disk to flush may end its stream late; what counts is what its import says."""
 
 
-def make_dial(reactor: Any, endpoint: Endpoint, relay: Relay, outages: Outages, flows: list[Flow]) -> Dial:
-    """Opens websockets at the endpoint. Args: flows: all that are opened are added."""
+def make_dial(
+    reactor: Any, endpoint: Endpoint, relay: Relay, outages: Outages, flows: list[Flow], limits: FlowLimits
+) -> Dial:
+    """Opens websockets at the endpoint.
+
+    Args: flows: all that are opened are added. limits: as this host's configuration has them.
+    """
+    limits = replace(LIMITS, dead_peer_s=limits.dead_peer_s, ping_s=limits.ping_s)
 
     async def dial(path_query: str, sock: socket.socket, *, ends_with_peer: bool = False) -> Flow:
         flow = await open_lasting_stream(
-            reactor, endpoint, path_query, sock, relay=relay, limits=LIMITS, ends_with_peer=ends_with_peer
+            reactor, endpoint, path_query, sock, relay=relay, limits=limits, ends_with_peer=ends_with_peer
         )
         watch(outages, flow, path_query)
         flows.append(flow)

@@ -13,10 +13,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtunnel_tx.config import load_settings
 from mtunnel_tx.errors import TunnelError, os_reason
+
+if TYPE_CHECKING:
+    from mtunnel_tx.cli.words import CommandPlace
 
 COMMANDS: Mapping[str, str] = {
     "init": "make directories, certificate, storage and a first configuration",
@@ -29,6 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "show the tunnels of the running daemon",
     "watch": "show how far moves are, while they run",
     "history": "show the moves that are over",
+    "page": "print a link to the status page, good for one log-in",
     "settle": "end what was left open about a VM",
     "drain": "let the daemon end when its last tunnel has ended",
     "api": "describe the HTTP API",
@@ -40,6 +44,7 @@ COMMANDS: Mapping[str, str] = {
 # Of an endpoint everything up to the next comma, however it is misspelled; else what stands behind a token's name.
 _SECRETS = re.compile(r"(apitoken(?=[\s=:%]))[^,]*|((?:!|%21)[\w.-]+(?:=|%3d))[^,\s]*", re.I)
 _LOUDNESS = {"quiet": "print errors only, and what --json asks for", "verbose": "print the log, too"}
+SHELLS = ("bash", "fish", "zsh")
 CONFIG_HELP = "configuration file; else $MTUNNEL_CONFIG, else the default one (docs/operations.md)"
 
 
@@ -57,11 +62,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Each parser refuses itself what it does not know, so that its own usage is shown."""
+        if self._subparsers is None:
+            self._refuse(self._unknown(sys.argv[1:] if args is None else args))
         found, rest = super().parse_known_args(args, namespace)
+        self._refuse(rest)
+        return found, rest
+
+    def _unknown(self, args: Sequence[str]) -> list[str]:
+        """Options that are none: looked for first, else what stands behind one would be taken for an argument."""
+        words = args[: args.index("--")] if "--" in args else args
+        names = [word.partition("=")[0] for word in words if word.startswith("--")]
+        return [name for name in names if name not in self._option_string_actions]
+
+    def _refuse(self, rest: Sequence[str]) -> None:
         if rest:
             known = list(self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(rest)}{_suggest(rest[0].partition('=')[0], known)}")
-        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Usage and reason; an endpoint that stands in the wrong place must not show its secret."""
@@ -83,6 +99,13 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     """
     parser = Parser(prog="mtunnel", description="Receive and send virtual machines as Proxmox VE does.")
     parser.add_argument("--version", action="version", version=f"mtunnel-tx {_version()}")
+    parser.add_argument(
+        "--completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help="print a script for bash, fish or zsh",
+    )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, text in COMMANDS.items():
         if name == command:
@@ -90,6 +113,25 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
         else:
             subparsers.add_parser(name, help=text)
     return parser
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the script of a shell, and ends."""
+
+    def __call__(self, _parser: Any, _namespace: Any, shell: Any, _name: Any = None) -> None:
+        from mtunnel_tx.cli.completion import make_script
+
+        print(make_script(str(shell), all_places()), end="")
+        raise SystemExit(0)
+
+
+def all_places() -> list[CommandPlace]:
+    """Everything that can stand on a command line: the program, each command, and what is below it."""
+    from mtunnel_tx.cli.words import find_places
+
+    top = next(find_places(make_parser(None)))
+    found = {command: find_places(make_parser(command)) for command in COMMANDS}
+    return [top, *(place for name, places in found.items() for place in places if place.words[:1] == (name,))]
 
 
 def find_command(argv: Sequence[str]) -> str | None:

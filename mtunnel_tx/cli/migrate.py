@@ -29,6 +29,7 @@ from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import pinned_agent
 from mtunnel_tx.ports.events import ByteCount
+from mtunnel_tx.ports.moves import WasParked
 from mtunnel_tx.pve.maps import SAME_NAMES, Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
 from mtunnel_tx.source.amounts import describe_pace
@@ -40,6 +41,7 @@ from mtunnel_tx.source.patience import MAX_DOWNTIME_S, SWITCH_S, OnTimeout, Pati
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint, token_id
 from mtunnel_tx.stream.flow import Flow
+from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.watch.reporter import Reporter
 from mtunnel_tx.watch.shape import move_json
@@ -260,8 +262,8 @@ async def opened_world(
     """
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
-    outages = Outages(reactor, progress.say)
-    dial = make_dial(reactor, endpoint, relay, outages, flows)
+    outages = Outages(reactor, progress.say, lambda total_s: progress.tell(WasParked(parked_s=total_s)))
+    dial = make_dial(reactor, endpoint, relay, outages, flows, settings.limits.of(FlowLimits))
 
     try:
         parts = await source_parts(reactor, settings, progress)

@@ -17,6 +17,8 @@ from mtunnel_tx.net.reactor import prepare
 
 USAGE = 2
 SIGNALLED = 128
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end a command."""
 
 
 def read_vmid(text: str) -> int:
@@ -61,15 +63,19 @@ def run_reactor(
                 reactor.callFromThread(hurry)
             received.append(number)
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPPING:
             signal.signal(number, interrupt)
         running.addBoth(finished)
 
+    before = {number: signal.getsignal(number) for number in STOPPING}
     reactor.callWhenRunning(start)
     try:
         reactor.run()
     finally:
         sys.stderr = stderr
+        # What follows without the reactor would not hear of a signal.
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return SIGNALLED + received[0] if received and status else status
 
 

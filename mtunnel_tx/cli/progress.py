@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from mtunnel_tx.cli.output import Forgiving
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.source.amounts import describe_pace, format_amount, format_rate, format_time
-from mtunnel_tx.watch.reporter import StreamDisplay
+from mtunnel_tx.watch.reporter import ALL, StreamDisplay
 
 LINE_EVERY_S = 5.0
 
@@ -92,7 +85,7 @@ class Lines:
         """More of it has gone out."""
         count, now = self._counts[label], self._clock.seconds()
         count.sent_bytes += size_bytes
-        if now - count.said_s >= LINE_EVERY_S:
+        if now - count.said_s >= LINE_EVERY_S and count.sent_bytes < count.total_bytes:
             count.said_s = now
             self.say(f"{label}: {count.share}, {count.rate(now)}, {count.remaining(now)} left")
 
@@ -106,12 +99,38 @@ class Lines:
         self.say(f"{label}: {count.share} {describe_pace(count.sent_bytes, now - count.began_s)}")
 
 
+class _Amount(ProgressColumn):
+    """`1.0 of 2.0 MiB`, whatever the size."""
+
+    def render(self, task: Task) -> Text:
+        """See rich."""
+        done = format_amount(task.completed).partition(" ")[0]
+        return Text(f"{done} of {format_amount(task.total or 0)}", style="progress.download")
+
+
+class _Rate(ProgressColumn):
+    """`10.0 MiB/s` of late, or of all where it has ended."""
+
+    def render(self, task: Task) -> Text:
+        """See rich."""
+        bytes_s = task.finished_speed or task.speed
+        return Text("" if bytes_s is None else format_rate(bytes_s, 1), style="progress.data.speed")
+
+
+class _AllLast(Progress):
+    """Shows the bar for all below the others, whenever they came."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """See rich."""
+        yield self.make_tasks_table(sorted(self.tasks, key=lambda task: task.description == ALL))
+
+
 class Bars:
-    """A bar for each stream."""
+    """A bar for each stream; one that is sent again has one bar."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-        self._progress = Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console)
+        columns = (TextColumn("{task.description}"), BarColumn(), _Amount(), _Rate(), TimeRemainingColumn())
+        self._progress = _AllLast(*columns, console=console)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
@@ -129,6 +148,8 @@ class Bars:
 
     def begin(self, label: str, total_bytes: int) -> None:
         """A stream begins."""
+        if label in self._tasks:
+            self._progress.remove_task(self._tasks[label])
         self._tasks[label] = self._progress.add_task(label, total=total_bytes)
 
     def advance(self, label: str, size_bytes: int) -> None:
@@ -141,7 +162,7 @@ class Bars:
 
     def finish(self, label: str) -> None:
         """The stream has ended, well or not."""
-        self._progress.stop_task(self._tasks.pop(label))
+        self._progress.stop_task(self._tasks[label])
 
 
 class Silent:

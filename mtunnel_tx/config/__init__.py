@@ -22,6 +22,8 @@ from mtunnel_tx.config.settings import (
     ConfigError,
     Forward,
     Limits,
+    Notify,
+    Page,
     Settings,
     Tls,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "Host",
     "Key",
     "Limits",
+    "Notify",
+    "Page",
     "Settings",
     "Tls",
     "check_private_directory",

@@ -17,6 +17,8 @@ from mtunnel_tx import checks
 from mtunnel_tx.config.listening import read_listener
 
 Check = Callable[[object], Any]
+_WEB_URL = re.compile(r"https?://[^\s/?#@]+(?:[/?#]\S*)?", re.ASCII)
+"""Without a user and a password, which would be in every log."""
 
 
 def one_of(*words: str) -> Check:
@@ -87,6 +89,14 @@ def arguments(value: object) -> tuple[str, ...]:
         raise ValueError("must be a program, or a list of a program and its first arguments")
     if any("\0" in item for item in items):
         raise ValueError("must be without NUL")
+    return tuple(items)
+
+
+def web_urls(value: object) -> tuple[str, ...]:
+    """Returns: URLs of HTTP; a single string is one."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) and _WEB_URL.fullmatch(item) for item in items):
+        raise ValueError("must be an URL that begins with https:// or http://, or a list of such")
     return tuple(items)
 
 

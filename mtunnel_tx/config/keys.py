@@ -21,10 +21,20 @@ from mtunnel_tx.config.checks import (
     number,
     one_of,
     port,
+    web_urls,
     whole,
 )
 from mtunnel_tx.config.host import Host, is_there
-from mtunnel_tx.config.settings import DEFAULT_PORT, LONGEST_RUNTIME_DIR, LONGEST_SOCKET_PATH, PROFILES, Limits
+from mtunnel_tx.config.settings import (
+    DEFAULT_PORT,
+    LONGEST_RUNTIME_DIR,
+    LONGEST_SOCKET_PATH,
+    PROFILES,
+    REACHES,
+    Limits,
+    Notify,
+    Page,
+)
 
 Default = Callable[[Mapping[str, Any], Host], Any]
 
@@ -66,8 +76,17 @@ def tls_file(suffix: str) -> Callable[..., Path]:
 
 
 def _limit(name: str, check: Check, reason: str) -> Key:
-    value = next(field.default for field in fields(Limits) if field.name == name)
-    return Key(name=f"limits.{name}", check=check, default=lambda *_: value, shown=str(value), reason=reason)
+    return _field("limits", Limits, name, check, reason)
+
+
+def _page(name: str, check: Check, reason: str) -> Key:
+    return _field("page", Page, name, check, reason)
+
+
+def _field(table: str, kind: type[Limits | Notify | Page], name: str, check: Check, reason: str) -> Key:
+    """A key whose default is that of the field."""
+    value = next(field.default for field in fields(kind) if field.name == name)
+    return Key(name=f"{table}.{name}", check=check, default=lambda *_: value, shown=str(value), reason=reason)
 
 
 def _key(name: str, check: Check, default: Default, shown: str, reason: str, example: str | None = None) -> Key:
@@ -192,6 +211,38 @@ KEYS: tuple[Key, ...] = (
         "the SHA-256 of the certificate at `forward.api`; on a Proxmox node both serve the same one",
         ":".join(["AA"] * 32),
     ),
+    _page(
+        "reach",
+        one_of(*REACHES),
+        "who gets the status page, `https://HOST:PORT/mtunnel/`: clients on this host (`loopback`), all, or nobody",
+    ),
+    _page("session_s", number(60, 604800), "a log-in to the page is over by then"),
+    _page(
+        "sessions",
+        whole(1, 1024),
+        "log-ins to the page at a time, a quarter of them of one token; the oldest ends",
+    ),
+    _page("streams", whole(1, 1024), "pages that are kept up to date at a time; others show how things were"),
+    _page("slow_s", number(1, 3600), "a page that has taken nothing for so long is dropped"),
+    _key(
+        "notify.command",
+        arguments,
+        lambda *_: (),
+        "none",
+        "a program that is run for each move that came and is over, with the notice as JSON on its standard input",
+        "/usr/local/bin/tell-me",
+    ),
+    _key(
+        "notify.urls",
+        web_urls,
+        lambda *_: (),
+        "none",
+        "webhooks, `https://…` or `http://…`, to which each notice is sent by POST, as JSON; again where that fails",
+        "https://example.org/hook",
+    ),
+    _field(
+        "notify", Notify, "parked_s", number(1, 86400), "after this time without a connection a flow is worth a notice"
+    ),
     _limit("body_bytes", whole(_KIB, 64 * _MIB), "a request body beyond it is answered 413"),
     _limit("header_bytes", whole(_KIB, _MIB), "all header lines of one request"),
     _limit("request_s", number(0.1, 3600), "a request must have come as a whole by then, counted from its first byte"),
@@ -259,6 +310,11 @@ KEYS: tuple[Key, ...] = (
         "parked_bytes",
         whole(_MIB, 64 * _GIB),
         "the same of all flows together that have no connection; beyond it the largest one is over",
+    ),
+    _limit(
+        "restart_s",
+        number(0, 3600),
+        "with `workers`: how long tunnels wait for the next daemon when this one ends; 0: they end with it",
     ),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
     _limit(

@@ -21,11 +21,13 @@ from mtunnel_tx.config.settings import (
     ConfigError,
     Forward,
     Limits,
+    Notify,
+    Page,
     Settings,
     Tls,
 )
 
-TABLES = ("tls", "commands", "forward", "limits")
+TABLES = ("tls", "commands", "forward", "page", "notify", "limits")
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str], host: Host | None = None) -> Settings:
@@ -72,6 +74,8 @@ class _Reader:
             tls=Tls(**tables["tls"], named=named),
             commands=Commands(**tables["commands"]),
             forward=Forward(nodes=nodes, **tables["forward"]),
+            page=Page(**tables["page"]),
+            notify=Notify(**tables["notify"]),
             limits=Limits(**tables["limits"]),
         )
 

@@ -14,6 +14,7 @@ LONGEST_SOCKET_PATH = 107
 LONGEST_RUNTIME_DIR = LONGEST_SOCKET_PATH - len(f"/999999999{NBD.suffix}")
 DEFAULT_PORT = 8016
 PROFILES = ("standalone", "proxmox")
+REACHES = ("loopback", "everywhere", "nowhere")
 
 
 class LimitSet(Protocol):
@@ -71,6 +72,26 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """The status page; `KEYS` explains each of it."""
+
+    reach: str = "loopback"
+    session_s: float = 28800
+    sessions: int = 64
+    streams: int = 16
+    slow_s: float = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify:
+    """Who is told what becomes of moves; `KEYS` explains each of it. command: empty: none."""
+
+    command: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+    parked_s: float = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one peer may use; `KEYS` explains each limit."""
 
@@ -100,6 +121,7 @@ class Limits:
     park_s: float = 600
     window_bytes: int = 16 << 20
     parked_bytes: int = 256 << 20
+    restart_s: float = 0
     connect_s: float = 300
     unlocked_s: float = 86400
     history_rows: int = 10_000
@@ -129,4 +151,6 @@ class Settings:
     tls: Tls
     commands: Commands
     forward: Forward
+    page: Page
+    notify: Notify
     limits: Limits

@@ -17,6 +17,7 @@ from mtunnel_tx.backends.access import FileAccess
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.guests import GuestFiles
 from mtunnel_tx.backends.localmachines import LocalMachines
+from mtunnel_tx.backends.notes import FileNotes
 from mtunnel_tx.backends.proxmox import ProxmoxMachines
 from mtunnel_tx.backends.storage import PvesmStorage
 from mtunnel_tx.backends.tasks import FileTasks
@@ -34,9 +35,11 @@ from mtunnel_tx.http.table import BASE, OPERATIONS
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.local import make_guests, make_history, make_machines, make_proxmox_machines, make_storage
-from mtunnel_tx.net.commandsocket import listen_commands
+from mtunnel_tx.net.commandsocket import listen_commands, resume_commands
 from mtunnel_tx.ports.children import ChildTurn
+from mtunnel_tx.ports.holding import Store
 from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.ports.notes import NoNotes
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.stream.flow import Relay
 from mtunnel_tx.stream.limits import FlowLimits
@@ -63,12 +66,14 @@ MakeJournal = Callable[[ReactorThreads, Path], Journal]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
-    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, and its moves."""
+    """A daemon's parts: its tunnels, what the HTTP API talks to, the virtual machines of this host, its moves, …"""
 
     registry: Registry
     parts: Parts
     machines: LocalMachines | ProxmoxMachines
     moves: Moves
+    journal: Journal
+    threads: ReactorThreads
 
 
 def compose(
@@ -80,14 +85,16 @@ def compose(
     relay: Relay,
     make_journal: MakeJournal,
     workers: Callable[[], Sized],
+    store: Store | None = None,
 ) -> Composition:
     """Join everything; nothing is started.
 
-    Args: pool: for work with files. workers: the processes that carry streams. Raises: WrongState: no key for tickets.
+    Args: pool: for work with files. workers: the processes that carry streams. store: what tunnels need to outlive this
+    daemon. Raises: WrongState: no key for tickets.
     """
     threads = ReactorThreads(reactor, pool)
     guests = make_guests(threads, settings)
-    storage = make_storage(reactor, settings)
+    storage = make_storage(reactor, settings, store=store)
     tasks = FileTasks(settings.state_dir, settings.node, time.time)
     machines = _make_machines(threads, settings, guests, storage)
     board = Board(settings.node, time.time)
@@ -103,25 +110,28 @@ def compose(
         clock=reactor,
         wall=time.time,
         threads=threads,
-        listen=partial(listen_commands, reactor, limits=settings.limits),
         bridge_exists=lambda name: NETWORK / name in NETWORK.iterdir(),
         random_bytes=os.urandom,
         ticket_key=read_key(settings.state_dir / "ticket.key"),
         runtime_dir=settings.runtime_dir,
         machine_dir=settings.machine_dir,
         limits=settings.limits.of(TunnelLimits),
+        **_make_command_lines(reactor, settings, store),
         observers=Observers(
             audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board, metrics
         ),
     )
     registry = Registry(services)
     metrics.look_at(_live_facts(registry, workers))
-    moves = Moves(board, reactor, threads, settings.runtime_dir, metrics.was_late)
+    moves = Moves(board, reactor, threads, settings, metrics.was_late)
+    services.observers.add(moves.observe)
     resumptions = _make_resumptions(reactor, settings)
     services.observers.add(resumptions.observe)
     parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay, resumptions)
     parts = replace(parts, moves=moves.as_json, counting=metrics)
-    return Composition(registry=registry, parts=parts, machines=machines, moves=moves)
+    return Composition(
+        registry=registry, parts=parts, machines=machines, moves=moves, journal=services.journal, threads=threads
+    )
 
 
 def _live_facts(registry: Registry, workers: Callable[[], Sized]) -> LiveFacts:
@@ -155,11 +165,22 @@ def _make_parts(
         nodes=lambda: _nodes(settings),
         bridges=lambda: sorted(path.name for path in NETWORK.iterdir()),
         fingerprint=lambda: _fingerprint(tls),
-        upgrader=_make_upgrader(reactor, relay, streams, resumptions if settings.workers == 0 else None),
+        upgrader=_make_upgrader(reactor, relay, streams, resumptions),
         resumptions=resumptions,
         elsewhere=_make_elsewhere(reactor, settings, tls, relay, streams),
         description=lambda: describe_api(OPERATIONS, QEMU_COMMANDS.values(), BASE),
     )
+
+
+def _make_command_lines(reactor: Any, settings: Settings, store: Store | None) -> dict[str, Any]:
+    """Command connections, and what lets them go on in the next daemon."""
+    limits = settings.limits
+    return {
+        "listen": partial(listen_commands, reactor, limits=limits),
+        "resume": partial(resume_commands, reactor, limits=limits),
+        "notes": FileNotes(settings.runtime_dir) if store is not None else NoNotes(),
+        "store": store,
+    }
 
 
 def make_tls(settings: Settings) -> TlsContext:
@@ -206,14 +227,14 @@ def _make_resumptions(reactor: Any, settings: Settings) -> Resumptions:
     return Resumptions(reactor, secret, os.urandom, settings.limits.of(ResumeLimits))
 
 
-def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions | None) -> Upgrader:
+def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions) -> Upgrader:
     parts: dict[str, Any] = {"relay": relay, "limits": limits, "reactor": reactor}
 
     async def join(request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
         route.check_room()
         local = await dial(reactor, route.file)
-        if resumptions is None or not is_asked_for(read_header(request, HEADER.encode("ascii"))):
+        if not is_asked_for(read_header(request, HEADER.encode("ascii"))):
             await upgrade(request, handshake, local, route, **parts)
             return
         resumption = resumptions.begin(route)

@@ -8,8 +8,8 @@ Stop: the ports close → tunnels end by the handover rule → relays → worker
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import IO, Any
+from contextlib import ExitStack, suppress
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -26,17 +26,25 @@ from mtunnel_tx.daemon.compose import Composition, MakeJournal, compose, make_tl
 from mtunnel_tx.daemon.control import Control
 from mtunnel_tx.daemon.descriptors import raise_limit
 from mtunnel_tx.daemon.listening import Listeners
+from mtunnel_tx.daemon.looking import Looking
+from mtunnel_tx.daemon.page import StatusPage
 from mtunnel_tx.daemon.state import lock_state, make_directories
+from mtunnel_tx.daemon.survival import open_store
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.http.api import make_site
+from mtunnel_tx.http.api import ApiResource
+from mtunnel_tx.http.channel import LimitedSite
+from mtunnel_tx.http.entrance import Entrance
+from mtunnel_tx.http.gate import Gate
 from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.controlsocket import listen_control
+from mtunnel_tx.ports.holding import Survivors
 from mtunnel_tx.ports.lines import Listening
 from mtunnel_tx.stream.flow import Relay
 from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.tls.protocol import TlsFactory
 from mtunnel_tx.tunnel.registry import Registry
+from mtunnel_tx.workers.holder import HolderClient
 
 log = Logger()
 THREADS = 8
@@ -65,8 +73,10 @@ class Daemon(Service):
         self._pool = ThreadPool(0, THREADS, "files")
         self._listeners = Listeners(reactor)
         self._site: Any = None
+        self._page: StatusPage | None = None
         self._control: Listening | None = None
-        self._lock: IO[bytes] | None = None
+        self._store: HolderClient | None = None
+        self._lock: ExitStack | None = None
         self._workers = make_workers(settings, reactor, Pump(reactor)) if settings.workers else None
         self._relay: Relay = self._workers.relay if self._workers else Pump(reactor)
         self._composition: Composition | None = None
@@ -87,18 +97,27 @@ class Daemon(Service):
         raise_limit(settings)
         make_directories(settings)
         self._lock = lock_state(settings.state_dir)
+        survivors = await self._find_survivors()
         composition = self._composition = self._compose()
-        commands = self._make_control(composition).commands()
+        self._page = StatusPage(settings, self._reactor, composition.threads, composition)
+        admission = Admission(settings.limits, self._reactor, composition.parts.counting.refused)
+        control = self._make_control(composition, self._page, admission)
         composition.moves.start()
         path = settings.runtime_dir / "control.sock"
-        self._control = await listen_control(self._reactor, path, commands, settings.limits)
+        self._control = await listen_control(self._reactor, path, control.commands(), settings.limits)
         await composition.machines.prepare()
-        await composition.registry.recover()
+        await composition.registry.recover(survivors)
         self.registry = composition.registry
         if self._workers is not None:
             await self._workers.start(self._tls.files)
-        await self._listen(composition.parts)
+        await self._listen(composition.parts, control, self._page, admission)
         self._notifier.ready()
+
+    async def _find_survivors(self) -> Survivors:
+        self._store, kept = await open_store(self._reactor, self._settings)
+        if self._store is None or self._workers is None:
+            return Survivors()
+        return Survivors(kept=kept, flows=await self._workers.go_on(self._store, kept))
 
     def _compose(self) -> Composition:
         return compose(
@@ -109,22 +128,32 @@ class Daemon(Service):
             relay=self._relay,
             make_journal=self._make_journal,
             workers=self._workers.status if self._workers else list,
+            store=self._store,
         )
 
-    def _make_control(self, composition: Composition) -> Control:
-        return Control(
+    def _make_control(self, composition: Composition, page: StatusPage, admission: Admission) -> Control:
+        looking = Looking(
+            settings=self._settings,
             registry=composition.registry,
-            moves=composition.moves.as_json,
+            admission=admission,
             addresses=self._listeners.addresses,
             workers=self._workers.status if self._workers else list,
+            moves=composition.moves.all,
+            pages=page.pages,
+        )
+        return Control(
+            registry=composition.registry,
+            look=looking.look,
             is_recovered=lambda: self.registry is not None,
             end=self._stop_reactor,
+            make_link=lambda host: page.link(self._listeners.addresses(), host),
         )
 
-    async def _listen(self, parts: Parts) -> None:
-        limits = self._settings.limits
-        site = self._site = make_site(parts, self._reactor, limits)
-        admission = Admission(limits, self._reactor, parts.counting.refused)
+    async def _listen(self, parts: Parts, control: Control, page: StatusPage, admission: Admission) -> None:
+        limits, gate = self._settings.limits, Gate(self._reactor, parts.counting.login_failed)
+        pages = page.open(control, gate)
+        entrance = Entrance(ApiResource(parts, self._reactor, gate), *([pages] if pages else []))
+        site = self._site = LimitedSite(entrance, self._reactor, limits)
         factory: Any = TlsFactory(self._tls, site, self._reactor, handshake_s=limits.handshake_s, admission=admission)
         if self._workers is not None:
             factory = self._workers.factory(site, admission)
@@ -146,7 +175,7 @@ class Daemon(Service):
     # Stop
 
     def stopService(self) -> Deferred[None]:
-        """End every tunnel by the handover rule."""
+        """End every tunnel by the handover rule, or leave them all to the next daemon."""
         super().stopService()
         self._notifier.stopping()
         return Deferred.fromCoroutine(self._stop())
@@ -155,21 +184,45 @@ class Daemon(Service):
         if self._starting is not None:
             self._starting.cancel()
         await self._listeners.close()
-        if self.registry is not None:
-            await self.registry.stop()
+        if self._page is not None:
+            self._page.stop()
+        leaves = await self._stop_tunnels()
         if self._site is not None:
             await self._site.resource.stop()
-        await self._relay.stop()
-        if self._workers is not None:
-            await self._workers.stop()
+        await (self._leave() if leaves else self._end())
         if self._control is not None:
             await self._control.close()
         if self._composition is not None:
-            self._composition.moves.stop()
+            await self._composition.moves.stop()
             self._composition.machines.close()
         self._pool.stop()
+        if leaves:
+            # Else Twisted shuts down every connection at its end, for whoever has it then.
+            self._reactor.removeAll()
         if self._lock is not None:
             self._lock.close()
+
+    async def _stop_tunnels(self) -> bool:
+        """Returns: they go on without us."""
+        registry = self._composition.registry if self._composition is not None else None
+        leaves = self._store is not None and registry is not None and bool(registry.live())
+        if registry is not None and leaves:
+            await registry.leave()
+        elif self.registry is not None:
+            await self.registry.stop()
+        return leaves
+
+    async def _leave(self) -> None:
+        assert self._workers is not None and self._store is not None, "what lives on has both"
+        await self._workers.leave()
+        self._store.close()
+
+    async def _end(self) -> None:
+        await self._relay.stop()
+        if self._workers is not None:
+            await self._workers.stop()
+        if self._store is not None:
+            await self._store.finish()
 
     def _stop_reactor(self) -> None:
         """The last tunnel may also have ended because we are being stopped."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
+
+from twisted.logger import Logger
 
 from mtunnel_tx.backends.files import create_file
 from mtunnel_tx.config import Settings, make_private_directory
-from mtunnel_tx.errors import WrongState
+from mtunnel_tx.errors import WrongState, os_reason
 
+log = Logger()
 KEY_BYTES = 32
 
 
@@ -23,18 +25,31 @@ def make_directories(settings: Settings) -> None:
     settings.lock_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def lock_state(state_dir: Path) -> IO[bytes]:
+def lock_state(state_dir: Path) -> ExitStack:
     """Two daemons on one state would undo each other's tunnels.
 
-    Returns: the lock, held until it is closed. Raises: WrongState.
+    The folder is locked too: somebody may remove the file. Some file systems lock no folders; there the file remains.
+    Returns: the locks, held until it is closed. Raises: WrongState.
     """
-    file = (state_dir / "daemon.lock").open("ab")
+    with ExitStack() as locks:
+        file = locks.enter_context((state_dir / "daemon.lock").open("ab"))
+        folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+        locks.callback(os.close, folder)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_folder(folder)
+        except BlockingIOError as error:
+            raise WrongState(f"another daemon works on '{state_dir}'") from error
+        return locks.pop_all()
+
+
+def _lock_folder(folder: int) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise WrongState(f"another daemon works on '{state_dir}'") from error
-    return file
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        log.debug("this file system locks no folders: {reason}", reason=os_reason(error))
 
 
 def read_key(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import open_process, read_record
+from mtunnel_tx.demo.network import cut_network
 from mtunnel_tx.demo.nodes import DemoNode, mtunnel_command, started
 from mtunnel_tx.demo.ticker import is_unbroken, read_beats, read_ring, ticker
 from mtunnel_tx.errors import TimedOut
@@ -23,6 +24,8 @@ HERE, THERE = 101, 201
 RING = 64
 BEATS = 20
 BEAT_S = 0.055
+CUTS_AT_MIB = (4, 12, 24)
+"""While its disk and its memory are on their way."""
 PATIENCE_S = 60.0
 _DISK_BYTES = 64 << 20
 _AGAIN_S = 0.005
@@ -75,9 +78,10 @@ class Serial(threading.Thread):
         return read_beats(self.text)
 
 
-def move_running(say: Say, here: DemoNode, there: DemoNode, endpoint: str) -> bool:
-    """Start a VM, move it while it counts, and say how it went.
+def move_running(say: Say, here: DemoNode, there: DemoNode, port: int, limit_kib_s: int | None = None) -> bool:
+    """Start a VM, move it while it counts, cut its connections meanwhile, and say how it went.
 
+    Args: port: where `there` listens. limit_kib_s: None: as fast as it goes.
     Returns: whether no number is missing or came twice.
     """
     if shutil.which(PROGRAM) is None:
@@ -89,7 +93,7 @@ def move_running(say: Say, here: DemoNode, there: DemoNode, endpoint: str) -> bo
         _await_beats(before)
         say(f"VM {HERE} counts on node-a, 18 times a second: {_shown(before.beats[-3:])}")
         began = time.monotonic()
-        if not _migrate(say, here, endpoint):
+        if not _migrate_over_bad_network(say, here, there, port, limit_kib_s):
             return False
         took_s = time.monotonic() - began
         _await_beats(after)
@@ -145,8 +149,19 @@ def _await_beats(serial: Serial) -> None:
         time.sleep(0.02)
 
 
-def _migrate(say: Say, node: DemoNode, endpoint: str) -> bool:
+def _migrate_over_bad_network(say: Say, here: DemoNode, there: DemoNode, port: int, limit_kib_s: int | None) -> bool:
+    def tell(carried_bytes: int) -> None:
+        say(f"the network cuts every connection, {carried_bytes >> 20} MiB have gone through")
+
+    with cut_network(port, CUTS_AT_MIB, tell) as network:
+        good = _migrate(say, here, there.endpoint(network.at), limit_kib_s)
+        say(f"the network has cut all connections {network.cuts} times")
+        return good and network.cuts == len(CUTS_AT_MIB)
+
+
+def _migrate(say: Say, node: DemoNode, endpoint: str, limit_kib_s: int | None) -> bool:
     order = ["migrate", str(HERE), "--online", "--target-vmid", str(THERE), "--target-storage", "local"]
+    order += [] if limit_kib_s is None else ["--bwlimit", str(limit_kib_s)]
     say(f"mtunnel {' '.join(order)}")
     with started([*mtunnel_command(), *order], {**node.environment(), "MTUNNEL_ENDPOINT": endpoint}) as process:
         return process.wait() == 0

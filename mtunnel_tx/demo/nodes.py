@@ -64,6 +64,10 @@ class DemoNode:
         """Run `mtunnel ARGS` with this node's configuration. Returns: its output. Raises: BackendFailed, TimedOut."""
         return run_command([*mtunnel_command(), *args], self.environment())
 
+    def endpoint(self, port: int) -> str:
+        """Returns: what a source needs to reach it by a loopback port. Raises: BackendFailed, TimedOut."""
+        return self.mtunnel("endpoint", "--host", "127.0.0.1", "--port", str(port)).strip()
+
     def volume_file(self, volid: str) -> Path:
         """Returns: the path of a volume, as `mtunnel-pvesm path` says it."""
         command = [sys.executable, "-P", "-m", "mtunnel_tx.pvesm", "path", volid]
@@ -88,13 +92,20 @@ class DemoNode:
         with log.open("wb") as output, started(command, self.environment(), stdout=output, stderr=output) as daemon:
             yield self._await_listening(daemon, log)
 
+    def page_link(self) -> str:
+        """Returns: an address of the daemon's status page that logs in once."""
+        return str(self._ask("page").get("link", "nowhere"))
+
+    def _ask(self, command: str) -> dict[str, Any]:
+        return _ask_daemon(self.folder / "run" / "control.sock", command)
+
     def _await_listening(self, daemon: subprocess.Popen[bytes], log: Path) -> Mapping[str, Any]:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             if daemon.poll() is not None:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
                 raise BackendFailed(f"the daemon of {self.name} ended with status {daemon.returncode}:\n{tail}")
-            status = _ask_status(self.folder / "run" / "control.sock")
+            status = self._ask("status")
             if status.get("listening"):
                 return status
             time.sleep(0.05)
@@ -113,13 +124,13 @@ def _twistd() -> list[str]:
     return [sys.executable, "-P", "-c", "from twisted.scripts.twistd import run; run()"]
 
 
-def _ask_status(control_socket: Path) -> dict[str, Any]:
-    """Returns: the daemon's answer to `status`; empty while nobody listens."""
+def _ask_daemon(control_socket: Path, command: str) -> dict[str, Any]:
+    """Returns: the daemon's answer to a command; empty while nobody listens."""
     try:
         with socket.socket(socket.AF_UNIX) as caller:
             caller.settimeout(START_S)
             caller.connect(str(control_socket))
-            caller.sendall(b'{"cmd":"status"}\n')
+            caller.sendall(json.dumps({"cmd": command}).encode() + b"\n")
             with caller.makefile("rb") as answers:
                 line = answers.readline()
     except OSError:

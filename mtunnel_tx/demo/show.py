@@ -27,6 +27,8 @@ from mtunnel_tx.errors import BackendFailed, TunnelError
 MIB = 1 << 20
 RAW_BYTES = 1 << 30
 SNAPSHOT = "before"
+SLOW_KIB_S = 6144
+"""So that somebody who watches sees something: about ten seconds."""
 TOKEN = "mig@pve!demo"  # noqa: S105 - a name
 
 _GUEST = """\
@@ -43,12 +45,16 @@ scsihw: virtio-scsi-single
 """
 
 
-def run_demo(data_mib: int) -> int:
-    """Run the whole demonstration. Args: data_mib: random data on the first disk. Returns: the exit status."""
+def run_demo(data_mib: int, *, wait: bool = False) -> int:
+    """Run the whole demonstration.
+
+    Args: data_mib: random data on the first disk. wait: hold for somebody who looks at the status page.
+    Returns: the exit status.
+    """
     show = Show(Console(highlight=False))
     with _signals_raise(), tempfile.TemporaryDirectory(prefix="mtunnel-demo-") as folder:
         try:
-            good = _tell(show, Path(folder), data_mib)
+            good = _tell(show, Path(folder), data_mib, wait=wait)
         except TunnelError as error:
             print(f"mtunnel demo: {error.text}", file=sys.stderr)
             good = False
@@ -98,6 +104,11 @@ class Show:
         else:
             self.line(f"{title}:\n{text.rstrip()}")
 
+    def hold(self, text: str) -> None:
+        """Wait until somebody presses Enter; where there is nobody, go on."""
+        self.line(text)
+        sys.stdin.readline()
+
     def table(self, table: Table) -> None:
         """Print a table."""
         self._console.print(table)
@@ -108,7 +119,7 @@ class Show:
         self._console.print(Text(text, style=f"bold {style}"))
 
 
-def _tell(show: Show, folder: Path, data_mib: int) -> bool:
+def _tell(show: Show, folder: Path, data_mib: int, *, wait: bool) -> bool:
     require_programs("qemu-img", "qemu-io")
     here, there = DemoNode("node-a", folder / "a"), DemoNode("node-b", folder / "b")
     show.heading("Two nodes")
@@ -121,13 +132,26 @@ def _tell(show: Show, folder: Path, data_mib: int) -> bool:
     with there.running() as status:
         address = status["listening"][0]
         show.line(f"node-b listens on {address}: twistd mtunnel, pid {status['pid']}")
-        endpoint = there.mtunnel("endpoint", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
-        if not _migrate(show, here, endpoint.strip()):
+        port = int(address.rpartition(":")[2])
+        if not _migrate(show, here, there.endpoint(port)):
             show.text("daemon.log of node-b", (there.folder / "daemon.log").read_text(errors="replace"))
             return False
         good = _compare(show, here, there)
         show.heading("A running VM")
-        return move_running(show.line, here, there, endpoint.strip()) and good
+        _tell_page(show, there, wait=wait)
+        good = move_running(show.line, here, there, port, SLOW_KIB_S if wait else None) and good
+        if wait:
+            show.hold("Press Enter to end node-b, and to remove everything.")
+        return good
+
+
+def _tell_page(show: Show, node: DemoNode, *, wait: bool) -> None:
+    """Where one can watch; nobody has to."""
+    show.line(f"watch it arrive, the link logs in once: {node.page_link()}")
+    if wait:
+        show.hold("Open it (the browser warns of a certificate that node-b made itself), then press Enter.")
+    else:
+        show.line("mtunnel demo --wait holds here, and moves it slowly")
 
 
 def make_guest(node: DemoNode, data_mib: int) -> None:

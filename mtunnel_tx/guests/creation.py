@@ -58,6 +58,7 @@ async def create_guest(
         conf = _first_config(blueprint, work.change.claim)
         _check_early(host, conf)
         _note_missing_bridges(host, conf)
+        _note_equal_names(host, conf)
         await host.guests.create(vmid, conf)
         for disk in blueprint.disks:
             drive = await make_disk(work, disk, images.get(disk.key), entry, format)
@@ -99,6 +100,12 @@ def _note_missing_bridges(host: PlainHost, conf: GuestConfig) -> None:
     for key, nic in iter_nics(conf):
         if "bridge" in nic and nic["bridge"] not in there:
             host.note(f"{key}: there is no bridge '{nic['bridge']}' on this host; without it the VM does not start")
+
+
+def _note_equal_names(host: PlainHost, conf: GuestConfig) -> None:
+    same = [vmid for vmid, name in host.vmids().items() if name == conf.options.get("name")]
+    if same:
+        host.note(f"VM {same[0]} has the name '{conf.options['name']}', too: commands will need the number")
 
 
 async def make_disk(

@@ -64,6 +64,9 @@ async def import_file(host: PlainHost, path: Path, overrides: Overrides, placeme
         blueprint = await _read_appliance(host, appliance, overrides.bridges)
         blueprint = _overridden(blueprint, overrides)
         return await _make(host, "import", blueprint, lambda disk: appliance.place(disk.image), placement)
+    if path.suffix.lower() == ".iso" and overrides.format is None:
+        hint = f"mtunnel vm create NAME --disk 20G --iso {path}; as a disk: --image-format raw"
+        raise BadRequest(f"{path}: is a CD image, to install from: {hint}")
     disk = BlueprintDisk(key=f"{overrides.bus or 'scsi'}0", image=str(path), format=overrides.format)
     options = {
         "name": name_from(path.stem),

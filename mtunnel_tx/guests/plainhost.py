@@ -51,9 +51,9 @@ class PlainHost:
             return guest
         found = [vmid for vmid, name in self.vmids().items() if name == guest]
         if not found:
-            raise NotFound(f"there is no VM '{guest}'")
+            raise NotFound(f"there is no VM '{guest}'; mtunnel vm list shows those that are there")
         if len(found) > 1:
-            raise BadRequest(f"several VMs have the name '{guest}': {', '.join(map(str, found))}")
+            raise BadRequest(f"several VMs have the name '{guest}', so give the number: {', '.join(map(str, found))}")
         return found[0]
 
     def has_config(self, vmid: int) -> bool:

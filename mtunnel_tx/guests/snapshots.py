@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mtunnel_tx.checks import clean, config_id
+from mtunnel_tx.checks import FormatError, clean, config_id
 from mtunnel_tx.errors import BadRequest, NotFound, WrongState
 from mtunnel_tx.guests.changing import changing, new_change
 from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
@@ -46,7 +46,10 @@ def read_snapshot_name(text: str) -> str:
     """A new snapshot's name. Raises: ValueError: with the reason."""
     if len(text) > LONGEST_NAME or text.lower() in _RESERVED:
         raise ValueError(f"has more than {LONGEST_NAME} characters, or is reserved")
-    return config_id(text)
+    try:
+        return config_id(text)
+    except FormatError as error:
+        raise ValueError("is none: two or more letters, digits, - and _, the first one a letter") from error
 
 
 def list_snapshots(host: PlainHost, vmid: int) -> list[SnapshotEntry]:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.hold.program import HeldProgram
@@ -78,6 +79,10 @@ class HolderService:
             if program.code is None:
                 program.end()
         self._shelf.clear()
+        # Before the socket is closed: a daemon that cannot connect makes another file of this name.
+        with suppress(OSError):
+            Path(self._listener.getsockname()).unlink()
+        self._listener.close()
 
     # The daemon
 

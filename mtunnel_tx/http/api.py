@@ -22,7 +22,7 @@ from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import BadRequest, InvalidParameters, TunnelError, Unauthenticated
 from mtunnel_tx.http.channel import LimitedSite
 from mtunnel_tx.http.forward import LOCALHOST, Destination
-from mtunnel_tx.http.logins import Logins
+from mtunnel_tx.http.gate import Gate
 from mtunnel_tx.http.operation import Call, Operation, Parts
 from mtunnel_tx.http.parameters import join_parameters, read_body, read_header, read_query
 from mtunnel_tx.http.replies import (
@@ -34,15 +34,14 @@ from mtunnel_tx.http.replies import (
 )
 from mtunnel_tx.http.table import find_operation, shown_path, split_path
 from mtunnel_tx.http.tasks import is_owner
-from mtunnel_tx.net.admission import TooManyConnections, address_of
+from mtunnel_tx.http.visit import Visit
+from mtunnel_tx.net.admission import address_of
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.waiting import OwnedWork, first_of
 
 log = Logger()
 
-REFUSAL_S = 3.0
-MOST_DELAYED = 256
 _REASONS = {
     400: "bad_request",
     401: "unauthenticated",
@@ -59,58 +58,16 @@ def make_site(parts: Parts, reactor: Any, limits: Limits | None = None) -> Site:
     return LimitedSite(ApiResource(parts, reactor), reactor, limits or Limits())
 
 
-class TooManyRefusals(TunnelError):
-    """The peer must wait: others with bad credentials are being held up already."""
-
-    status = 503
-
-
-class Delays:
-    """Holds up those with bad credentials until REFUSAL_S after their request came, a bounded number at a time."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._waiting = 0
-
-    async def hold(self, since: float, gone: Deferred[None]) -> None:
-        """Args: since: when the request came. gone: fires when nobody waits for the answer any more.
-
-        Raises: TooManyRefusals. CancelledError: the client has gone.
-        """
-        if self._waiting >= MOST_DELAYED:
-            raise TooManyRefusals("too many failed logins")
-        self._waiting += 1
-        try:
-            await _sleep(self._clock, since + REFUSAL_S - self._clock.seconds(), gone)
-        finally:
-            self._waiting -= 1
-
-
-def _sleep(clock: Clock, delay_s: float, gone: Deferred[None]) -> Deferred[None]:
-    done: Deferred[None] = Deferred()
-    timer = clock.callLater(max(0.0, delay_s), done.callback, None)
-
-    def stop(result: None) -> None:
-        if timer.active():
-            timer.cancel()
-            done.cancel()
-        return result
-
-    gone.addCallback(stop)
-    return done
-
-
 class ApiResource(Resource):
     """Every path is ours: the routes are a table, not a tree, so no path can lead out of it."""
 
     isLeaf = True
 
-    def __init__(self, parts: Parts, clock: Clock) -> None:
+    def __init__(self, parts: Parts, clock: Clock, gate: Gate | None = None) -> None:
         Resource.__init__(self)
         self._parts = parts
         self._clock = clock
-        self._delays = Delays(clock)
-        self._logins = Logins(clock.seconds)
+        self._gate = gate or Gate(clock, parts.counting.login_failed)
         self._work = OwnedWork("this daemon is being stopped")
 
     def render(self, request: Request) -> int:
@@ -152,7 +109,7 @@ class ApiResource(Resource):
         try:
             return await self._dispatch(visit, rights)
         except Unauthenticated:
-            await self._delays.hold(visit.since, visit.gone)
+            await self._gate.hold(visit.since, visit.gone)
             raise
 
     def _find_elsewhere(self, request: Request) -> Destination | None:
@@ -178,7 +135,7 @@ class ApiResource(Resource):
     async def _refuse(self, visit: Visit, reply: Reply) -> Reply:
         """A failed login: counted, and answered late."""
         self._count(visit.request)
-        await self._delays.hold(visit.since, visit.gone)
+        await self._gate.hold(visit.since, visit.gone)
         return reply
 
     def _authenticate(self, request: Request) -> Rights:
@@ -190,8 +147,7 @@ class ApiResource(Resource):
         elsewhere, address = self._parts.elsewhere, address_of(request.getClientAddress())
         passed_on = elsewhere is not None and elsewhere.has_passed_on(request, address)
         if request.getHeader(b"authorization") is not None and not passed_on:
-            self._logins.fail(address)
-            self._parts.counting.login_failed()
+            self._gate.fail(address)
 
     async def _dispatch(self, visit: Visit, rights: Rights) -> Reply | None:
         request = visit.request
@@ -221,38 +177,6 @@ class ApiResource(Resource):
         local = self._parts.guests.node
         if node not in (LOCALHOST, local):
             raise InvalidParameters({"node": f"node needs to be 'localhost' or local hostname '{local}'"})
-
-
-class Visit:
-    """One request, from its arrival until it was answered or its client has gone.
-
-    since: when it came. gone: fires when the client has gone. is_over: nothing can be answered any more.
-    """
-
-    def __init__(self, request: Any, since: float) -> None:
-        self.request: Request = request
-        self.since = since
-        self.gone: Deferred[None] = Deferred()
-        self.is_over = False
-        # An upgrade takes the connection away from its channel.
-        self._place = request.channel.place
-        request.notifyFinish().addCallbacks(self._end, self._leave)
-
-    def trust(self, token: str = "") -> None:
-        """The request has shown a valid token. Raises: TooManyConnections: the connection ends with this request."""
-        if self._place is not None:
-            try:
-                self._place.trust(token)
-            except TooManyConnections:
-                self.request.channel.persistent = False
-                raise
-
-    def _end(self, _: None) -> None:
-        self.is_over = True
-
-    def _leave(self, _: Failure) -> None:
-        self.is_over = True
-        self.gone.callback(None)
 
 
 def _is_failed_login(reply: Reply) -> bool:

@@ -25,6 +25,8 @@ DIGEST = takes(
     }
 )
 
+ABANDON = takes({**VM, "upid": Property(String(), "the tunnel's task, as the call that opened it told it", True)})
+
 
 async def open_tunnel(call: Call) -> Reply:
     """Claim the VMID, and wait for the source's command connection."""
@@ -44,6 +46,13 @@ async def join_socket(call: Call) -> Reply | None:
     sent: WebsocketCall = call.values
     route = call.parts.tunnels.route(sent.vmid, sent.socket, call.rights.token, sent.ticket)
     return await open_websocket(call.request, route, sent.socket, call.parts.upgrader)
+
+
+async def abandon(call: Call) -> Reply:
+    """End a tunnel that waits for a source whose program has ended; it is judged as if its time were over."""
+    values = call.values
+    await call.parts.tunnels.abandon(values["vmid"], call.rights.token, values["upid"])
+    return data_reply({"upid": values["upid"]})
 
 
 async def digest(call: Call) -> Reply:

@@ -52,6 +52,7 @@ CHECKED = record(
         ),
     }
 )
+ABANDONED = record({"upid": TEXT})
 SOCKET = record({"socket": TEXT})
 DIGEST = record({"sha256": HEX})
 GUESTS = rows(

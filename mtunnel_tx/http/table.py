@@ -56,6 +56,14 @@ OPERATIONS = (
         upgrades=True,
     ),
     Operation(
+        method="POST",
+        path=f"{_VM}/mtunnelabandon",
+        summary="end a tunnel of this token whose source has lost its connection, and will not come back",
+        handler=opening.abandon,
+        gives=results.ABANDONED,
+        takes=opening.ABANDON,
+    ),
+    Operation(
         method="GET",
         path=f"{_VM}/mtunneldigest",
         summary="the SHA-256 of a volume that a live tunnel of this token made",

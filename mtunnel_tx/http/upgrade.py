@@ -61,6 +61,7 @@ def _terms(route: Route, limits: FlowLimits, resumption: Resumption | None) -> F
         ends_with_local=route.kind.ends_both,
         limits=limits,
         closed=closed,
+        owner=(route.vmid, route.kind.suffix) if resumption is None and route.kind.suffix else None,
     )
     if resumption is None:
         return terms

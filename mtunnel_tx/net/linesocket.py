@@ -34,7 +34,7 @@ from zope.interface import implementer
 from mtunnel_tx.config import Limits
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.ports.clock import Clock
-from mtunnel_tx.ports.lines import Answerer
+from mtunnel_tx.ports.lines import Answerer, Scribe
 from mtunnel_tx.waiting import Occasion, pause
 from mtunnel_tx.wire.lines import encode_failure
 
@@ -81,20 +81,23 @@ class LineConnection(LineReceiver):
     """Feeds an Answerer line by line.
 
     Args: answerer: takes one line at a time. ended: called when the connection is over and no line is in work.
+    scribe: hears of everything first.
     """
 
     delimiter = b"\n"
     transport: Any
 
     def __init__(
-        self, clock: Clock, answerer: Answerer, limits: Limits, ended: Callable[[LineConnection], None]
-    ) -> None:
+        self, clock: Clock, answerer: Answerer, limits: Limits, ended: Callable[[LineConnection], None],
+        scribe: Scribe | None = None,
+    ) -> None:  # fmt: skip
         self.MAX_LENGTH = limits.line_bytes
         self.lost: Deferred[None] = Deferred()
         self._clock = clock
         self._answerer = answerer
         self._limits = limits
         self._ended = ended
+        self._scribe = scribe
         self._stage = _Stage.OPEN
         self._queue: deque[bytes | None] = deque()
         self._queue_bytes = 0
@@ -109,6 +112,8 @@ class LineConnection(LineReceiver):
 
     def connectionMade(self) -> None:
         self.transport.registerProducer(self._flow, True)
+        if self._scribe is not None:
+            self._scribe.accepted(self.transport.getHandle())
 
     def readConnectionLost(self) -> None:
         """The peer has ended its side; where it has ended both, nobody waits for the replies."""
@@ -139,6 +144,16 @@ class LineConnection(LineReceiver):
     # -- lines in
 
     def dataReceived(self, data: bytes) -> None:
+        if self._scribe is not None:
+            self._scribe.heard(data)
+        self._look_at(data)
+
+    def go_on(self, unsaid: bytes, pending: bytes) -> None:
+        """Begin where another process has ended. Args: unsaid: of its replies. pending: what it has noted of lines."""
+        self.transport.write(unsaid)
+        self._look_at(pending)
+
+    def _look_at(self, data: bytes) -> None:
         LineReceiver.dataReceived(self, data)
         while self._overrun is not None:
             overrun, self._overrun = self._overrun, None
@@ -148,6 +163,8 @@ class LineConnection(LineReceiver):
         self._take(line)
 
     def lineLengthExceeded(self, line: bytes) -> None:
+        if self._scribe is not None:
+            self._scribe.spoil()
         self._take(None)
         self._overrun = line
 
@@ -275,27 +292,33 @@ def _run(work: Coroutine[Any, Any, None], broke: Callable[[Failure], None]) -> N
 class LineFactory(Factory):
     """Builds connections, remembers the open ones.
 
-    Args: answerer: called for each connection; its `connected` refuses the connection by False.
+    Args: answerer: called for each connection; its `connected` refuses the connection by False. scribe: of the only
+    connection.
     """
 
     noisy = False
 
-    def __init__(self, clock: Clock, answerer: Callable[[], Answerer], limits: Limits) -> None:
+    def __init__(
+        self, clock: Clock, answerer: Callable[[], Answerer], limits: Limits, scribe: Scribe | None = None
+    ) -> None:
         self.connections: set[LineConnection] = set()
         self._clock = clock
         self._answerer = answerer
         self._limits = limits
+        self._scribe = scribe
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         answerer = self._answerer()
-        if not answerer.connected():
-            return None
+        return self.build(answerer) if answerer.connected() else None
+
+    def build(self, answerer: Answerer) -> LineConnection:
+        """A connection that is counted in."""
 
         def ended(connection: LineConnection) -> None:
             self.connections.discard(connection)
             answerer.disconnected()
 
-        connection = LineConnection(self._clock, answerer, self._limits, ended)
+        connection = LineConnection(self._clock, answerer, self._limits, ended, self._scribe)
         self.connections.add(connection)
         return connection
 
@@ -337,10 +360,11 @@ def _watch(event: Deferred[Any]) -> Deferred[None]:
 
 
 async def listen_lines(
-    reactor: IReactorUNIX, path: Path, answerer: Callable[[], Answerer], limits: Limits
-) -> LineListening:
+    reactor: IReactorUNIX, path: Path, answerer: Callable[[], Answerer], limits: Limits,
+    scribe: Scribe | None = None,
+) -> LineListening:  # fmt: skip
     """Listen on a UNIX socket with mode 0600; a stale file at `path` is replaced. Raises: BackendFailed."""
-    factory = LineFactory(reactor, answerer, limits)
+    factory = LineFactory(reactor, answerer, limits, scribe)
     try:
         _remove_stale(path)
         port = await UNIXServerEndpoint(reactor, str(path), mode=SOCKET_MODE).listen(factory)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mtunnel_tx.ports.storage import Child
+from mtunnel_tx.ports.streams import Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,42 @@ class Kept:
 
     names: Sequence[str] = ()
     programs: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowPositions:
+    """How far a flow is.
+
+    taken_bytes: of the peer's, by the UNIX socket. sent_bytes: read from it. queued_bytes: that wait to be read.
+    """
+
+    taken_bytes: int
+    sent_bytes: int
+    queued_bytes: int
+
+
+class LivingFlow(Protocol):
+    """A flow of an earlier daemon's that runs in a worker; it leads to this tunnel's socket with this suffix."""
+
+    vmid: int
+    suffix: str
+
+    async def positions(self) -> FlowPositions:
+        """Ask for them. Raises: BackendFailed: it has ended."""
+
+    def adopt(self, route: Route) -> None:
+        """Open the route for it, which hears of its end; what has happened meanwhile is told at once."""
+
+    def abandon(self) -> None:
+        """Have it ended, unless it was adopted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survivors:
+    """What is left of an earlier daemon's tunnels."""
+
+    kept: Kept = Kept()
+    flows: Sequence[LivingFlow] = ()
 
 
 class Store(Protocol):
@@ -40,3 +77,6 @@ class Store(Protocol):
 
     def adopt(self, name: str, taken: int = 0) -> Child:
         """A program of an earlier daemon's. Args: taken: how many of its lines were dealt with for good."""
+
+    def watch(self) -> None:
+        """From now on hear of programs. Those of an earlier daemon's that nobody has adopted are ended."""

@@ -26,6 +26,9 @@ class Tasks(Protocol):
 
     def start(self, task_type: str, vmid: int, token: str) -> TaskLog: ...
 
+    def go_on(self, upid: str) -> TaskLog:
+        """Write on in a log of an earlier daemon's. Raises: BackendFailed, BadRequest: there is none."""
+
     def finish_orphans(self, status: str) -> None:
         """Finish the logs whose daemon died before it did."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,23 @@ class Answerer(Protocol):
         """The connection is over and every line that counts was answered."""
 
 
+class Scribe(Protocol):
+    """Notes what comes over a command connection before anybody looks at it."""
+
+    def accepted(self, sock: socket.socket) -> None:
+        """This is the connection; it stays the caller's."""
+
+    def heard(self, data: bytes) -> None:
+        """These bytes have come."""
+
+    def spoil(self) -> None:
+        """Something has come that cannot be noted."""
+
+
+class CommandAnswerer(Answerer, Scribe, Protocol):
+    """What the command connection of a tunnel talks to."""
+
+
 class Listening(Protocol):
     """A listening UNIX socket."""
 
@@ -27,5 +45,11 @@ class Listening(Protocol):
         """Stop listening, end connections, remove the socket file."""
 
 
-Listen = Callable[[Path, Answerer], Awaitable[Listening]]
+Listen = Callable[[Path, CommandAnswerer], Awaitable[Listening]]
 """Listen for a tunnel's command connection on a UNIX socket (mode 0600)."""
+
+Resume = Callable[[Path, CommandAnswerer, socket.socket, bytes, bytes], Listening]
+"""Go on with the command connection of an earlier daemon's tunnel, which belongs to the callee from then on.
+
+Takes the path that it was accepted at, the socket, bytes that came and were not answered, and bytes to be sent first.
+"""

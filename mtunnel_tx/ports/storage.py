@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,9 +44,14 @@ class ImportRequest:
 
 
 class Child(Protocol):
-    """A running program whose output is read line by line (stdout and stderr on one pipe, in order)."""
+    """A running program whose output is read line by line (stdout and stderr on one pipe, in order).
+
+    `name`: under which a Store runs it; empty: it ends with us. `taken`: how many of its lines were.
+    """
 
     pid: int
+    name: str
+    taken: int
 
     async def next_line(self, wait_s: float) -> str | None:
         """The next output line with its LF (a last line may lack it); None: nothing came in time, or it has ended."""
@@ -131,5 +136,8 @@ class Storage(Protocol):
     async def available_bytes(self, storage: str) -> int | None:
         """Free space where it is known (`pvesm status`)."""
 
-    async def end_orphans(self) -> None:
-        """End the children of an earlier daemon that work on; none of them makes a volume after that."""
+    async def end_orphans(self, but: Collection[int] = ()) -> None:
+        """End the children of an earlier daemon that work on; none of them makes a volume after that.
+
+        Args: but: the ids of sessions that go on.
+        """

@@ -72,4 +72,7 @@ class Tunnels(Protocol):
     async def digest(self, vmid: int, token: str, volid: str, *, content: bool = False) -> str:
         """SHA-256 of a volume that this token's live tunnel made, or of its content. Raises: NotFound."""
 
+    async def abandon(self, vmid: int, token: str, upid: str) -> None:
+        """End a parked tunnel of this token. Raises: NotFound; WrongState: its source is connected."""
+
     def live(self) -> list[TunnelStatus]: ...

@@ -13,6 +13,8 @@ from mtunnel_tx.pve.sizes import format_size
 
 MOST_FINDINGS = 200
 """A config may have thousands of lines that are none; nobody reads that many."""
+LONGEST_TEXT = 500
+"""Characters; a line of a config may have a million."""
 SUBJECTS = ("vm", "key", "disk", "net", "bridge", "storage", "cpu", "machine")
 
 
@@ -67,7 +69,8 @@ class Findings:
 
     def add(self, about: str, name: str, text: str, severity: Severity = Severity.REFUSE) -> None:
         """One more."""
-        finding = MoveFinding(about=about, name=name, text=clean(text.strip().replace("\n", "; ")), severity=severity)
+        text = shorten_text(clean(text.strip().replace("\n", "; ")))
+        finding = MoveFinding(about=about, name=shorten_text(name), text=text, severity=severity)
         if len(self._found) < MOST_FINDINGS or finding in self._found:
             self._found[finding] = None
         else:
@@ -81,6 +84,11 @@ class Findings:
         """The same for what is no obstacle; what was refused already is not said twice."""
         if not any(key and found.name == key for found in self._found):
             self.add(subject_of(key), key, reason_of(error), Severity.WARN)
+
+
+def shorten_text(text: str) -> str:
+    """At most LONGEST_TEXT characters of it."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def subject_of(key: str) -> str:

@@ -327,8 +327,8 @@ def _nics(conf: GuestConfig) -> tuple[Nic, ...]:
         if index >= MOST_NICS:
             raise refuse(key, f"there are {MOST_NICS} network cards at most")
         for option in ("tag", "trunks"):
-            if option in options:
-                raise refuse(key, f"VLANs ({option}) cannot be run here")
+            if option in options and "bridge" not in options:
+                raise refuse(key, f"VLANs ({option}) need a bridge")
         if options["model"] == "ne2k_isa":
             raise refuse(key, "model ne2k_isa cannot be run here")
         nics.append(Nic(key=key, index=index, options=options, boot_index=indexes.get(key)))

@@ -66,6 +66,11 @@ class ImageFacts:
     bitmaps: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def why_not_alone(self) -> str | None:
+        """Why the image is of no use without something else, another file or a key; None: it is whole."""
+        return self.elsewhere or ("image is encrypted" if self.encrypted else None)
+
 
 def inspect_image(format: str, read: Read, length_bytes: int) -> ImageFacts:
     """Read an image's header; opens nothing.

@@ -25,7 +25,7 @@ NIC_MODELS = (
 )
 RANGES = r"[0-9]{1,9}(?:-[0-9]{1,9})?(?:;[0-9]{1,9}(?:-[0-9]{1,9})?)*"
 """Numbers and ranges of numbers: VLANs, CPUs, NUMA nodes."""
-
+VLAN_MAX = 4094
 _MAC = pattern(
     r"[a-fA-F0-9][02468aceACE](?::[a-fA-F0-9]{2}){5}", "value does not look like a valid unicast MAC address"
 )
@@ -39,10 +39,21 @@ _CHECKS: dict[str, Check] = {
     "mtu": integer(1, 65520),
     "queues": integer(0, 64),
     "rate": number(0),
-    "tag": integer(1, 4094),
+    "tag": integer(1, VLAN_MAX),
     "trunks": pattern(RANGES),
 }
 _FORMAT = PropertyFormat(checks=_CHECKS, default_key="model", required=frozenset({"model"}))
+
+
+def vlan_ranges(text: str) -> list[tuple[int, int]]:
+    """`2;7-9` as (first, last) of each range, as far as there are such VLANs."""
+    ranges = []
+    for part in filter(None, text.split(";")):
+        first, _, last = part.partition("-")
+        ends = sorted((int(first), int(last or first)))
+        if ends[0] <= VLAN_MAX and ends[1] > 0:
+            ranges.append((max(1, ends[0]), min(VLAN_MAX, ends[1])))
+    return ranges
 
 
 def parse_nic(text: str) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _pools(config: UserConfig, path: str) -> list[str]:
 def _path_roles(config: UserConfig, member: str, path: str) -> frozenset[str]:
     """Walk down to the path; the last node with an entry that counts decides."""
     roles: frozenset[str] = frozenset()
-    for node in _nodes(path):
+    for node in (node for node in _nodes(path) if node in config.acl):
         roles = _node_roles(config, member, node, last=node == path) or roles
     return frozenset({NO_ACCESS}) if NO_ACCESS in roles else roles
 

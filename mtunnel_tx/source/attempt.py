@@ -46,11 +46,15 @@ class Attempt:
 
     async def run(self) -> None:
         """Raises: TunnelError: it failed; the journal says how far it came."""
+        is_off = self._journal.departure.power is Power.OFF
         async with self._opened() as tunnel:
-            if self._journal.departure.power is Power.OFF:
-                await self._move_stopped(tunnel)
-            else:
-                await self._move_live(tunnel)
+            try:
+                await (self._move_stopped(tunnel) if is_off else self._move_live(tunnel))
+            except TunnelError as error:
+                explained = tunnel.explain(error)
+                if explained is error:
+                    raise
+                raise explained from error
 
     async def _move_stopped(self, tunnel: TargetTunnel) -> None:
         plan = self._plan

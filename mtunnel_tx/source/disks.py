@@ -26,6 +26,7 @@ from mtunnel_tx.source.links import JoinedSocket, Json, ProgressListener, Reacto
 from mtunnel_tx.source.pipe import PipeToSocket, RateLimit
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
 from mtunnel_tx.waiting import finish, first_of, pause
+from mtunnel_tx.wire.importlines import explain_failure
 
 QUERY_PAUSE_S = 1.0
 REASON_S = 10.0
@@ -159,10 +160,10 @@ class Shipping:
                 case "complete":
                     return read_text(reply, "volid")
                 case "pending":
-                    said += [message] if is_reason(message) else []
+                    said.append(message)
                     await pause(self._reactor, 0 if message else QUERY_PAUSE_S)
                 case "error":
-                    raise DiskStreamFailed(f"target: {': '.join([message or 'import failed', *said])}")
+                    raise DiskStreamFailed(f"target: {explain_failure([*said, message])}")
                 case _:
                     raise BackendFailed("the target's reply to 'query-disk-import' has an unknown status")
 
@@ -185,12 +186,7 @@ class Shipping:
                 if reply.get("status") != "pending":
                     break
                 await pause(self._reactor, 0 if message else QUERY_PAUSE_S)
-        return "; ".join(said[-LAST_LINES:])
-
-
-def is_reason(message: str) -> bool:
-    """Whether a line of an import can say why it failed; some only say what it makes."""
-    return bool(message) and not message.startswith(("Formatting '", "successfully imported "))
+        return explain_failure(said[-LAST_LINES:]) if said else ""
 
 
 def _shared(result: Deferred[bool]) -> Deferred[bool]:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
-from mtunnel_tx.errors import NotFound, WrongState
+from mtunnel_tx.errors import NotFound, TunnelError, WrongState
 from mtunnel_tx.source.departure import Departure
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.owner import Owner, describe
 from mtunnel_tx.source.settling import Settling
+from mtunnel_tx.source.target import TargetApi
 
 
-async def finish_earlier(host: SourceHost, vmid: int) -> None:
+async def finish_earlier(host: SourceHost, vmid: int) -> Departure | None:
     """To be called before a VM is sent again.
 
-    Raises: WrongState: it is the target's, nobody knows whose it is, or a program works on it. TunnelError: what was
-    begun cannot be ended.
+    Returns: what was ended, where the VM is this host's. Raises: WrongState: it is the target's, nobody knows whose it
+    is, or a program works on it. TunnelError: what was begun cannot be ended.
     """
     journal = await DepartureJournal.take(host, vmid)
     if journal is None:
-        return
+        return None
     host.progress.say(tell(journal.departure))
     if await Settling(host, journal).end() is Owner.THERE:
         raise WrongState(f"VM {vmid} is VM {journal.departure.target_vmid} at {journal.departure.host} since then")
+    return journal.departure
+
+
+async def abandon_earlier(target: TargetApi, departure: Departure) -> None:
+    """Tell the target that nobody comes back for that tunnel: it may be waiting, and keep the VMID meanwhile."""
+    if (departure.host, departure.token) != (target.host, target.token) or not departure.upid:
+        return
+    path = ("nodes", "localhost", "qemu", str(departure.target_vmid), "mtunnelabandon")
+    with suppress(TunnelError):  # it is over by now, or the target knows no such call
+        await target.post(*path, upid=departure.upid)
 
 
 async def settle(host: SourceHost, vmid: int, decision: Owner | None = None) -> None:

@@ -30,7 +30,15 @@ class Reactor(Clock, Protocol):
 
 
 class JoinedSocket(Protocol):
-    """A local socket joined with a websocket, in both directions."""
+    """A local socket joined with a websocket, in both directions. `reason`: why it failed; None: it has not."""
+
+    reason: str | None
+
+    @property
+    def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_out(self) -> int: ...
 
     def abort(self) -> None:
         """End both sides now, without a Close frame: nobody may take what has arrived for the whole."""

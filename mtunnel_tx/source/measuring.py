@@ -68,10 +68,8 @@ class Measuring:
 
 def _look_inside(disk: SourceDisk, facts: ImageFacts) -> Names:
     """Returns: what an image holds beside the disk. Raises: BadRequest: it is no whole image alone."""
-    if facts.elsewhere is not None:
-        raise BadRequest(f"'{disk.volid}' is not complete in itself: {facts.elsewhere}")
-    if facts.encrypted:
-        raise BadRequest(f"'{disk.volid}' is encrypted, and no key goes with it")
+    if facts.why_not_alone:
+        raise BadRequest(f"'{disk.volid}' cannot be sent: {facts.why_not_alone}")
     return {"snapshots": facts.snapshots, "bitmaps": facts.bitmaps}
 
 

@@ -10,7 +10,7 @@ from mtunnel_tx.ports.moves import Expected, MovePhase, Reached, TransferKind
 from mtunnel_tx.pve.memory import configured_bytes
 from mtunnel_tx.source.attempt import Attempt
 from mtunnel_tx.source.departure import Power, Record, claim
-from mtunnel_tx.source.earlier import finish_earlier
+from mtunnel_tx.source.earlier import abandon_earlier, finish_earlier
 from mtunnel_tx.source.host import LOCK_S
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.marking import check_unchanged, lock_config
@@ -52,7 +52,9 @@ class Migration:
         Raises: TunnelError: why not. It was told whose the VM is; where nobody knows, its journal stands.
         """
         world, order = self._world, self._order
-        await finish_earlier(world, order.vmid)
+        earlier = await finish_earlier(world, order.vmid)
+        if earlier is not None:
+            await abandon_earlier(world.target, earlier)
         plan = await self._plan()
         for expected in expect_transfers(plan, runs=world.running(order.vmid)):
             world.progress.tell(expected)

@@ -87,17 +87,21 @@ class StandingClock:
 class Outages:
     """All streams of a move, and when some of them had no connection.
 
-    Args: say: one line for people. `commands`: the clock by which replies to commands are waited for; it stands still
-    while their stream has no connection. `times`, `total_s`: how often, and how long in all.
+    Args: say: one line for people. told: hears how long there was none in all, each time that one is back.
+    `commands`: the clock by which replies to commands are waited for; it stands still while their stream has no
+    connection. `times`, `total_s`: how often, and how long in all.
     """
 
-    def __init__(self, clock: Clock, say: Callable[[str], object]) -> None:
+    def __init__(
+        self, clock: Clock, say: Callable[[str], object], told: Callable[[float], object] = lambda _total_s: None
+    ) -> None:
         self.commands = StandingClock(clock)
         self.longest_s = 0.0
         self.times = 0
         self.total_s = 0.0
         self._clock = clock
         self._say = say
+        self._told = told
         self._parked: set[Resumable] = set()
         self._since_s = 0.0
         self._timer: Timer | None = None
@@ -142,6 +146,7 @@ class Outages:
             waited_s = self._clock.seconds() - self._since_s
             self.total_s += waited_s
             self._say(f"resumed after {format_time(waited_s)}")
+            self._told(self.total_s)
 
     def _tell_waiting(self) -> None:
         waited_s = self._clock.seconds() - self._since_s

@@ -134,7 +134,7 @@ class Report:
     def lines(self) -> Iterator[str]:
         """Everything but the disks and the obstacles, for people."""
         for key, (here, there) in self.nets.items():
-            yield f"{key}: bridge {here or 'none'} -> {there or UNKNOWN}" if here else f"{key}: no bridge"
+            yield f"{key}: bridge {here} -> {there}" if here else f"{key}: no bridge"
         yield from (f"{key}: is left out (--drop)" for key in self.dropped)
         yield from self.remarks
         yield from (f"not known: {text}" for text in self.unknown)

@@ -58,6 +58,7 @@ class Survey:
         self._destinations: Mapping[str, DiskPlace] = {}
         self._target: dict[str, str] = {}
         self._checked = False
+        self._dropped: tuple[str, ...] = ()
 
     async def plan(self, *, thorough: bool = False) -> tuple[Plan, Report]:
         """Check all that can be checked.
@@ -66,7 +67,8 @@ class Survey:
         Raises: Obstructed: with everything that stands in the way; NotFound: there is no such VM here.
         """
         conf = self._world.guests.read(self._order.vmid)
-        sent = without(conf, self._find_dropped(conf))
+        self._dropped = self._find_dropped(conf)
+        sent = without(conf, self._dropped)
         disks = await self._look_here(conf, sent)
         try:
             disks = await self._look_there(sent, disks, thorough=thorough)
@@ -81,12 +83,12 @@ class Survey:
 
     # Here
 
-    def _find_dropped(self, conf: GuestConfig) -> list[str]:
+    def _find_dropped(self, conf: GuestConfig) -> tuple[str, ...]:
         """The keys that are left out on request; what cannot be left out stands in the way."""
         kept = dict(find_undroppable(conf, self._order.drop, running=self._world.running(self._order.vmid)))
         for key, text in kept.items():
             self._here.add(subject_of(key), key, text)
-        return [key for key in self._order.drop if key not in kept]
+        return tuple(key for key in self._order.drop if key not in kept)
 
     async def _look_here(self, conf: GuestConfig, sent: GuestConfig) -> tuple[SourceDisk, ...]:
         order, running = self._order, self._world.running(self._order.vmid)
@@ -269,7 +271,7 @@ class Survey:
             delete=order.delete,
             disks=tuple(self._report_disk(disk) for disk in disks),
             nets=nets,
-            dropped=order.drop,
+            dropped=self._dropped,
             findings=tuple(self._sided()),
             unknown=tuple(self._unknown),
         )

@@ -11,13 +11,14 @@ from twisted.internet.protocol import Factory
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError, Unreachable
+from mtunnel_tx.source.causes import Causes
 from mtunnel_tx.source.channel import CommandChannel
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Dial, JoinedSocket, Json, Reactor
 from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.target import BASE, TargetApi, make_path
 from mtunnel_tx.waiting import pause, within
-from mtunnel_tx.wire.socketkinds import find_socket_kind
+from mtunnel_tx.wire.socketkinds import COMMANDS, find_socket_kind
 
 API_VERSION = 2
 SHORT_S = 10.0
@@ -55,6 +56,7 @@ class TargetTunnel:
         self._commands = CommandChannel(outages.commands if outages else reactor)
         self._outages = outages
         self._link: JoinedSocket | None = None
+        self._causes = Causes(reactor, target.host)
         self._opening: Deferred[str] | None = None
 
     @property
@@ -83,6 +85,7 @@ class TargetTunnel:
         ours, theirs = socket.socketpair()
         with ours:
             self._link = await self._dial(path_query, theirs)
+            self._causes.watch(COMMANDS, self._link)
             ours.setblocking(False)
             factory = Factory.forProtocol(lambda: self._commands)
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, factory)
@@ -139,7 +142,15 @@ class TargetTunnel:
         except Exception:
             sock.close()
             raise
-        return await self._dial(path_query, sock, ends_with_peer=find_socket_kind(path).ends_both_at_source)
+        kind = find_socket_kind(path)
+        link = await self._dial(path_query, sock, ends_with_peer=kind.ends_both_at_source)
+        self._causes.watch(kind, link)
+        return link
+
+    def explain(self, error: TunnelError) -> TunnelError:
+        """What failed at first, where that was a connection: the error is what came of it."""
+        cause = self._causes.find()
+        return error if cause is None else BackendFailed(f"{cause} ({error.text})")
 
     async def query_import(self) -> Mapping[str, Json]:
         """How the import goes on: `status`, `msg`, `volid`."""
@@ -200,6 +211,7 @@ class TargetTunnel:
 
     async def close(self) -> None:
         """End the command connection, wait until it is gone."""
+        self._causes.close()
         self._commands.close()
         if self._link is None:
             return

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.stream.parkedvalue import ParkedValue
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.stream.unixside import grow_buffer
@@ -48,7 +49,8 @@ class FlowTerms:
     window_bytes: None: the flow ends with its carrier. Else it is resumable: a lost carrier parks it, and so much of
     what the peer has not acknowledged is kept at most. parked: is called with the reason when the flow has lost its
     carrier and goes on without; resumed: when it has one again. park_s: how long it is parked at most, which its owner
-    sees to.
+    sees to. owner: the VMID of its tunnel and the suffix of its socket, by which another daemon finds it; None: it ends
+    with this one.
     """
 
     urgent: bool = False
@@ -59,6 +61,7 @@ class FlowTerms:
     closed: Callable[[bool], Awaitable[None]] = tell_nobody
     window_bytes: int | None = None
     park_s: float = 0.0
+    owner: tuple[int, str] | None = None
     parked: Callable[[str], None] = ignore_parking
     resumed: Callable[[], None] = ignore_resuming
 
@@ -73,11 +76,20 @@ class FlowOutcome:
     reason: str = ""
 
 
+TakenAway = Callable[[ParkedValue | None], object]
+
+
 class Traffic(Protocol):
-    """What a running flow has carried: payload from (`in`) and to (`out`) the peer; `kept`: to be sent again."""
+    """What a running flow has carried: payload from (`in`) and to (`out`) the peer.
+
+    `taken`: by the UNIX socket, of what has come. `kept`: to be sent again.
+    """
 
     @property
     def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_taken(self) -> int: ...
 
     @property
     def bytes_out(self) -> int: ...
@@ -105,9 +117,12 @@ class Relay(Protocol):
 class Flow:
     """One flow, from before its first carrier to its end (ports.streams.TunnelFlow).
 
+    `value`: what a parked flow that was run elsewhere goes on with. `is_local_told`: its UNIX side is over.
+
     Args: local: the connected UNIX socket; the flow closes it. `reason`: why it failed. `done` fires with the
     FlowOutcome when the peer has been told everything and the UNIX side is closed, `released` when the sockets of all
-    carriers are closed too. `traffic`: what counts its bytes; None before its first carrier.
+    carriers are closed too. `local_closed` is called when the UNIX socket is closed. `traffic`: what counts its bytes;
+    None before its first carrier.
     """
 
     def __init__(self, relay: Relay, local: socket.socket, terms: FlowTerms) -> None:
@@ -116,13 +131,15 @@ class Flow:
         self.done: Deferred[FlowOutcome] = Deferred()
         self.released: Deferred[None] = Deferred()
         self.traffic: Traffic | None = None
-        self.aborted = False
+        self.aborted = self.is_local_told = False
+        self.value: ParkedValue | None = None
         self.abort_reason: str | None = CANCELLED
         self.reason: str | None = None
         self._relay = relay
         self._is_started = self._is_local_closed = self._is_peer_over = False
         self._carriers = 0
         self._is_parked = False
+        self.local_closed: Callable[[], None] = ignore_resuming
         self._watchers: list[tuple[Callable[[str, float], object], Callable[[], object]]] = []
         local.setblocking(False)
         grow_buffer(local)
@@ -130,6 +147,10 @@ class Flow:
     @property
     def bytes_in(self) -> int:
         return self.traffic.bytes_in if self.traffic else 0
+
+    @property
+    def bytes_taken(self) -> int:
+        return self.traffic.bytes_taken if self.traffic else 0
 
     @property
     def bytes_out(self) -> int:
@@ -181,6 +202,11 @@ class Flow:
                 self.peer_over()
             self.carrier_closed(peer)
 
+    def go_on(self) -> None:
+        """It has run for an earlier daemon, with a carrier that is not in this process."""
+        self._is_started = True
+        self._carriers += 1
+
     def drop(self) -> None:
         """It never had a carrier: close the UNIX side."""
         self.local_over("the connection was lost before the upgrade")
@@ -190,6 +216,7 @@ class Flow:
 
     def local_over(self, reason: str | None) -> None:
         """The relay does not use the UNIX socket any more; it may still use the carrier. Args: why the flow failed."""
+        self.is_local_told = True
         self.reason = reason
         Deferred.fromCoroutine(self._close_local(reason)).addErrback(
             lambda failure: log.failure("unexpected failure at the end of a flow", failure)
@@ -200,9 +227,10 @@ class Flow:
         self._is_peer_over = True
         self._finish()
 
-    def carrier_closed(self, peer: PeerConnection) -> None:
-        """The relay does not use this connection any more."""
-        peer.close()
+    def carrier_closed(self, peer: PeerConnection | None) -> None:
+        """The relay does not use this connection any more. Args: peer: None: it is in another process."""
+        if peer is not None:
+            peer.close()
         self._carriers -= 1
         self._finish()
 
@@ -231,6 +259,7 @@ class Flow:
         finally:
             self.local.close()
             self._is_local_closed = True
+            self.local_closed()
             self._finish()
 
     def _finish(self) -> None:

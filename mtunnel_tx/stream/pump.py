@@ -36,19 +36,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mtunnel_tx.net.kinds import Reactor
-from mtunnel_tx.stream.carrier import Carrier, ThreadTools
+from mtunnel_tx.stream.carrier import ThreadTools
 from mtunnel_tx.stream.engine import MakeEngine, best_engine
-from mtunnel_tx.stream.flow import Flow
-from mtunnel_tx.stream.gathering import FlowPace, Gathering
+from mtunnel_tx.stream.flow import Flow, TakenAway
+from mtunnel_tx.stream.gathering import Gathering
 from mtunnel_tx.stream.mask import Unmask, best_unmask
 from mtunnel_tx.stream.native import Native, find_native
+from mtunnel_tx.stream.parkedvalue import ParkedValue
 from mtunnel_tx.stream.peer import PeerConnection
-from mtunnel_tx.stream.running import Interest, RunningFlow
+from mtunnel_tx.stream.pumpedflow import NO_NUMBER, PumpedFlow
+from mtunnel_tx.stream.running import RunningFlow
 from mtunnel_tx.stream.runningset import RunningSet
 from mtunnel_tx.stream.sides import Blocks
 
@@ -62,27 +65,6 @@ SWITCH_S = 0.0005
 default of 5 ms it waits for tens of ms while flows are busy, because it loses the lock at each call that may block."""
 
 LONGEST_WAIT_S = 60.0
-
-NO_NUMBER = -1
-
-
-class _PumpedFlow:
-    """A running flow, what the epoll of its thread knows of it, and what the reactor was told.
-
-    carrier, interest: as epoll knows them; None: it knows of none.
-    """
-
-    def __init__(self, flow: Flow, running: RunningFlow) -> None:
-        self.flow = flow
-        self.running = running
-        self.carrier: Carrier | None = None
-        self.peer_number = NO_NUMBER
-        self.peer_event = self.local_event = True
-        self.due_s: float | None = 0.0
-        self.interest: Interest | None = None
-        self.masks: dict[socket.socket, int] = {running.local: 0}
-        self.told_local = self.told_peer = False
-        self.pace = FlowPace()
 
 
 class _PumpThread:
@@ -99,8 +81,8 @@ class _PumpThread:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._bell, select.EPOLLIN)
         self._orders: deque[Callable[[], None]] = deque()
-        self._jobs: dict[int, _PumpedFlow] = {}
-        self._by_number: dict[int, _PumpedFlow] = {}
+        self._jobs: dict[int, PumpedFlow] = {}
+        self._by_number: dict[int, PumpedFlow] = {}
         self._due_s = 0.0
         self._gathering = Gathering()
         self._stopping = False
@@ -113,17 +95,20 @@ class _PumpThread:
 
     # For the reactor
 
-    def begin(self, job: _PumpedFlow) -> None:
+    def begin(self, job: PumpedFlow) -> None:
         """Run a flow, which may have no carrier yet."""
         self._order(lambda: self._begin(job))
 
-    def attach(self, job: _PumpedFlow, peer: PeerConnection) -> None:
+    def attach(self, job: PumpedFlow, peer: PeerConnection) -> None:
         self._order(lambda: self._attach(job, peer))
 
-    def detach(self, job: _PumpedFlow, reason: str) -> None:
+    def detach(self, job: PumpedFlow, reason: str) -> None:
         self._order(lambda: job.running.detach(reason), job)
 
-    def cancel(self, job: _PumpedFlow) -> None:
+    def take_away(self, job: PumpedFlow, told: TakenAway) -> None:
+        self._order(lambda: self._take_away(job, told))
+
+    def cancel(self, job: PumpedFlow) -> None:
         self._order(lambda: job.running.cancel(job.flow.abort_reason), job)
 
     def stop(self) -> None:
@@ -136,7 +121,7 @@ class _PumpThread:
         self._epoll.close()
         os.close(self._bell)
 
-    def _order(self, deed: Callable[[], None], job: _PumpedFlow | None = None) -> None:
+    def _order(self, deed: Callable[[], None], job: PumpedFlow | None = None) -> None:
         """Let the thread do this, then serve the flow."""
         self._orders.append(deed if job is None else lambda: self._do_for(job, deed))
         os.eventfd_write(self._bell, 1)
@@ -164,7 +149,7 @@ class _PumpThread:
             if rest_s:
                 self._rest(rest_s)
 
-    def _note(self, number: int) -> _PumpedFlow | None:
+    def _note(self, number: int) -> PumpedFlow | None:
         """Note which socket of a flow is ready. Returns: None: it was the eventfd."""
         job = self._by_number.get(number)
         if job is None:
@@ -178,7 +163,7 @@ class _PumpThread:
     def _wait_s(self) -> float:
         return min(LONGEST_WAIT_S, max(0.0, self._due_s - self._now()))
 
-    def _take_due(self) -> dict[int, _PumpedFlow]:
+    def _take_due(self) -> dict[int, PumpedFlow]:
         """The flows whose time has come; looked for only when the earliest known time has."""
         now_s = self._now()
         if now_s < self._due_s:
@@ -193,11 +178,11 @@ class _PumpThread:
                 self._due_s = min(self._due_s, job.due_s)
         return due
 
-    def _begin(self, job: _PumpedFlow) -> None:
+    def _begin(self, job: PumpedFlow) -> None:
         self._jobs[id(job)] = job
         self._due_s = 0.0
 
-    def _attach(self, job: _PumpedFlow, peer: PeerConnection) -> None:
+    def _attach(self, job: PumpedFlow, peer: PeerConnection) -> None:
         is_wanted = job.running.attach(peer)
         if is_wanted:
             self._change_carrier(job)
@@ -206,14 +191,20 @@ class _PumpThread:
             self._reactor.callFromThread(job.flow.carrier_closed, peer)
         job.due_s = self._due_s = 0.0
 
-    def _do_for(self, job: _PumpedFlow, deed: Callable[[], None]) -> None:
+    def _take_away(self, job: PumpedFlow, told: TakenAway) -> None:
+        value = job.running.take_away()
+        if value is not None:
+            self._jobs.pop(id(job), None)
+        self._reactor.callFromThread(told, value)
+
+    def _do_for(self, job: PumpedFlow, deed: Callable[[], None]) -> None:
         deed()
         job.due_s = self._due_s = 0.0
 
     def _stop(self) -> None:
         self._stopping = True
 
-    def _serve(self, job: _PumpedFlow) -> None:
+    def _serve(self, job: PumpedFlow) -> None:
         running = job.running
         try:
             running.service(peer_event=job.peer_event, local_event=job.local_event)
@@ -231,7 +222,7 @@ class _PumpThread:
             self._tell(job)
         job.pace.note(running.bytes_in, running.bytes_out, self._now())
 
-    def _abandon(self, job: _PumpedFlow) -> None:
+    def _abandon(self, job: PumpedFlow) -> None:
         """A bug must not end the other flows of this thread."""
         job.running.destroy("internal error")
         for sock, mask in job.masks.items():
@@ -242,7 +233,7 @@ class _PumpThread:
         job.masks = dict.fromkeys(job.masks, 0)
         self._change_carrier(job)
 
-    def _change_carrier(self, job: _PumpedFlow) -> None:
+    def _change_carrier(self, job: PumpedFlow) -> None:
         """The flow has another carrier, or none: epoll forgets the former one, and then it may be closed."""
         former, carrier = job.carrier, job.running.carrier
         job.carrier, job.interest = carrier, None
@@ -258,7 +249,7 @@ class _PumpThread:
         if job.running.ends.parked is not None:
             self._reactor.callFromThread(job.flow.parked, job.running.ends.parked)
 
-    def _watch(self, job: _PumpedFlow) -> None:
+    def _watch(self, job: PumpedFlow) -> None:
         """Tell epoll what the flow waits for.
 
         A socket that waits for nothing is taken out of the epoll, which would report its end again and again.
@@ -271,7 +262,7 @@ class _PumpThread:
             self._set_mask(job, job.carrier.sock, interest.peer_reads, interest.peer_writes)
         self._set_mask(job, job.running.local, interest.local_reads, interest.local_writes)
 
-    def _set_mask(self, job: _PumpedFlow, sock: socket.socket, reads: bool, writes: bool) -> None:
+    def _set_mask(self, job: PumpedFlow, sock: socket.socket, reads: bool, writes: bool) -> None:
         mask = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if writes else 0)
         before = job.masks[sock]
         if mask == before:
@@ -286,7 +277,7 @@ class _PumpThread:
             self._epoll.register(sock, mask)
             self._by_number[sock.fileno()] = job
 
-    def _tell(self, job: _PumpedFlow) -> None:
+    def _tell(self, job: PumpedFlow) -> None:
         """Report ends on the reactor; a flow that has none left is over."""
         running, flow = job.running, job.flow
         if running.is_local_over and not job.told_local:
@@ -328,7 +319,7 @@ class Pump:
         self._rest = rest
         self._threads: list[_PumpThread] = []
         self._urgent: list[_PumpThread] = []
-        self._running: RunningSet[tuple[_PumpThread, _PumpedFlow]] = RunningSet(_count_out)
+        self._running: RunningSet[tuple[_PumpThread, PumpedFlow]] = RunningSet(_count_out)
 
     def attach(self, flow: Flow, peer: PeerConnection) -> None:
         thread, job = self._running.find(flow) or self._begin(flow)
@@ -340,6 +331,18 @@ class Pump:
         if found is not None:
             thread, job = found
             thread.detach(job, reason)
+
+    def take_away(self, flow: Flow, told: TakenAway) -> None:
+        """Stop running a parked flow, which goes on elsewhere. Args: told: hears what it goes on with, or None."""
+        found = self._running.find(flow)
+        if found is not None:
+            thread, job = found
+            thread.take_away(job, partial(self._forget, flow, told))
+
+    def _forget(self, flow: Flow, told: TakenAway, value: ParkedValue | None) -> None:
+        if value is not None:
+            self._running.remove(flow)
+        told(value)
 
     def cancel(self, flow: Flow) -> None:
         found = self._running.find(flow)
@@ -355,13 +358,13 @@ class Pump:
             await thread.ended
             thread.close()
 
-    def _begin(self, flow: Flow) -> tuple[_PumpThread, _PumpedFlow]:
+    def _begin(self, flow: Flow) -> tuple[_PumpThread, PumpedFlow]:
         thread = self._pick_urgent() if flow.terms.urgent else self._pick()
-        running = RunningFlow(flow.local, flow.terms, thread.tools)
+        running = RunningFlow(flow.local, flow.terms, thread.tools, flow.value)
         flow.traffic = running
         if flow.aborted:
             running.cancel(flow.abort_reason)
-        job = _PumpedFlow(flow, running)
+        job = PumpedFlow(flow, running)
         self._running.add(flow, (thread, job))
         thread.load += 1
         thread.begin(job)
@@ -392,6 +395,6 @@ def _never_rest(_rest_s: float) -> None:
     """Somebody waits for each line of a command connection."""
 
 
-def _count_out(job: tuple[_PumpThread, _PumpedFlow]) -> None:
+def _count_out(job: tuple[_PumpThread, PumpedFlow]) -> None:
     thread, _ = job
     thread.load -= 1

@@ -17,7 +17,7 @@ from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.engine import MakeEngine, best_engine
-from mtunnel_tx.stream.flow import Flow
+from mtunnel_tx.stream.flow import Flow, TakenAway
 from mtunnel_tx.stream.mask import Unmask, best_unmask
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.running import RunningFlow
@@ -147,6 +147,14 @@ class ReactorRelay:
             job.running.detach(reason)
             job.move()
 
+    def take_away(self, flow: Flow, told: TakenAway) -> None:
+        """Stop running a parked flow, which goes on elsewhere. Args: told: hears what it goes on with, or None."""
+        job = self._running.find(flow)
+        value = job.running.take_away() if job is not None else None
+        if value is not None:
+            self._running.remove(flow)
+        told(value)
+
     def cancel(self, flow: Flow) -> None:
         job = self._running.find(flow)
         if job is not None:
@@ -157,7 +165,7 @@ class ReactorRelay:
         await self._running.stop()
 
     def _begin(self, flow: Flow) -> _ReactorFlow:
-        running = RunningFlow(flow.local, flow.terms, self._tools)
+        running = RunningFlow(flow.local, flow.terms, self._tools, flow.value)
         flow.traffic = running
         job = _ReactorFlow(self._reactor, flow, running)
         self._running.add(flow, job)

@@ -7,7 +7,8 @@ has lost its last carrier asks the server, which knows. A failure is told by `x`
 
 from __future__ import annotations
 
-from mtunnel_tx.stream.ends import CUT, FAILING_CODES, TABLE, Deed, Ends, EventRow, FlowEvent, Sender
+from mtunnel_tx.stream.ends import CUT, FAILING_CODES, TABLE, Deed, Ends, EventRow, FlowEvent, Sender, Way
+from mtunnel_tx.stream.parkedvalue import ParkedValue
 from mtunnel_tx.wire.frames import CLOSE_PROTOCOL_ERROR
 
 CARRIER_CODES = frozenset((1001, 1006, 1012))
@@ -37,6 +38,12 @@ class ResumableEnds(Ends):
         self._is_closed = False
         self._end_said = False
         self._hears_out = False
+
+    def restore(self, inward: Way, outward: Way, value: ParkedValue) -> None:
+        """Go on, parked, where another process has stopped."""
+        self.inward, self.outward = inward, outward
+        self.is_delivered = value.is_end_delivered
+        self._end_said = value.ended_at is not None
 
     @property
     def hears(self) -> bool:

@@ -11,6 +11,7 @@ import socket
 from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.ends import Sender
 from mtunnel_tx.stream.flow import FlowTerms
+from mtunnel_tx.stream.parkedvalue import ParkedValue
 from mtunnel_tx.stream.resumableends import ResumableEnds
 from mtunnel_tx.stream.ways import Inward, Outward
 from mtunnel_tx.wire.flow import Receiving, Sending
@@ -27,6 +28,12 @@ class ResumableOutward(Outward):
         super().__init__(local, ends, role=terms.role, limits=terms.limits, tools=tools)
         assert terms.window_bytes is not None, "only resumable flows have a window"
         self.sending = Sending(terms.role, tools.chunks, terms.window_bytes)
+
+    def restore(self, value: ParkedValue) -> None:
+        """Go on, parked, where another process has stopped."""
+        self.position = value.sent
+        self.sending.restore(value.acked, value.kept, value.ended_at)
+        self.sending.is_delivered = value.is_end_delivered
 
     @property
     def owes(self) -> bool:
@@ -101,6 +108,14 @@ class ResumableInward(Inward):
         self.receiving = Receiving(terms.role, terms.window_bytes)
         self._outward = outward
         self._now = tools.now
+
+    def restore(self, taken: int, *, is_end_passed: bool) -> None:
+        """Go on, parked, where another process has stopped."""
+        self.position = taken
+        self._forgotten_bytes = -taken
+        receiving = self.receiving
+        receiving.arrived = receiving.taken = receiving.told = taken
+        receiving.is_delivered = is_end_passed
 
     def attach(self, carrier: Carrier) -> None:
         super().attach(carrier)

@@ -18,6 +18,7 @@ from mtunnel_tx.stream.carrier import Carrier, CarrierPhase, ThreadTools
 from mtunnel_tx.stream.ends import Deed, Ends, Sender
 from mtunnel_tx.stream.flow import FlowTerms
 from mtunnel_tx.stream.limits import Watch
+from mtunnel_tx.stream.parkedvalue import ParkedValue, park_way, unpark_way
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.resumableends import ResumableEnds
 from mtunnel_tx.stream.resumableways import ResumableInward, ResumableOutward
@@ -41,11 +42,14 @@ NO_INTEREST = Interest(False, False, False, False)
 class RunningFlow:
     """See the module.
 
-    Args: local: a connected, non-blocking UNIX socket; the owner closes it when `is_local_over`.
+    Args: local: a connected, non-blocking UNIX socket; the owner closes it when `is_local_over`. value: where a parked
+    flow goes on that was run elsewhere.
     `carrier`: None: it has none. The owner closes the socket of a carrier that it does not find there any more.
     """
 
-    def __init__(self, local: socket.socket, terms: FlowTerms, tools: ThreadTools) -> None:
+    def __init__(
+        self, local: socket.socket, terms: FlowTerms, tools: ThreadTools, value: ParkedValue | None = None
+    ) -> None:
         limits = terms.limits
         self.local = local
         self.carrier: Carrier | None = None
@@ -57,6 +61,8 @@ class RunningFlow:
         self._inward_watch = Watch(limits.stall_s)
         self._outward_watch = Watch(limits.stall_s)
         self.ends.carrier_detached("it has no carrier yet")
+        if value is not None:
+            self._restore(value)
 
     # What the owner asks
 
@@ -64,6 +70,11 @@ class RunningFlow:
     def bytes_in(self) -> int:
         """Payload bytes from the peer."""
         return self._inward.arrived_bytes
+
+    @property
+    def bytes_taken(self) -> int:
+        """Those of them that the UNIX socket has taken."""
+        return self._inward.position
 
     @property
     def bytes_out(self) -> int:
@@ -197,6 +208,36 @@ class RunningFlow:
         if reason is None and self.ends.end_by_peer():
             return
         self.give_up(reason or "the peer has ended the flow")
+
+    def take_away(self) -> ParkedValue | None:
+        """Let another process go on with a parked flow. Returns: None: it is not parked, or is over."""
+        inward, outward, ends = self._inward, self._outward, self.ends
+        if ends.parked is None or self.carrier is not None or ends.peer_over:
+            return None
+        assert isinstance(inward, ResumableInward), "only resumable flows go on elsewhere"
+        assert isinstance(outward, ResumableOutward), "only resumable flows go on elsewhere"
+        value = ParkedValue(
+            inward=park_way(ends.inward),
+            outward=park_way(ends.outward),
+            taken=inward.position,
+            is_end_passed=inward.receiving.is_delivered,
+            sent=outward.position,
+            acked=outward.sending.acked,
+            ended_at=outward.sending.ended_at,
+            is_end_delivered=outward.sending.is_delivered,
+            kept=outward.sending.kept(),
+        )
+        outward.drop()
+        return value
+
+    def _restore(self, value: ParkedValue) -> None:
+        inward, outward, ends = self._inward, self._outward, self.ends
+        assert isinstance(inward, ResumableInward), "only resumable flows go on elsewhere"
+        assert isinstance(outward, ResumableOutward), "only resumable flows go on elsewhere"
+        assert isinstance(ends, ResumableEnds), "only resumable flows go on elsewhere"
+        ends.restore(unpark_way(value.inward), unpark_way(value.outward), value)
+        inward.restore(value.taken, is_end_passed=value.is_end_passed)
+        outward.restore(value)
 
     def destroy(self, reason: str) -> None:
         """End everything without a look at the sockets, after a failure that nobody expected."""

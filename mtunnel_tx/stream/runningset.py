@@ -28,6 +28,15 @@ class RunningSet(Generic[Job]):
         for end in (flow.done, flow.released):
             end.addBoth(self._forget, flow)
 
+    def replace(self, flow: Flow, job: Job) -> None:
+        """Another job goes on with a flow."""
+        self._jobs[flow] = job
+
+    def remove(self, flow: Flow) -> None:
+        """A flow goes on elsewhere."""
+        if flow in self._jobs:
+            self._forgotten(self._jobs.pop(flow))
+
     def find(self, flow: Flow) -> Job | None:
         """Returns: None: it does not run here (any more)."""
         return self._jobs.get(flow)
@@ -43,6 +52,6 @@ class RunningSet(Generic[Job]):
 
     def _forget(self, result: Result, flow: Flow) -> Result:
         """Both ends are needed: each side may have to wait for its last bytes longer than the other."""
-        if flow.done.called and flow.released.called:
+        if flow.done.called and flow.released.called and flow in self._jobs:
             self._forgotten(self._jobs.pop(flow))
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 from twisted.internet.defer import DeferredLock
@@ -11,13 +12,17 @@ from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.ports.events import TunnelEnded
 from mtunnel_tx.ports.lines import Listening
 from mtunnel_tx.tunnel import dispatch
+from mtunnel_tx.tunnel.begun import answer_again
 from mtunnel_tx.tunnel.ending import Ending, end
+from mtunnel_tx.tunnel.notebook import Notebook
+from mtunnel_tx.tunnel.transcript import Transcript
 from mtunnel_tx.tunnel.tunnel import State, Tunnel
 from mtunnel_tx.tunnel.verdict import Verdict
-from mtunnel_tx.waiting import Task
+from mtunnel_tx.waiting import Task, in_time
 from mtunnel_tx.wire.socketkinds import COMMANDS
 
 log = Logger()
+LEAVE_S = 5.0
 LAST_REPLIES_S = 5.0
 """How long the relay may need to send the last replies on; then it is aborted."""
 UNEXPECTED = "mtunnel exited unexpectedly"
@@ -26,9 +31,12 @@ Gone = Callable[["CommandSession", Ending], None]
 
 
 class CommandSession:
-    """Answers the command connection of one tunnel (ports.Answerer), and ends the tunnel, once."""
+    """Answers the command connection of one tunnel (ports.CommandAnswerer), and ends the tunnel, once.
 
-    def __init__(self, tunnel: Tunnel, gone: Gone) -> None:
+    Args: transcript: of what an earlier daemon has answered.
+    """
+
+    def __init__(self, tunnel: Tunnel, gone: Gone, transcript: Transcript | None = None) -> None:
         self.tunnel = tunnel
         self._opened_s = tunnel.services.clock.seconds()
         self._gone = gone
@@ -36,7 +44,10 @@ class CommandSession:
         self._timer: Timer | None = None
         self._end: Task | None = None
         self._busy = DeferredLock()
-        self._is_leaving = False
+        self._book = Notebook(tunnel.services.notes, tunnel.vmid, transcript or Transcript(facts=tunnel.lasting()))
+        if tunnel.services.store is None:
+            self._book.spoil()
+        self._is_leaving = self._is_left = False
 
     async def listen(self) -> None:
         """Listen for the command connection; the tunnel ends if it does not come within `limits.connect_s`."""
@@ -56,9 +67,41 @@ class CommandSession:
     async def answer(self, line: bytes) -> bytes:
         """Do one command. Returns: the reply."""
         async with self._busy:
-            reply = await dispatch.answer(self.tunnel, line)
+            if self._book.transcript.asked is None:
+                self._book.asked(self.tunnel.ledger.count)
+                reply = await dispatch.answer(self.tunnel, line)
+            else:
+                reply = await answer_again(self.tunnel, line, self._book.transcript.asked)
+            self._book.answered(reply, self.tunnel.snapshot)
         self._limit_time()
         return reply
+
+    def accepted(self, sock: socket.socket) -> None:
+        """See ports.Scribe."""
+        store = self.tunnel.services.store
+        if store is not None:
+            store.put(self._stored, None, [sock])
+
+    def heard(self, data: bytes) -> None:
+        """See ports.Scribe."""
+        self._book.heard(data)
+
+    def spoil(self) -> None:
+        """See ports.Scribe."""
+        self._book.spoil()
+
+    @property
+    def _stored(self) -> str:
+        return f"commands/{self.tunnel.vmid}"
+
+    async def go_on(self, sock: socket.socket, unsaid: bytes) -> None:
+        """Serve the command connection of an earlier daemon's tunnel."""
+        tunnel, resume = self.tunnel, self.tunnel.services.resume
+        assert resume is not None, "only with a store can there be one"
+        tunnel.state = State.SERVING
+        path = tunnel.sockets.file(COMMANDS)
+        self._listening = resume(path, self, sock, self._book.transcript.pending, unsaid)
+        self._limit_time()
 
     def _limit_time(self) -> None:
         """After `unlock` the source must send `quit` within `limits.unlocked_s`, and then leave within `exit_s`."""
@@ -67,6 +110,7 @@ class CommandSession:
             return
         if self.tunnel.leaving and not self._is_leaving:
             self._is_leaving = True
+            self._forget()
             self._stop_timer()
             self._timer = clock.callLater(limits.exit_s, self.disconnected)
         elif self.tunnel.ledger.owed.handed_over and self._timer is None:
@@ -83,11 +127,24 @@ class CommandSession:
         while not await self._end.wait(self.tunnel.services.clock, 1.0):
             pass
 
+    async def leave(self) -> None:
+        """Do nothing more: the tunnel is the next daemon's. A command in work has some time to be answered."""
+        self._is_left = True
+        self._stop_timer()
+        await in_time(self.tunnel.services.clock, LEAVE_S, self._busy.acquire())
+
     def _finish(self, reason: str) -> None:
         """Args: reason: why the task is a failure; empty after `quit`."""
-        if self._end is None:
+        if self._end is None and not self._is_left:
             self._stop_timer()
+            self._forget()
             self._end = Task(self._run_end(reason))
+
+    def _forget(self) -> None:
+        """From now on the journal alone says what is to be done."""
+        self._book.spoil()
+        if self.tunnel.services.store is not None:
+            self.tunnel.services.store.drop(self._stored)
 
     async def _run_end(self, reason: str) -> None:
         """Wait for the command that is being done; in the new state no other one is accepted."""

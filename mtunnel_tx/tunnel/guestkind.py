@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,12 @@ class GuestKind:
 
     layout: its words, folders and names. commands: what its source can ask for, by name. read_config: reads the config
     that a source sends, as text for a VMID; returns it and what was dropped; raises TunnelError. check: looks at a
-    guest that would come.
+    guest that would come. watch: looks out for the moment when the whole state of a running one is here, and writes it
+    down.
     """
 
     layout: GuestLayout
     commands: Mapping[str, Command]
     read_config: Callable[[str, int], tuple[GuestConfig, list[str]]]
     check: Callable[[Services, Rights, CheckCall, Findings], Awaitable[dict[str, Any]]]
+    watch: Callable[[Any], Coroutine[Any, Any, None]]

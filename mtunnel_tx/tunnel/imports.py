@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from twisted.logger import Logger
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.storage import Child, ImportRequest
@@ -16,8 +19,11 @@ from mtunnel_tx.tunnel.checks import known_storage, refuse_foreign
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.waiting import Task
+from mtunnel_tx.wire.importlines import explain_failure
 
 log = Logger()
+LAST_LINES = 3
+"""Of a failed import's output these are its reason."""
 _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 
@@ -32,7 +38,9 @@ class ImportJob:
         self._vmid = vmid
         self._storage = parse_volume_id(request.volid).storage
         self._child: Child | None = None
+        self._said: deque[str] = deque(maxlen=LAST_LINES)
         self._end: Task | None = None
+        self._made: str | None = None
         self.over = False
 
     @property
@@ -50,6 +58,20 @@ class ImportJob:
             await self.cancel()
             raise BackendFailed(line.rstrip("\n") if line else "disk import did not become ready in time")
         self._task.line(line)
+
+    def snapshot(self) -> Mapping[str, Any] | None:
+        """What another daemon needs to go on with it; None: it is over, or ends with this one."""
+        if self.over or self._child is None or not self._child.name:
+            return None
+        request = {**asdict(self._request), "socket": str(self._request.socket)}
+        return {"request": request, "name": self._child.name, "taken": self._child.taken, "made": self._made}
+
+    def go_on(self, child: Child, made: str | None) -> None:
+        """Begin where an earlier daemon has ended. Args: made: the volume, if the child has named it."""
+        self._child = child
+        if made is not None:
+            self._made = made
+            self._end = Task(self._succeed(made))
 
     async def query(self) -> dict[str, Any]:
         """Wait `limits.query_s` for the child's next line or its end (protocol.md section 8.5). Returns: the reply."""
@@ -72,7 +94,9 @@ class ImportJob:
                 self._end = Task(self._fail())
             return ""
         self._task.line(f"disk-import: {line}")
+        self._said.append(line)
         if success := _SUCCESS.fullmatch(line):
+            self._made = success[1]
             self._end = Task(self._succeed(success[1]))
         return line
 
@@ -82,14 +106,15 @@ class ImportJob:
         if await self._child.ended() != 0:
             return await self._fail()
         self._request.socket.unlink(missing_ok=True)
-        await self._own.has_made(self._storage, volid)
+        if volid not in self._own.volumes:  # an earlier daemon may have got so far
+            await self._own.has_made(self._storage, volid)
         await self._refuse_references(volid)
         await self._services.storage.sync([volid])
         return {"status": "complete", "volid": volid}
 
     async def _fail(self) -> Mapping[str, Any]:
         await self.cancel()
-        return {"status": "error", "msg": "import process failed\n"}
+        return {"status": "error", "msg": f"{clean(explain_failure(self._said))}\n"}
 
     def _check_name(self, volid: str) -> None:
         volume = parse_volume_id(volid)

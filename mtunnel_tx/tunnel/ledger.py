@@ -94,13 +94,15 @@ def fold(vmid: int, records: Iterable[Mapping[str, Any]]) -> Owed:
 class Ledger:
     """A tunnel's journal.
 
-    `stands`: the file is there, and something may be owed. `written` is called with the word of each record.
+    `stands`: the file is there, and something may be owed. `written` is called with the word of each record. `count`:
+    how many records there are.
     """
 
-    def __init__(self, journal: Journal, owed: Owed, *, stands: bool) -> None:
+    def __init__(self, journal: Journal, owed: Owed, *, stands: bool, count: int = 0) -> None:
         self._journal = journal
         self.owed = owed
         self.stands = stands
+        self.count = count
         self.written: Callable[[str], object] = _tell_nobody
         # The watch for the whole state writes beside the command in work: neither may lose the other's record.
         self._writing = DeferredLock()
@@ -112,6 +114,7 @@ class Ledger:
         await self._journal.open(vmid, record)
         self.owed = apply(self.owed, record)
         self.stands = True
+        self.count = 1
 
     async def write(self, do: str, **values: object) -> None:
         """Add one record, before the deed; `do` is a key of the table at the end of this module.
@@ -125,6 +128,7 @@ class Ledger:
             owed = apply(self.owed, record)
             await self._journal.append(owed.vmid, record)
             self.owed = owed
+            self.count += 1
         self.written(do)
 
     async def note(self, do: str) -> None:

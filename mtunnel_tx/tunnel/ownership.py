@@ -123,6 +123,7 @@ class Ownership:
         except TunnelError:
             if await self._storage.size_bytes(volid) is not None:
                 raise
+            self._task.warn(f"volume '{volid}' is not where it was made, and counts as freed")
         return True
 
     def is_named(self, volid: str, *, also_by_own: bool = False) -> bool:

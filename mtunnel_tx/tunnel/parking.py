@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mtunnel_tx.ports.tunnels import ParkedFlow
-from mtunnel_tx.wire.socketkinds import SocketKind
+from mtunnel_tx.wire.socketkinds import COMMANDS, SocketKind
+
+MOST_TOLD = 200
+"""Losses of one tunnel that are told; a source that loses connections again and again must not fill a log."""
 
 
 class _Parkable(Protocol):
@@ -34,6 +37,16 @@ class Parking:
         """It has another one, or has ended; nothing happens where it was not parked."""
         if self._since.pop(route, None) is not None and not self._since:
             self._before_s += self._wall() - self._began_s
+
+    @property
+    def has_commands(self) -> bool:
+        """Whether the flow of the commands is parked."""
+        return any(route.kind is COMMANDS for route in self._since)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the last loss, and its end, are to be told."""
+        return self.times <= MOST_TOLD
 
     @property
     def parked_s(self) -> float:

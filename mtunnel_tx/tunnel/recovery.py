@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from twisted.logger import Logger
 
 from mtunnel_tx.errors import NotFound, TunnelError, WrongState
@@ -48,15 +50,17 @@ def find_claim(services: Services, vmid: int) -> Claim:
     return Claim(services, Ledger(services.journal, owed, stands=True), QuietTask())
 
 
-async def recover(services: Services) -> dict[int, str]:
-    """End the tunnels of an earlier daemon; what works on is ended first, so that nothing comes after what is freed.
+async def recover(services: Services, but: Collection[int] = ()) -> dict[int, str]:
+    """End the tunnels of an earlier daemon, but those that go on; what works for the others has been ended before.
 
     Returns: the VMIDs that could not be settled, each with the reason.
     """
-    await services.storage.end_orphans()
-    remove_stale(services.runtime_dir)
+    remove_stale(services.runtime_dir, but)
     await services.journal.tidy()
-    reasons = {vmid: await _recover(services, vmid) for vmid in services.journal.standing()}
+    reasons = {vmid: await _recover(services, vmid) for vmid in services.journal.standing() if vmid not in but}
+    for vmid in services.notes.standing():
+        if vmid not in but:
+            services.notes.remove(vmid)
     services.tasks.finish_orphans(DIED)
     return {vmid: reason for vmid, reason in reasons.items() if reason is not None}
 

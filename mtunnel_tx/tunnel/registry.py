@@ -10,11 +10,13 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError, Unauthenticated, WrongState, refusing
 from mtunnel_tx.ports.events import TunnelOpened
+from mtunnel_tx.ports.holding import Survivors
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.ports.tunnels import Opened, TunnelStatus
 from mtunnel_tx.pve.findings import Findings
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestlayout import LAYOUTS, QEMU_LAYOUT
+from mtunnel_tx.tunnel.adoption import adopt
 from mtunnel_tx.tunnel.checks import check_bridge, usable_storage
 from mtunnel_tx.tunnel.claim import Claim, marked
 from mtunnel_tx.tunnel.commandsession import CommandSession
@@ -47,10 +49,12 @@ class Registry:
         self._stopping = False
         self._opened: Deferred[None] | None = None
 
-    async def recover(self) -> None:
-        """Finish what a crash left, before any tunnel may be opened."""
+    async def recover(self, survivors: Survivors | None = None) -> None:
+        """Go on with what survived an earlier daemon, and finish the rest, before any tunnel may be opened."""
         async with self._settling:
-            self.held.update(await recover(self._services))
+            async for session in adopt(self._services, survivors or Survivors(), self._gone):
+                self._sessions[session.tunnel.vmid] = session
+            self.held.update(await recover(self._services, self._sessions))
 
     async def open(
         self,
@@ -171,6 +175,19 @@ class Registry:
             raise Unauthenticated("permission denied - invalid PVETUNNEL ticket")
         return SocketRoute(session.tunnel.sockets, socket)
 
+    async def abandon(self, vmid: int, token: str, upid: str) -> None:
+        """End a tunnel whose source has lost its connection, and says by another one that it will not come back.
+
+        Raises: NotFound: this token has no such tunnel. WrongState: its source is connected.
+        """
+        session = self._sessions.get(vmid)
+        if session is None or (session.tunnel.token, session.tunnel.facts.upid) != (token, upid):
+            raise NotFound(f"VM {vmid} has no such tunnel of yours")
+        if not session.tunnel.parking.has_commands:
+            raise WrongState(f"the source of VM {vmid} is connected")
+        session.tunnel.task.line("given up by its source, whose program had ended")
+        await session.stop()
+
     async def digest(self, vmid: int, token: str, volid: str, *, content: bool = False) -> str:
         """See ports.Tunnels. Raises: WrongState: the tunnel ended meanwhile."""
         session = self._sessions.get(vmid)
@@ -192,9 +209,21 @@ class Registry:
             # Asked only now: a tunnel may have been opened while another one was being settled.
             if vmid in self._sessions or vmid in self._opening:
                 raise WrongState(f"VM {vmid} has a live tunnel")
-            left = await settle(find_claim(self._services, vmid), discard=discard)
+            left = await settle(self._find_held(vmid), discard=discard)
         self.held.pop(vmid, None)
         return left
+
+    def _find_held(self, vmid: int) -> Claim:
+        """Raises: NotFound, WrongState, BackendFailed: as `find_claim`."""
+        try:
+            return find_claim(self._services, vmid)
+        except NotFound as error:
+            if self.held.pop(vmid, None) is None:
+                raise
+            hand = "look at its config, volumes and QEMU, and remove the lock by hand"
+            raise WrongState(
+                f"the journal of VM {vmid} is gone, and nothing is known of it any more: {hand}"
+            ) from error
 
     @property
     def draining(self) -> bool:
@@ -220,6 +249,11 @@ class Registry:
         # A settling that has begun is finished before the daemon ends.
         async with self._settling:
             pass
+
+    async def leave(self) -> None:
+        """Leave every tunnel as it is, for the next daemon; a command that is being done may end first."""
+        self._stopping = True
+        await gatherResults([Deferred.fromCoroutine(session.leave()) for session in self._sessions.values()])
 
     def _tell_if_opened(self) -> None:
         if self._opened is not None and not self._opening:

@@ -10,9 +10,11 @@ from mtunnel_tx.ports.access import Access
 from mtunnel_tx.ports.children import ChildTurn
 from mtunnel_tx.ports.clock import Clock, Threads, WallClock
 from mtunnel_tx.ports.guests import Guests
+from mtunnel_tx.ports.holding import Store
 from mtunnel_tx.ports.journal import Journal, Tasks
-from mtunnel_tx.ports.lines import Listen
+from mtunnel_tx.ports.lines import Listen, Resume
 from mtunnel_tx.ports.machines import Hypervisor
+from mtunnel_tx.ports.notes import NoNotes, Notes
 from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.tunnel import audit
 from mtunnel_tx.tunnel.observers import Observers
@@ -41,6 +43,7 @@ class Services:
     """The ports, joined by the composition root.
 
     `runtime_dir` holds the socket files of tunnels, `machine_dir` those of QEMU; `ticket_key` is 32 bytes;
+    `notes`, `store` and `resume` let tunnels go on in the next daemon; without a store they end with this one.
     `random_bytes(n)` fills MAC addresses; `bridge_exists(name)` looks at this host's network; `observers` are told what
     happens.
     """
@@ -62,4 +65,7 @@ class Services:
     runtime_dir: Path
     machine_dir: Path
     limits: TunnelLimits
+    notes: Notes = field(default_factory=NoNotes)
+    store: Store | None = None
+    resume: Resume | None = None
     observers: Observers = field(default_factory=lambda: Observers(audit.observe))

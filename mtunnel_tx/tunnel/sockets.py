@@ -15,22 +15,24 @@ from twisted.internet.defer import Deferred
 from mtunnel_tx.errors import WrongState
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.events import ByteCount
+from mtunnel_tx.ports.holding import LivingFlow
 from mtunnel_tx.ports.streams import TunnelFlow
 from mtunnel_tx.pve.guestlayout import GuestLayout
-from mtunnel_tx.wire.socketkinds import COMMANDS, SOCKET_KINDS, SocketFolder, SocketKind
+from mtunnel_tx.wire.socketkinds import COMMANDS, SOCKET_KINDS, SocketFolder, SocketKind, find_socket_kind
 
 Ended = Callable[[bool], Awaitable[None]]
 _OWN_SUFFIXES = [re.escape(kind.suffix) for kind in SOCKET_KINDS if kind.folder is SocketFolder.TUNNEL]
-_OURS = re.compile(rf"[1-9][0-9]*({'|'.join(_OWN_SUFFIXES)})")
+_OURS = re.compile(rf"([1-9][0-9]*)({'|'.join(_OWN_SUFFIXES)})")
 
 WORKING_KINDS = tuple(kind for kind in SOCKET_KINDS if kind is not COMMANDS)
 """All but the command connection, which ends after the last replies."""
 
 
-def remove_stale(runtime_dir: Path) -> None:
-    """Remove the sockets that tunnels of an earlier daemon left; a QEMU's own may be in use."""
+def remove_stale(runtime_dir: Path, but: Collection[int] = ()) -> None:
+    """Remove the sockets that tunnels of an earlier daemon left, but some VMIDs'; a QEMU's own may be in use."""
     for file in runtime_dir.glob("*"):
-        if _OURS.fullmatch(file.name):
+        match = _OURS.fullmatch(file.name)
+        if match and int(match[1]) not in but:
             file.unlink(missing_ok=True)
 
 
@@ -96,9 +98,20 @@ class SocketTable:
         self._sockets[socket.name] = socket
         return socket
 
+    def lead_back(self, flow: LivingFlow, *, ended: Ended = _ignore) -> None:
+        """Count in a flow that was one before this daemon began; its socket may be no other flow's any more."""
+        kind = find_socket_kind(f"{self.vmid}{flow.suffix}")
+        found = self.find(self.name(kind))
+        socket = found or Socket(kind=kind, name=self.name(kind), file=self.file(kind), ended=ended)
+        flow.adopt(SocketRoute(self, socket))
+
     def find(self, name: str) -> Socket | None:
         """The socket of a wire name, written with one slash in front."""
         return self._sockets.get(name)
+
+    def suffixes(self) -> list[str]:
+        """Of the sockets that websockets may lead to."""
+        return [socket.kind.suffix for socket in self._sockets.values()]
 
     def drop(self, kind: SocketKind) -> None:
         """Forget a socket; a relay that runs through it goes on."""

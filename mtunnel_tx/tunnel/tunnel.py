@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from mtunnel_tx.errors import TunnelError, Unauthenticated
 from mtunnel_tx.ports.events import (
@@ -55,9 +57,15 @@ class State(Enum):
 
 
 class Tunnel:
-    """What the handlers of one tunnel share. Args: address: where the call that opened it came from."""
+    """What the handlers of one tunnel share.
 
-    def __init__(self, services: Services, kind: GuestKind, ledger: Ledger, task: TaskLog, address: str) -> None:
+    Args: address: where the call that opened it came from. since_s: when that was; None: now.
+    """
+
+    def __init__(
+        self, services: Services, kind: GuestKind, ledger: Ledger, task: TaskLog, address: str,
+        since_s: float | None = None,
+    ) -> None:  # fmt: skip
         self.claim = Claim(services, ledger, task)
         self.services = services
         self.kind = kind
@@ -74,7 +82,7 @@ class Tunnel:
             token=token,
             address=address,
             upid=task.upid,
-            since_s=services.wall(),
+            since_s=services.wall() if since_s is None else since_s,
             traffic=self.sockets.traffic,
         )
         self._state = State.WAITING
@@ -125,11 +133,15 @@ class Tunnel:
 
     def _flow_parked(self, route: SocketRoute, reason: str) -> None:
         self.parking.park(route)
+        if not self.parking.is_told:
+            return
         self.task.line(f"{route.kind.name}: connection lost ({reason}), waiting for another one")
         self.tell(FlowParked(tunnel=self.facts, number=route.number, socket=route.kind, reason=reason))
 
     def _flow_resumed(self, route: SocketRoute, waited_s: float) -> None:
         self.parking.forget(route)
+        if not self.parking.is_told:
+            return
         self.task.line(f"{route.kind.name}: resumed after {waited_s:.1f} s")
         facts, parked_s = self.facts, self.parking.parked_s
         self.tell(
@@ -164,6 +176,15 @@ class Tunnel:
             await self.disk_import.kill()
         self.sockets.abort_streams()
         self.sockets.drop(DISK_IMPORT)
+
+    def lasting(self) -> Mapping[str, Any]:
+        """What never changes and is in no journal."""
+        return {"upid": self.task.upid, "address": self.facts.address, "since_s": self.facts.since_s}
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """What another daemon needs to go on, besides the journal."""
+        job = self.disk_import.snapshot() if self.disk_import is not None else None
+        return {"sockets": self.sockets.suffixes(), "drives": dict(self.drives), "import": job}
 
     def status(self) -> TunnelStatus:
         """One line for `mtunnel status`."""

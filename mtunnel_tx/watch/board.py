@@ -88,6 +88,10 @@ class Board:
         live = sorted((coming.move for coming in self._coming.values()), key=lambda move: move.vmid)
         return live + [move for move in self._over if (move.ended_s or 0) >= until_s]
 
+    def find(self, upid: str) -> MoveState | None:
+        """The move of a task; None: there is none, or it ended long ago."""
+        return next((move for move in self.moves() if move.upid == upid), None)
+
     def look(self) -> None:
         """Look at the counts of all flows; to be called about once a second while there are moves."""
         for coming in self._coming.values():

@@ -76,7 +76,7 @@ class Reporter:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._look()
-        self._all.finish()
+        self._all.finish(self.state)
 
     def connect(self, report: Callable[[Mapping[str, Any]], Awaitable[object]]) -> None:
         """The target wants to know too: `report` sends it a `progress` command."""
@@ -96,6 +96,8 @@ class Reporter:
         if isinstance(event, Reached):
             since_s = self._wall_s() - self.state.since_s
             self.phases.setdefault(event.phase.value, round(since_s, 3))
+            if event.phase.is_end:
+                self._all.finish(self.state)
         if isinstance(event, Reached | StoodStill):
             self._look()
 
@@ -148,13 +150,17 @@ class _Together:
         if self._seen is None:
             self._seen = 0, total_bytes
             self._display.begin(ALL, total_bytes)
-        done_bytes, before_bytes = self._seen
-        if total_bytes != before_bytes:
-            self._display.resize(ALL, total_bytes)
-        self._display.advance(ALL, state.done_bytes - done_bytes)
-        self._seen = state.done_bytes, total_bytes
+        self._show(*self._seen, state.done_bytes, total_bytes)
 
-    def finish(self) -> None:
+    def _show(self, before_bytes: int, before_total: int, done_bytes: int, total_bytes: int) -> None:
+        if total_bytes != before_total:
+            self._display.resize(ALL, total_bytes)
+        self._display.advance(ALL, done_bytes - before_bytes)
+        self._seen = done_bytes, total_bytes
+
+    def finish(self, state: MoveState) -> None:
+        """Once: with what was done at last."""
         if self._seen is not None:
+            self._show(*self._seen, state.done_bytes, state.total_bytes or self._seen[1])
             self._display.finish(ALL)
             self._seen = None

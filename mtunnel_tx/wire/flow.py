@@ -127,6 +127,14 @@ class _Kept:
         """What is to be sent again."""
         return [frame.from_position(position, role) for frame in self._frames if frame.stop > position]
 
+    def payload(self, position: int) -> bytes:
+        """All bytes from there on."""
+        return b"".join(
+            frame.chunk.view[frame.begin + max(0, position - frame.position) : frame.end]
+            for frame in self._frames
+            if frame.stop > position
+        )
+
     def drop(self) -> None:
         """Give everything back."""
         while self._frames:
@@ -217,6 +225,20 @@ class Sending:
     def next_again(self) -> Frame | None:
         """Returns: the next frame to be sent again; it is taken off the list."""
         return self._again.popleft() if self._again else None
+
+    def kept(self) -> bytes:
+        """The bytes from `acked` to `sent`."""
+        return self._kept.payload(self.acked)
+
+    def restore(self, acked: int, kept: bytes, ended_at: int | None) -> None:
+        """Go on, parked, where another one has stopped. Args: kept: what it kept from `acked` on."""
+        self.sent = self.acked = acked
+        for start in range(0, len(kept), SENT_PAYLOAD_BYTES):
+            piece = kept[start : start + SENT_PAYLOAD_BYTES]
+            self.room()[: len(piece)] = piece
+            self.add(len(piece))
+        self.ended_at = ended_at
+        self.park()
 
     def drop(self) -> None:
         """The flow is over: give the memory back."""

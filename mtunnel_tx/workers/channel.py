@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import socket
+import stat
+import termios
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.logger import Logger
@@ -25,8 +29,14 @@ MESSAGE_BYTES = 128 * 1024
 MOST_SOCKETS = 2
 
 Message = Mapping[str, Any]
-Received = Callable[[Message, list[socket.socket]], None]
-"""Takes a message and the sockets that came with it; the receiver closes them. Raises: Nonsense."""
+Received = Callable[[Message, list[Any]], None]
+"""Takes a message, and the sockets and files that came with it; the receiver closes them. Raises: Nonsense."""
+
+
+class HasDescriptor(Protocol):
+    """A socket or a file."""
+
+    def fileno(self) -> int: ...
 
 
 class Nonsense(Exception):
@@ -48,14 +58,19 @@ class MessageChannel:
     def __init__(self, reactor: Reactor, sock: socket.socket, received: Received, closed: Callable[[], None]) -> None:
         self._reactor = reactor
         self._sock = sock
-        self._received = received
-        self._closed = closed
+        self.received = received
+        self.closed = closed
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._finishing = self._over = False
         sock.setblocking(False)
         reactor.addReader(self)
 
-    def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
+    @property
+    def sock(self) -> socket.socket:
+        """To be duplicated."""
+        return self._sock
+
+    def send(self, message: Message, sockets: Sequence[HasDescriptor] = ()) -> None:
         """Queue a message; the sockets are duplicated at once. A closed channel sends nothing."""
         if self._over or self._finishing:
             return
@@ -77,7 +92,7 @@ class MessageChannel:
         self._sock.close()
         while self._queue:
             _close_all(self._queue.popleft()[1])
-        self._closed()
+        self.closed()
 
     def _push(self) -> None:
         while self._queue and not self._over:
@@ -119,7 +134,7 @@ class MessageChannel:
             self.close()
             return
         try:
-            self._received(*_read(data, numbers))
+            self.received(*_read(data, numbers))
         except Nonsense as error:
             log.error("a worker, or whoever has taken it over, sends nonsense: {reason}", reason=str(error))
             self.close()
@@ -128,20 +143,20 @@ class MessageChannel:
         self.close()
 
 
-def _read(data: bytes, numbers: Sequence[int]) -> tuple[Message, list[socket.socket]]:
-    """A message and its sockets. Raises: Nonsense; the descriptors are closed then."""
-    sockets: list[socket.socket] = []
+def _read(data: bytes, numbers: Sequence[int]) -> tuple[Message, list[Any]]:
+    """A message, its sockets and files. Raises: Nonsense; the descriptors are closed then."""
+    opened: list[Any] = []
     try:
         message = json.loads(data)
         if not isinstance(message, dict):
             raise Nonsense("no message")
-        sockets.extend(socket.socket(fileno=number) for number in numbers)
+        opened.extend(_open(number) for number in numbers)
     except (Nonsense, ValueError, RecursionError, OSError) as error:
-        for sock in sockets:
-            sock.detach()
-        _close_all(numbers)
+        for file in opened:
+            file.close()
+        _close_all(numbers[len(opened) :])
         raise Nonsense(clean(str(error))) from error
-    return message, sockets
+    return message, opened
 
 
 def read_count(message: Message, key: str) -> int:
@@ -152,7 +167,14 @@ def read_count(message: Message, key: str) -> int:
     return count
 
 
-def close_unasked(sockets: Sequence[socket.socket]) -> None:
+def count_unread(sock: socket.socket) -> int:
+    """Bytes that wait to be read."""
+    count = array.array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, count)
+    return count[0]
+
+
+def close_unasked(sockets: Sequence[Any]) -> None:
     """Workers have no socket to give to the daemon. Raises: Nonsense: one did."""
     for sock in sockets:
         sock.close()
@@ -160,7 +182,17 @@ def close_unasked(sockets: Sequence[socket.socket]) -> None:
         raise Nonsense("sockets that nobody asked for")
 
 
-def _duplicates(sockets: Sequence[socket.socket]) -> list[int]:
+def _open(number: int) -> Any:
+    """A descriptor that came: a socket, or a file. Raises: Nonsense: something else."""
+    mode = os.fstat(number).st_mode
+    if stat.S_ISSOCK(mode):
+        return socket.socket(fileno=number)
+    if not stat.S_ISREG(mode):
+        raise Nonsense("neither a socket nor a file")
+    return os.fdopen(number, "rb")
+
+
+def _duplicates(sockets: Sequence[HasDescriptor]) -> list[int]:
     """Duplicate all of them, or none. Raises: OSError."""
     numbers: list[int] = []
     try:

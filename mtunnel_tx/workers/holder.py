@@ -11,13 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mtunnel_tx.errors import BackendFailed, os_reason
 from mtunnel_tx.net.kinds import Reactor
+from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.ports.holding import Kept
+from mtunnel_tx.sessions import kill_session
 from mtunnel_tx.waiting import Occasion, in_time
 from mtunnel_tx.workers.channel import Message, MessageChannel
 
@@ -26,6 +29,8 @@ log = Logger()
 VERSION = 1
 NOT_STARTED = 127
 LOST = -9
+AGAIN_S = 1.0
+ENDED = "the holder has ended"
 Ask = Callable[..., "Deferred[tuple[Message, list[socket.socket]]]"]
 
 
@@ -37,7 +42,7 @@ class HeldChild:
         self.taken = taken
         self._reactor = reactor
         self._ask = ask
-        self._name = name
+        self.name = name
         self._lines: deque[str] = deque()
         self._code: int | None = None
         self._change = Occasion()
@@ -45,7 +50,7 @@ class HeldChild:
     async def next_line(self, wait_s: float) -> str | None:
         """See ports.Child. What was taken before is forgotten by the holder."""
         end_s = self._reactor.seconds() + wait_s
-        self._ask("told", name=self._name, next=self.taken)
+        self._ask("told", name=self.name, next=self.taken)
         while not self._lines:
             left_s = end_s - self._reactor.seconds()
             if self.exhausted() or left_s <= 0:
@@ -67,7 +72,7 @@ class HeldChild:
     async def kill(self) -> None:
         """See ports.Child."""
         if self._code is None:
-            self._ask("kill", name=self._name)
+            self._ask("kill", name=self.name)
         await self.ended()
 
     def hear(self, message: Message) -> None:
@@ -92,18 +97,20 @@ class HeldChild:
 class HolderClient:
     """ports.Store.
 
-    Args: sock: connected to a holder. lost: called once when the holder has ended; its programs count as ended then.
+    Args: sock: connected to a holder. again: starts another one when this one has ended; its programs count as ended
+    then. Raises: BackendFailed.
     """
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, lost: Callable[[], None]) -> None:
+    def __init__(self, reactor: Reactor, sock: socket.socket, again: Callable[[], socket.socket]) -> None:
         self._reactor = reactor
-        self._lost = lost
+        self._again = again
         self._children: dict[str, HeldChild] = {}
         self._asked: dict[int, Deferred[tuple[Message, list[socket.socket]]]] = {}
         self._number = 0
         self._pids: dict[str, int] = {}
         self._is_closing = False
-        self._channel = MessageChannel(reactor, sock, self._hear, self._close)
+        self._timer: Timer | None = None
+        self._channel: MessageChannel | None = MessageChannel(reactor, sock, self._hear, self._close)
 
     async def hello(self, restart_s: float) -> Kept:
         """Say who we are. Args: restart_s: how long it shall wait for another daemon.
@@ -117,7 +124,7 @@ class HolderClient:
         return Kept(names=tuple(said["names"]), programs=tuple(self._pids))
 
     def watch(self) -> None:
-        """From now on hear of the programs; those of an earlier daemon's that nobody has adopted are ended."""
+        """See ports.Store."""
         for name in self._pids:
             if name not in self._children:
                 self.adopt(name)
@@ -133,13 +140,18 @@ class HolderClient:
     def close(self) -> None:
         """Leave it alone: it waits for the next daemon."""
         self._is_closing = True
-        self._channel.close()
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._channel is not None:
+            self._channel.close()
 
     def put(self, name: str, value: object, sockets: Sequence[socket.socket] = ()) -> None:
         """See ports.Store."""
-        self._ask("put", sockets, name=name, value=value).addErrback(
-            lambda failure: log.warn("{name} will not survive a restart: {reason}", name=name, reason=failure.value)
-        )
+        self._ask("put", sockets, name=name, value=value).addErrback(self._warn, name)
+
+    def _warn(self, failure: Failure, name: str) -> None:
+        if not self._is_closing:
+            log.warn("{name} will not survive a restart: {reason}", name=name, reason=failure.value)
 
     async def get(self, name: str) -> tuple[Any, list[socket.socket]]:
         """See ports.Store."""
@@ -179,6 +191,8 @@ class HolderClient:
     def _ask(
         self, do: str, sockets: Sequence[socket.socket] = (), **values: Any
     ) -> Deferred[tuple[Message, list[socket.socket]]]:
+        if self._channel is None:
+            return fail(BackendFailed(ENDED))
         self._number += 1
         answered = self._asked[self._number] = Deferred()
         self._channel.send({"do": do, "id": self._number, **values}, sockets)
@@ -203,13 +217,31 @@ class HolderClient:
             self._tell("forget", name=name)
 
     def _close(self) -> None:
-        for child in self._children.values():
-            child.end(LOST)
+        self._channel = None
         asked, self._asked = self._asked, {}
         for answered in asked.values():
-            answered.errback(BackendFailed("the holder has ended"))
+            answered.errback(BackendFailed(ENDED))
         if not self._is_closing:
-            self._lost()
+            log.error("{ended}, and what it ran; another one is started", ended=ENDED)
+            self._end_children()
+            self._timer = self._reactor.callLater(AGAIN_S, self._begin_again)
+
+    def _end_children(self) -> None:
+        children, self._children = self._children, {}
+        for child in children.values():
+            if child.pid:
+                kill_session(child.pid)
+            child.end(LOST)
+
+    def _begin_again(self) -> None:
+        if self._is_closing:
+            return
+        try:
+            self._channel = MessageChannel(self._reactor, self._again(), self._hear, self._close)
+            self._tell("watch")
+        except BackendFailed as error:
+            log.error("{reason}", reason=error.text)
+            self._timer = self._reactor.callLater(AGAIN_S, self._begin_again)
 
 
 def connect_holder(path: Path) -> socket.socket | None:

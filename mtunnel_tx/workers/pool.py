@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,14 @@ from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TimedOut
 from mtunnel_tx.net.admission import Admission, address_of
 from mtunnel_tx.net.kinds import Inner, Reactor
+from mtunnel_tx.ports.holding import Kept, Store
 from mtunnel_tx.ports.storage import Child
 from mtunnel_tx.stream.flow import Flow, Relay
 from mtunnel_tx.tls.certificate import Certificate
 from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair
+from mtunnel_tx.workers.living import FoundFlow, find_flows
 from mtunnel_tx.workers.plaintext import AcceptedClient, PlaintextTransport
+from mtunnel_tx.workers.program import WORKER
 from mtunnel_tx.workers.relay import WorkerRelay, inode_of
 
 log = Logger()
@@ -37,33 +40,28 @@ BEAT_S, MOST_MISSED = 10.0, 3
 STABLE_S = 60.0
 """A worker that has run for this long is started again at once, without the delay of those that end early."""
 
-Spawn = Callable[[int], Child]
-"""Starts a worker whose standard input is this descriptor. Raises: BackendFailed."""
+Spawn = Callable[[int, Store | None], Child]
+"""Starts a worker whose standard input is this descriptor, in a store if there is one. Raises: BackendFailed."""
 
 
 class WorkerProcess:
     """One worker, as the daemon sees it. `ready` fires when it has its certificate; `load`: connections that may be
     busy.
 
-    `connections` and `quiet` hold inodes of plaintext sockets; the quiet ones carry commands and cost nothing.
+    Args: sock: our end of its channel. `connections` and `quiet` hold inodes of plaintext sockets; the quiet ones carry
+    commands and cost nothing.
     """
 
-    def __init__(self, reactor: Reactor, number: int, spawn: Spawn) -> None:
+    def __init__(self, reactor: Reactor, number: int, sock: socket.socket, child: Child) -> None:
         self.number = number
+        self.child = child
         self.ready: Deferred[None] = Deferred()
         self.last_line = "it said nothing"
         self.connections: dict[int, PlaintextTransport] = {}
         self.quiet: set[int] = set()
         self.is_open = True
         self.missed = 0
-        ours, theirs = make_pair()
-        with theirs:
-            try:
-                self.child = spawn(theirs.fileno())
-            except BackendFailed:
-                ours.close()
-                raise
-        self.channel = MessageChannel(reactor, ours, self._hear, self._close)
+        self.channel = MessageChannel(reactor, sock, self._hear, self._close)
 
     @property
     def load(self) -> int:
@@ -126,13 +124,17 @@ class WorkerPool:
         self._workers: dict[int, WorkerProcess] = {}
         self._keepers: list[Deferred[None]] = []
         self._stopping = False
+        self._store: Store | None = None
         self._beat = LoopingCall(self._check_beats)
         self._beat.clock = reactor
 
     async def start(self, certificate: Certificate) -> None:
         """Start all. Raises: BackendFailed: with the last output of one that ended; TimedOut."""
         self._certificate = certificate
-        workers = [self._begin(number) for number in range(self._count)]
+        found = list(self._workers.values())
+        for worker in found:
+            self._send_certificate(worker)
+        workers = found + [self._begin(number) for number in range(len(found), self._count)]
         for worker in workers:
             self._keepers.append(Deferred.fromCoroutine(self._keep(worker)).addErrback(_report))
         self._beat.start(BEAT_S, now=False)
@@ -144,6 +146,22 @@ class WorkerPool:
             said, reason = workers[error.index].last_line, self._explain()
             why = said if reason is None else f"{reason}; it said: {said}"
             raise BackendFailed(f"worker process cannot start: {why}") from error
+
+    async def go_on(self, store: Store, kept: Kept) -> Sequence[FoundFlow]:
+        """Run workers so that they outlive us, and take those of an earlier daemon. Returns: their flows."""
+        self._store = self.relay.store = store
+        names = [name for name in kept.programs if name.startswith(WORKER) and name in kept.names]
+        for number, name in enumerate(names):
+            _, (sock,) = await store.get(name)
+            self._workers[number] = WorkerProcess(self._reactor, number, sock, store.adopt(name))
+        return await find_flows(self._reactor, self.relay, store, kept)
+
+    async def leave(self) -> None:
+        """Let all workers be: they wait for the next daemon."""
+        self._stopping = True
+        if self._beat.running:
+            self._beat.stop()
+        await self.relay.leave()
 
     def certify(self, certificate: Certificate) -> None:
         """Give all workers another certificate, for new connections."""
@@ -169,7 +187,16 @@ class WorkerPool:
         return [{"pid": one.child.pid, "connections": len(one.connections), "busy": one.load} for one in able]
 
     def _begin(self, number: int) -> WorkerProcess:
-        worker = self._workers[number] = WorkerProcess(self._reactor, number, self._spawn)
+        ours, theirs = make_pair()
+        with theirs:
+            try:
+                child = self._spawn(theirs.fileno(), self._store)
+            except BackendFailed:
+                ours.close()
+                raise
+        if self._store is not None:
+            self._store.put(child.name, None, [ours])
+        worker = self._workers[number] = WorkerProcess(self._reactor, number, ours, child)
         self._send_certificate(worker)
         return worker
 
@@ -192,7 +219,7 @@ class WorkerPool:
             if self._reactor.seconds() - since_s >= STABLE_S:
                 delay_s = RESTART_S
             successor = None
-            while successor is None and not self._stopping:
+            while successor is None and not self._stopping and worker.number < self._count:
                 await deferLater(self._reactor, delay_s)
                 delay_s = min(2 * delay_s, LONGEST_RESTART_S)
                 successor = self._begin_again(worker.number)
@@ -203,6 +230,8 @@ class WorkerPool:
     async def _wait_for_end(self, worker: WorkerProcess) -> None:
         code = await worker.read()
         worker.channel.close()
+        if self._store is not None:
+            self._store.drop(worker.child.name)
         if not worker.ready.called:
             worker.ready.errback(ConnectionDone("it has ended"))
         if not self._stopping:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from mtunnel_tx.backends.child import PipedChild, spawn_child
+from mtunnel_tx.backends.child import spawn_child
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.ports.holding import Store
+from mtunnel_tx.ports.storage import Child
 from mtunnel_tx.workers.reachable import find_closed
 
+VERSION = 1
+"""Of what a worker and its daemon say to each other; a worker of another version is ended, with its flows."""
+WORKER = f"worker/{VERSION}/"
+"""How their names in a store begin."""
 KEPT_VARIABLES = ("PATH", "LANG", "PYTHONPATH", "COVERAGE_PROCESS_START")
 
 
@@ -27,12 +35,19 @@ class WorkerProgram:
         self._user = user
         self._label = label
 
-    def spawn(self, channel: int) -> PipedChild:
-        """Start one. Args: channel: a descriptor, its standard input. Raises: BackendFailed."""
+    def spawn(self, channel: int, store: Store | None = None) -> Child:
+        """Start one.
+
+        Args: channel: a descriptor, its standard input. store: where it runs, so that it outlives us; None: it is our
+        child. Raises: BackendFailed.
+        """
         program = (sys.executable, "-P", "-m", "mtunnel_tx.workers.process", self._label)
         identity = _identity(self._user) if os.geteuid() == 0 else ()
         argv = ("setpriv", *identity, "--no-new-privs", "--pdeathsig", "TERM", "--", *program)
-        return spawn_child(self._reactor, argv, self._env, stdin=channel)
+        if store is None:
+            return spawn_child(self._reactor, argv, self._env, stdin=channel)
+        with socket.socket(fileno=os.dup(channel)) as stdin:
+            return store.spawn(f"{WORKER}{secrets.token_hex(8)}", argv, self._env, stdin)
 
     def explain(self) -> str | None:
         """Why one that was started may not have run, for people; None: nobody knows."""

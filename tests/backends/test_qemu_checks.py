@@ -18,7 +18,7 @@ class Checking(QemuCase):
             ("machine: pc-i440fx-99.0", "machine: this host's QEMU does not know machine type 'pc-i440fx-99.0'"),
             ("hostpci0: mapping=gpu", "hostpci0: hardware of one host cannot move to another"),
             ("args: -S", "args: arguments for QEMU are not taken from another host"),
-            ("net0: virtio,tag=7", "net0: VLANs (tag) cannot be run here"),
+            ("net0: virtio,tag=7", "net0: VLANs (tag) need a bridge"),
             ("sockets: 4\ncores: 64", "cores: there are 255 processors at most"),
             ("memory: 64\nsockets: 3\nnuma: 1", "numa: 64 MiB cannot be shared evenly between 3 sockets"),
             (

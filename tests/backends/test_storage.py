@@ -100,6 +100,18 @@ class OwnProgramTests(StorageCase):
         self.assertEqual((found.length_bytes, found.data_bytes, found.count), (1 << 30, 65536, 1))
         await self.failure(self.storage.extents("local:100/vm-100-disk-1.raw"), BackendFailed)
 
+    async def test_what_a_copy_would_take(self):
+        """The map of an image says it, not its file, which has snapshots as well."""
+        volid = self.qcow2("vm-100-disk-0.qcow2")
+        path = str(self.images / "100/vm-100-disk-0.qcow2")
+        run_program(["qemu-io", "-c", "write 0 2M", path], check=True)
+        run_program(["qemu-img", "snapshot", "-c", "before", path], check=True)
+        run_program(["qemu-io", "-c", "write 0 2M", path], check=True)
+        self.assertGreater((await self.storage.extents(volid)).data_bytes, 4 * MIB)
+        written_bytes = await self.storage.written_bytes(volid)
+        self.assertTrue(2 * MIB < written_bytes < 3 * MIB, written_bytes)
+        self.assertIsNone(await self.storage.written_bytes("local:100/vm-100-disk-0.raw"))
+
     async def test_every_size_in_sectors(self):
         """A mirror needs equal sizes; `pvesm alloc` counts in KiB."""
         for number, (format, size_bytes) in enumerate(

@@ -1,9 +1,10 @@
 import io
+import json
 import os
+import re
 import shutil
 import signal
 import sys
-from contextlib import redirect_stderr
 from pathlib import Path
 
 from rich.console import Console
@@ -15,76 +16,15 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import mtunnel_tx
 from mtunnel_tx.backends.orphans import end_orphans
-from mtunnel_tx.cli.main import make_parser
-from mtunnel_tx.cli.migrate import find_endpoint, run
 from mtunnel_tx.cli.progress import Bars, Lines, make_display
-from mtunnel_tx.cli.sourcehost import is_running
-from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.pve.maps import format_endpoint
 from mtunnel_tx.source.amounts import describe_pace, format_amount, format_rate, format_time
 from tests.patience import patience_s
 from tests.source.target import SECRET, RecordedTarget
 
 ROOT = Path(mtunnel_tx.__file__).parents[1]
-ENDPOINT = "apitoken=PVEAPIToken=a@pve!b=secret,host=localhost"
 CONF = "name: web\nscsi0: local:100/vm-100-disk-0.raw,size=1M\n"
 STORAGE = "dir: local\n\tpath {folder}/srv\n\tcontent images\n"
-
-
-def parse(*words):
-    return make_parser("migrate").parse_args(["migrate", *words])
-
-
-class UsageTest(SynchronousTestCase):
-    def assert_wrong(self, *words):
-        said = io.StringIO()
-        with redirect_stderr(said):
-            error = self.assertRaises(SystemExit, parse, *words)
-        self.assertEqual(error.code, 2)
-        return said.getvalue()
-
-    def test_what_is_wrong(self):
-        storage = ("--target-storage", "tank")
-        self.assertIn("'99' is not a VMID", self.assert_wrong("99", ENDPOINT, *storage))
-        self.assertIn("'x' is not a VMID", self.assert_wrong("100", ENDPOINT, *storage, "--target-vmid", "x"))
-        self.assertIn("identity map", self.assert_wrong("100", ENDPOINT, "--target-storage", "1"))
-        self.assertIn("identity map", self.assert_wrong("100", ENDPOINT, *storage, "--target-bridge", "1"))
-        self.assertIn("KiB/s", self.assert_wrong("100", ENDPOINT, *storage, "--bwlimit", "-1"))
-
-    def test_rates(self):
-        limits = {"0": 0, "1024": 1024, "10M": 10240, "10m": 10240, "1.5G": 1572864, "64K": 64, "0.5K": 1}
-        for text, limit_kib_s in limits.items():
-            self.assertEqual(parse("100", "--bwlimit", text).bwlimit, limit_kib_s, text)
-        for text in ("10X", "M", "1e3", "-1", "", "1.M"):
-            self.assertIn("KiB/s", self.assert_wrong("100", ENDPOINT, f"--bwlimit={text}"))
-
-    def test_storages_are_called_the_same_where_nothing_is_said(self):
-        self.assertEqual(parse("100", ENDPOINT).target_storage.target("tank"), "tank")
-
-    def test_endpoints(self):
-        file = Path(self.mktemp())
-        file.write_text(ENDPOINT + ",port=1\nmore\n")
-        wanted = ("--target-storage", "tank", "100")
-        self.assertEqual(find_endpoint(parse(*wanted, ENDPOINT), {}).port, 8006)
-        self.assertEqual(find_endpoint(parse(*wanted, "--endpoint-file", str(file)), {}).port, 1)
-        self.assertEqual(find_endpoint(parse(*wanted), {"MTUNNEL_ENDPOINT": ENDPOINT + ",port=2"}).port, 2)
-        self.assertRaises(BadRequest, find_endpoint, parse(*wanted), {})
-        self.assertRaises(BadRequest, find_endpoint, parse(*wanted, ENDPOINT, "--endpoint-file", str(file)), {})
-        self.assertRaises(BadRequest, find_endpoint, parse(*wanted, "--endpoint-file", str(file) + "x"), {})
-
-    def test_a_bad_endpoint_keeps_its_secret(self):
-        said = io.StringIO()
-        with redirect_stderr(said):
-            status = run(parse("100", ENDPOINT + ",port=secret", "--target-storage", "tank"), None)
-        self.assertEqual(status, 2)
-        self.assertIn("port", said.getvalue())
-
-    def test_a_monitor_that_listens_is_a_running_vm(self):
-        folder = Path(self.mktemp())
-        folder.mkdir()
-        self.assertFalse(is_running(folder, 100))
-        (folder / "100.qmp").write_text("")
-        self.assertFalse(is_running(folder, 100))
 
 
 class Program(ProcessProtocol):
@@ -167,6 +107,11 @@ class ProgramTest(TestCase):
         program = await self.run_program("--dry-run")
         self.assertEqual((program.status, program.err), (0, b""))
         self.assertIn(b"nothing stands in the way: 1 disk, 1.0 MiB, to node 'pvetest'\n", program.out)
+        self.assertIn(b"DISK   SIZE     ALLOCATED  FORMAT  STORAGE THERE  FORMAT THERE", program.out)
+        program = await self.run_program("--dry-run", "--json")
+        self.assertEqual((program.status, program.err), (0, b""))
+        report = json.loads(program.out)
+        self.assertEqual((report["success"], report["disks"][0]["key"]), (True, "scsi0"))
         self.conf_file.write_text(CONF + "lock: backup\nhostpci0: 00:01.0\n")
         program = await self.run_program("--dry-run")
         self.assertEqual(program.status, 1)
@@ -237,7 +182,8 @@ class ProgramTest(TestCase):
         await reached
         process.loseConnection()
         done = self.target.when("quit")
-        await deferLater(reactor, patience_s(0.5))  # it is told by a signal, and may be writing to nowhere by now
+        # It is told by a signal, and may be writing to nowhere by now; a reply is waited for 10 s at most.
+        await deferLater(reactor, min(patience_s(0.5), 4.0))
         late.callback({})
         await done
         await program.ended
@@ -327,8 +273,28 @@ class ProgressTest(SynchronousTestCase):
             bars.advance("scsi0", 1 << 19)
             bars.finish("scsi0")
         self.assertIn("scsi0", out.getvalue())
-        self.assertIn("1.0/1.0 MiB", out.getvalue())
+        self.assertIn("1.0 of 1.0 MiB", out.getvalue())
         self.assertIn("target: [red]x", out.getvalue())
+
+    def test_units_of_bars(self):
+        """One unit for all, however large; and no decimal ones."""
+        out = io.StringIO()
+        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
+            bars.begin("scsi0", 4 << 30)
+            bars.advance("scsi0", 1 << 30)
+            bars.finish("scsi0")
+        self.assertIn("1024.0 of 4096.0 MiB", out.getvalue())
+        self.assertNotRegex(out.getvalue(), r"\d (MB|GB|GiB)")
+
+    def test_one_bar_for_what_is_sent_again(self):
+        out = io.StringIO()
+        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
+            bars.begin("all", 2 << 20)
+            for _ in range(2):
+                bars.begin("scsi0", 1 << 20)
+                bars.finish("scsi0")
+        last = re.findall(r"(scsi0|all) ", out.getvalue())[-4:]
+        self.assertEqual(last, ["scsi0", "all"] * 2, "two bars, and what is for all stands below")
 
     def test_several_at_once(self):
         out, clock = io.StringIO(), Clock()
@@ -359,9 +325,9 @@ class ProgressTest(SynchronousTestCase):
             bars.advance("virtio1", 1 << 20)
             bars.finish("virtio1")
         last = out.getvalue().rpartition("scsi0")[2]
-        self.assertIn("0.0/1.0 MiB", last.partition("virtio1")[0])
-        self.assertIn("1.0/1.0 MiB", last.partition("virtio1")[2].partition("memory")[0])
-        self.assertIn("2.0/4.0 MiB", last.partition("memory")[2])
+        self.assertIn("0.0 of 1.0 MiB", last.partition("virtio1")[0])
+        self.assertIn("1.0 of 1.0 MiB", last.partition("virtio1")[2].partition("memory")[0])
+        self.assertIn("2.0 of 4.0 MiB", last.partition("memory")[2])
 
     def test_nobody_listens_any_more(self):
         """What runs is not ended by a pager that was."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tests.cli.vmcase import CONF, VmCase
 
+LISTED = "; mtunnel vm list shows those that are there"
+
 
 class Vm(VmCase):
     def setUp(self):
@@ -39,15 +41,20 @@ class Vm(VmCase):
         self.assertEqual(self.vm("status", "100")[1], "status: running\naccelerator: none, the VM is emulated\n")
 
     def test_names_that_lead_nowhere(self):
-        self.assertEqual(self.refused("start", "nobody"), "there is no VM 'nobody'")
+        self.assertEqual(self.refused("start", "nobody"), f"there is no VM 'nobody'{LISTED}")
+        self.assertEqual(self.refused("show", "4711"), f"there is no VM 4711{LISTED}")
         (self.guests / "101.conf").write_text(CONF)
-        self.assertEqual(self.refused("start", "ticker"), "several VMs have the name 'ticker': 100, 101")
+        self.assertEqual(
+            self.refused("start", "ticker"), "several VMs have the name 'ticker', so give the number: 100, 101"
+        )
         status, _, err = self.vm("start", "7")
         self.assertEqual((status, "'7' is not a VMID" in err), (2, True))
 
     def test_failure_as_json(self):
         status, out, err = self.vm("start", "nobody", "--json")
-        self.assertEqual((status, json.loads(out), err), (1, {"success": False, "msg": "there is no VM 'nobody'"}, ""))
+        self.assertEqual(
+            (status, json.loads(out), err), (1, {"success": False, "msg": f"there is no VM 'nobody'{LISTED}"}, "")
+        )
 
     def test_why_it_does_not_start(self):
         (self.guests / "100.conf").write_text(CONF + "hostpci0: mapping=gpu\n")
@@ -98,7 +105,7 @@ class Vm(VmCase):
 
     def test_one_that_is_not_there(self):
         for action in ("status", "start", "stop"):
-            self.assertIn("101.conf' does not exist", self.refused(action, "101"))
+            self.assertIn("there is no VM 101", self.refused(action, "101"))
 
     def test_a_proxmox_node_has_its_own(self):
         self.write('profile = "proxmox"\n')

@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import subprocess
+import termios
 
 from tests.cli.vmcase import CONF, VmCase
 from tests.guest.ticker import is_unbroken, read_beats
@@ -54,6 +55,21 @@ class Console(VmCase):
         self.assertTrue(piped.stdout.readline())
         piped.communicate(given["input"], timeout=patience_s())
         self.assertEqual(piped.returncode, 0)
+
+    def test_ended_by_a_signal(self):
+        """As by a terminal that is closed: the port is free again, and keys are as they were."""
+        self.assertEqual(self.vm("start", "100")[0], 0)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            self.end_by(number)
+
+    def end_by(self, number):
+        process, terminal = self.open()
+        before = termios.tcgetattr(terminal)
+        self.read_until(terminal, lambda seen: b"leaves it" in seen)
+        wait_for("raw keys", lambda: termios.tcgetattr(terminal) != before)
+        process.send_signal(number)
+        wait_for("its end", lambda: process.poll() is not None)
+        self.assertEqual((process.returncode, termios.tcgetattr(terminal)), (128 + number, before))
 
     def test_the_guest_ends(self):
         self.assertEqual(self.vm("start", "100")[0], 0)

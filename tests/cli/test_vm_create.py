@@ -107,7 +107,8 @@ class Create(ActCase):
         self.add_ticker(100)
         (self.pve / "nodes" / "other" / "lxc").mkdir(parents=True)
         (self.pve / "nodes" / "other" / "lxc" / "101.conf").write_text("")
-        self.assertEqual((await self.act("create", "web"))["vmid"], 102)
+        self.assertEqual((await self.act("create", "ticker"))["vmid"], 102)
+        self.assertEqual(self.notes[-1], "VM 100 has the name 'ticker', too: commands will need the number")
         reason = "VM 100 already exists on node 'here'"
         self.assertEqual(await self.refusal("create", "web", "--vmid", "100", "--disk", "1G"), reason)
         self.assertIn("name: ticker", (self.guests / "100.conf").read_text())

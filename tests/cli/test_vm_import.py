@@ -49,6 +49,13 @@ class ImportCase(ActCase):
 
 
 class Images(ImportCase):
+    async def test_a_cd_is_no_disk(self):
+        iso = self.folder / "debian.iso"
+        iso.write_bytes(CONTENT)
+        hint = f"mtunnel vm create NAME --disk 20G --iso {iso}"
+        await self.assert_refused(f"{iso}: is a CD image, to install from: {hint}", iso)
+        self.assert_imported(await self.act("import", iso, "--image-format", "raw"))
+
     async def test_firmware_and_tpm(self):
         """Of an image that does not start with a BIOS."""
         if not Path("/usr/share/OVMF/OVMF_VARS_4M.fd").exists():

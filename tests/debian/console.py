@@ -50,7 +50,7 @@ class Console:
 
     def log_in(self, user: str, password: str, wait_s: float) -> None:
         """Wait for the end of cloud-init, which makes the user, then log in."""
-        self.expect(r"Cloud-init v\S+ finished", wait_s)
+        self.expect(r"Cloud-init v.*? finished", wait_s)
         self.type("")
         self.expect(r"login: ")
         self.type(user)

@@ -64,12 +64,13 @@ class HolderCase(TestCase):
     def connect(self) -> HolderClient:
         sock = connect_holder(self.path)
         assert sock is not None
-        client = HolderClient(reactor, sock, self.note_lost)
+        client = HolderClient(reactor, sock, self.start_again)
         self.addCleanup(client.close)
         return client
 
-    def note_lost(self):
+    def start_again(self):
         self.lost += 1
+        raise BackendFailed("no other one today")
 
     def shell(self, client: HolderClient, script: str, name: str = "p") -> HeldChild:
         return client.spawn(name, ["sh", "-c", script], ENV)

@@ -111,6 +111,9 @@ class FakeTunnels:
             raise Unauthenticated("permission denied - invalid PVETUNNEL ticket")
         return FakeRoute(vmid, token)
 
+    async def abandon(self, vmid, token, upid):
+        raise NotFound(f"VM {vmid} has no such tunnel of yours")
+
     async def digest(self, vmid, token, volid, *, content=False):
         if volid != "local:300/vm-300-disk-0.raw":
             raise NotFound(f"volume '{volid}' is not of a live tunnel of yours")

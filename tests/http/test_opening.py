@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 
 from mtunnel_tx import __version__
 from mtunnel_tx.errors import InvalidParameters, PermissionDenied, TunnelError
-from mtunnel_tx.http.api import MOST_DELAYED
+from mtunnel_tx.http.gate import MOST_DELAYED
 from mtunnel_tx.http.table import OPERATIONS
 from tests.http.apicase import NODE, SECRET, ApiCase
 

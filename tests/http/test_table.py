@@ -37,6 +37,7 @@ NEEDS = {
         "VM.Allocate on /vms/{vmid} once more, of a flow that the token may attach to",
         "Sys.Incoming on / once more, of a flow that the token may attach to",
     ],
+    "POST /nodes/{node}/qemu/{vmid}/mtunnelabandon": [],
     "GET /nodes/{node}/qemu/{vmid}/mtunneldigest": [],
     "GET /cluster/resources": ["VM.Audit on /vms/{vmid} for each guest that is shown"],
     "GET /nodes/{node}/storage": [

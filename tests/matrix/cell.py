@@ -45,10 +45,10 @@ HERE, THERE = 100, 200
 class Side(Node):
     """A node whose QEMUs are watched."""
 
-    def __init__(self, name: str, shims: Path) -> None:
+    def __init__(self, name: str, shims: Path, park_s: float = 600) -> None:
         self.shims = shims
         make_shim(shims)
-        super().__init__(name)
+        super().__init__(name, extra=f"[limits]\npark_s = {park_s}")
         self.spies: list[Spy] = []
 
     @property
@@ -100,10 +100,10 @@ class Side(Node):
 class Cell:
     """Two nodes, a ticking guest on the first one, and `mtunnel migrate --online`."""
 
-    def __init__(self, *, small_disk: bool = False) -> None:
+    def __init__(self, *, small_disk: bool = False, park_s: float = 600) -> None:
         self._owner = ExitStack()
         self.folder = Path(tempfile.mkdtemp(prefix="mx-"))
-        self.here, self.there = Side("here", self.folder / "a"), Side("there", self.folder / "b")
+        self.here, self.there = Side("here", self.folder / "a"), Side("there", self.folder / "b", park_s)
         self.mounted: Path | None = None
         if small_disk:
             self._mount()

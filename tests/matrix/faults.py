@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,9 @@ from tests.matrix.proxy import COMMANDS, DISK, MEMORY
 from tests.patience import wait_for
 
 STALL_S = 20.0
+SHORT_PARK_S, LONG_PARK_S = 3.0, 120.0
+OUTAGE_S = 3.0
+CUT_EVERY_S, MOST_CUTS = 2.0, 30
 SLOW_BYTES_S = 65536
 NEVER_BYTES_S = 4096
 _NO_STREAM = "there is no such stream yet"
@@ -24,7 +29,7 @@ _SOURCE_OVER = "the source has ended its QEMU already, before it unlocks"
 class Fault:
     """`impossible`: in which phases it cannot happen, and why; `small_disk`: the target's storage is a file system.
 
-    `options`: of `mtunnel migrate`.
+    `options`: of `mtunnel migrate`. `park_s`: how long both ends wait for another connection.
     """
 
     name: str
@@ -32,6 +37,7 @@ class Fault:
     impossible: Mapping[str, str] = field(default_factory=dict)
     small_disk: bool = False
     options: tuple[str, ...] = ()
+    park_s: float = SHORT_PARK_S
 
 
 def _kill_source(cell: Cell, _phase: Phase) -> None:
@@ -65,6 +71,26 @@ def _reboot(cell: Cell, _phase: Phase) -> None:
 
 def _cut_all(cell: Cell, _phase: Phase) -> None:
     cell.proxy.cut_all()
+
+
+def _cut_for_a_while(cell: Cell, _phase: Phase) -> None:
+    cell.proxy.cut_all()
+    time.sleep(OUTAGE_S)  # it is the fault itself that lasts
+    cell.proxy.down = False
+
+
+def _cut_again_and_again(cell: Cell, _phase: Phase) -> None:
+    """One connection at a time, from now on."""
+    chance = random.Random(2)
+
+    def cut() -> None:
+        for _ in range(MOST_CUTS):
+            live = [connection for connection in cell.proxy.connections if connection.open]
+            if live:
+                chance.choice(live).cut()
+            time.sleep(CUT_EVERY_S)  # it is the fault itself that lasts
+
+    threading.Thread(target=cut, daemon=True).start()
 
 
 def _fill(cell: Cell, phase: Phase) -> None:
@@ -114,6 +140,7 @@ FAULTS = (
     Fault(
         name="memory stream cut",
         do=_cut(MEMORY),
+        park_s=LONG_PARK_S,
         impossible={
             **dict.fromkeys(("before start", "mirror"), _NO_STREAM),
             **dict.fromkeys(("completed", "resumed", "unlocked"), _STREAM_OVER),
@@ -122,10 +149,13 @@ FAULTS = (
     Fault(
         name="NBD stream cut",
         do=_cut(DISK),
+        park_s=LONG_PARK_S,
         impossible={"before start": _NO_STREAM, **dict.fromkeys(("completed", "resumed", "unlocked"), _STREAM_OVER)},
     ),
-    Fault(name="command connection cut", do=_cut(COMMANDS)),
+    Fault(name="command connection cut", do=_cut(COMMANDS), park_s=LONG_PARK_S),
     Fault(name="all cut, for good", do=_cut_all),
+    Fault(name="all cut, back after 3 s", do=_cut_for_a_while, park_s=LONG_PARK_S),
+    Fault(name="one stream cut every 2 s", do=_cut_again_and_again, park_s=LONG_PARK_S),
     Fault(name="target disk full", do=_fill, small_disk=True),
     Fault(name="20 s stall", do=_stall),
     Fault(

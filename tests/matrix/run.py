@@ -55,7 +55,7 @@ def run_cell(fault: Fault, phase: Phase) -> Outcome:
         return outcome
     cell = None
     try:
-        cell = Cell(small_disk=fault.small_disk)
+        cell = Cell(small_disk=fault.small_disk, park_s=fault.park_s)
         Trial(cell, fault, phase, outcome).run()
     except Exception:
         said = f"\nthe migration said: {cell.said}" if cell is not None else ""

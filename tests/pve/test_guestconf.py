@@ -291,6 +291,15 @@ class Sent(SynchronousTestCase):
         )
         self.assertEqual(warnings, [])
 
+    def test_all_that_cannot_be_read_at_once(self):
+        found = []
+        text = "cores: 1\nnewkey: 1\n?\ntags: \u00e4\n[no section]\nname: -\n[old]\nmemory: 1\n"
+        conf, _ = read_sent_config(text, 100, lambda key, error: found.append((key, error.text)))
+        self.assertEqual(conf.options, {"cores": "1"})
+        self.assertEqual([key for key, _ in found], ["newkey", "", "tags", "", "memory"])
+        for (_, text), word in zip(found, ("newkey", "?", "tag", "no section", "memory"), strict=True):
+            self.assertTrue(text.startswith("vm 100 - ") and word in text, text)
+
     def test_warnings_end_somewhere(self) -> None:
         _, warnings = read_sent_config("cores: 1\n" * 1000, 100)
         self.assertEqual((len(warnings), warnings[-1]), (21, "vm 100 - 979 more warnings"))

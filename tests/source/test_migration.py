@@ -240,7 +240,7 @@ class FailuresTest(SourceCase):
     async def test_the_target_breaks_the_stream(self):
         self.target.abort_streams_after = 1000
         self.storage.mode = "hang"
-        await self.fails("scsi0: ", "import process failed")
+        await self.fails("the disk connection to 127.0.0.1 was lost: ", "scsi0: ", "import process failed")
         self.assert_cleaned_up()
         self.assertNotEqual(await self.storage.children[0][0].ended(), 0)
 
@@ -253,7 +253,7 @@ class FailuresTest(SourceCase):
         """The last line has it: what an import says at its end is nothing but that."""
         self.target.lines = ["Formatting 'x', fmt=raw size=1048576\n", "file 'vm-300-disk-0.raw' already exists\n"]
         self.target.imports_fail = True
-        await self.fails("target: import process failed: file 'vm-300-disk-0.raw' already exists")
+        await self.fails("target: import process failed - file 'vm-300-disk-0.raw' already exists")
         self.assert_cleaned_up()
 
     async def test_an_unknown_status(self):

@@ -48,7 +48,8 @@ class OutageTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.said = []
-        self.outages = Outages(self.clock, self.said.append)
+        self.told = []
+        self.outages = Outages(self.clock, self.said.append, self.told.append)
         self.commands, self.memory = FakeStream(), FakeStream()
         self.outages.watch(self.commands, longest_s=600.0, carries_commands=True)
         self.outages.watch(self.memory, longest_s=600.0, carries_commands=False)
@@ -62,7 +63,7 @@ class OutageTests(SynchronousTestCase):
         self.memory.find()
         lost = "connection lost, waiting ({} of 10:00)"
         self.assertEqual(self.said, [lost.format("0:00"), lost.format("0:10"), "resumed after 0:14"])
-        self.assertEqual(self.outages.summary(), "connection lost once, 0:14 in all")
+        self.assertEqual((self.outages.summary(), self.told), ("connection lost once, 0:14 in all", [14.0]))
         self.memory.lose()
         self.outages.forget(self.memory)
         self.assertEqual(self.clock.getDelayedCalls(), [])

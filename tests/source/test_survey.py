@@ -157,14 +157,14 @@ class SurveyTest(SourceCase):
         self.hold(encrypted=True)
         self.assertEqual(
             await self.obstacles(),
-            ["virtio1: 'local:100/vm-100-disk-1.qcow2' is encrypted, and no key goes with it"],
+            ["virtio1: 'local:100/vm-100-disk-1.qcow2' cannot be sent: image is encrypted"],
         )
 
     async def test_an_image_with_a_backing_file(self):
         self.storage.backing["local:100/vm-100-disk-1.qcow2"] = "backing file '/x'"
         self.assertEqual(
             await self.obstacles(),
-            ["virtio1: 'local:100/vm-100-disk-1.qcow2' is not complete in itself: backing file '/x'"],
+            ["virtio1: 'local:100/vm-100-disk-1.qcow2' cannot be sent: backing file '/x'"],
         )
 
     async def test_no_space(self):

@@ -1,13 +1,19 @@
 """What an mtunnel-tx as target is asked before a move, and keys that are left out."""
 
+import re
+from pathlib import Path
+
 from twisted.internet.defer import Deferred
 
+import mtunnel_tx
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.wire.checkrequest import CHECK
 from tests.source.case import CONF, SourceCase
 from tests.source.machines import FakeMachine
 from tests.source.target import make_reply
+
+ROOT = Path(mtunnel_tx.__file__).parents[1]
 
 
 class OwnTargetTest(SourceCase):
@@ -123,8 +129,20 @@ class OwnTargetTest(SourceCase):
         )  # fmt: skip
         self.assertEqual(shown["nets"], [{"key": "net0", "bridge": "vmbr0", "target_bridge": "vmbr0"}])
         self.assertEqual(shown["findings"][0]["side"], "target")
-        self.assertEqual(report.table()[1][3:], ("raw", "tank", "raw", "1.0 GiB", "0:01"))
+        self.assertEqual(report.table()[1][3:], ("raw", "tank", "raw", "1024.0 MiB", "0:01"))
         self.assertEqual(report.table()[2][4:], ("unknown", "unknown", "unknown", "0:00"))
+
+    async def test_its_keys_are_documented(self):
+        disk = {"key": "scsi0", "storage": "tank", "format": "raw", "stream": "raw+size", "free": 5}
+        self.answer(("change", "disk", "scsi0", "raw becomes qcow2"), disks=[disk])
+        shown = (await Deferred.fromCoroutine(self.migration().check())).as_json()
+        page = (ROOT / "docs/operations.md").read_text()
+        table = page.partition("<!-- report: ")[2].partition("<!-- end of report -->")[0]
+        rows = dict(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*) \|$", table, re.MULTILINE))
+        self.assertEqual({key for keys in rows for key in re.findall(r"`(\w+)`", keys)}, set(shown))
+        for key, values in (("disks", shown["disks"]), ("nets", shown["nets"]), ("findings", shown["findings"])):
+            self.assertLessEqual(set(values[0]), set(re.findall(r"`(\w+)`", rows[f"`{key}`"])), key)
+        self.assertLessEqual(set(shown["target"]), set(re.findall(r"`(\w+)`", rows["`target`"])))
 
 
 class DropTest(SourceCase):

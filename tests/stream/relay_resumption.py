@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import queue
 import random
 import socket
 import threading
@@ -190,6 +191,58 @@ class Resumption(Scenes):
         self.assertEqual(codes([scene.peer.frame()]), [1000])
         scene.peer.close()
         self.assertTrue(scene.outcome().orderly)
+
+    @in_thread
+    def test_a_parked_flow_goes_on_elsewhere(self):
+        """As from one worker to another one."""
+        scene, told = self.resumable(), queue.Queue()
+        scene.peer.data(b"one")
+        self.assertEqual(self.hear(scene), "a 3")
+        scene.local.sendall(b"abcdef")
+        self.assertEqual(scene.peer.payload(6), b"abcdef")
+        self.lose(scene)
+        blockingCallFromThread(reactor, self.relay.take_away, scene.flow, told.put)
+        value = told.get(timeout=patience_s())
+        self.assertEqual((value.taken, value.sent, value.kept), (3, 6, b"abcdef"))
+        former, scene.flow = scene.flow, Flow(self.relay, scene.flow.local.dup(), scene.flow.terms)
+        scene.flow.value = value
+        scene.flow.done.addCallback(scene._end)
+        former.local.close()
+        scene.reconnect()
+        self.assertEqual(self.hear(scene), "a 3")
+        self.say(scene, "a 2", "p 3")
+        self.assertEqual(self.hear(scene), "p 2")
+        self.assertEqual(scene.peer.payload(4), b"cdef")
+        scene.peer.data(b"two")
+        self.assertEqual(read_exactly(scene.local, 6), b"onetwo")
+        self.assertEqual(self.hear(scene), "a 6")
+        self.finish_well(scene, 6, 6)
+
+    @in_thread
+    def test_whatever_a_peer_says(self):
+        """Nothing of it is an unexpected failure, and each flow still ends when it is told to."""
+        chance = random.Random(3)
+        records = ["a 0", "a 3", "a 9", "p 0", "p 4", "e 0", "e 4", "d", "x", "x why", "a", "z 1", ""]
+        for _ in range(25):
+            scene = self.resumable(ends_with_local=chance.random() < 0.5, ends_with_peer=chance.random() < 0.3)
+            with contextlib.suppress(OSError):
+                for _ in range(chance.randrange(1, 8)):
+                    self.do_something(scene, chance.choice(records), chance)
+            scene.finish()
+            self.scenes.remove(scene)
+
+    def do_something(self, scene, record, chance):
+        match chance.randrange(6):
+            case 0:
+                scene.peer.data(b"four"[: chance.randrange(1, 5)])
+            case 1:
+                scene.local.sendall(b"local")
+            case 2:
+                scene.local.shutdown(socket.SHUT_WR)
+            case 3 if not scene.flow.done.called:
+                scene.reconnect().sock.close()
+            case _:
+                self.say(scene, record)
 
 
 class OwnFlows(Scenes):

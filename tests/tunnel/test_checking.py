@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from mtunnel_tx.pve.findings import MOST_FINDINGS
@@ -104,6 +106,32 @@ class CheckTests(CheckCase):
         self.assertEqual(len(found), MOST_FINDINGS + 1)
         self.assertIn("more are not listed", found[-1][3])
 
+    def test_long_lines_are_cut(self) -> None:
+        for line in ("?" * 100_000, f"{'a' * 100_000}: 1"):
+            ((_, _, name, text),) = self.found(f"{CONF}{line}\n")
+            self.assertLess(len(name) + len(text), 1100)
+
+    def test_children_wait_for_their_turn(self) -> None:
+        turns: list[str] = []
+
+        @asynccontextmanager
+        async def turn(token: str, vmid: int | None) -> AsyncIterator[None]:
+            turns.append("take")
+            yield
+            turns.append("give")
+
+        self.patch(self.fake.storage, "size_bytes", self._size(turns))
+        object.__setattr__(self.fake.services, "child_turn", turn)
+        self.found(f"{CONF}ide2: local:iso/x.iso,media=cdrom\n")
+        self.assertEqual(turns, ["take", "look", "give", *["take", "give"] * 2])
+
+    def _size(self, turns: list[str]) -> Any:
+        async def size_bytes(_volid: str) -> int:
+            turns.append("look")
+            return 512
+
+        return size_bytes
+
     def test_firewall_rules_that_may_not_be_set(self) -> None:
         role = "role:most:VM.Allocate,VM.Config.Memory,VM.Config.Options,VM.Config.Disk,Datastore.AllocateSpace:\n"
         users = self.fake.access.users
@@ -164,6 +192,11 @@ class DiskTests(CheckCase):
         ((severity, about, name, text),) = self.found()
         self.assertEqual((severity, about, name), ("refuse", "disk", "local:100/vm-100-disk-0.raw"))
         self.assertEqual(text, f"{left}: remove it, or choose another VMID")
+
+    def test_not_those_of_a_vm_that_waits(self) -> None:
+        self.leave("vm-100-disk-0.raw")
+        self.fake.journal.records[100] = []
+        self.assertEqual([each[3] for each in self.found()], ["VM 100 waits for 'mtunnel settle 100'"])
 
     def test_what_another_vm_names_is_none(self) -> None:
         self.leave("vm-100-disk-0.raw")

@@ -43,6 +43,19 @@ class ConfigTests(TunnelCase):
         )
         self.assertEqual(self.written("memory: 512\n")["lock"], "migrate")
 
+    def test_a_volume_that_many_keys_name_is_asked_for_once(self) -> None:
+        asked: list[str] = []
+        size_bytes = self.fake.storage.size_bytes
+
+        async def count(volid: str) -> int | None:
+            asked.append(volid)
+            return await size_bytes(volid)
+
+        volid = self.ask(**DISK)["volid"]
+        self.patch(self.fake.storage, "size_bytes", count)
+        self.written("".join(f"unused{number}: {volid}\n" for number in range(256)))
+        self.assertEqual(asked, [volid])
+
     def test_snippets_stay_in_their_folder(self) -> None:
         for name in ("snippets/../../etc/shadow", "snippets/..", "iso/a.iso", "100/vm-100-disk-0.raw", "../a"):
             self.assertEqual(
@@ -79,7 +92,7 @@ class ConfigTests(TunnelCase):
         run = self.fake.services.threads.run
         self.patch(FakeThreads, "run", lambda _self, call, *args: asked.append(call.__name__) or run(call, *args))
         self.ask(cmd="config", conf=conf, **{"firewall-config": "[RULES]\n"})
-        self.assertEqual(asked, ["format_firewall", "read_sent_config"])
+        self.assertEqual(asked, ["format_firewall", "read_sent_config", "check_config_privileges"])
 
     def test_nothing_to_set(self) -> None:
         self.assertEqual(self.refused(""), "no options specified\n")

@@ -89,6 +89,8 @@ class EndWithoutQuitTests(TunnelCase):
         self.fake.storage.sizes.pop(self.ask(**DISK)["volid"])
         self.line.disconnected()
         self.assertEqual((self.fake.guests.configs, self.fake.journal.records), ({}, {}))
+        gone = "volume 'local:100/vm-100-disk-0.raw' is not where it was made, and counts as freed"
+        self.assertIn(f"WARN: {gone}", self.task.lines)
 
     def test_what_cannot_be_freed_keeps_config_and_journal(self) -> None:
         self.connect()
@@ -269,6 +271,14 @@ class SettleTests(TunnelCase):
         self.fake.storage.broken.clear()
         self.assertEqual(self.settle(discard=True), [])
         self.assertEqual((self.fake.storage.sizes, self.fake.guests.configs), ({}, {}))
+
+    def test_a_journal_that_somebody_removed(self) -> None:
+        self._end("lock: backup\n")
+        self.fake.journal.records.clear()
+        why = self.fails(self.registry.settle(100, discard=True), WrongState).text
+        self.assertIn("the journal of VM 100 is gone", why)
+        self.assertEqual((self.registry.held, list(self.fake.storage.sizes)), ({}, [self.volid]))
+        self.fails(self.registry.settle(100, discard=True), NotFound)
 
     def test_after_ours_nothing_is_freed(self) -> None:
         self.fake.journal.records[100].append({"do": "handed_over"})

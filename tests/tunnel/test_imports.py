@@ -74,6 +74,14 @@ class ImportTests(TunnelCase):
         self.assertEqual(self.query(), {"success": True, "status": "error", "msg": "import process failed\n"})
         self.assertTrue(self.begin_import()["success"])
 
+    def test_the_last_word_has_the_reason(self) -> None:
+        self.begin_import()
+        self.child.lines += ["Formatting 'x', fmt=raw\n", "write: No space left on device\n", "1+0 records in\n"]
+        self.child.exit(1)
+        replies = [self.query() for _ in range(4)]
+        self.assertEqual([reply["status"] for reply in replies], [*["pending"] * 3, "error"])
+        self.assertEqual(replies[-1]["msg"], "import process failed - write: No space left on device\n")
+
     def test_lines_of_a_failed_import_come_first(self) -> None:
         self.begin_import()
         self.child.lines.append("import: no size found in export header, aborting.\n")

@@ -144,6 +144,21 @@ class RouteTests(TunnelCase):
         self.now(first.closed(orderly=True))
         second.opened(FakeStream())
 
+    def test_only_a_parked_tunnel_is_abandoned_and_only_by_its_token(self) -> None:
+        opened = self.open()
+        route = self.registry.route(100, opened.socket, TOKEN, opened.ticket)
+        route.opened(FakeStream())
+        for vmid, token, upid in ((101, TOKEN, opened.upid), (100, "else@pve!t1", opened.upid), (100, TOKEN, "UPID:x")):
+            self.failureResultOf(Deferred.fromCoroutine(self.registry.abandon(vmid, token, upid)), NotFound)
+        self.failureResultOf(Deferred.fromCoroutine(self.registry.abandon(100, TOKEN, opened.upid)), WrongState)
+        route.parked("reset")
+        self.assertEqual([flow.socket for flow in self.registry.live()[0].parked], ["commands"])
+        work = Deferred.fromCoroutine(self.registry.abandon(100, TOKEN, opened.upid))
+        self.now(route.closed(orderly=False))
+        self.fake.clock.advance(10)
+        self.successResultOf(work)
+        self.assertEqual(self.registry.live(), [])
+
     def test_streams_are_bounded_and_counted(self) -> None:
         object.__setattr__(self.fake.services, "limits", TunnelLimits(streams_per_tunnel=1))
         opened = self.open()

@@ -47,11 +47,17 @@ _events = st.one_of(
     st.builds(WasParked, parked_s=st.floats(0, 1e6)),
 )
 _ends = st.builds(Reached, phase=st.sampled_from([phase for phase in MovePhase if phase.is_end]), reason=st.text())
-# A clock may be set back.
-_steps = st.lists(st.tuples(st.one_of(_events, _ends), st.floats(0, 4e9)), max_size=30)
+# A clock may be set back; looks may follow each other at once.
+_times = st.one_of(st.floats(0, 4e9), st.floats(1000, 1001), st.integers(1000, 1020).map(float))
+_carried = st.builds(Carried, label=_labels, done_bytes=st.integers(0, 100), total_bytes=st.none())
+_live = st.lists(st.tuples(st.one_of(_carried, _events), _times), max_size=30)
+_steps = st.one_of(_live, st.lists(st.tuples(st.one_of(_events, _ends), _times), max_size=30))
+EXPECTED = NEW
+for name in ("scsi0", "scsi1", "memory"):
+    EXPECTED = apply(EXPECTED, Expected(label=name, kind=TransferKind.DISK, total_bytes=100), 1000.0)
 
 
-def follow(steps, move=NEW):
+def follow(steps, move=EXPECTED):
     for event, at_s in steps:
         move = apply(move, event, at_s)
     return move
@@ -79,7 +85,16 @@ class Laws(SynchronousTestCase):
         self.assertIs(apply(over, event, at_s), over)
         self.assertEqual([one.label for one in over.transfers if one.is_running], [])
 
-    @given(_steps, _events, st.floats(0, 4e9))
+    @given(st.lists(st.floats(0, 0.04), max_size=10), st.integers(1, 1 << 40))
+    @settings(max_examples=100, deadline=None)
+    def test_looks_that_are_close_together_say_nothing_about_a_rate(self, gaps_s, size_bytes):
+        move, at_s = EXPECTED, 1000.0
+        for number, gap_s in enumerate(gaps_s):
+            at_s += gap_s
+            move = apply(move, Carried(label="scsi0", done_bytes=number * size_bytes), at_s)
+        self.assertEqual(move.rate_bytes_s, 0)
+
+    @given(_steps, st.one_of(_carried, _events), _times)
     @settings(max_examples=100, deadline=None)
     def test_nothing_is_undone(self, steps, event, at_s):
         before = follow(steps)
@@ -106,14 +121,14 @@ class Laws(SynchronousTestCase):
         self.assertEqual({**asdict(there), "transfers": 0}, {**asdict(move), "transfers": 0})
 
     def test_a_peer_cannot_name_too_much(self):
-        move = follow([(Expected(label=str(n), kind=TransferKind.DISK), 1.0) for n in range(MOST_TRANSFERS + 5)])
+        move = follow([(Expected(label=str(n), kind=TransferKind.DISK), 1.0) for n in range(MOST_TRANSFERS + 5)], NEW)
         self.assertEqual(len(move.transfers), MOST_TRANSFERS)
 
 
 class Figures(SynchronousTestCase):
     def expected(self, **sizes):
         return follow([(Expected(label=label, kind=TransferKind.DISK, total_bytes=size), 1000.0)
-                       for label, size in sizes.items()])  # fmt: skip
+                       for label, size in sizes.items()], NEW)  # fmt: skip
 
     def test_rate_percentage_and_rest(self):
         """10 MiB/s; the second disk has not begun, and counts for all of it."""

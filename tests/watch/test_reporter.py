@@ -111,6 +111,22 @@ class Reporting(ReporterCase):
         self.assertIn(("resize", ALL, 90 * MIB), together)
         self.assertEqual(together[-1], ("finish", ALL))
 
+    def test_all_together_end_before_the_last_words(self) -> None:
+        """Its total at last is what was done: memory that was written meanwhile is not sent any more."""
+        self.expect(scsi0=40 * MIB, memory=60 * MIB)
+        self.reporter.begin("memory", 60 * MIB)
+        self.reporter.advance("memory", 50 * MIB)
+        self.reporter.finish("memory")
+        self.reporter.begin("scsi0", 40 * MIB)
+        self.reporter.finish("scsi0")
+        self.reporter.tell(Reached(phase=MovePhase.DONE))
+        self.reporter.say("it is there")
+        self.reporter.stop()
+        calls = [call for call in self.shown.calls if call[1] in (ALL, "it is there")]
+        self.assertEqual(calls[-4:], [
+            ("resize", ALL, 50 * MIB), ("advance", ALL, 0), ("finish", ALL), ("say", "it is there"),
+        ])  # fmt: skip
+
     def test_a_single_one_is_not_shown_twice(self) -> None:
         self.expect(scsi0=40 * MIB)
         self.reporter.begin("scsi0", 40 * MIB)

@@ -99,6 +99,10 @@ class FarNode(Node):
         """From now on nothing of what they send arrives, not even an acknowledgement."""
         self.ip("-netns", self.spaces[1], "route", "add", "blackhole", f"{self.OURS}/32")
 
+    def mend(self) -> None:
+        """It arrives again."""
+        self.ip("-netns", self.spaces[1], "route", "delete", "blackhole", f"{self.OURS}/32")
+
 
 class DeadPeerTests(SynchronousTestCase):
     def setUp(self) -> None:

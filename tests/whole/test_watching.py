@@ -74,7 +74,7 @@ class WatchedTests(OnlineCase):
         values = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
         self.assertEqual(values["mtunnel_tunnels_ended_total", "kept"], 1)
         self.assertEqual(values["mtunnel_downtime_seconds_sum",], downtime_s)
-        self.assertGreater(values["mtunnel_payload_bytes_total", "in", "nbd"], 1 << 20)
+        self.assertGreater(values["mtunnel_payload_bytes_total", "in", "memory"], 1 << 20)
         self.assertGreater(values["mtunnel_journal_append_seconds_count",], 5)
         self.assertGreater(values["mtunnel_event_loop_delay_seconds_count",], 0)
         if promtool := shutil.which("promtool"):

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import ClassVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
@@ -14,10 +15,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.stream.flow import FlowTerms
 from mtunnel_tx.stream.limits import FlowLimits
+from mtunnel_tx.stream.parkedvalue import ParkedValue, ParkedWay
 from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tls.certificate import Certificate
 from mtunnel_tx.wire.frames import Role
 from mtunnel_tx.workers.channel import MessageChannel, Nonsense, close_unasked, make_pair, read_count
+from mtunnel_tx.workers.parking import StoredFlow, read_parked, read_value, write_value
 from mtunnel_tx.workers.pool import BEAT_S, MOST_MISSED, WorkerPool
 from mtunnel_tx.workers.terms import read_terms, write_terms
 
@@ -38,6 +41,7 @@ class FakeChild:
 
     def __init__(self, reactor: Reactor, channel: int) -> None:
         self.pid = 1
+        self.name = ""
         self.heard: list[object] = []
         self.killed = False
         self._end: Deferred[None] = Deferred()
@@ -74,7 +78,7 @@ class WorkerPoolTests(SynchronousTestCase):
         self.pool = WorkerPool(self.reactor, count=2, spawn=self.spawn, here=here, handshake_s=7)
         self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(self.pool.stop())))
 
-    def spawn(self, channel: int) -> FakeChild:
+    def spawn(self, channel: int, store: object) -> FakeChild:
         if self.refusal is not None:
             raise self.refusal
         self.children.append(FakeChild(self.reactor, channel))
@@ -176,6 +180,49 @@ class TermsTests(SynchronousTestCase):
         terms = FlowTerms(urgent=True, role=Role.CLIENT, ends_with_local=True, ends_with_peer=True, limits=limits)
         message = json.loads(json.dumps(write_terms(terms)))
         self.assertEqual(read_terms(message, terms.closed), terms)
+
+
+class ParkedTests(SynchronousTestCase):
+    """What a worker gives back: checked, as somebody may have taken it over to reach the next one."""
+
+    WAY: ClassVar[dict[str, object]] = {"sender": "OPEN", "done": False}
+    GOOD: ClassVar[dict[str, object]] = {
+        "inward": WAY,
+        "outward": WAY,
+        "taken": 5,
+        "sent": 9,
+        "acked": 6,
+        "ended_at": None,
+        "is_end_passed": False,
+        "is_end_delivered": False,
+    }
+
+    def parked(self, kept: bytes = b"abc", *, seals: bool = True, **other: object) -> StoredFlow:
+        way = ParkedWay(sender="OPEN", done=False)
+        ends = {"is_end_passed": False, "is_end_delivered": False, "ended_at": None}
+        value = ParkedValue(inward=way, outward=way, taken=5, sent=9, acked=6, kept=kept, **ends)
+        _, file = write_value(value)
+        if not seals:
+            file = os.fdopen(os.memfd_create("x"), "w+b")
+            file.write(kept)
+            file.flush()
+        self.addCleanup(file.close)
+        message = {"in": 5, "out": 9, "reason": "reset", "value": {**self.GOOD, **other}}
+        return read_parked(message, [file], 1 << 20)
+
+    def test_it_goes_on_with_the_same_value(self) -> None:
+        parked = self.parked()
+        self.assertEqual((parked.kept_bytes, parked.bytes_in, parked.reason), (3, 5, "reset"))
+        value = read_value(parked.numbers, parked.file)
+        self.assertEqual((value.kept, value.taken, value.inward), (b"abc", 5, ParkedWay(sender="OPEN", done=False)))
+
+    def test_everything_else_is_nonsense(self) -> None:
+        self.assertRaises(Nonsense, self.parked, seals=False)
+        self.assertRaises(Nonsense, self.parked, b"abcd")
+        for other in ({"acked": 10}, {"sent": 1 << 40}, {"taken": -1}, {"ended_at": 3}, {"inward": {"sender": "X"}}):
+            self.assertRaises(Nonsense, self.parked, **other)
+        for message in ({}, {"value": 5}, {"value": self.GOOD}):
+            self.assertRaises(Nonsense, read_parked, message, [], 1 << 20)
 
 
 class ChannelTests(SynchronousTestCase):

@@ -25,7 +25,7 @@ from mtunnel_tx.cli.output import FAILED
 from mtunnel_tx.cli.program import read_vmid, run_reactor
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
-from mtunnel_tx.errors import TunnelError, os_reason
+from mtunnel_tx.errors import NoSuchGuest, TunnelError, os_reason
 from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.local import make_environ, make_guests, make_machines, make_storage
 from mtunnel_tx.ports.storage import Report
@@ -116,6 +116,8 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings, follo
         _show(args, answer, notes)
         follow += [answer.then] if answer.then and not args.json else []
         return answer.status
+    except NoSuchGuest as error:
+        return _fail(args, f"there is no VM {error.vmid}; mtunnel vm list shows those that are there")
     except (TunnelError, OSError) as error:
         return _fail(args, error.text if isinstance(error, TunnelError) else os_reason(error))
     except CancelledError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import sys
 import termios
@@ -11,6 +12,10 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from mtunnel_tx.cli.program import SIGNALLED, STOPPING
 
 DETACH = b"\x1d"
 """Ctrl-]"""
@@ -18,14 +23,32 @@ _BYTES = 1 << 16
 
 
 def attach(path: Path, what: str) -> int:
-    """Join standard input and output with a socket. Returns: the exit status: 1 where the other side hung up."""
+    """Join standard input and output with a socket.
+
+    Returns: the exit status: 1 where the other side hung up. Raises: SystemExit: at a signal, as of a closed terminal.
+    """
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(str(path))
         print(f"mtunnel vm: {what}; Ctrl-] leaves it", file=sys.stderr, flush=True)
-        with _raw(sys.stdin.fileno()):
+        with _ended_by_signals(), _raw(sys.stdin.fileno()):
             detached = _carry(peer, sys.stdin.fileno(), sys.stdout.fileno())
     print(f"\nmtunnel vm: {'left it' if detached else 'it was closed'}", file=sys.stderr)
     return 0 if detached else 1
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Leave the block, so that the terminal is put back, and the port is free for the next one."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(SIGNALLED + number)
+
+    before = {number: signal.signal(number, leave) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

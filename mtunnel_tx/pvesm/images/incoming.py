@@ -143,10 +143,8 @@ def _formatting(reservation: Reservation, format: str, size_bytes: int, prealloc
 
 
 def _check_facts(facts: ImageFacts, size_bytes: int) -> None:
-    if facts.elsewhere:
-        raise ImageRefused(f"refusing to import: {facts.elsewhere}")
-    if facts.encrypted:
-        raise ImageRefused("refusing to import: image is encrypted")
+    if facts.why_not_alone:
+        raise ImageRefused(f"refusing to import: {facts.why_not_alone}")
     if facts.size_bytes != size_bytes:
         raise ImageRefused(
             f"refusing to import: image has {facts.size_bytes} bytes, the export header says {size_bytes}"

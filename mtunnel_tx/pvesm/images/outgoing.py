@@ -76,10 +76,8 @@ def _opened(path: str) -> Iterator[int]:
 
 
 def _refuse_dependent(volid: str, facts: ImageFacts) -> None:
-    if facts.elsewhere:
-        raise BackendFailed(f"cannot export '{volid}': {facts.elsewhere}")
-    if facts.encrypted:
-        raise BackendFailed(f"cannot export '{volid}': image is encrypted")
+    if facts.why_not_alone:
+        raise BackendFailed(f"cannot export '{volid}': {facts.why_not_alone}")
 
 
 def _send_disk(connection: socket.socket, _path: Path, facts: ImageFacts, target: int) -> None:

@@ -64,10 +64,8 @@ def _info(path: Path, format: str) -> ImageFacts:
 
 
 def _compare(told: ImageFacts, facts: ImageFacts) -> None:
-    if told.elsewhere:
-        raise ImageRefused(told.elsewhere)
-    if told.encrypted:
-        raise ImageRefused("image is encrypted")
+    if told.why_not_alone:
+        raise ImageRefused(told.why_not_alone)
     if told.corrupt:
         raise ImageRefused("image is marked as corrupt")
     if told.size_bytes != facts.size_bytes:

@@ -33,6 +33,7 @@ from mtunnel_tx.source.helper.orders import (
     ticket_request,
     with_ticket,
 )
+from mtunnel_tx.source.helper.queries import ImportQueries, is_import_query
 from mtunnel_tx.source.links import Reactor
 from mtunnel_tx.source.localsocket import LocalSocket
 from mtunnel_tx.source.tunnel import read_text
@@ -69,6 +70,8 @@ class Helper(LineReceiver):
         self._forwards: dict[Path, LocalSocket] = {}
         self._channel: HelperChannel | None = None
         self._link: Flow | None = None
+        self._queries: ImportQueries | None = None
+        self._is_parked = False
         self._holds: set[str] = set()
         self._refusal = "not connected"
         self._told_ahead = False
@@ -159,7 +162,8 @@ class Helper(LineReceiver):
         if self._channel is None:
             self._refuse()
             return
-        self._channel.ask(line).addErrback(_as_reply).addCallback(self._reply).addErrback(_report)
+        ask = self._queries.ask if self._queries and is_import_query(line) else self._channel.ask
+        ask(line).addErrback(_as_reply).addCallback(self._reply).addErrback(_report)
 
     def _refuse(self) -> None:
         """There is no connection. A failed `connect` was the answer to the command after it, which sources read."""
@@ -186,7 +190,8 @@ class Helper(LineReceiver):
     async def _open_channel(self, websocket: Websocket) -> None:
         ours, theirs = socket.socketpair()
         with ours:
-            self._link = await self._open(websocket, theirs)
+            link = self._link = await self._open(websocket, theirs)
+            link.watch(lambda _reason, _park_s: self._park(parked=True), lambda: self._park(parked=False))
             ours.setblocking(False)
             channel = HelperChannel(lambda room: self._hold("owed", held=not room))
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: channel))
@@ -194,7 +199,13 @@ class Helper(LineReceiver):
         channel.transport.registerProducer(self, True)
         self.transport.registerProducer(channel.transport, True)
         self._channel = channel
-        self._start(self._watch(self._link))
+        self._queries = ImportQueries(self._reactor, channel.ask, lambda: self._is_parked)
+        self._start(self._watch(link))
+
+    def _park(self, *, parked: bool) -> None:
+        """The command connection is lost, or is there again; what the operator sees of it."""
+        self._is_parked = parked
+        log.warn("{said}", said="connection lost, waiting for the network" if parked else "connected again")
 
     async def _watch(self, link: Flow) -> None:
         """Say so where the command connection breaks; after `quit` the target ends it in order."""

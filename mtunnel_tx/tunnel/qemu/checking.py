@@ -26,10 +26,14 @@ _IMAGES = ("images", "rootdir")
 
 
 async def check_move(services: Services, rights: Rights, call: CheckCall, findings: Findings) -> Answer:
-    """Returns: `findings`, and `disks`: what would become of each (protocol.md section 10)."""
+    """Args: findings: what was found about the VMID already.
+
+    Returns: `findings`, and `disks`: what would become of each (protocol.md section 10).
+    """
     look = _Look(services, rights, call, findings)
     entries = look.find_places()
-    await look.look_at_config()
+    async with services.child_turn(rights.token, None):
+        await look.look_at_config()
     planned = look.plan_disks(entries)
     free_bytes = {name: await look.look_at_storage(name, planned) for name in entries}
     disks = [{**row, "free": free_bytes.get(row["storage"])} for row in planned]
@@ -42,6 +46,7 @@ class _Look:
         self._rights = rights
         self._call = call
         self._findings = findings
+        self._is_vmid_free = not list(findings)
 
     def find_places(self) -> dict[str, StorageEntry]:
         """The storages that can be used, by their names."""
@@ -143,7 +148,12 @@ class _Look:
         return free_bytes
 
     def _find_leftovers(self, storage: str, found: Sequence[Volume], disks: Sequence[ComingDisk]) -> None:
-        """Volumes of the VMID that no guest's config names; a cloud-init drive is made of a config, and no loss."""
+        """Volumes of the VMID that no guest's config names; a cloud-init drive is made of a config, and no loss.
+
+        Where the VMID is taken they may be those of a VM that is on its way, or waits for `mtunnel settle`.
+        """
+        if not self._is_vmid_free:
+            return
         for volume in found:
             if volume.content not in _IMAGES or self._services.guests.naming(volume.volid):
                 continue

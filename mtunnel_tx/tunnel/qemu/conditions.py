@@ -63,7 +63,8 @@ class Conditions:
         with refusing(refused):
             require_options(conf)
         await self._check_hookscript(conf)
-        check_config_privileges(conf, self.vmid, self.rights, refused)
+        # A network card may name some thousand VLANs, each with a right of its own.
+        await self.services.threads.run(check_config_privileges, conf, self.vmid, self.rights, refused)
         if "vmstatestorage" in conf.options:
             with refusing(refused, "vmstatestorage"):
                 known_storage(self.services, conf.options["vmstatestorage"])
@@ -89,10 +90,14 @@ class Conditions:
             return None
 
     async def _check_volumes(self, conf: GuestConfig, coming: Mapping[str, int]) -> dict[str, int]:
+        """Each is asked for once, however many keys name it: that takes programs."""
+        known_bytes = dict(coming)
         sizes_bytes: dict[str, int] = {}
         for key, volume in iter_volumes(conf):
             with refusing(self.refused, key):
-                sizes_bytes[key] = coming[volume] if volume in coming else await self._check_volume(volume)
+                if volume not in known_bytes:
+                    known_bytes[volume] = await self._check_volume(volume)
+                sizes_bytes[key] = known_bytes[volume]
         return sizes_bytes
 
     async def _check_volume(self, text: str) -> int:

@@ -35,7 +35,7 @@ async def start(guest: Guest, args: StartArgs) -> Result:
     memory = Expected(label="memory", kind=TransferKind.MEMORY, total_bytes=configured_bytes(conf.options))
     await tunnel.ledger.write("starting")
     spice_port = await tunnel.services.hypervisor.start(tunnel.vmid, conf, _incoming(tunnel, args), tunnel.task.line)
-    tunnel.watch = Task(_watch(tunnel))
+    tunnel.watch = Task(watch(tunnel))
     tunnel.tell(MoveTold(tunnel=tunnel.facts, said=(memory,)))
     return _started(tunnel, nbd, spice_port)
 
@@ -72,7 +72,7 @@ def _exported(name: str, drive: Mapping[str, Any], socket: str) -> Result:
     return {"drivestr": drive["drivestr"], "volid": drive["volid"], "nbd_uri": uri}
 
 
-async def _watch(tunnel: Tunnel) -> None:
+async def watch(tunnel: Tunnel) -> None:
     """Record the moment when the whole state is here; it decides who owns the VM."""
     try:
         await tunnel.services.hypervisor.wait_whole(tunnel.vmid)

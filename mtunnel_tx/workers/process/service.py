@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
@@ -17,17 +17,29 @@ from twisted.python.failure import Failure
 
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.net.kinds import Reactor, Result
-from mtunnel_tx.stream.flow import Flow, Relay
+from mtunnel_tx.stream.flow import Flow, FlowTerms, Relay, TakenAway
+from mtunnel_tx.stream.parkedvalue import ParkedValue
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.tls.context import TlsContext
 from mtunnel_tx.tls.protocol import TlsProtocol
-from mtunnel_tx.workers.channel import Message, MessageChannel
+from mtunnel_tx.workers.channel import Message, MessageChannel, count_unread
+from mtunnel_tx.workers.parking import RUNNING, read_value, write_value
 from mtunnel_tx.workers.process.connection import PlaintextForwarder, ReceivedTransport
 from mtunnel_tx.workers.terms import read_terms
 
 log = Logger()
 
 COUNT_S = 1.0
+
+
+class PassingRelay(Relay, Protocol):
+    """A relay whose parked flows can go on in another one."""
+
+    def detach(self, flow: Flow, reason: str) -> None:
+        """Take the carrier of a flow away."""
+
+    def take_away(self, flow: Flow, told: TakenAway) -> None:
+        """Stop running a parked flow."""
 
 
 class GrantedFlow:
@@ -38,44 +50,101 @@ class GrantedFlow:
     """
 
     def __init__(
-        self, reactor: Reactor, relay: Relay, local: socket.socket, messages: socket.socket,
+        self, reactor: Reactor, relay: PassingRelay, local: socket.socket, messages: socket.socket,
         peer: Deferred[PeerConnection], gone: Callable[[GrantedFlow], None],
     ) -> None:  # fmt: skip
         self._relay = relay
         self._local = local
         self._flow: Flow | None = None
         self._aborted = False
+        self._superseded: str | None = None
         self._told = (0, 0)
-        self._terms: Deferred[Message] = Deferred()
-        self._channel = MessageChannel(reactor, messages, self._hear, lambda: gone(self))
+        self._terms: Deferred[FlowTerms] = Deferred()
+        self._value: ParkedValue | None = None
+        self._gone = gone
+        self._channel = MessageChannel(reactor, messages, self._hear, self._lose)
         Deferred.fromCoroutine(self._run(peer)).addErrback(self._fail)
 
     async def _run(self, peer: Deferred[PeerConnection]) -> None:
+        terms = await self._terms
         taken = await peer
         if self._aborted:
             taken.close()
             return
-        terms = await self._terms
-        flow = self._flow = Flow(self._relay, self._local, read_terms(terms, self._local_over))
+        flow = self._flow = Flow(self._relay, self._local, terms)
+        flow.value = self._value
         flow.done.addCallback(self._tell, "peer")
         flow.released.addCallback(self._tell, "closed")
         for end in (flow.done, flow.released):
             end.addCallback(self._finish, flow)
+        if terms.window_bytes is not None:
+            self._say(flow, over=RUNNING)
         flow.attach(taken)
+        if self._superseded is not None:
+            self._relay.detach(flow, self._superseded)
 
     async def _local_over(self, _orderly: bool) -> None:
         assert self._flow is not None
         self._say(self._flow, over="local", reason=self._flow.reason)
 
-    def _hear(self, message: Message, _sockets: list[socket.socket]) -> None:
-        if "abort" in message:
-            self._aborted = True
-            if self._flow is not None:
-                self._flow.abort()
-            else:
-                self._drop()
+    def _hear(self, message: Message, files: list[Any]) -> None:
+        if "ask" in message:
+            self._say_positions(message["ask"])
+        elif "abort" in message:
+            self._abort(message["abort"])
+        elif "park" in message:
+            self._park(message["park"])
         else:
-            self._terms.callback(message)
+            if files:
+                self._value = read_value(message["value"], files[0])
+            self._terms.callback(read_terms(message, self._local_over, self._parked))
+
+    def _abort(self, reason: str) -> None:
+        self._aborted = True
+        if self._flow is not None:
+            self._flow.abort(reason)
+        else:
+            self._drop()
+
+    def _park(self, reason: str) -> None:
+        """Another connection, in whatever worker, takes the place of ours."""
+        self._superseded = reason
+        if self._flow is not None:
+            self._relay.detach(self._flow, reason)
+
+    def _parked(self, reason: str) -> None:
+        """Our connection is lost: whoever has the next one goes on."""
+        assert self._flow is not None, "it runs"
+        self._relay.take_away(self._flow, lambda value: self._pass_on(reason, value))
+
+    def _pass_on(self, reason: str, value: ParkedValue | None) -> None:
+        if value is None:
+            return  # it has ended meanwhile, which is told in the usual way
+        numbers, file = write_value(value)
+        with file:
+            counts = {"in": value.taken, "out": value.sent}
+            self._channel.send({**counts, "over": "parked", "reason": reason, "value": numbers}, [file])
+        self._flow = None
+        self._local.close()
+        self._channel.finish()
+
+    def _say_positions(self, number: object) -> None:
+        """For a daemon that has found this flow. What waits is counted before what was read: nothing is missed."""
+        queued = 0 if self._local.fileno() < 0 else count_unread(self._local)
+        flow = self._flow
+        bytes_in, bytes_out, taken = (flow.bytes_in, flow.bytes_out, flow.bytes_taken) if flow else (0, 0, 0)
+        self._channel.send({"in": bytes_in, "out": bytes_out, "taken": taken, "queued": queued, "asked": number})
+
+    def _lose(self) -> None:
+        """Nobody hears of the flow any more, and nobody could end it: it ends now, unless it is over."""
+        flow, self._aborted = self._flow, True
+        if flow is None:
+            self._local.close()
+            if not self._terms.called:
+                self._terms.callback(FlowTerms())
+        elif not (flow.done.called and flow.released.called):
+            flow.abort()
+        self._gone(self)
 
     def count(self) -> None:
         """Tell how many bytes there were, if that has changed."""
@@ -84,7 +153,7 @@ class GrantedFlow:
             self._say(flow)
 
     def _tell(self, result: Result, event: str) -> Result:
-        assert self._flow is not None
+        assert self._flow is not None, "a flow that was passed on tells nothing"
         self._say(self._flow, over=event)
         return result
 
@@ -98,6 +167,8 @@ class GrantedFlow:
         return result
 
     def _fail(self, failure: Failure) -> None:
+        if self._flow is None and not self._aborted and failure.check(ConnectionLost) is not None:
+            self._pass_on("the connection was lost before it was used", self._value)
         self._drop()
         if failure.check(ConnectionLost) is None:
             log.failure("unexpected failure at the start of a flow", failure)
@@ -111,7 +182,9 @@ class GrantedFlow:
 class WorkerService:
     """Args: channel: a socket whose other end the daemon has. finished: called when the daemon has ended."""
 
-    def __init__(self, reactor: Reactor, channel: socket.socket, relay: Relay, finished: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: Reactor, channel: socket.socket, relay: PassingRelay, finished: Callable[[], None]
+    ) -> None:
         self._reactor = reactor
         self._relay = relay
         self._context: TlsContext | None = None

@@ -1,0 +1,1 @@
+"""The status page: what `mtunnel status --json` says, in a browser."""
