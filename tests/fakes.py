@@ -140,6 +140,9 @@ class FakeTasks:
         self.started.append(FakeTask())
         return self.started[-1]
 
+    def go_on(self, upid: str) -> FakeTask:
+        return self.start("", 0, "")
+
     def finish_orphans(self, status: str) -> None:
         self.finished_orphans = status
 

@@ -62,11 +62,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Each parser refuses itself what it does not know, so that its own usage is shown."""
+        if self._subparsers is None:
+            self._refuse(self._unknown(sys.argv[1:] if args is None else args))
         found, rest = super().parse_known_args(args, namespace)
+        self._refuse(rest)
+        return found, rest
+
+    def _unknown(self, args: Sequence[str]) -> list[str]:
+        """Options that are none: looked for first, else what stands behind one would be taken for an argument."""
+        words = args[: args.index("--")] if "--" in args else args
+        names = [word.partition("=")[0] for word in words if word.startswith("--")]
+        return [name for name in names if name not in self._option_string_actions]
+
+    def _refuse(self, rest: Sequence[str]) -> None:
         if rest:
             known = list(self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(rest)}{_suggest(rest[0].partition('=')[0], known)}")
-        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Usage and reason; an endpoint that stands in the wrong place must not show its secret."""

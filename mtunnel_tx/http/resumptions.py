@@ -86,7 +86,9 @@ class Resumption:
 
     def parked(self, reason: str) -> None:
         """The flow has lost its connection (FlowTerms.parked)."""
-        self.parked_s = self._clock.seconds()
+        self._stop_timer()
+        if self.parked_s is None:
+            self.parked_s = self._clock.seconds()
         self._timer = self._clock.callLater(self.offer.park_s, self._expire)
         self.route.parked(reason)
         self._owner.bound_parked()

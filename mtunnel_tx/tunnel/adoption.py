@@ -64,7 +64,7 @@ async def adopt(services: Services, survivors: Survivors, gone: Gone) -> AsyncIt
     for candidate in candidates:
         try:
             yield await _go_on(services, candidate, children.get(candidate.vmid), gone)
-        except TunnelError as error:
+        except Exception as error:
             _log_refusal(candidate.vmid, error)
             if candidate.vmid in children:
                 await children[candidate.vmid].kill()
@@ -72,14 +72,17 @@ async def adopt(services: Services, survivors: Survivors, gone: Gone) -> AsyncIt
         flow.abandon()
 
 
-def _log_refusal(vmid: int, error: TunnelError) -> None:
-    log.warn("the tunnel of VM {vmid} does not go on: {reason}", vmid=vmid, reason=error.text)
+def _log_refusal(vmid: int, error: Exception) -> None:
+    """Whatever it is, the daemon has to start, and the journal knows what is to be done."""
+    if not isinstance(error, TunnelError):
+        log.failure("unexpected failure while the tunnel of VM {vmid} was taken over", vmid=vmid)
+    log.warn("the tunnel of VM {vmid} does not go on: {reason}", vmid=vmid, reason=str(error))
 
 
 def _look_at(services: Services, survivors: Survivors, vmid: int) -> _Candidate | None:
     try:
         return _candidate(services, survivors, vmid)
-    except TunnelError as error:
+    except Exception as error:
         _log_refusal(vmid, error)
         return None
 
@@ -118,7 +121,7 @@ async def _go_on(services: Services, candidate: _Candidate, child: Any, gone: Go
     try:
         unsaid = await _find_unsaid(services, candidate, sock)
         tunnel = _restore(services, candidate, child)
-    except TunnelError:
+    except Exception:
         sock.close()
         raise
     session = CommandSession(tunnel, gone, candidate.transcript)

@@ -14,6 +14,8 @@ from typing import Any
 
 from mtunnel_tx.errors import WrongState
 
+VERSION = 1
+"""Of the notes; those of another one are not understood."""
 TAIL_BYTES = 256 << 10
 """Of replies, kept to be sent again: more than a UNIX socket and a transport hold."""
 _BYTES = ("pending", "tail")
@@ -83,7 +85,7 @@ def answered(reply: bytes, state: Mapping[str, Any]) -> Mapping[str, Any]:
 def summary(transcript: Transcript) -> Mapping[str, Any]:
     """One note that says what all say together."""
     values = {**asdict(transcript), **{key: getattr(transcript, key).decode("latin-1") for key in _BYTES}}
-    return {"note": "summary", **values}
+    return {"note": "summary", "version": VERSION, **values}
 
 
 def _heard(transcript: Transcript, note: Mapping[str, Any]) -> Transcript:
@@ -110,7 +112,9 @@ def _answered(transcript: Transcript, note: Mapping[str, Any]) -> Transcript:
 
 
 def _summary(_transcript: Transcript, note: Mapping[str, Any]) -> Transcript:
-    values = {key: value for key, value in note.items() if key != "note"}
+    if note["version"] != VERSION:
+        raise ValueError("notes of another version")
+    values = {key: value for key, value in note.items() if key not in ("note", "version")}
     return Transcript(**{**values, **{key: values[key].encode("latin-1") for key in _BYTES}})
 
 

@@ -1,4 +1,6 @@
-"""The history of moves: one row for each tunnel that is over, in a file of SQLite's in the state directory.
+"""The history of moves: one row for each tunnel that is over, and for each move that was sent.
+
+It is a file of SQLite's in the state directory.
 
 Rows are written in a thread, after the tunnel has ended: a slow or full disk costs a row and a line in the log, never a
 migration. A file that SQLite cannot read is put aside under another name, and a new one is begun.
@@ -125,10 +127,7 @@ class HistoryFile:
         with self._opened() as database, database:
             database.execute(_INSERT, [values[name] for name in _COLUMNS])
             database.execute("DELETE FROM moves WHERE since_s < ?", (self._now() - self._most_s,))
-            query = (
-                "DELETE FROM moves WHERE id IN (SELECT id FROM moves ORDER BY since_s DESC, id DESC LIMIT -1 OFFSET ?)"
-            )
-            database.execute(query, (self._most_rows,))
+            database.execute(_PRUNE, (self._most_rows,))
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

@@ -22,6 +22,8 @@ from mtunnel_tx.workers.channel import Message, Nonsense, close_unasked, read_co
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 LONGEST_REASON = 200
+RUNNING = "running"
+"""What a worker says before it runs a resumable flow; without it, nothing has become of the flow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,24 @@ def write_value(value: ParkedValue) -> tuple[Message, BinaryIO]:
     file.flush()
     fcntl.fcntl(number, fcntl.F_ADD_SEALS, SEALS)
     return numbers, file
+
+
+def begin_stored() -> StoredFlow:
+    """A flow of which nothing was carried yet. Raises: OSError."""
+    way = ParkedWay(sender=Sender.OPEN.name, done=False)
+    value = ParkedValue(
+        inward=way,
+        outward=way,
+        taken=0,
+        is_end_passed=False,
+        sent=0,
+        acked=0,
+        ended_at=None,
+        is_end_delivered=False,
+        kept=b"",
+    )
+    numbers, file = write_value(value)
+    return StoredFlow(numbers=numbers, file=file, reason="lost before it was used", bytes_in=0, bytes_out=0)
 
 
 def read_value(message: Message, file: BinaryIO) -> ParkedValue:

@@ -16,12 +16,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.tcp import Connection
 from twisted.logger import Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.net.kinds import Reactor
@@ -32,8 +27,9 @@ from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.runningset import RunningSet
 from mtunnel_tx.stream.sides import reset_on_close
 from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair, read_count
-from mtunnel_tx.workers.parking import StoredFlow, read_parked
+from mtunnel_tx.workers.parking import RUNNING, StoredFlow, begin_stored, read_parked
 from mtunnel_tx.workers.plaintext import GRANT
+from mtunnel_tx.workers.sendback import SendBack
 from mtunnel_tx.workers.terms import write_terms
 
 log = Logger()
@@ -44,33 +40,6 @@ GRANT_AGAIN_S = 0.05
 LONGEST_REASON = 1000
 SUPERSEDED = "another connection took its place"
 WORKER_ENDED = "the process that carried it has ended"
-
-
-@implementer(IHalfCloseableProtocol)
-class _SendBack(Protocol):
-    """Sends back what comes, then the end of file."""
-
-    transport: Any
-
-    def __init__(self, sock: socket.socket, reactor: Reactor, first: bytes) -> None:
-        protocol: Any = self
-        line = Connection(sock, protocol, reactor)
-        line.connected = 1
-        self.makeConnection(line)
-        line.write(first)
-        line.startReading()
-
-    def dataReceived(self, data: bytes) -> None:
-        self.transport.write(data)
-
-    def readConnectionLost(self) -> None:
-        self.transport.loseConnection()
-
-    def writeConnectionLost(self) -> None:
-        """Never called: this side closes both halves at once."""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The worker has everything, or has ended."""
 
 
 class KeptFlow:
@@ -174,7 +143,7 @@ class ToldFlow:
 
     def _local_closed(self) -> None:
         """QEMU sees the end only when nobody has the socket any more."""
-        if self._untold and self._channel is not None:
+        if self._untold and self._channel is not None and self._channel.sock.fileno() >= 0:
             self._kept.put(self._channel.sock)
 
     def _stop_timer(self) -> None:
@@ -199,6 +168,7 @@ class RemoteFlow(ToldFlow):
         self._parked = parked
         self._over = over
         self._value = value
+        self._is_confirmed = False
         self._peer = peer
         self._granted = False
         if flow.is_local_told:
@@ -233,9 +203,8 @@ class RemoteFlow(ToldFlow):
             self._channel.send(write_terms(self._flow.terms))
         else:
             self._channel.send({**write_terms(self._flow.terms), "value": self._value.numbers}, [self._value.file])
-            self._value.file.close()
         self._flow.carried()
-        _SendBack(self._back, self._reactor, self._peer.leftover)
+        SendBack(self._back, self._reactor, self._peer.leftover)
 
     def abort(self) -> None:
         if self._granted:
@@ -256,21 +225,38 @@ class RemoteFlow(ToldFlow):
     def _hear(self, message: Message, files: list[Any]) -> None:
         if message.get("over") == "parked" and self._flow.terms.window_bytes is not None:
             self._give_back(read_parked(message, files, self._flow.terms.window_bytes))
+        elif message.get("over") == RUNNING:
+            close_unasked(files)
+            self._confirm()
         else:
             super()._hear(message, files)
 
     def _give_back(self, parked: StoredFlow) -> None:
         """The worker has lost the connection, and does not run the flow any more."""
+        if parked is not self._value:
+            self._confirm()
         self._untold.clear()
         self._stop_timer()
         self._parked(parked)
+
+    def _confirm(self) -> None:
+        """The worker runs the flow: what it began with is not true any more."""
+        self._is_confirmed = True
+        if self._value is not None:
+            self._value.file.close()
+            self._value = None
+
+    def _give_back_unused(self) -> None:
+        """The connection, or the worker, was gone before the flow ran there: it is as it was before."""
+        value = self._value = self._value or begin_stored()
+        self._give_back(value)
 
     def _complete(self) -> None:
         self._theirs.close()
         if not self._granted:
             self._back.close()
-            if self._value is not None:
-                self._give_back(self._value)
+        if self._untold and self._flow.terms.window_bytes is not None and not self._is_confirmed:
+            self._give_back_unused()
         is_over = bool(self._untold)
         super()._complete()
         if is_over or self._flow.done.called:

@@ -123,7 +123,8 @@ class Frame(Case):
         self.assertIn("; did you mean 'status'?\n", run("statsu")[2])
         status, _, err = run("history", "--sinse", "1d")
         self.assertEqual(status, 2)
-        self.assertIn("unrecognized arguments: --sinse 1d; did you mean '--since'?\n", err)
+        self.assertIn("unrecognized arguments: --sinse; did you mean '--since'?\n", err)
+        self.assertIn("--bwlimt; did you mean '--bwlimit'?\n", run("migrate", "--bwlimt", "3")[2])
         self.assertNotIn("did you mean", run("teleport")[2])
 
     def test_usage_is_that_of_the_command(self):

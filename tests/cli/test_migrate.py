@@ -182,7 +182,8 @@ class ProgramTest(TestCase):
         await reached
         process.loseConnection()
         done = self.target.when("quit")
-        await deferLater(reactor, patience_s(0.5))  # it is told by a signal, and may be writing to nowhere by now
+        # It is told by a signal, and may be writing to nowhere by now; a reply is waited for 10 s at most.
+        await deferLater(reactor, min(patience_s(0.5), 4.0))
         late.callback({})
         await done
         await program.ended

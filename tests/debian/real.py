@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.debian.console import Console
 from tests.patience import wait_for
-from tests.processes import run_program
+from tests.processes import run_program, started_process
 from tests.whole.node import Node
 
 IMAGE = Path(__file__).parents[2] / ".guests" / "debian.qcow2"
@@ -81,7 +83,7 @@ class Moved(DebianCase):
         self.assertGreater(beats[-1], up_s)
         self.assert_same_on_disk(moved, before)
         self.assertEqual((self.here.guest(100), self.here.images(100)), (None, []))
-        self.assert_sound_after_its_end()
+        self.assert_sound_after_its_end(moved)
 
     def uptime_s(self, console: Console) -> float:
         return float(console.run("cut -d' ' -f1 /proc/uptime"))
@@ -95,10 +97,16 @@ class Moved(DebianCase):
         read = console.run("kill %1; sync; dd if=data bs=1M iflag=direct status=none | sha256sum", 120)
         self.assertEqual(read.splitlines()[-1], known.splitlines()[0])
 
-    def assert_sound_after_its_end(self) -> None:
-        self.there.run("mtunnel_tx.cli", "vm", "shutdown", "200", quiet_s=MOVE_S)
+    def assert_sound_after_its_end(self, console: Console) -> None:
+        console.type("exit")
+        console.expect("login: ")
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "vm", "shutdown", "200", "--timeout", "600"]
+        started_process(self.addCleanup, argv, env=self.there.environ)
+        console.expect(r"reboot: Power down", MOVE_S)
         wait_for("its end", lambda: not (self.there.runtime / "200.pid").exists())
-        image = next((self.there.storage / "images" / "200").glob("*-disk-0.*"))
+        named = re.search(r"^scsi0: local:([^,]+)", self.there.guest(200) or "", re.MULTILINE)
+        assert named is not None
+        image = self.there.storage / "images" / named[1]
         flat = image.with_name("flat")
         run_program(["qemu-img", "convert", "-O", "raw", image, flat])
         run_program(["e2fsck", "-fn", f"{flat}?offset={ROOT_OFFSET}"], capture_output=True)

@@ -150,7 +150,8 @@ class FoldTests(SynchronousTestCase):
             [{"note": "heard", "data": 5}],
             [{"note": "heard", "data": "\u20ac"}],
             [{"note": "asked", "records": "x"}],
-            [{"note": "summary", "pending": "", "tail": "", "unknown": 1}],
+            [{"note": "summary", "version": 1, "pending": "", "tail": "", "unknown": 1}],
+            [{**summary(Transcript()), "version": 2}],
             [{"note": "summary"}],
         ):
             self.assertRaises(WrongState, fold_notes, notes)

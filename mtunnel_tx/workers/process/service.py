@@ -23,7 +23,7 @@ from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.tls.context import TlsContext
 from mtunnel_tx.tls.protocol import TlsProtocol
 from mtunnel_tx.workers.channel import Message, MessageChannel, count_unread
-from mtunnel_tx.workers.parking import read_value, write_value
+from mtunnel_tx.workers.parking import RUNNING, read_value, write_value
 from mtunnel_tx.workers.process.connection import PlaintextForwarder, ReceivedTransport
 from mtunnel_tx.workers.terms import read_terms
 
@@ -77,6 +77,8 @@ class GrantedFlow:
         flow.released.addCallback(self._tell, "closed")
         for end in (flow.done, flow.released):
             end.addCallback(self._finish, flow)
+        if terms.window_bytes is not None:
+            self._say(flow, over=RUNNING)
         flow.attach(taken)
         if self._superseded is not None:
             self._relay.detach(flow, self._superseded)
