@@ -143,7 +143,7 @@ class ToldFlow:
 
     def _local_closed(self) -> None:
         """QEMU sees the end only when nobody has the socket any more."""
-        if self._untold and self._channel is not None:
+        if self._untold and self._channel is not None and self._channel.sock.fileno() >= 0:
             self._kept.put(self._channel.sock)
 
     def _stop_timer(self) -> None:

@@ -28,14 +28,17 @@ class FakeStore:
         self.watched = False
 
     def put(self, name: str, value: object, sockets: Any = ()) -> None:
-        self.entries[name] = (value, [sock.dup() for sock in sockets])
+        before = self.entries.get(name, (None, []))[1]
+        self.entries[name] = (value, [sock.dup() for sock in sockets] or before)
 
     async def get(self, name: str) -> tuple[Any, list[socket.socket]]:
         value, sockets = self.entries[name]
         return value, [sock.dup() for sock in sockets]
 
     def drop(self, name: str) -> None:
-        self.entries.pop(name, None)
+        _, sockets = self.entries.pop(name, (None, []))
+        for sock in sockets:
+            sock.close()
 
     def adopt(self, name: str, taken: int = 0) -> FakeChild:
         return self.children[name]
