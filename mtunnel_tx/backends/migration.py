@@ -112,7 +112,7 @@ class RunningMachine(MirroredMachine):
         """Wait until the VM stands still and only the rest of its state is to be sent.
 
         Args: told: called with the progress about once a second. limit_s: how long a guest that ran stands still for
-            its mirrors at most, here and in `complete_mirrors`; then their connections are cut.
+            its mirrors at most, here and in `complete_mirrors`; then it is given up, and their sockets must be closed.
         Raises: TimedOut: they were not done in time. BackendFailed: it failed or was cancelled; the VM continues here.
         """
         self._standstill = Standstill(self._reactor, self._monitor, limit_s)
@@ -129,12 +129,8 @@ class RunningMachine(MirroredMachine):
         await self._level(self._finish_mirrors())
 
     async def _level(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await what the mirrors may hold up. Raises: TimedOut: they are cut; what the work raises."""
-        try:
-            return await self._standstill.limited(work, "its disks were not level")
-        except TimedOut:
-            await self._cut()
-            raise
+        """Await what the mirrors may hold up. Raises: TimedOut; what the work raises."""
+        return await self._standstill.limited(work, "its disks were not level")
 
     async def switch_over(self, *, limit_s: float = LIMIT_S) -> None:
         """Send the rest; from now on the receiving side may have the whole state.
@@ -146,13 +142,19 @@ class RunningMachine(MirroredMachine):
         try:
             await within(self._reactor, limit_s, sent, f"the rest of its memory was not sent within {limit_s:g} s")
         except TimedOut as late:
-            await self._yank({"type": "migration"})
+            await self._cut()
             try:
                 await self._until_status("completed", nobody)  # the last byte may have gone out just now
             except MonitorLost:
                 raise
             except BackendFailed as error:
                 raise late from error
+
+    async def _cut(self) -> None:
+        """Cut the connection to the receiving side; QEMU does that even while it waits for it and does nothing else."""
+        instances = [{"type": "migration"}]
+        with suppress(QmpCommandFailed):  # it is over
+            await self._monitor.call("yank", {"instances": instances}, wait_s=COMMAND_S, urgent=True)
 
     async def _until_status(self, wanted: str, told: Callable[[MemoryProgress], Awaitable[None]]) -> MemoryProgress:
         last = MemoryProgress(status="none")

@@ -17,7 +17,7 @@ from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.waiting import Occasion, together, until
 
 COMMAND_S = 60.0
-RECONNECT_S = 10
+RECONNECT_S = 5
 _POLL_S = 1.0
 _BROKEN = {"failed": "Input/output error", "nospace": "No space left on device"}
 """A job's `io-status` to the reason why its target cannot be written."""
@@ -57,7 +57,7 @@ class MirroredMachine:
     ) -> None:
         """Copy a disk to an NBD export, and then whatever the guest writes to the disk.
 
-        While the connection is down, QEMU stands still as a whole if the guest or the job is stopped (`_cut`).
+        While the connection is down, QEMU stands still as a whole if the guest is stopped, for `reconnect_s` at most.
         Args: drive: its key, e.g. `scsi0`. limit_bytes_s: of the first full copy; 0: no limit. reconnect_s: how long
             the connection may be down before the mirror fails.
         """
@@ -167,36 +167,22 @@ class MirroredMachine:
         return all(jobs[node]["status"] == "concluded" for node in self._mirrors.values())
 
     async def end_mirrors(self) -> None:
-        """End the mirrors at once, whatever their copies are; nothing is left of them."""
-        await self._cut()
+        """End the mirrors at once, whatever their copies are; nothing is left of them, and the guest runs meanwhile.
+
+        Where their network is lost, their sockets must be closed before: a write that is under way is given up then.
+        """
+        for node in self._mirrors.values():
+            await self._end_mirror(node)
         await self._speed_up()
-        # Ending a job while a guest's write passes through it corrupts QEMU's heap; a paused job has no writes.
-        runs = self._mirrors and await self.status() == "running"
-        if runs:
-            await self._call("stop")
-        try:
-            for drive, node in list(self._mirrors.items()):
-                await self._end_mirror(node)
-                del self._mirrors[drive]
-        finally:
-            if runs:
-                await self._call("cont")
-
-    async def _cut(self) -> None:
-        """Cut their connections, so that nothing waits for one to come back: QEMU would stand still as a whole."""
-        await together(*(self._yank({"type": "block-node", "node-name": node}) for node in self._mirrors.values()))
-
-    async def _yank(self, instance: Mapping[str, str]) -> None:
-        """Cut a connection of QEMU's; it does that even while it stands still as a whole."""
-        with suppress(QmpCommandFailed):
-            await self._monitor.call("yank", {"instances": [instance]}, wait_s=COMMAND_S, urgent=True)
+        self._mirrors.clear()
 
     async def _end_mirror(self, node: str) -> None:
         async def concluded() -> bool:
+            # Again and again: a write that fails behind this pauses the job, and only this lets it go on to its end.
+            with suppress(QmpCommandFailed):  # it has ended by itself
+                await self._call("block-job-cancel", {"device": node, "force": True})
             return str((await self._job(node)).get("status", "concluded")) == "concluded"
 
-        with suppress(QmpCommandFailed):  # it has ended by itself
-            await self._call("block-job-cancel", {"device": node, "force": True})
         await self._until(concluded)
         with suppress(QmpCommandFailed):
             await self._call("job-dismiss", {"id": node})

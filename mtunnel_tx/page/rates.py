@@ -34,7 +34,7 @@ class Rates:
             key = key_of(move)
             if move.phase.is_end or (key not in self._samples and len(self._samples) >= MOST_MOVES):
                 continue
-            if now_s - self._seen_s.get(key, now_s - EVERY_S) >= EVERY_S:
+            if now_s - self._seen_s.get(key, float("-inf")) >= EVERY_S:
                 self._seen_s[key] = now_s
                 self._samples.setdefault(key, deque(maxlen=SAMPLES)).append(move.rate_bytes_s)
         self._forget(now_s)

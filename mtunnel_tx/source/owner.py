@@ -11,6 +11,8 @@ from enum import Enum
 
 from mtunnel_tx.source.departure import Departure, Power, Stage
 
+MIGRATION_OVER = frozenset({"none", "completed", "failed", "cancelled"})
+"""What `query-migrate` says where nothing is being sent."""
 _NOT_SENT = frozenset({"pre-switchover", "failed", "cancelled"})
 """What `query-migrate` says where the target cannot have the whole state."""
 

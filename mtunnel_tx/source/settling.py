@@ -13,7 +13,7 @@ from mtunnel_tx.source.host import LOCK_S, SourceHost
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.links import Running
 from mtunnel_tx.source.marking import find_locked, unlock_config
-from mtunnel_tx.source.owner import LocalMachine, Owner, explain, judge
+from mtunnel_tx.source.owner import MIGRATION_OVER, LocalMachine, Owner, explain, judge
 from mtunnel_tx.source.removal import Removal
 from mtunnel_tx.waiting import pause
 
@@ -21,7 +21,6 @@ SENDING_S = 60.0
 """How long QEMU may take to send what it has left to send, or to give up."""
 _POLL_S = 0.1
 _BUSY = frozenset({"device", "cancelling"})
-_OVER = frozenset({"none", "completed", "failed", "cancelled"})
 _STANDING = frozenset({"paused", "postmigrate", "finish-migrate", "prelaunch"})
 
 
@@ -97,7 +96,7 @@ class Settling:
 
     async def _restore(self, running: Running) -> str:
         """End the migration and the mirrors; then it runs on, or stays paused. Returns: what QEMU says."""
-        if await running.migration() not in _OVER:
+        if await running.migration() not in MIGRATION_OVER:
             await running.cancel_migration()
         await running.adopt_mirrors()
         await running.end_mirrors()

@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 from twisted.internet import reactor
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import UNIXClientEndpoint, UNIXServerEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, Protocol
@@ -68,8 +69,8 @@ class StallingPath:
                 half.transport.resumeProducing()
 
     async def close(self):
-        """End it, and all that goes through it."""
-        await self._port.stopListening()
+        """End it, and all that goes through it; once more is nothing."""
+        await maybeDeferred(self._port.stopListening)
         for half in self._halves:
             with suppress(ConnectError):
                 half.transport.abortConnection()

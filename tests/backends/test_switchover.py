@@ -29,7 +29,7 @@ class SwitchoverTest(Migrating):
         return path
 
     async def mirror(self, running):
-        await running.start_mirror("scsi0", self.folder / "nbd", "drive-scsi0", reconnect_s=60)
+        await running.start_mirror("scsi0", self.folder / "nbd", "drive-scsi0", reconnect_s=2)
         await running.until_ready()
 
     async def beats(self, more=4):
@@ -37,7 +37,8 @@ class SwitchoverTest(Migrating):
         await self.until(lambda: len(self.sent.beats) >= ticks + more, "ticks there")
 
     async def assert_runs_on(self, running):
-        """As after a failure: everything is ended, and the guest runs."""
+        """As after a failure: the sockets are closed, everything is ended, and the guest runs."""
+        await self.nbd.close()
         if await running.migration() not in ("failed", "cancelled"):
             await running.cancel_migration()
         await running.end_mirrors()
@@ -64,7 +65,7 @@ class SwitchoverTest(Migrating):
         self.assert_disk_kept()
 
     async def test_lost_before_the_switch_over(self):
-        """QEMU waits for the mirror as soon as the guest stands still, and does not answer until it is cut."""
+        """QEMU waits for the mirror as soon as the guest stands still, and answers once its socket is closed."""
         await self.start()
         async with self.there.machines.attached(100) as running:
             await self.mirror(running)

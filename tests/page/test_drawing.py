@@ -182,6 +182,12 @@ class PlotTests(SynchronousTestCase):
         self.assertIn("up to 10.0 MiB/s", markup)
         self.assertNotIn("style=", markup)
 
+    def test_the_first_sample_whatever_the_clock_says(self):
+        for now_s in (0.0, 0.3, 1795989733.7184193, 5213.123456789, 77777.7):
+            rates = Rates()
+            rates.see([a_move()], now_s)
+            self.assertEqual(len(rates.of(a_move())), 1, now_s)
+
     def test_samples(self):
         rates, move = Rates(), a_move()
         for second in range(SAMPLES + 10):

@@ -2,22 +2,23 @@
 
 from contextlib import asynccontextmanager
 
-from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.errors import BackendFailed, TimedOut
 
 
 class FakeMachine:
     """links.Machines and links.Running of one VM; `deeds`: what it was told, in order.
 
-    `dies`, `fails`: the deed at which QEMU ends, or at which the migration fails and the VM runs on.
+    `dies`, `fails`, `late`: the deed at which QEMU ends, at which the migration fails and the VM runs on, or which
+    takes too long.
     """
 
     def __init__(self, status="running", migration="none", mirrors=()):
-        self.now = status
+        self.now = self.before = status
         self.memory = migration
         self.mirrored = list(mirrors)
         self.deeds = []
         self.is_on = status != "off"
-        self.dies = self.fails = ""
+        self.dies = self.fails = self.late = ""
         self.mirror_states, self.memory_states = [], []
         self.later_mirrors = []
         self.slowed = []
@@ -52,6 +53,8 @@ class FakeMachine:
         if deed == self.dies:
             self.is_on = False
             raise BackendFailed("the connection to QEMU has ended")
+        if deed == self.late:
+            raise TimedOut("its disks were not level within 10 s")
         if deed == self.fails:
             self.memory = "failed"
             self.now = self.before
@@ -97,7 +100,7 @@ class FakeMachine:
 
     async def cancel_migration(self):
         self.deeds.append("cancel")
-        self.memory = "cancelled"
+        self.memory, self.now = "cancelled", self.before
 
     async def adopt_mirrors(self):
         self.deeds += [f"adopt {name}" for name in self.mirrored]

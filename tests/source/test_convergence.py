@@ -103,6 +103,10 @@ class MemoryWatchTest(SynchronousTestCase):
         advised = self.advised(memory(1, 9), memory(2, 4), memory(3, 4, throttle=20))
         self.assertIn("changes 20.0 MiB/s, slowed down by 20 %", advised[-1][0].say)
 
+    def test_what_is_done_already_is_no_advice(self):
+        advised = self.advised(memory(1, 9), memory(2, 4), memory(3, 4, throttle=20), downtime_ms=1000)
+        self.assertIn("at most: --max-downtime, --timeout with --on-timeout", advised[-1][0].say)
+
     def test_nothing_is_said_once_it_stands_still(self):
         self.assertEqual(self.advised(memory(1, 9), memory(2, 4), memory(3, 4, status="pre-switchover"))[-1], [])
 

@@ -128,6 +128,21 @@ class BackTest(LiveCase):
         await self.fails("Broken pipe")
         self.assert_back(said="runs on here")
 
+    async def test_it_runs_on_before_the_target_is_told(self):
+        """The network may be what is lost: nobody who stands still waits for an answer then."""
+        for deed in ("memory", "level"):
+            self.setUp()
+            self.machines.late = deed
+            asked = self.target.when("stop")
+            self.target.replies["stop"] = Deferred()
+            running = self.migrate()
+            await asked
+            self.assertEqual((self.machines.deeds[-1], self.machines.now), ("cancel", "running"))
+            self.target.replies["stop"].callback({})
+            with self.assertRaises(TunnelError):
+                await running
+            self.assert_back(said="runs on here")
+
     async def test_the_rest_cannot_be_sent(self):
         self.machines.fails = "rest"
         await self.fails("Broken pipe")

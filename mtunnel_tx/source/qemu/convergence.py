@@ -149,7 +149,8 @@ class MemoryWatch:
         self._said_s = now_s
         rates = compare(state)
         if self._downtime_ms == self._max_ms:
-            hint = "--max-downtime, --auto-converge, --timeout with --on-timeout, or a higher --bwlimit ends that"
+            slower = "" if state.throttle_percent else "--auto-converge, "
+            hint = f"--max-downtime, {slower}--timeout with --on-timeout, or a higher --bwlimit ends that"
             return [Advice(say=f"{rates}, and it may stand still for {self._max_ms} ms at most: {hint}")]
         self._downtime_ms = min(2 * self._downtime_ms, self._max_ms)
         said = f"{rates}: it may stand still for {self._downtime_ms} ms now"

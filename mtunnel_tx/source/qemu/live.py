@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.moves import MovePhase, Reached, StoodStill
 from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
@@ -21,12 +22,13 @@ from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.links import Json, Running
+from mtunnel_tx.source.owner import MIGRATION_OVER
 from mtunnel_tx.source.pace import Pace
 from mtunnel_tx.source.patience import SWITCH_S, Patience
 from mtunnel_tx.source.qemu.copying import LiveCopy, find_max_downtime_ms
 from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
-from mtunnel_tx.waiting import together
+from mtunnel_tx.waiting import finish, together
 from mtunnel_tx.wire import socketkinds
 
 _KEY = re.compile(r"([a-z]+)([0-9]+)")
@@ -81,8 +83,12 @@ class LiveMove:
         await self._journal.announce("starting")
         memory_socket, mirrors = self._open_forwards(await self._tunnel.start(fields), drives)
         copy = LiveCopy(self._running, self._host, pace, patience)
-        await copy.disks(mirrors)
-        await copy.memory(memory_socket)
+        try:
+            await copy.disks(mirrors)
+            await copy.memory(memory_socket)
+        except Exception:
+            await finish(self._run_on())
+            raise
         self._switch_s = patience.switch_s + find_max_downtime_ms(pace, patience) / 1000
 
     async def hand_over(self, drives: Mapping[str, Json]) -> None:
@@ -92,7 +98,11 @@ class LiveMove:
         """
         stopped_s = self._host.reactor.seconds()
         self._host.progress.tell(Reached(phase=MovePhase.HAND_OVER))
-        await together(self._running.complete_mirrors(), self._journal.announce("completing"))
+        try:
+            await together(self._running.complete_mirrors(), self._journal.announce("completing"))
+        except TunnelError:
+            await self._run_on()
+            raise
         await self._running.switch_over(limit_s=self._switch_s)
         if drives:
             await self._tunnel.stop_nbd()
@@ -102,6 +112,18 @@ class LiveMove:
             self._host.progress.tell(StoodStill(downtime_s=downtime_s))
             self._host.progress.say(f"it runs there; downtime {1000 * downtime_s:.0f} ms")
         self._forwards.close()
+
+    async def _run_on(self) -> None:
+        """Let it run on here at once: the rest was not sent, and a target that is out of reach keeps nobody waiting.
+
+        All else is done when the target was told (settling.py).
+        """
+        self._forwards.close()
+        with suppress(TunnelError):  # QEMU has ended, or does not answer: it is looked at again then
+            if await self._running.migration() not in MIGRATION_OVER:
+                await self._running.cancel_migration()
+            if self._journal.departure.power is Power.RUNNING and await self._running.status() == "paused":
+                await self._running.run()
 
     async def _resume(self) -> None:
         await self._journal.announce("resuming")
