@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.guest.ticker import read_beats
+from tests.patience import patience_s, tries, wait_for
 from tests.whole.hostile import import_child
 from tests.whole.moving import Move, make_qcow2, moved, state_of
 from tests.whole.node import Node
+from tests.whole.test_online import Listener, OnlineCase
 from tests.whole.test_workers import can_become_nobody, workers
 
 EXTRA = 'workers = 1\nuser = "nobody"\n[limits]\nrestart_s = 120\n'
@@ -61,6 +68,49 @@ class OfflineTests(RestartCase):
 
     def test_the_daemon_is_asked_to_end(self) -> None:
         self.move_with_restarts(signal.SIGTERM)
+
+
+class OnlineTests(OnlineCase):
+    def make_target(self) -> Node:
+        if not can_become_nobody():
+            raise SkipTest("user nobody cannot read this tree, so its workers cannot run")
+        return Node("there", extra=EXTRA).start()
+
+    def test_a_running_vm(self) -> None:
+        """The daemon is killed while the disk is mirrored; no connection is lost, and not a beat."""
+        before, after = self.boot(), Listener(self.there.runtime / "200.serial0")
+        self.addCleanup(setattr, after, "stopped", True)
+        argv = [sys.executable, "-m", "tests.whole.plainsource", "migrate", "100", self.there.endpoint, "--online"]
+        running = self.start([*argv, "--target-vmid", "200", "--target-storage", "local", "--bwlimit", "1000"])
+        self.wait_for_streams(2, running)
+        connections, port = connected(self.there.port), self.there.port
+        self.there.stop(signal.SIGKILL)
+        self.there.start()
+        self.assertGreaterEqual(len(connections & connected(port)), 2, self.there.log.read_text())
+        out, err = running.communicate(timeout=patience_s(90))
+        self.assertEqual(running.returncode, 0, (out, err, self.there.log.read_text()))
+        wait_for("beats at the target", lambda: len(after.beats) >= 5)
+        beats = read_beats(before.text + after.text)
+        numbers = [number for number, _ in beats]
+        self.assertEqual(numbers, list(range(numbers[0], numbers[0] + len(numbers))))
+        self.assertEqual({flag for _, flag in beats}, {"."})
+
+    def wait_for_streams(self, least: int, running: subprocess.Popen[str]) -> None:
+        """Until the source has so many websockets."""
+        for _ in tries(f"{least} streams"):
+            if running.poll() is not None:
+                raise AssertionError(f"{running.communicate()}, {self.there.log.read_text()}")
+            tunnels = self.there.ask(cmd="status")["tunnels"]
+            # Their websockets are open only when bytes have come.
+            if tunnels and tunnels[0]["streams"] >= least and tunnels[0]["bytes_in"] > 1 << 18:
+                return
+            time.sleep(0.02)
+
+
+def connected(port: int) -> set[str]:
+    """The peers of the connections to this port of the loopback that are established."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {peer for _, own, peer, state, *_ in lines if own == f"0100007F:{port:04X}" and state == "01"}
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
