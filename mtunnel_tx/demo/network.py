@@ -75,9 +75,9 @@ class Network(threading.Thread):
         self._carried += len(data)
         if self._cut_at and self._carried >= self._cut_at[0]:
             del self._cut_at[0]
-            self._cut()
             self.cuts += 1
             self._told(self._carried)
+            self._cut()
 
     def _forget(self, sock: socket.socket) -> None:
         """It has said all; the other one may still speak to it."""
