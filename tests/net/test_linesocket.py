@@ -47,6 +47,12 @@ class Echo:
     def disconnected(self):
         self.ended.callback(None)
 
+    def accepted(self, sock):
+        """Nothing is noted here."""
+
+    def heard(self, data):
+        """Nothing is noted here."""
+
 
 class Transport(StringTransport):
     """Remembers what a socket would have been told."""
