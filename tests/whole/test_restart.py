@@ -99,7 +99,7 @@ class OnlineTests(OnlineCase):
         """Until the source has so many websockets."""
         for _ in tries(f"{least} streams"):
             if running.poll() is not None:
-                raise AssertionError(f"{running.communicate()}, {self.there.log.read_text()}")
+                raise AssertionError(f"{running.communicate(timeout=patience_s())}, {self.there.log.read_text()}")
             tunnels = self.there.ask(cmd="status")["tunnels"]
             # Their websockets are open only when bytes have come.
             if tunnels and tunnels[0]["streams"] >= least and tunnels[0]["bytes_in"] > 1 << 18:
