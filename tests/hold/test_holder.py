@@ -1,12 +1,12 @@
 """A real holder, and the daemon's end of its socket."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from twisted.internet import reactor
@@ -191,7 +191,7 @@ class ProgramTests(HolderCase):
         os.kill(self.holder.pid, signal.SIGKILL)
         self.assertEqual(await child.ended(), -9)
         await until("the news", lambda: self.lost == 1)
-        with suppress(ProcessLookupError):  # it may have ended with the holder
+        with contextlib.suppress(ProcessLookupError):  # it may have ended with the holder
             os.killpg(child.pid, signal.SIGKILL)
 
 
