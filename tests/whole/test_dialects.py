@@ -24,12 +24,13 @@ class Case(SynchronousTestCase):
     """A home with VM 100, and a target."""
 
     dialect = Released()
-    make_target = Node
+    node = Node
 
     def setUp(self) -> None:
         self.home = Node("pvehome")
         self.addCleanup(self.home.close)
-        self.target = self.make_target("pvetest").start()
+        # A helper that was killed looks like a network that is lost.
+        self.target = self.node("pvetest", extra="[limits]\npark_s = 2").start()
         self.addCleanup(self.target.close)
         self.disks = make_guest(self.home)
 
@@ -206,7 +207,7 @@ class FirstTests(Migrations):
 class ProxmoxTests(Migrations, Failures):
     """Received by the `proxmox` profile."""
 
-    make_target = ProxmoxNode
+    node = ProxmoxNode
 
 
 del Migrations, Failures  # not to be run by themselves
