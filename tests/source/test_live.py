@@ -5,6 +5,7 @@ from pathlib import Path
 from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.source.qemu.forwards import Forwards
 from tests.source.case import SourceCase
 from tests.source.machines import FakeMachine
 
@@ -80,6 +81,18 @@ class MovedTest(LiveCase):
         self.assertEqual(self.machines.deeds[-1], "end")
         self.assertEqual(self.written["unlock"], "handing_over")
         self.assertFalse(self.conf_file.exists())
+
+    async def test_the_memory_of_a_paused_one_may_arrive_until_the_target_has_said_yes(self):
+        closed, close = [], Forwards.close
+
+        def note(forwards):
+            closed.append(self.told())
+            close(forwards)
+
+        self.patch(Forwards, "close", note)
+        self.machines.now = "paused"
+        await self.migrate()
+        self.assertIn("unlock", closed[0])
 
     async def test_interrupted_in_the_hand_over(self):
         """A terminal that goes away: too late, it is finished."""

@@ -94,7 +94,7 @@ class LiveMove:
     async def hand_over(self, drives: Mapping[str, Json]) -> None:
         """Send the rest, and let the VM run there where it ran here.
 
-        Not to be cancelled: half of it would leave the VM with nobody. Raises: TunnelError.
+        The forwards of a paused one stay open: only the answer to `unlock` says that its memory has arrived. Not to be cancelled: half of it would leave the VM with nobody. Raises: TunnelError.
         """
         stopped_s = self._host.reactor.seconds()
         self._host.progress.tell(Reached(phase=MovePhase.HAND_OVER))
@@ -111,7 +111,7 @@ class LiveMove:
             downtime_s = self._host.reactor.seconds() - stopped_s
             self._host.progress.tell(StoodStill(downtime_s=downtime_s))
             self._host.progress.say(f"it runs there; downtime {1000 * downtime_s:.0f} ms")
-        self._forwards.close()
+            self._forwards.close()
 
     async def _run_on(self) -> None:
         """Let it run on here at once: the rest was not sent, and a target that is out of reach keeps nobody waiting.
