@@ -139,7 +139,7 @@ class Killed(SnapshotHost, Slowness, VmCase):
         self.assertIsNone(self.conf().lock)
 
     def test_while_one_is_taken(self):
-        self.slow("/usr/bin/qemu-img", "*-c*disk-0*")
+        self.slow("/usr/bin/qemu-img", "*' -c '*disk-0*")
         self.kill_in("snapshot", "100", "before")
         self.assertEqual((self.tags(0), self.tags(1), self.conf().lock), (["before"], [], "snapshot"))
         self.clean_up("snapshot")
@@ -148,7 +148,7 @@ class Killed(SnapshotHost, Slowness, VmCase):
     def test_while_it_is_rolled_back(self):
         self.said("snapshot", "100", "before")
         self.put("second")
-        self.slow("/usr/bin/qemu-img", "*-a*disk-0*")
+        self.slow("/usr/bin/qemu-img", "*' -a '*disk-0*")
         self.kill_in("rollback", "100", "before")
         self.assertEqual((self.words(), self.conf().lock), (["first", "second"], "rollback"))
         self.assertEqual(self.refused_start(), "VM 100 is locked (rollback)")
@@ -161,7 +161,7 @@ class Killed(SnapshotHost, Slowness, VmCase):
 
     def test_while_it_is_removed(self):
         self.said("snapshot", "100", "before")
-        self.slow("/usr/bin/qemu-img", "*-d*disk-0*")
+        self.slow("/usr/bin/qemu-img", "*' -d '*disk-0*")
         self.kill_in("snapshot", "100", "before", "--remove")
         self.assertEqual((self.tags(0), self.tags(1), self.conf().lock), ([], ["before"], "snapshot-delete"))
         self.clean_up("snapshot --remove")
