@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,12 @@ class PidFiles(SynchronousTestCase):
         self.assertIsNone(find_qemu(self.file))
 
 
+def takes_connections(path):
+    """Whether somebody listens there: the file alone is there a little earlier."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 class BlockNodes(QemuCase):
     """Newer Proxmox names the nodes, older ones named QEMU's drives."""
 
@@ -87,7 +94,7 @@ class BlockNodes(QemuCase):
         words += ["-device", "scsi-hd,drive=drive-scsi0", "-device", "scsi-hd,drive=drive-scsi1"]
         words += ["-blockdev", f"driver=raw,node-name=drive-scsi1,file.driver=file,file.filename={disks[1]}"]
         started_process(self.addCleanup, ["qemu-system-x86_64", *words])
-        await self.until(path.exists, "the monitor")
+        await self.until(lambda: takes_connections(path), "the monitor")
         monitor = await connect_monitor(reactor, path)
         self.addCleanup(monitor.close)
         nodes = await find_nodes(monitor, {"scsi0": "", "scsi1": ""})
