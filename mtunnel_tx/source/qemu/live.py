@@ -94,7 +94,8 @@ class LiveMove:
     async def hand_over(self, drives: Mapping[str, Json]) -> None:
         """Send the rest, and let the VM run there where it ran here.
 
-        The forwards of a paused one stay open: only the answer to `unlock` says that its memory has arrived. Not to be cancelled: half of it would leave the VM with nobody. Raises: TunnelError.
+        The forwards of a paused one stay open: only the answer to `unlock` says that its memory has arrived. Not to be
+        cancelled: half of it would leave the VM with nobody. Raises: TunnelError.
         """
         stopped_s = self._host.reactor.seconds()
         self._host.progress.tell(Reached(phase=MovePhase.HAND_OVER))
