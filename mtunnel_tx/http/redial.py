@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -146,5 +147,5 @@ class Redial:
 
 
 def _report(failure: Failure) -> Any:
-    if not failure.check(CancelledError):
+    if not failure.check(CancelledError, ConnectingCancelledError):
         log.failure("unexpected failure while a connection is dialled", failure=failure)

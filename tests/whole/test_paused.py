@@ -67,6 +67,7 @@ class PausedTests(OnlineCase):
         endpoint = self.there.endpoint.replace(f"port={self.there.port}", f"port={proxy.own_port}")
         migration = self.start_migration(["-m", "mtunnel_tx.cli"], endpoint)
         wait_for("the command behind nbdstop", proxy.holding.is_set, 60)
+        wait_for("the end of the export", lambda: not (self.there.runtime / "200_nbd.migrate").exists())
         self.kill_there()
         proxy.release()
         out, err = migration.communicate(timeout=patience_s(60))
