@@ -62,7 +62,7 @@ class MirroredMachine:
             the connection may be down before the mirror fails.
         """
         node = f"{_MIRROR}{drive}"
-        await self._clear(drive, node)
+        await self._clear(node)
         server = {"type": "unix", "path": str(socket)}
         target: dict[str, Any] = {
             "driver": "nbd",
@@ -83,11 +83,10 @@ class MirroredMachine:
             raise
         self._mirrors[drive] = node
 
-    async def _clear(self, drive: str, node: str) -> None:
+    async def _clear(self, node: str) -> None:
         """Remove the job and the node of an earlier attempt whose program was killed."""
         if await self._job(node):
-            self._mirrors[drive] = node
-            await self.end_mirrors()
+            await self._end_mirror(node)
         else:
             await self._remove_node(node)
 
@@ -136,9 +135,10 @@ class MirroredMachine:
 
     async def _speed_up(self) -> None:
         """Take off what `slow_down` did, be it that of a program that was killed."""
-        for drive, entry in (await self._devices()).items():
-            if entry["inserted"].get("group") == f"{_MIRROR}{drive}":
-                await self._throttle(drive, str(entry["qdev"]), 0)
+        for entry in await self._call("query-block"):
+            group = str((entry.get("inserted") or {}).get("group", ""))
+            if entry.get("qdev") and group.startswith(_MIRROR):
+                await self._throttle(group.removeprefix(_MIRROR), str(entry["qdev"]), 0)
 
     async def _finish_mirrors(self) -> None:
         """Copy the rest, as fast as it goes, and end the jobs; the guest stands still.
@@ -171,9 +171,11 @@ class MirroredMachine:
 
         Where their network is lost, their sockets must be closed before: a write that is under way is given up then.
         """
-        for node in self._mirrors.values():
-            await self._end_mirror(node)
-        await self._speed_up()
+        try:
+            for node in self._mirrors.values():
+                await self._end_mirror(node)
+        finally:
+            await self._speed_up()
         self._mirrors.clear()
 
     async def _end_mirror(self, node: str) -> None:
@@ -198,6 +200,9 @@ class MirroredMachine:
         return next((job for job in jobs if job["id"] == node), {})
 
     async def _remove_node(self, node: str) -> None:
+        """QEMU flushes it, and would stand still as a whole until a lost connection is given up."""
+        with suppress(QmpCommandFailed):
+            await self._call("yank", {"instances": [{"type": "block-node", "node-name": node}]})
         with suppress(QmpCommandFailed):
             await self._call("blockdev-del", {"node-name": node})
 

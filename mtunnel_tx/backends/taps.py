@@ -50,6 +50,9 @@ def open_tap(name: str, bridge: str, queues: int = 1, *, tag: str | None = None,
     except OSError as error:
         close_all(fds)
         raise BackendFailed(f"unable to plug '{name}' into bridge '{bridge}': {error.strerror}") from error
+    except BaseException:
+        close_all(fds)
+        raise
     return fds
 
 

@@ -42,33 +42,9 @@ def run_reactor(
     prepare(reactor)
     stderr: Any = sys.stderr
     sys.stderr = cast(TextIO, Forgiving(stderr))
-    status = FAILED
-    received: list[int] = []
-
-    def finished(result: int | Failure) -> None:
-        nonlocal status
-        if isinstance(result, int):
-            status = result
-        elif not received:
-            result.printTraceback(sys.stderr)
-        reactor.stop()
-
-    def start() -> None:
-        running = Deferred.fromCoroutine(work())
-
-        def interrupt(number: int, _frame: FrameType | None) -> None:
-            if not received:
-                reactor.callFromThread(_cancel, running, notice)
-            elif hurry and number == signal.SIGINT and received.count(number) == 1:
-                reactor.callFromThread(hurry)
-            received.append(number)
-
-        for number in STOPPING:
-            signal.signal(number, interrupt)
-        running.addBoth(finished)
-
     before = {number: signal.getsignal(number) for number in STOPPING}
-    reactor.callWhenRunning(start)
+    run = _Run(reactor, work, notice, hurry)
+    reactor.callWhenRunning(run.start)
     try:
         reactor.run()
     finally:
@@ -76,10 +52,51 @@ def run_reactor(
         # What follows without the reactor would not hear of a signal.
         for number, handler in before.items():
             signal.signal(number, handler)
-    return SIGNALLED + received[0] if received and status else status
+    return run.exit_status
 
 
-def _cancel(running: Deferred[int], notice: str) -> None:
-    if notice:
-        print(notice, file=sys.stderr, flush=True)
-    running.cancel()
+class _Run:
+    """See run_reactor."""
+
+    def __init__(
+        self, reactor: Any, work: Callable[[], Coroutine[Any, Any, int]], notice: str, hurry: Callable[[], None] | None
+    ) -> None:
+        self._reactor = reactor
+        self._work = work
+        self._notice = notice
+        self._hurry = hurry
+        self._status = FAILED
+        self._received: list[int] = []
+        self._running: Deferred[int] | None = None
+
+    def start(self) -> None:
+        """Begin; from now on signals cancel it."""
+        self._running = Deferred.fromCoroutine(self._work())
+        for number in STOPPING:
+            signal.signal(number, self._interrupt)
+        self._running.addBoth(self._finish)
+
+    @property
+    def exit_status(self) -> int:
+        """Where a signal came and the work failed: 128 + N."""
+        return SIGNALLED + self._received[0] if self._received and self._status else self._status
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        if not self._received:
+            self._reactor.callFromThread(self._cancel)
+        elif self._hurry and number == signal.SIGINT and self._received.count(number) == 1:
+            self._reactor.callFromThread(self._hurry)
+        self._received.append(number)
+
+    def _cancel(self) -> None:
+        if self._notice:
+            print(self._notice, file=sys.stderr, flush=True)
+        assert self._running is not None, "it was started"
+        self._running.cancel()
+
+    def _finish(self, result: int | Failure) -> None:
+        if isinstance(result, int):
+            self._status = result
+        elif not self._received:
+            result.printTraceback(sys.stderr)
+        self._reactor.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import treq
 from treq.client import HTTPClient
@@ -18,11 +19,13 @@ from mtunnel_tx.backends.child import run
 from mtunnel_tx.config import Notify
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.waiting import OwnedWork, pause, within
-from mtunnel_tx.watch.notices import Notice
+from mtunnel_tx.watch.notices import Notice, NoticeKind
 
 log = Logger()
 MOST_UNTOLD = 64
 """Notices that are being told; beyond it they are only logged."""
+KEPT_FOR_HELD = 16
+"""So many of these places are only for VMs that wait for a decision."""
 COMMAND_S = 60.0
 CALL_S = 15.0
 AGAIN_S = (1.0, 10.0, 60.0)
@@ -50,7 +53,7 @@ class NoticeTeller:
         """Tell it soon."""
         if not self._notify.command and not self._notify.urls:
             return
-        if len(self._untold) >= MOST_UNTOLD:
+        if len(self._untold) >= MOST_UNTOLD - (0 if notice.kind is NoticeKind.HELD else KEPT_FOR_HELD):
             log.error("nobody is told that the move of VM {vmid} is {event}", **_facts(notice))
             return
         telling = Deferred.fromCoroutine(self._work.run(self._tell_all(notice)))
@@ -76,11 +79,12 @@ class NoticeTeller:
             telling.cancel()
 
     async def _tell_all(self, notice: Notice) -> None:
-        body = json.dumps(notice.as_json()).encode()
+        body = json.dumps(notice.as_json(), ensure_ascii=False).encode("utf-8", "replace")
         if self._notify.command:
             await self._try("the command", self._run(self._notify.command, notice, body), notice)
         for url in self._notify.urls:
-            await self._try(url.partition("?")[0], self._call_again(url, body), notice)
+            # Behind the host many services have a secret.
+            await self._try(urlsplit(url).netloc, self._call_again(url, body), notice)
 
     async def _try(self, what: str, work: Any, notice: Notice) -> None:
         try:
@@ -93,6 +97,8 @@ class NoticeTeller:
                 reason=error.text,
                 **facts,
             )
+        except Exception:  # one way of telling must not take the next one with it
+            log.failure("unexpected failure while {what} was told", what=what)
 
     async def _run(self, argv: Sequence[str], notice: Notice, body: bytes) -> None:
         facts = _facts(notice)

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.ports.holding import Kept
-from mtunnel_tx.waiting import within
+from mtunnel_tx.waiting import in_time, within
 from mtunnel_tx.workers.holder import HolderClient, connect_holder, start_holder
 
 log = Logger()
@@ -29,7 +29,8 @@ async def open_store(reactor: Any, settings: Settings) -> tuple[HolderClient | N
         kept = await _greet(reactor, found, restart_s)
         if is_wanted and kept is not None:
             return found, kept
-        await found.finish()
+        # A program that cannot be killed just now must not keep this daemon from its start.
+        await in_time(reactor, HELLO_S, Deferred.fromCoroutine(found.finish()))
     if not is_wanted:
         return None, Kept()
     fresh = HolderClient(reactor, start(), start)

@@ -58,6 +58,9 @@ async def _take_over(call: Call, claim: AttachClaim) -> None:
     flow = found.flow
     peer = await leave_http(request, with_header(handshake.answer, HEADER, VERSION))
     assert flow is not None, "a flow that is known runs"
+    if found.generation != claim.generation:
+        peer.close()  # a younger connection was faster
+        return
     flow.attach(peer)
 
 

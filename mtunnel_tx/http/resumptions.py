@@ -8,7 +8,7 @@ much together, the largest is aborted.
 from __future__ import annotations
 
 import hmac
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -137,7 +137,7 @@ class Resumptions:
         self._random_bytes = random_bytes
         self._limits = limits
         self._flows: dict[str, Resumption] = {}
-        self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
+        self._tombstones: dict[str, Tombstone] = {}
 
     def begin(self, route: Route) -> Resumption:
         """Make the name and the key of a new flow; it counts from `Resumption.begin` on."""
@@ -168,14 +168,15 @@ class Resumptions:
         raise Unauthenticated("permission denied - no such flow")
 
     def bound_parked(self) -> None:
-        """Give up the largest parked flows until the others keep no more than they may."""
-        parked = sorted(
-            (flow for flow in self._flows.values() if flow.parked_s is not None), key=lambda flow: flow.kept_bytes
-        )
-        kept_bytes = sum(flow.kept_bytes for flow in parked)
-        while parked and kept_bytes > self._limits.parked_bytes:
-            largest = parked.pop()
-            kept_bytes -= largest.kept_bytes
+        """Give up parked flows until the others keep no more than they may: the largest of the token with the most."""
+        parked = {flow: flow.kept_bytes for flow in self._flows.values() if flow.parked_s is not None}
+        by_token: Counter[str] = Counter()
+        for flow, kept_bytes in parked.items():
+            by_token[flow.route.token] += kept_bytes
+        while parked and by_token.total() > self._limits.parked_bytes:
+            ((token, _),) = by_token.most_common(1)
+            largest = max((flow for flow in parked if flow.route.token == token), key=parked.__getitem__)
+            by_token[token] -= parked.pop(largest)
             largest.abort("parked flows keep more than limits.parked_bytes")
 
     def bury(self, resumption: Resumption, outcome: FlowOutcome) -> None:
@@ -192,11 +193,16 @@ class Resumptions:
             verdict="ended",
             until_s=now_s + self._limits.park_s,
         )
-        while self._tombstones:
-            oldest = next(iter(self._tombstones))
-            if len(self._tombstones) <= MOST_TOMBSTONES and self._tombstones[oldest].until_s > now_s:
-                return
-            del self._tombstones[oldest]
+        self._bound_tombstones(now_s)
+
+    def _bound_tombstones(self, now_s: float) -> None:
+        """Those whose time is over go, then the oldest of the token that has the most."""
+        for flow_id in [flow_id for flow_id, tombstone in self._tombstones.items() if tombstone.until_s <= now_s]:
+            del self._tombstones[flow_id]
+        if len(self._tombstones) > MOST_TOMBSTONES:
+            by_token = Counter(tombstone.token for tombstone in self._tombstones.values())
+            ((token, _),) = by_token.most_common(1)
+            del self._tombstones[next(key for key, tombstone in self._tombstones.items() if tombstone.token == token)]
 
     def observe(self, event: TunnelEvent) -> None:
         """What became of a tunnel's VM is said of its flows, too (ports.events.Observer)."""

@@ -49,10 +49,14 @@ class _Drawing:
 
 @implementer(IPushProducer)
 class EventStream:
-    """One client's updates. Args: request: answered already, up to its head. clock: for how long it takes nothing."""
+    """One client's updates.
 
-    def __init__(self, request: Request, cookie: str, clock: Clock) -> None:
+    Args: request: answered already, up to its head. clock: for how long it takes nothing. owner: the visitor's name.
+    """
+
+    def __init__(self, request: Request, cookie: str, clock: Clock, owner: str) -> None:
         self.cookie = cookie
+        self.owner = owner
         self._request = request
         self._clock = clock
         self._seen: dict[str, int] = {}
@@ -127,9 +131,10 @@ class Feed:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def check_room(self) -> None:
-        """Raises: TooManyStreams."""
-        if len(self._streams) >= self._most:
+    def check_room(self, owner: str) -> None:
+        """One visitor has a quarter of the places at most. Raises: TooManyStreams."""
+        own = sum(stream.owner == owner for stream in self._streams)
+        if len(self._streams) >= self._most or own >= max(1, self._most // 4):
             raise TooManyStreams(f"no more than {self._most} pages are live at a time")
 
     def join(self, stream: EventStream) -> None:

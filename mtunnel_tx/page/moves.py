@@ -24,7 +24,7 @@ def show_moves(facts: PageFacts, visitor: Visitor) -> Html:
     shown = [
         _show_move(move, facts.rates[place], _tunnel_of(facts, move), facts.at_s)
         for place, move in enumerate(facts.status.moves)
-        if visitor.may_see(move.token)
+        if visitor.may_see_move(move.direction, move.token)
     ]
     if not shown:
         return element("p", "Nothing moves.", class_="nothing")

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -168,12 +167,12 @@ class PageResource(Resource):
 
     async def _follow(self, visit: Visit) -> None:
         """Updates, until one side goes."""
-        self._visitor(visit)
+        visitor = self._visitor(visit)
         feed, request = self._parts.feed, visit.request
-        feed.check_room()
+        feed.check_room(visitor.name)
         begin(request, 200, "text/event-stream")
         request.write(b"retry: 3000\n\n")
-        stream = EventStream(request, _cookie_of(request), self._parts.clock)
+        stream = EventStream(request, _cookie_of(request), self._parts.clock, visitor.name)
         visit.gone.addCallback(lambda _: feed.leave(stream))
         feed.join(stream)
 
@@ -258,7 +257,7 @@ def _check_origin(request: Request) -> None:
     if site is not None:
         is_ours = site in ("same-origin", "none")
     else:
-        is_ours = origin is None or urlsplit(origin).netloc == read_header(request, b"host")
+        is_ours = origin is None or origin == f"https://{read_header(request, b'host')}"
     if not is_ours:
         raise Forbidden("this form is of another site")
 

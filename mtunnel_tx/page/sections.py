@@ -120,7 +120,7 @@ def _button(name: str, value: str, text: str, action: str) -> Html:
 
 
 def _show_history(facts: PageFacts, visitor: Visitor) -> Html:
-    rows = [row for row in facts.history if visitor.may_see(row.token)][:MOST_ROWS]
+    rows = [row for row in facts.history if visitor.may_see_move(row.direction, row.token)][:MOST_ROWS]
     problem = element("p", facts.history_problem, class_="reason") if facts.history_problem else None
     if not rows:
         return join([problem, element("p", "Nothing has moved yet.", class_="nothing")])

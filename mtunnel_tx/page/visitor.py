@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.pve.rights import Rights
+from mtunnel_tx.watch.move import INCOMING
 
 SEE_ALL = Need("/nodes/{node}", ("Sys.Audit",))
 SETTLE_NEEDS = (Need("/vms/{vmid}", ("VM.Allocate",)), Need("/", ("Sys.Incoming",)))
@@ -34,6 +35,10 @@ class Visitor:
     def may_see(self, token: str) -> bool:
         """Whether what was done with this token is shown."""
         return self.name == token or self.sees_all
+
+    def may_see_move(self, direction: str, token: str) -> bool:
+        """The token of a move that went out is another host's, though it may have the name of one of ours."""
+        return self.sees_all or (direction == INCOMING and self.name == token)
 
     def may_settle(self, vmid: int, token: str) -> bool:
         """Whether this held VM, which came with this token, may be decided about."""

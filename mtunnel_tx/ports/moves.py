@@ -26,6 +26,8 @@ class MovePhase(Enum):
 
 LONGEST_LABEL = 64
 """Characters of a transfer's label."""
+MOST_TRANSFERS = 256
+"""What a peer may name beyond it is not shown."""
 _ENDS = (MovePhase.DONE, MovePhase.ROLLED_BACK, MovePhase.HELD)
 
 

@@ -25,6 +25,10 @@ class Power(Enum):
     OFF = "off"
 
 
+STANDING = frozenset({"paused", "postmigrate", "finish-migrate", "prelaunch"})
+"""QEMU's words for a guest that stands still, and may run again here."""
+
+
 class Stage(Enum):
     """How far it has come: each value is the record that leads there (the table at the end of this module)."""
 

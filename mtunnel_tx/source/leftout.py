@@ -13,6 +13,7 @@ _IDENTITY = frozenset({"vmgenid", "smbios1", "meta", "name"})
 _MACHINE = frozenset(
     {"arch", "bios", "boot", "bootdisk", "cores", "cpu", "kvm", "machine", "memory", "ostype", "scsihw", "sockets"}
 )
+_STATE = frozenset({"lock", "moved", "parent", "snapstate", "snaptime", "template"})
 _OF_THE_HOST = frozenset(
     {"affinity", "autostart", "cpulimit", "cpuunits", "description", "hookscript", "hotplug", "keyboard"}
     | {"migrate_downtime", "migrate_speed", "onboot", "protection", "shares", "startup", "tags", "vmstatestorage"}
@@ -34,6 +35,8 @@ def _why_not(conf: GuestConfig, key: str, *, running: bool) -> str | None:
         return "the VM's config has no such key"
     if is_drive_key(key) or key == "vmstate":
         return "it names a volume, which would be lost; detach it first"
+    if key in _STATE:
+        return "it says what may be done with the VM now"
     if key in _IDENTITY:
         return "by it the VM is known to its guest, and to you"
     if key in _MACHINE:

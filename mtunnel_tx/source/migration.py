@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.ports.moves import Expected, MovePhase, Reached, TransferKind
 from mtunnel_tx.pve.memory import configured_bytes
 from mtunnel_tx.source.attempt import Attempt
@@ -56,7 +56,7 @@ class Migration:
         if earlier is not None:
             await abandon_earlier(world.target, earlier)
         plan = await self._plan()
-        for expected in expect_transfers(plan, runs=world.running(order.vmid)):
+        for expected in expect_transfers(plan):
             world.progress.tell(expected)
         started_s = world.reactor.seconds()
         journal = await finish(self._claim(plan))
@@ -84,10 +84,12 @@ class Migration:
     async def _claim(self, plan: Plan) -> DepartureJournal:
         """The journal first, then the lock in the config. Raises: WrongState: somebody was there first."""
         vmid, guests = self._order.vmid, self._world.guests
-        record = await self._claim_record()
         async with guests.locked(vmid, LOCK_S):
             check_unchanged(guests, vmid, plan.conf)
-            journal = await DepartureJournal.open(self._world, vmid, record)
+            if self._world.running(vmid) != plan.runs:
+                raise WrongState(f"VM {vmid} was {'stopped' if plan.runs else 'started'} meanwhile")
+            # Under the lock: whoever starts a VM holds it until that is done.
+            journal = await DepartureJournal.open(self._world, vmid, await self._claim_record())
             try:
                 await lock_config(guests, vmid)
             except TunnelError:
@@ -125,12 +127,12 @@ class Migration:
         self._world.progress.tell(Reached(phase=phase, reason=reason))
 
 
-def expect_transfers(plan: Plan, *, runs: bool) -> Iterator[Expected]:
+def expect_transfers(plan: Plan) -> Iterator[Expected]:
     """What is going to be sent, with the sizes that are known now."""
     for disk in plan.disks:
-        is_mirrored = runs and is_online(plan.conf, disk)
+        is_mirrored = plan.runs and is_online(plan.conf, disk)
         kind = TransferKind.MIRROR if is_mirrored else TransferKind.DISK
         total_bytes = disk.size_bytes if is_mirrored else disk.stream_bytes
         yield Expected(label=disk.label, kind=kind, total_bytes=total_bytes)
-    if runs:
+    if plan.runs:
         yield Expected(label=MEMORY, kind=TransferKind.MEMORY, total_bytes=configured_bytes(plan.conf.options))

@@ -79,11 +79,12 @@ class SourceWorld(SourceHost):
 class Plan:
     """What a survey found: all that is sent, the target's node, and what it says it is (`repoid`).
 
-    `conf`: the config as it is here. `checked`: the target has looked at it (`mtunnelcheck`).
+    `conf`: the config as it is here. `runs`: the VM has a QEMU. `checked`: the target has looked at it.
     """
 
     conf: GuestConfig
     disks: tuple[SourceDisk, ...]
     node: str
     repoid: str
+    runs: bool
     checked: bool = False

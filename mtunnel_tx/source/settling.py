@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.pve.moved import mark_moved
-from mtunnel_tx.source.departure import Departure, Power, Stage
+from mtunnel_tx.source.departure import STANDING, Departure, Power, Stage
 from mtunnel_tx.source.host import LOCK_S, SourceHost
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.links import Running
@@ -21,7 +21,6 @@ SENDING_S = 60.0
 """How long QEMU may take to send what it has left to send, or to give up."""
 _POLL_S = 0.1
 _BUSY = frozenset({"device", "cancelling"})
-_STANDING = frozenset({"paused", "postmigrate", "finish-migrate", "prelaunch"})
 
 
 class OwnerUnknown(WrongState):
@@ -101,7 +100,7 @@ class Settling:
         await running.adopt_mirrors()
         await running.end_mirrors()
         status = await running.status()
-        if self._departure.power is Power.RUNNING and status in _STANDING:
+        if self._departure.power is Power.RUNNING and status in STANDING:
             await running.run()
         elif self._departure.power is Power.PAUSED and status == "postmigrate":
             await running.pause()

@@ -59,6 +59,7 @@ class Survey:
         self._target: dict[str, str] = {}
         self._checked = False
         self._dropped: tuple[str, ...] = ()
+        self._runs = False
 
     async def plan(self, *, thorough: bool = False) -> tuple[Plan, Report]:
         """Check all that can be checked.
@@ -67,6 +68,7 @@ class Survey:
         Raises: Obstructed: with everything that stands in the way; NotFound: there is no such VM here.
         """
         conf = self._world.guests.read(self._order.vmid)
+        self._runs = self._world.running(self._order.vmid)
         self._dropped = self._find_dropped(conf)
         sent = without(conf, self._dropped)
         disks = await self._look_here(conf, sent)
@@ -79,19 +81,20 @@ class Survey:
         if report.obstacles:
             raise Obstructed(report)
         node, repoid = self._target["node"], self._target["version"]
-        return Plan(conf=conf, disks=tuple(disks), node=node, repoid=repoid, checked=self._checked), report
+        plan = Plan(conf=conf, disks=tuple(disks), node=node, repoid=repoid, runs=self._runs, checked=self._checked)
+        return plan, report
 
     # Here
 
     def _find_dropped(self, conf: GuestConfig) -> tuple[str, ...]:
         """The keys that are left out on request; what cannot be left out stands in the way."""
-        kept = dict(find_undroppable(conf, self._order.drop, running=self._world.running(self._order.vmid)))
+        kept = dict(find_undroppable(conf, self._order.drop, running=self._runs))
         for key, text in kept.items():
             self._here.add(subject_of(key), key, text)
         return tuple(key for key in self._order.drop if key not in kept)
 
     async def _look_here(self, conf: GuestConfig, sent: GuestConfig) -> tuple[SourceDisk, ...]:
-        order, running = self._order, self._world.running(self._order.vmid)
+        order, running = self._order, self._runs
         self._look_for_journal()
         if running and not (order.online and self._world.machines):
             how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
@@ -189,7 +192,7 @@ class Survey:
     async def _find_machine(self) -> str | None:
         """The machine type that it runs with; None: it is off, or does not say."""
         vmid, machines = self._order.vmid, self._world.machines
-        if machines is None or not self._world.running(vmid):
+        if machines is None or not self._runs:
             return None
         try:
             async with machines.attached(vmid) as running:
@@ -252,7 +255,7 @@ class Survey:
 
     def _hint(self, conf: GuestConfig) -> None:
         """Say of a key that the target does not take how the VM can be moved without it."""
-        running = self._world.running(self._order.vmid)
+        running = self._runs
         told, self._there = self._there, Findings()
         for found in told:
             text, key = found.text, found.name

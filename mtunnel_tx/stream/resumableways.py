@@ -69,6 +69,10 @@ class ResumableOutward(Outward):
         """An acknowledgement came: there may be room, or something to be sent again."""
         self.again = True
 
+    def give_back(self) -> None:
+        super().give_back()
+        self.sending.give_back()
+
     def detach(self) -> None:
         super().detach()
         self.sending.park()

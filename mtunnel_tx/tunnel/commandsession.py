@@ -154,6 +154,8 @@ class CommandSession:
             ending = await self._end_tunnel()
             self._end_task(reason, ending)
         tunnel.sockets.abort_streams()
+        if tunnel.parking.has_commands:
+            tunnel.sockets.abort_streams((COMMANDS,))  # nobody is there who could take the last replies
         if self._listening is not None:
             await self._listening.close()
         await tunnel.sockets.wait_for_end(COMMANDS, tunnel.services.clock, LAST_REPLIES_S)

@@ -9,6 +9,7 @@ from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.ports.events import MoveTold
 from mtunnel_tx.ports.moves import (
     LONGEST_LABEL,
+    MOST_TRANSFERS,
     Carried,
     Expected,
     Finished,
@@ -41,6 +42,8 @@ def read_progress(args: ProgressArgs) -> Iterator[MoveEvent]:
     if args.source:
         yield NamedSource(name=args.source)
     yield Reached(phase=phases[args.phase])
+    if len(args.transfers) > MOST_TRANSFERS:
+        raise BadRequest(f"progress: more than {MOST_TRANSFERS} transfers")
     for one in args.transfers:
         yield from _read_transfer(one)
     if args.downtime_ms is not None:

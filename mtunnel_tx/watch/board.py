@@ -61,6 +61,7 @@ class _Coming:
     move: MoveState
     traffic: Callable[[], ByteCount]
     told: bool = False
+    is_whole: bool = False
     image: str = "disk"
     mirrors_bytes: int = 0
     flows: dict[int, _Flow] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Board:
             case MoveTold():
                 self._hear(coming, event)
             case PhaseReached(phase=phase) if phase in _PHASES:
+                coming.is_whole = True
                 self._tell(coming, Reached(phase=_PHASES[phase]))
             case FlowBegan():
                 self._begin_flow(coming, event)
@@ -142,7 +144,9 @@ class Board:
             if not coming.told:
                 coming.told = True
                 coming.move = replace(coming.move, transfers=())
-            self._tell(coming, *event.said)
+            # What this host has seen itself counts for more than what a source says.
+            said = [one for one in event.said if not (coming.is_whole and isinstance(one, Reached))]
+            self._tell(coming, *said)
         elif not coming.told:
             for one in event.said:
                 self._expect(coming, one)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mtunnel_tx.ports.moves import (
+    MOST_TRANSFERS,
     Carried,
     Expected,
     Finished,
@@ -27,8 +28,6 @@ from mtunnel_tx.ports.moves import (
 )
 
 INCOMING, OUTGOING = "in", "out"
-MOST_TRANSFERS = 256
-"""What a peer may name beyond it is not shown."""
 SMOOTHING_S = 5.0
 """A rate follows a change within about this time."""
 _SAMPLE_S = 0.5

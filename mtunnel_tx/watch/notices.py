@@ -12,7 +12,7 @@ from mtunnel_tx.ports.moves import MovePhase
 from mtunnel_tx.watch.move import MoveState
 from mtunnel_tx.watch.shape import move_json
 
-LONGEST_REASON = 1000
+LONGEST_REASON = 500
 """Characters; the rest is in the log."""
 
 

@@ -274,7 +274,7 @@ PROGRESS = ParameterSet(
         {
             "phase": Property(String(max_length=40), "what the source does", True),
             "transfers": Property(Array(), "disks and memory: label, kind, done, total in bytes, ended", True),
-            "downtime_ms": Property(Integer(minimum=0), "how long the VM stood still"),
+            "downtime_ms": Property(Integer(minimum=0, maximum=86_400_000), "how long the VM stood still"),
             "source": Property(String(format=NODE_NAME), "the source's node"),
         }
     ),

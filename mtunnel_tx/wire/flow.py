@@ -141,6 +141,11 @@ class _Kept:
             self.forget(self._frames[-1].stop)
         self._release_filling()
 
+    def give_back(self) -> None:
+        """Return the room in which nothing came."""
+        if self._filling is not None and self._filling.frames == 0:
+            self._release_filling()
+
     def _release_filling(self) -> None:
         """Let the chunk that is being filled go, at once or with its last frame."""
         chunk, self._filling = self._filling, None
@@ -197,9 +202,14 @@ class Sending:
         self.ended_at = self.sent
         return self._say_end() if self.is_synced and not self._again else b""
 
+    def give_back(self) -> None:
+        """Return the room in which nothing came: an idle way takes none."""
+        self._kept.give_back()
+
     def park(self) -> None:
         """The connection is lost."""
         self.is_synced = False
+        self.give_back()
         self._again.clear()
 
     def acknowledge(self, position: int) -> None:

@@ -22,7 +22,7 @@ from mtunnel_tx.checks import clean
 from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
 from mtunnel_tx.ports.holding import Store
-from mtunnel_tx.stream.flow import CANCELLED, Flow, Relay
+from mtunnel_tx.stream.flow import CANCELLED, Flow, FlowOutcome, Relay
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.runningset import RunningSet
 from mtunnel_tx.stream.sides import reset_on_close
@@ -290,10 +290,13 @@ class WorkerRelay:
         if peer.connection is not None:
             self._here.attach(flow, peer)
             return
+        if flow.done.called:
+            self._refuse(flow, peer)
+            return
         job = self._running.find(flow)
         if isinstance(job, RemoteFlow):
             self._refuse(flow, self._waiting.pop(flow, None))
-            self._waiting[flow] = peer
+            self._wait(flow, peer)
             job.park()
             return
         inode = inode_of(peer.sock)
@@ -312,6 +315,16 @@ class WorkerRelay:
             remote.abort()
         else:
             remote.grant()
+
+    def _wait(self, flow: Flow, peer: PeerConnection) -> None:
+        """This connection goes on with the flow when its worker has given it back, and ends with the flow."""
+        if flow not in self._waiting:
+            flow.done.addBoth(self._forget_waiting, flow)
+        self._waiting[flow] = peer
+
+    def _forget_waiting(self, outcome: FlowOutcome, flow: Flow) -> FlowOutcome:
+        self._refuse(flow, self._waiting.pop(flow, None))
+        return outcome
 
     def _park(self, flow: Flow, peer: PeerConnection, parked: StoredFlow) -> None:
         """A worker has given a flow back; the connection that waits for it, if there is one, goes on with it."""

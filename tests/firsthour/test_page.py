@@ -47,7 +47,7 @@ class FirstHour(SynchronousTestCase):
         names = {
             "target.example": "127.0.0.1",
             "--yes --token": f"--yes --port {self.port} --token",
-            "/root/endpoint": f"{self.folder}/endpoint",
+            "~/endpoint": f"{self.folder}/endpoint",
             "/run/mtunnel/twistd.pid": f"{self.folder}/twistd.pid",
             "/var/log/mtunnel.log": f"{self.folder}/log",
         }

@@ -85,8 +85,8 @@ class MirrorWatch:
         written = max(0, state.total_bytes - seen.total_bytes) / spent_s
         copied = max(0, state.done_bytes - seen.done_bytes) / spent_s
         seen.begin(now_s, state)
-        if written < BETTER * copied:
-            return None
+        if not copied or written < BETTER * copied:
+            return None  # where nothing is copied at all, the network is lost, and no limit would help
         said = _compare(state, written, copied)
         limit_bytes_s = find_limit(copied, seen.limit_bytes_s)
         if limit_bytes_s != seen.limit_bytes_s:

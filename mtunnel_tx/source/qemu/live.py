@@ -17,7 +17,7 @@ from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import AGENT
 from mtunnel_tx.source.channel import CommandRefused
-from mtunnel_tx.source.departure import Power
+from mtunnel_tx.source.departure import STANDING, Power
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.journal import DepartureJournal
@@ -123,7 +123,7 @@ class LiveMove:
         with suppress(TunnelError):  # QEMU has ended, or does not answer: it is looked at again then
             if await self._running.migration() not in MIGRATION_OVER:
                 await self._running.cancel_migration()
-            if self._journal.departure.power is Power.RUNNING and await self._running.status() == "paused":
+            if self._journal.departure.power is Power.RUNNING and await self._running.status() in STANDING:
                 await self._running.run()
 
     async def _resume(self) -> None:
