@@ -167,8 +167,10 @@ def _children(pid: int) -> list[int]:
 
 def main(*argv: str) -> int:
     with TemporaryDirectory(prefix="mtunnel-stacks-") as folder:
+        early = _note_signals()
         run = Run(list(argv), Path(folder))
         try:
+            _heed_signals(early)
             time_left = TimeLeft(RUN_S)
             run.wait(time_left)
             if run.status is None and not time_left:
@@ -187,6 +189,9 @@ def main(*argv: str) -> int:
             run.kill()
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Interrupted(Exception):
     """By a signal."""
 
@@ -200,7 +205,21 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-if __name__ == "__main__":
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+def _note_signals() -> list[int]:
+    """One that comes while the command is started must not leave it behind. Returns: what comes until _heed_signals."""
+    early: list[int] = []
+    for each in ENDING:
+        signal.signal(each, lambda number, _frame: early.append(number))
+    return early
+
+
+def _heed_signals(early: list[int]) -> None:
+    """Raises: Interrupted: now, or at the next signal."""
+    for each in ENDING:
         signal.signal(each, _interrupt)
+    if early:
+        _interrupt(early[0], None)
+
+
+if __name__ == "__main__":
     sys.exit(main(*sys.argv[1:]))

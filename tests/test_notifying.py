@@ -16,7 +16,7 @@ from twisted.web.server import Site
 
 from mtunnel_tx.config import ConfigError, Notify
 from mtunnel_tx.daemon import notifying
-from mtunnel_tx.daemon.notifying import MOST_UNTOLD, NoticeTeller
+from mtunnel_tx.daemon.notifying import KEPT_FOR_HELD, MOST_UNTOLD, NoticeTeller
 from mtunnel_tx.ports.events import FlowEnded, FlowParked, FlowResumed
 from mtunnel_tx.ports.moves import MovePhase
 from mtunnel_tx.watch.notices import LONGEST_REASON, Notice, NoticeKind, NoticeObserver
@@ -144,9 +144,9 @@ class Telling(TestCase):
         self.addCleanup(port.stopListening)
         return hook, f"http://127.0.0.1:{port.getHost().port}/hook?key=secret"
 
-    async def tell(self, *, command=(), urls=()):
+    async def tell(self, *, command=(), urls=(), notice=NOTICE):
         notifier = NoticeTeller(reactor, Notify(command=command, urls=urls), dict(os.environ))
-        notifier(NOTICE)
+        notifier(notice)
         await notifier.stop()
 
     async def test_a_program(self):
@@ -186,10 +186,25 @@ class Telling(TestCase):
     async def test_too_many_are_only_logged(self):
         hook, url = self.listen(200)
         notifier = NoticeTeller(reactor, Notify(urls=(url,)), {})
-        for _ in range(MOST_UNTOLD + 3):
+        for _ in range(MOST_UNTOLD):
             notifier(NOTICE)
+        notifier(replace(NOTICE, kind=NoticeKind.HELD))
         await notifier.stop()
-        self.assertEqual((len(hook.bodies), len(self.errors)), (MOST_UNTOLD, 3))
+        self.assertEqual((len(hook.bodies), len(self.errors)), (MOST_UNTOLD - KEPT_FOR_HELD + 1, KEPT_FOR_HELD))
+        self.assertEqual(hook.bodies[-1]["event"], "held")
+
+    async def test_a_secret_in_a_path_is_not_logged(self):
+        notifier = NoticeTeller(reactor, Notify(urls=("http://127.0.0.1:9/services/SECRET?x=SECRET",)), {})
+        notifier(NOTICE)
+        await notifier.stop()
+        self.assertEqual([event["what"] for event in self.errors], ["127.0.0.1:9"])
+
+    async def test_a_long_reason_in_another_script(self):
+        hook, url = self.listen(200)
+        await self.tell(
+            command=("cat",), urls=(url,), notice=replace(NOTICE, move=replace(DONE, reason="\u20ac" * 2000))
+        )
+        self.assertEqual((len(hook.bodies), self.errors), (1, []))
 
     async def test_the_end_does_not_wait_for_ever(self):
         self.patch(notifying, "STOP_S", 0.1)

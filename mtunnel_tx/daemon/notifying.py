@@ -97,6 +97,8 @@ class NoticeTeller:
                 reason=error.text,
                 **facts,
             )
+        except CancelledError:
+            raise
         except Exception:  # one way of telling must not take the next one with it
             log.failure("unexpected failure while {what} was told", what=what)
 

@@ -58,7 +58,6 @@ class Looker:
         self._looked = Occasion()
         self._looks = False
         self._history: tuple[float, int, Sequence[FinishedMove], str] = (float("-inf"), 0, (), "")
-        self._owners: dict[int, tuple[str, str]] = {}
 
     async def look(self) -> PageFacts:
         """What is known now, or a moment ago. Raises: TunnelError."""
@@ -108,9 +107,5 @@ class Looker:
             return known, f"the history cannot be read: {error}"
 
     async def _find_owners(self, held: Mapping[int, str]) -> Mapping[int, str]:
-        """Ask a journal once for each reason: it stays as it is while a VM is held."""
-        for vmid, reason in held.items():
-            if self._owners.get(vmid, ("", ""))[0] != reason:
-                self._owners[vmid] = reason, await self._threads.run(self._sources.find_owner, vmid)
-        self._owners = {vmid: known for vmid, known in self._owners.items() if vmid in held}
-        return {vmid: token for vmid, (_, token) in self._owners.items()}
+        """By the journals, each time: a VM may be settled, and another one of this number held, between two looks."""
+        return {vmid: await self._threads.run(self._sources.find_owner, vmid) for vmid in held}

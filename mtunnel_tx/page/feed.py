@@ -21,7 +21,7 @@ from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.page.facts import Looker, PageFacts
 from mtunnel_tx.page.html import Html
 from mtunnel_tx.page.sections import show_sections
-from mtunnel_tx.page.visitor import Visitor
+from mtunnel_tx.page.visitor import OPERATOR, Visitor
 from mtunnel_tx.ports.clock import Clock, Threads
 
 log = Logger()
@@ -132,8 +132,8 @@ class Feed:
         return len(self._streams)
 
     def check_room(self, owner: str) -> None:
-        """One visitor has a quarter of the places at most. Raises: TooManyStreams."""
-        own = sum(stream.owner == owner for stream in self._streams)
+        """A token has a quarter of the places at most. Raises: TooManyStreams."""
+        own = sum(stream.owner == owner for stream in self._streams) if owner != OPERATOR else 0
         if len(self._streams) >= self._most or own >= max(1, self._most // 4):
             raise TooManyStreams(f"no more than {self._most} pages are live at a time")
 

@@ -46,14 +46,20 @@ _FORMAT = PropertyFormat(checks=_CHECKS, default_key="model", required=frozenset
 
 
 def vlan_ranges(text: str) -> list[tuple[int, int]]:
-    """`2;7-9` as (first, last) of each range, as far as there are such VLANs."""
-    ranges = []
+    """`2;7-9` as (first, last) of each range, as far as there are such VLANs; in order, and joined where they touch."""
+    ranges: list[tuple[int, int]] = []
     for part in filter(None, text.split(";")):
         first, _, last = part.partition("-")
         ends = sorted((int(first), int(last or first)))
         if ends[0] <= VLAN_MAX and ends[1] > 0:
             ranges.append((max(1, ends[0]), min(VLAN_MAX, ends[1])))
-    return ranges
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(high, joined[-1][1])
+        else:
+            joined.append((low, high))
+    return joined
 
 
 def parse_nic(text: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from twisted.internet.defer import Deferred
 from twisted.web.http import HTTPChannel
 
+from mtunnel_tx.http import resumptions
 from mtunnel_tx.http.resumptions import MOST_TOMBSTONES
 from mtunnel_tx.ports.events import TunnelEnded
 from mtunnel_tx.stream.flow import FlowOutcome
@@ -147,6 +148,21 @@ class HowLongAFlowWaits(AttachCase):
         third = self.flow(kept_bytes=300)
         third.parked("reset")
         self.assertEqual([flow.flow.aborted for flow in (small, large, live, third)], [False, True, False, False])
+
+    def test_one_token_does_not_push_out_another_ones(self):
+        many = [self.flow(kept_bytes=300, token="mig@pve!many") for _ in range(3)]
+        own = self.flow(kept_bytes=600)
+        for flow in (*many, own):
+            flow.parked("reset")
+        self.assertEqual((own.flow.aborted, sum(flow.flow.aborted for flow in many)), (False, 2))
+
+    def test_tombstones_of_another_token_stay(self):
+        self.patch(resumptions, "MOST_TOMBSTONES", 3)
+        own = self.flow()
+        own.flow.end()
+        for _ in range(5):
+            self.flow(token="mig@pve!many").flow.end()
+        self.assertEqual(self.attach(own).response().line, "HTTP/1.1 410 the flow has ended: ended")
 
     def test_tombstones_are_few_and_go(self):
         flows = [self.flow() for _ in range(MOST_TOMBSTONES + 1)]

@@ -1,10 +1,11 @@
 """A VM that has a QEMU, from its first command to its last; what was written down before each, and whatever fails."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from mtunnel_tx.errors import BackendFailed, TunnelError
+from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
 from mtunnel_tx.source.qemu.forwards import Forwards
 from tests.source.case import SourceCase
 from tests.source.machines import FakeMachine
@@ -61,6 +62,21 @@ class MovedTest(LiveCase):
         self.assertEqual(self.told(), ["start", "nbdstop", "resume", "unlock", "quit"])
         self.assertEqual(self.machines.deeds, ["mirror", "memory", "level", "rest", "end"])
         self.assert_moved()
+
+    async def test_one_that_is_stopped_between_the_look_and_the_lock(self):
+        """Its disks would be sent while a guest writes to them, or the other way round."""
+        seen, world = [], self.world
+
+        def running(vmid):
+            seen.append(vmid)
+            return len(seen) == 1
+
+        self.world = lambda: replace(world(), running=running)
+        with self.assertRaises(WrongState) as caught:
+            await self.migrate()
+        self.assertEqual(caught.exception.text, "VM 100 was stopped meanwhile")
+        self.assert_unlocked()
+        self.assertEqual(self.journal.standing(), [])
 
     async def test_what_is_written_before_each_command(self):
         await self.migrate()

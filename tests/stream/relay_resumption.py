@@ -301,7 +301,7 @@ class OwnFlows(Scenes):
                 socks = self.join(*(end[0] for end in ends))
         for thread in threads:
             thread.join()
-        self.assertGreater(cuts, 1)
+        self.assertGreater(cuts, 0)
         self.assertEqual(sums, [hashlib.sha256(payload).hexdigest() for payload in reversed(payloads)])
         for flow, near, ended in ends:
             near.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,8 +14,10 @@ import tempfile
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 from mtunnel_tx.tls.certificate import fingerprint
 from tests.leaks import Account, assert_nothing_left, take_account
@@ -29,6 +32,16 @@ acl:1:/:mig@pve:Administrator:
 """
 SECRET = "5c2b6e0a-0000-4000-8000-000000000001"
 TOKEN = "mig@pve!t1"
+NOBODY = 65534
+_NOBODYS = re.compile(r"""user = ["']nobody""")
+
+
+@cache
+def _can_become_nobody() -> bool:
+    """Whether that user can read this tree and its Python: below /root, for one, it cannot."""
+    become = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--")
+    argv = (*become, sys.executable, "-P", "-c", "import mtunnel_tx.workers.process.service")
+    return os.geteuid() != 0 or run_program(argv, check=False, capture_output=True).returncode == 0
 
 
 class Node:
@@ -41,6 +54,8 @@ class Node:
         extra: str = "",
         listen: str = "tcp:0:interface=127.0.0.1",
     ) -> None:
+        if _NOBODYS.search(extra) and not _can_become_nobody():
+            raise SkipTest("user 'nobody' cannot read this folder: NO WORKER RUNS IN THIS TEST")
         self._owner = ExitStack()
         self.root = Path(tempfile.mkdtemp(prefix="mtunnel-test-"))
         self._owner.callback(shutil.rmtree, self.root)

@@ -27,7 +27,6 @@ from tests.proxmox.source import Released, Source
 from tests.whole.node import Node
 from tests.whole.test_keepalive import FarNode
 from tests.whole.test_online import Listener, OnlineCase
-from tests.whole.test_workers import can_become_nobody
 
 DISK_BYTES = 256 << 20
 STOPPED = f"name: still\nmemory: 64\nscsi0: local:100/vm-100-disk-0.raw,size={DISK_BYTES >> 20}M\n"
@@ -133,11 +132,6 @@ class WorkerTests(CutTests):
 
     disk_bytes, least_cuts = DISK_BYTES // 4, 3
     extra = 'workers = 2\nuser = "nobody"\n[limits]\npark_s = 60'
-
-    def setUp(self) -> None:
-        if not can_become_nobody():
-            raise SkipTest("not root, or user 'nobody' cannot read this folder")
-        super().setUp()
 
 
 class StatusTests(StoppedVmCase):

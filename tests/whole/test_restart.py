@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -18,7 +17,7 @@ from tests.whole.hostile import import_child
 from tests.whole.moving import Move, make_qcow2, moved, state_of
 from tests.whole.node import Node
 from tests.whole.test_online import Listener, OnlineCase
-from tests.whole.test_workers import can_become_nobody, workers
+from tests.whole.test_workers import workers
 
 EXTRA = 'workers = 1\nuser = "nobody"\n[limits]\nrestart_s = 120\n'
 
@@ -27,8 +26,6 @@ class RestartCase(SynchronousTestCase):
     extra = EXTRA
 
     def setUp(self) -> None:
-        if not can_become_nobody():
-            raise SkipTest("user nobody cannot read this tree, so its workers cannot run")
         self.node = Node(extra=self.extra)
         self.addCleanup(self.node.close)
         self.node.start()
@@ -72,8 +69,6 @@ class OfflineTests(RestartCase):
 
 class OnlineTests(OnlineCase):
     def make_target(self) -> Node:
-        if not can_become_nobody():
-            raise SkipTest("user nobody cannot read this tree, so its workers cannot run")
         return Node("there", extra=EXTRA).start()
 
     def test_a_running_vm(self) -> None:

@@ -11,17 +11,14 @@ import ssl
 import struct
 import sys
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.tls.certificate import fingerprint, make_certificate
 from tests.leaks import assert_nothing_left, take_account
 from tests.patience import patience_s, wait_for
-from tests.processes import run_program
 from tests.whole.hostile import (
     RawWebsocket,
     frame,
@@ -34,12 +31,11 @@ from tests.whole.hostile import (
     stopped,
 )
 from tests.whole.moving import Move, make_qcow2, moved, state_of
-from tests.whole.node import Node
+from tests.whole.node import NOBODY, Node
 from tests.whole.peer import Tunnel, call
 
 TREE = Path(__file__).parents[2]
 WORKERS = 'workers = 2\nuser = "nobody"\n'
-NOBODY = 65534
 MIB = 1 << 20
 STORAGE_SOCKET = "/run/qemu-server/100.storage"
 NO_OTHER_PROGRAM = """\
@@ -101,20 +97,10 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@cache
-def can_become_nobody() -> bool:
-    """Whether that user can read this tree and its Python: below /root, for one, it cannot."""
-    become = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--")
-    argv = (*become, sys.executable, "-P", "-c", "import mtunnel_tx.workers.process.service")
-    return os.geteuid() != 0 or run_program(argv, check=False, capture_output=True).returncode == 0
-
-
 class Case(SynchronousTestCase):
     extra = ""
 
     def setUp(self) -> None:
-        if not can_become_nobody():
-            raise SkipTest("user nobody cannot read this tree, so its workers cannot run")
         self.node = Node(extra=WORKERS + self.extra)
         self.addCleanup(self.node.close)
         self.prepare()

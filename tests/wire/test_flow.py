@@ -193,6 +193,17 @@ class SendingTests(SynchronousTestCase):
         self.sending.end()
         self.assertRaises(FrameError, self.sending.deliver)
 
+    def test_an_idle_way_takes_no_memory(self):
+        chunks = Chunks()
+        sending = Sending(Role.SERVER, chunks, WINDOW)
+        sending.room()
+        self.assertEqual(chunks.lent, 1)
+        sending.give_back()
+        self.assertEqual(chunks.lent, 0)
+        sending.room()
+        sending.park()
+        self.assertEqual(chunks.lent, 0)
+
     def test_memory_is_given_back(self):
         for _ in range(20):
             self.send(bytes(SENT_PAYLOAD_BYTES))

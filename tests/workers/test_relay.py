@@ -6,7 +6,7 @@ import socket
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.stream.flow import Flow, FlowTerms
+from mtunnel_tx.stream.flow import Flow, FlowOutcome, FlowTerms
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.workers.parking import RUNNING
@@ -75,3 +75,18 @@ class UnusedGrantTests(SynchronousTestCase):
         self.reactor.spin()
         self.reactor.spin()
         self.assertEqual((self.parked, self.closed, self.flow.reason), ([], [False], WORKER_ENDED))
+
+    def test_a_connection_that_waits_for_a_flow_that_ends(self):
+        """It was to go on with the flow when its worker gives it back."""
+        self.take(self.grant())
+        waiting = self.grant()
+        self.flow.done.callback(FlowOutcome(orderly=False, bytes_in=0, bytes_out=0, reason="cancelled"))
+        waiting.settimeout(1)
+        with self.assertRaises((ConnectionResetError, BrokenPipeError)):
+            if waiting.recv(1) == b"":
+                raise ConnectionResetError
+        late = self.grant()
+        late.settimeout(1)
+        with self.assertRaises((ConnectionResetError, BrokenPipeError)):
+            if late.recv(1) == b"":
+                raise ConnectionResetError
