@@ -6,6 +6,8 @@ python -m bench [--quick] [--rounds N] [--only TEXT] [--docs]
 from __future__ import annotations
 
 import argparse
+import compileall
+import os
 import shutil
 import signal
 import sys
@@ -13,21 +15,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 from bench.case import FOUR, FULL, MIB, QUICK, VERIFIED, Case, Comparison
-from bench.guest import DATA_BYTES, MEMORY_MIB
-from bench.live import move_bare, move_through_tunnel
 from bench.measure import Bench, Relay
+from bench.moves import WholeMoves
 from bench.ours import Mtunnel, make_node
 from bench.peers import Autobahn, Nginx, Place, Socat, Websockify
 from bench.processes import Trouble
 from bench.report import Findings, make_row, write, write_documents
-from bench.targets import Samples, at_most, judge, judge_ratios
+from bench.targets import Samples, at_most, judge
+from bench.watched import measure_watched
 
-LIVE = f"live migration, {MEMORY_MIB} MiB of memory, {DATA_BYTES // MIB} MiB of data on disk"
 SMALL_BYTES = 16 << 10
 """Smaller frames are slow."""
 
@@ -73,7 +74,7 @@ class Session:
         self._skipped: dict[str, str] = {}
         self._others: list[tuple[str, str, str]] = []
         self._found: dict[str, float] = {}
-        self._live: list[float] = []
+        self._moves = WholeMoves(rounds, self._try, _say)
 
     def _ours(self, name: str) -> Mtunnel:
         ours = self._relays[name]
@@ -91,8 +92,12 @@ class Session:
             self._be_slow()
             self._be_idle()
             self._be_busy()
+        if self._only in ("", "watched"):
+            self._be_watched()
         if self._only in ("", "live") and not self._quick:
-            self._be_live()
+            self._moves.run_live()
+        if self._only in ("", "stopped") and not self._quick:
+            self._moves.run_stopped()
         return self._findings()
 
     def _try(self, what: str, name: str, measurement: Callable[[], None]) -> None:
@@ -127,7 +132,7 @@ class Session:
         _say(f"{case}: {name}: {sample.mb_s:.0f} MB/s, {sample.cpu_s_gib:.2f} CPU s/GiB, {sample.rss_mib:.0f} MiB")
 
     def _size_bytes(self, case: Case) -> int:
-        size_bytes = (96 if self._quick else 512) * MIB
+        size_bytes = (256 if self._quick else 512) * MIB
         if case.rate_mb_s:
             return min(size_bytes, int(case.rate_mb_s * (0.5 if self._quick else 3)) * MIB)
         if case.frame_bytes < SMALL_BYTES:
@@ -147,14 +152,19 @@ class Session:
         self._found.setdefault("core", sample.core_percent)
 
     def _be_idle(self) -> None:
-        case = Case(streams=100 if self._quick else 1000, pinned=False)
-        for name in ("mtunnel",) if self._quick else ("mtunnel", "mtunnel-reactor", "autobahn"):
+        plain = Case(streams=100 if self._quick else 1000, pinned=False)
+        resumable = replace(plain, resumable=True)
+        cases = [("mtunnel", plain), ("mtunnel", resumable)]
+        if not self._quick:
+            cases += [("mtunnel-reactor", plain), ("autobahn", plain)]
+        for name, case in cases:
             self._try("idle", name, partial(self._measure_idle, name, case))
 
     def _measure_idle(self, name: str, case: Case) -> None:
         each_kib = self._bench.run_idle(self._relays[name], case)
-        self._others.append((f"memory of a websocket, {case.streams} idle", name, f"{each_kib:.0f} KiB"))
-        self._found.setdefault("idle", each_kib)
+        kind = "resumable websocket" if case.resumable else "websocket"
+        self._others.append((f"memory of a {kind}, {case.streams} idle", name, f"{each_kib:.0f} KiB"))
+        self._found.setdefault(kind, each_kib)
 
     def _be_busy(self) -> None:
         for name in ("mtunnel", "mtunnel-w2"):
@@ -165,18 +175,17 @@ class Session:
         self._others.append(("`version`, 4 streams at full speed, 99th percentile", name, f"{p99_ms:.1f} ms"))
         self._found[f"version {name}"] = p99_ms
 
-    def _be_live(self) -> None:
-        self._try("live migration", LIVE, self._measure_live)
+    def _be_watched(self) -> None:
+        self._try("status page", "mtunnel watched", self._measure_watched)
 
-    def _measure_live(self) -> None:
-        voyages = [(move_bare(), move_through_tunnel()) for _ in range(self._rounds)]
-        for name, side in (("QEMU alone", 0), ("mtunnel", 1)):
-            took_s = median(pair[side].took_s for pair in voyages)
-            downtime_ms = median(pair[side].downtime_ms for pair in voyages)
-            self._others.append((LIVE, name, f"{took_s:.1f} s, downtime {downtime_ms:.0f} ms"))
-        p99_ms = median(ours.version_p99_ms for _, ours in voyages)
-        self._others.append(("`version` meanwhile, 99th percentile", "mtunnel", f"{p99_ms:.1f} ms"))
-        self._live = [ours.took_s / bare.took_s for bare, ours in voyages]
+    def _measure_watched(self) -> None:
+        length_s, rounds = (2.0, 1) if self._quick else (5.0, self._rounds)
+        folder = self._bench.folder
+        watched = measure_watched(self._bench, self._ours("mtunnel"), folder, length_s=length_s, rounds=rounds)
+        what = "4 streams at 100 MB/s, status page open, /metrics each second"
+        self._others.append((f"{what}: more of a core than unwatched", "mtunnel", f"{watched.core_percent:.1f} %"))
+        self._others.append((f"{what}: `version`, 99th percentile", "mtunnel", f"{watched.p99_ms:.1f} ms"))
+        self._found |= {"watched": watched.core_percent, "version watched": watched.p99_ms}
 
     def _findings(self) -> Findings:
         measured = [key for key in self._cases if key in self._samples]
@@ -187,14 +196,17 @@ class Session:
             at_most(5, "%", "sink of 5 MB/s, share of a core", self._found.get("core")),
             at_most(50, "ms", "`version`, 4 busy streams, 99th percentile", self._found.get("version mtunnel")),
             at_most(50, "ms", "`version`, the same with 2 workers", self._found.get("version mtunnel-w2")),
-            at_most(45, "KiB", "memory of an idle websocket", self._found.get("idle")),
-            judge_ratios("live migration, against two QEMUs alone", self._live, 1.3, at_least=False),
+            at_most(45, "KiB", "memory of an idle websocket", self._found.get("websocket")),
+            at_most(45, "KiB", "memory of an idle resumable websocket", self._found.get("resumable websocket")),
+            at_most(2, "%", "status page and /metrics, more of a core", self._found.get("watched")),
+            at_most(50, "ms", "`version`, the same watched", self._found.get("version watched")),
+            *self._moves.verdicts(),
         ]
         commands = {name: self._relays[name].shown(case) for name, case in reversed(measured) if case.tls}
         return Findings(
             rows=rows,
             samples=self._samples,
-            others=self._others,
+            others=[*self._others, *self._moves.others],
             verdicts=verdicts,
             commands=dict(reversed(commands.items())),
             skipped=list(self._skipped.values()),
@@ -203,6 +215,12 @@ class Session:
 
 def _say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
+
+
+def compile_package() -> None:
+    """As an installed package is: else each process of ours would compile the modules that it imports."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    compileall.compile_dir("mtunnel_tx", quiet=1)
 
 
 def main() -> None:
@@ -215,6 +233,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose description has this text")
     parser.add_argument("--docs", action="store_true", help="put the figures into README.md and docs/")
     options = parser.parse_args()
+    compile_package()
     start_s = time.monotonic()
     with prepared() as place:
         rounds = options.rounds or (1 if options.quick else 5)

@@ -17,10 +17,14 @@ from mtunnel_tx.stream.pump import Pump
 from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tunnel import sockets
 from mtunnel_tx.tunnel.sockets import Socket
-from mtunnel_tx.wire.socketkinds import DISK_IMPORT
+from mtunnel_tx.wire.socketkinds import DISK_IMPORT, SocketKind
 
 SHARED = {DISK_IMPORT: replace(DISK_IMPORT, single=False)}
 RELAYS = {"pump": Pump, "reactor": ReactorRelay}
+
+
+def _shared_socket(*, kind: SocketKind, **fields: Any) -> Socket:
+    return Socket(kind=SHARED.get(kind, kind), **fields)
 
 
 def exchange(*, plain: bool, relays: str | None, shared: bool) -> None:
@@ -30,7 +34,7 @@ def exchange(*, plain: bool, relays: str | None, shared: bool) -> None:
         parts.TlsFactory = lambda _context, site, *_, **__: site
     if shared:
         names: Any = sockets
-        names.Socket = lambda *, kind, **fields: Socket(kind=SHARED.get(kind, kind), **fields)
+        names.Socket = _shared_socket
     if relays is not None:
         for name in ("Pump", "ReactorRelay"):
             if hasattr(parts, name):

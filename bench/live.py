@@ -65,8 +65,8 @@ def _prepare_and_move(here: DemoNode, there: DemoNode) -> Voyage:
     for node in (here, there):
         node.create()
     there.mtunnel("token", "add", "bench@pve!t1", "--role", "Administrator", "--path", "/")
-    with there.running() as status, _guest(here, there):
-        return _move(here, there, int(status["listening"][0].rpartition(":")[2]))
+    with there.running() as daemon, _guest(here, there):
+        return _move(here, there, daemon.port)
 
 
 def _move(here: DemoNode, there: DemoNode, port: int) -> Voyage:

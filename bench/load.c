@@ -1,13 +1,15 @@
 /* The far end of the streams: clients on the loopback address that send or receive as fast as they can.
  *
  *   load --port P --bytes N [--streams K] [--tls] [--raw] [--receive] [--verify] [--frame BYTES]
- *        [--random-mask] [--rate BYTES_PER_S] [--target URL_PATH]… [--header LINE]
+ *        [--random-mask] [--rate BYTES_PER_S] [--resumable] [--prepared] [--target URL_PATH]… [--header LINE]
  *
  * Connects K streams, one after the other, and upgrades each to a websocket unless --raw, to the targets in turn;
  * prints {"ready":true}. After a byte on its standard input it moves N payload bytes on each, a frame at a time, as
  * Proxmox's helper does (TLS: small ones leave in larger pieces, or this program would be the bottleneck), and prints
  * {"first_s","last_s","bytes","bad","cpu_s"}. With --rate the kernel paces each stream, so that bytes come in pieces as
- * from a slower network. When its standard input ends it closes the streams in order and is done.
+ * from a slower network. With --resumable the streams are flows that outlive their connections (`Mtunnel-Resume: 1`), and
+ * what comes is acknowledged. With --prepared all that is to be sent is encrypted and in memory before {"ready":true}:
+ * else this program, which shares a core with the sink, is slower than the fastest relays. When its standard input ends it closes the streams in order and is done.
  * MIT licence, see LICENSE. */
 #include "common.h"
 
@@ -22,12 +24,15 @@
 #define SMALL_BYTES (16u << 10)
 #define PIECE_BYTES (64u << 10)
 #define MOST_TARGETS 64
+#define RECORD_ROOM_BYTES 64
+#define ACK_BYTES (4u << 20)
+#define RESUME_HEADER "Mtunnel-Resume: 1"
 #define SUITE "TLS_AES_256_GCM_SHA384"
 
 static int port;
 static uint64_t bytes, streams = 1, rate;
 static size_t frame = 128u << 10;
-static bool tls, raw, receives, verify, random_mask;
+static bool tls, raw, receives, verify, random_mask, resumable, prepared;
 static const char *targets[MOST_TARGETS] = {"/"}, *header = "";
 static size_t target_count;
 
@@ -37,7 +42,9 @@ struct stream {
     SSL *ssl;
     uint8_t *data;
     size_t at, end;
-    uint64_t moved;
+    uint64_t moved, acknowledged;
+    uint8_t *sealed; /* what --prepared has made, of `sealed_size` bytes; each frame has become `piece_size` */
+    size_t sealed_size, piece_size;
 };
 
 /* Frames that hold the whole pattern, each masked; the same for all streams. */
@@ -50,6 +57,17 @@ static void fail_tls(const char *deed)
     fail(deed);
 }
 
+static void write_all(int fd, const uint8_t *data, size_t size)
+{
+    while (size) {
+        ssize_t sent = write(fd, data, size);
+        if (sent <= 0)
+            fail("send");
+        data += sent;
+        size -= sent;
+    }
+}
+
 static void send_all(struct stream *stream, const uint8_t *data, size_t size)
 {
     if (stream->ssl) {
@@ -57,13 +75,7 @@ static void send_all(struct stream *stream, const uint8_t *data, size_t size)
             fail_tls("send");
         return;
     }
-    while (size) {
-        ssize_t sent = write(stream->fd, data, size);
-        if (sent <= 0)
-            fail("send");
-        data += sent;
-        size -= sent;
-    }
+    write_all(stream->fd, data, size);
 }
 
 /* Send what waits in `join_small_writes`. */
@@ -142,9 +154,10 @@ static void upgrade(struct stream *stream, const char *target)
 {
     static const char request[] = "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
                                   "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bXR1bm5lbC10eCBiZW5jaA==\r\n"
-                                  "Sec-WebSocket-Protocol: binary\r\n%s%s\r\n";
+                                  "Sec-WebSocket-Protocol: binary\r\n%s%s%s\r\n";
     char text[8192];
-    int size = snprintf(text, sizeof text, request, target, header, *header ? "\r\n" : "");
+    int size = snprintf(text, sizeof text, request, target, header, *header ? "\r\n" : "",
+                        resumable ? RESUME_HEADER "\r\n" : "");
     send_all(stream, (uint8_t *)text, size);
     flush(stream);
     uint8_t *border;
@@ -156,6 +169,8 @@ static void upgrade(struct stream *stream, const char *target)
         exit(1);
     }
     stream->at = border + 4 - stream->data;
+    if (resumable && !memmem(stream->data, stream->at, RESUME_HEADER ";", strlen(RESUME_HEADER ";")))
+        fail("flow is not resumable");
 }
 
 static size_t put_head(uint8_t *head, size_t size, const uint8_t mask[4])
@@ -191,9 +206,42 @@ static void make_frames(void)
     }
 }
 
+/* Encrypt everything that the stream is to send. */
+static void prepare(struct stream *stream)
+{
+    BIO *memory = BIO_new(BIO_s_mem()), *network = SSL_get_wbio(stream->ssl);
+    BIO_up_ref(network);
+    SSL_set0_wbio(stream->ssl, memory);
+    size_t frame_count = bytes / frame, room = frame_count * (frame_size + (frame_size / SMALL_BYTES + 1) * RECORD_ROOM_BYTES);
+    if ((stream->sealed = malloc(room)) == NULL)
+        fail("--prepared");
+    for (size_t i = 0, at = 0; i < frame_count; i++, at = (at + frame_size) % frames_size) {
+        send_all(stream, frames + at, frame_size);
+        int size = BIO_read(memory, stream->sealed + stream->sealed_size, BIO_ctrl_pending(memory));
+        stream->sealed_size += stream->piece_size = size;
+    }
+    SSL_set0_wbio(stream->ssl, network);
+}
+
+static void send_prepared(struct stream *stream)
+{
+    size_t piece = (frame < SMALL_BYTES ? PIECE_BYTES / frame : 1) * stream->piece_size;
+    for (size_t at = 0; at < stream->sealed_size; at += piece) {
+        size_t left = stream->sealed_size - at, size = left < piece ? left : piece;
+        write_all(stream->fd, stream->sealed + at, size);
+        stream->moved += size / stream->piece_size * frame;
+        count(size / stream->piece_size * frame, true);
+    }
+    free(stream->sealed);
+}
+
 static void *send_stream(void *argument)
 {
     struct stream *stream = argument;
+    if (stream->sealed) {
+        send_prepared(stream);
+        return NULL;
+    }
     for (size_t at = 0; stream->moved < bytes; at = (at + frame_size) % frames_size) {
         send_all(stream, frames + at, frame_size);
         stream->moved += frame;
@@ -203,12 +251,31 @@ static void *send_stream(void *argument)
     return NULL;
 }
 
-/* Read the head of a server's frame. Returns: its payload's size; `is_control`: of a control frame. */
-static uint64_t receive_head(struct stream *stream, bool *is_control)
+/* Send a text frame with a record of a resumable flow. */
+static void send_record(struct stream *stream, const char *text)
+{
+    uint8_t data[64] = {0x81, 0x80 | strlen(text)};
+    memcpy(data + 6, text, strlen(text));
+    send_all(stream, data, 6 + strlen(text));
+    flush(stream);
+}
+
+static void acknowledge(struct stream *stream)
+{
+    char text[32];
+    if (!resumable || stream->moved - stream->acknowledged < ACK_BYTES)
+        return;
+    stream->acknowledged = stream->moved;
+    snprintf(text, sizeof text, "a %llu", (unsigned long long)stream->moved);
+    send_record(stream, text);
+}
+
+/* Read the head of a server's frame. Returns: its payload's size; `counts`: it is payload, no control frame or record. */
+static uint64_t receive_head(struct stream *stream, bool *counts)
 {
     uint8_t *head = receive_exactly(stream, 2);
     uint64_t size = head[1] & 0x7f;
-    *is_control = head[0] & 0x08;
+    *counts = !(head[0] & 0x08) && !(resumable && head[0] == 0x81);
     int width = size < 126 ? 0 : size == 126 ? 2 : 8;
     if (width)
         size = 0;
@@ -236,9 +303,10 @@ static void *receive_stream(void *argument)
 {
     struct stream *stream = argument;
     while (stream->moved < bytes) {
-        bool is_control = false;
-        uint64_t size = raw ? bytes : receive_head(stream, &is_control);
-        receive_payload(stream, size, !is_control);
+        bool counts = true;
+        uint64_t size = raw ? bytes : receive_head(stream, &counts);
+        receive_payload(stream, size, counts);
+        acknowledge(stream);
     }
     return NULL;
 }
@@ -246,6 +314,8 @@ static void *receive_stream(void *argument)
 static void close_stream(struct stream *stream)
 {
     static const uint8_t close_frame[] = {0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8};
+    if (resumable)
+        send_record(stream, "x measured");
     if (!raw)
         send_all(stream, close_frame, sizeof close_frame);
     if (stream->ssl)
@@ -263,6 +333,7 @@ static void read_options(int argc, char **argv)
         {"tls", no_argument, NULL, 's'},           {"raw", no_argument, NULL, 'r'},
         {"receive", no_argument, NULL, 'g'},       {"verify", no_argument, NULL, 'v'},
         {"random-mask", no_argument, NULL, 'm'},   {"rate", required_argument, NULL, 'e'},
+        {"resumable", no_argument, NULL, 'u'},     {"prepared", no_argument, NULL, 'q'},
         {NULL, 0, NULL, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -278,6 +349,8 @@ static void read_options(int argc, char **argv)
         case 'g': receives = true; break;
         case 'v': verify = true; break;
         case 'm': random_mask = true; break;
+        case 'u': resumable = true; break;
+        case 'q': prepared = true; break;
         case 'e': rate = strtoull(optarg, NULL, 10); break;
         default: exit(2);
         }
@@ -295,6 +368,8 @@ static void open_stream(struct stream *stream, const char *target)
         connect_tls(stream);
     if (!raw)
         upgrade(stream, target);
+    if (prepared && tls && !receives)
+        prepare(stream);
 }
 
 static void move_all(struct stream *all)

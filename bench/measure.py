@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from bench.case import GIB, MIB, Case
 from bench.ours import Mtunnel
 from bench.peers import Place, Running
-from bench.processes import CpuClock, Reporter, Trouble, peak_bytes, pin, reporting, resident_bytes
+from bench.processes import CpuClock, Reporter, Trouble, peak_bytes, pin, reporting, resident_bytes, wait_until_idle
+from bench.tunnel import Tunnel
 
 SLOW_BYTES_PER_S = 5_000_000
 VERSION_EVERY_S = 0.02
@@ -60,10 +61,16 @@ class Bench:
     def __init__(self, place: Place) -> None:
         self._place = place
 
+    @property
+    def folder(self) -> Path:
+        """Where the node is."""
+        return self._place.folder
+
     def run(self, relay: Relay, case: Case, size_bytes: int) -> Sample:
         """Move `size_bytes` in all. Raises: Trouble."""
         each_bytes = size_bytes // case.streams // MIB * MIB
-        with self._joined(relay, case, each_bytes) as (running, sink, load):
+        with self._joined(relay, case, each_bytes, load_options=("--prepared",)) as (running, sink, load):
+            wait_until_idle(running.pid)
             clock = CpuClock(running.pid)
             load.go()
             result = (sink if case.direction == "in" else load).read(60.0)
@@ -109,13 +116,7 @@ class Bench:
 
     def time_versions(self, ours: Mtunnel, case: Case, length_s: float) -> float:
         """Ask `version` again and again while all streams are busy. Returns: the 99th percentile, in ms."""
-        with (
-            self._sink(case, ENDLESS_BYTES),
-            ours.listening(case) as daemon,
-            ours.tunnels(daemon, case) as (tunnel, running),
-            self._load(running, ours, case, ENDLESS_BYTES) as load,
-        ):
-            load.go()
+        with self.busy(ours, case) as (_, tunnel):
             times_s = []
             end_s = time.monotonic() + length_s
             while time.monotonic() < end_s:
@@ -124,13 +125,26 @@ class Bench:
         return quantiles(times_s, n=100)[98] * 1000
 
     @contextmanager
+    def busy(self, ours: Mtunnel, case: Case) -> Iterator[tuple[Running, Tunnel]]:
+        """All streams of a case, without an end. Yields: the daemon, and one of its tunnels."""
+        with (
+            self._sink(case, ENDLESS_BYTES),
+            ours.listening(case) as daemon,
+            ours.tunnels(daemon, case) as (tunnel, running),
+            self._load(running, ours, case, ENDLESS_BYTES) as load,
+        ):
+            load.go()
+            yield daemon, tunnel
+
+    @contextmanager
     def _joined(
-        self, relay: Relay, case: Case, each_bytes: int, *options: str, sink_options: tuple[str, ...] = ()
-    ) -> Iterator[tuple[Running, Reporter, Reporter]]:
+        self, relay: Relay, case: Case, each_bytes: int, *options: str, sink_options: tuple[str, ...] = (),
+        load_options: tuple[str, ...] = (),
+    ) -> Iterator[tuple[Running, Reporter, Reporter]]:  # fmt: skip
         with (
             self._sink(case, each_bytes, *options, *sink_options) as sink,
             relay.running(case) as running,
-            self._load(running, relay, case, each_bytes, *options) as load,
+            self._load(running, relay, case, each_bytes, *options, *load_options) as load,
         ):
             yield running, sink, load
 
@@ -156,6 +170,7 @@ class Bench:
         argv += ["--tls"] if case.tls else []
         argv += ["--receive"] if case.direction == "out" else []
         argv += ["--rate", str(case.rate_mb_s * 1_000_000)] if case.rate_mb_s else []
+        argv += ["--resumable"] if case.resumable else []
         argv += ["--random-mask"] if case.mask == "random" and relay.framed else []
         return reporting([*argv, "--frame", str(case.frame_bytes), *running.options, *options], self._log)
 

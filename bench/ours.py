@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -15,11 +16,13 @@ from pathlib import Path
 
 from bench.case import Case
 from bench.peers import Place, Running, free_port
-from bench.processes import Trouble, pin, started, tree, wait_until_listening
+from bench.processes import PATIENCE_S, Trouble, pin, started, tree, wait_until_listening
 from bench.tunnel import Tunnel
 
 NODE = "bench"
 MOST_TUNNELS = 64
+WINDOWS_BYTES = 64 << 30
+"""A thousand resumable flows of one token have a window each; nothing of it is taken before it is used."""
 # Of a daemon on a loopback port, gone with the benchmark.
 AUTHORIZATION = "PVEAPIToken=bench@pve!t1=00000000-0000-4000-8000-000000000000"
 USERS = "user:bench@pve:1:0:::::\ntoken:bench@pve!t1:0:0::\n\nacl:1:/:bench@pve:Administrator:\n"
@@ -35,9 +38,11 @@ pvesm = ["{here}/pvesm", "{sink}"]
 [limits]
 connections = 4096
 connections_unauthenticated_per_address = 4096
-streams_per_tunnel = 1024
-tunnels = 64
-tunnels_per_token = 64
+streams_per_tunnel = {streams}
+tunnels = {tunnels}
+tunnels_per_token = {tunnels}
+windows_bytes = {windows_bytes}
+restart_s = 0
 """
 
 _vmids = count(100)
@@ -45,7 +50,7 @@ _vmids = count(100)
 
 def make_node(folder: Path) -> tuple[Path, Path]:
     """Fill a folder with what a daemon needs. Returns: its certificate and key."""
-    _write_config(folder, Path("sink"), 0, 0)
+    _write_config(folder, Path("sink"), 0, 0, 1)
     environ = {**os.environ, "MTUNNEL_CONFIG": str(folder / "mtunnel.toml")}
     subprocess.run([sys.executable, "-m", "mtunnel_tx.cli", "init"], check=True, env=environ, capture_output=True)
     pve = folder / "state/pve"
@@ -54,10 +59,24 @@ def make_node(folder: Path) -> tuple[Path, Path]:
     return folder / "state/tls/certificate.pem", folder / "state/tls/key.pem"
 
 
-def _write_config(folder: Path, sink: Path, port: int, workers: int) -> Path:
+def _write_config(folder: Path, sink: Path, port: int, workers: int, streams: int) -> Path:
+    """Limits for so many streams: a daemon does not start where the system has too few descriptors for its limits."""
+    tunnels = streams if streams <= MOST_TUNNELS else 1
     file = folder / "mtunnel.toml"
     here = Path(__file__).parent
-    file.write_text(CONFIG.format(node=NODE, port=port, workers=workers, folder=folder, sink=sink, here=here))
+    file.write_text(
+        CONFIG.format(
+            node=NODE,
+            port=port,
+            workers=workers,
+            folder=folder,
+            sink=sink,
+            here=here,
+            windows_bytes=WINDOWS_BYTES,
+            tunnels=tunnels,
+            streams=8 if tunnels > 1 else streams + 8,
+        )
+    )
     return file
 
 
@@ -98,12 +117,19 @@ class Mtunnel:
     def listening(self, case: Case) -> Iterator[Running]:
         """Let the daemon listen for the length of the block."""
         port, log = free_port(), self.place.folder / f"{self.name}.log"
-        config = _write_config(self.place.folder, self.place.sink, port, self._workers)
+        config = _write_config(self.place.folder, self.place.sink, port, self._workers, case.streams)
         with started([*pin(0 if case.pinned else None), *self._argv(case, config)], log) as process:
             wait_until_listening(process, port, log)
-            if self._workers and len(tree(process.pid)) <= self._workers:
-                raise Trouble("workers are not built")
+            self._wait_for_workers(process.pid)
             yield Running(pid=process.pid, port=port)
+
+    def _wait_for_workers(self, pid: int) -> None:
+        """Raises: Trouble: there are none."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while self._workers and len(tree(pid)) <= self._workers:
+            if time.monotonic() > deadline_s:
+                raise Trouble("workers are not built")
+            time.sleep(0.05)
 
     @contextmanager
     def tunnels(self, daemon: Running, case: Case) -> Iterator[tuple[Tunnel, Running]]:

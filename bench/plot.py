@@ -30,7 +30,7 @@ def draw(rows: Iterable[Any]) -> str:
 
 
 def _is_usual(row: Any) -> bool:
-    return not row.rate_mb_s and row.mask != "random" and row.frame in (None, 128 << 10)
+    return not (row.rate_mb_s or row.resumable) and row.mask != "random" and row.frame in (None, 128 << 10)
 
 
 def _panel(title: str, rows: list[Any], top: int) -> list[str]:

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 PATIENCE_S = 20.0
+REST_S, IDLE_RESTS, IDLE_SHARE = 0.1, 3, 0.03
+"""A process tree is idle that used less than such a share of a core in so many rests of so many seconds."""
 _PARENT = 1  # field of /proc/PID/stat behind the name
+_TIMES = slice(11, 15)  # and these: user and system time, and those of the children that have ended
 
 
 class Trouble(Exception):
@@ -154,6 +157,26 @@ class CpuClock:
         """Seconds used by all threads that live."""
         times = _thread_times(self._pid)
         return sum(time - self._before.get(thread, 0) for thread, time in times.items()) / 1e9
+
+
+def wait_until_idle(pid: int) -> None:
+    """Wait until a process tree has rested, as a daemon does that has asked QEMU what it can. Raises: Trouble."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    rests = 0
+    while rests < IDLE_RESTS:
+        if time.monotonic() > deadline_s:
+            raise Trouble("the relay does not come to rest")
+        clock, children = CpuClock(pid), tree(pid)
+        time.sleep(REST_S)
+        is_idle = clock.read_s() < IDLE_SHARE * REST_S and tree(pid) == children
+        rests = rests + 1 if is_idle else 0
+
+
+def spent_s(pid: int) -> float:
+    """User and system time of a process tree up to now, with all that it has waited for; in ticks of 10 ms."""
+    fields = [_stat(each) for each in tree(pid)]
+    ticks = sum(int(tick) for stat in fields if stat for tick in stat[_TIMES])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _thread_times(pid: int) -> dict[str, int]:

@@ -27,12 +27,15 @@ HEADS = ("relay", "direction", "TLS", "mask", "frame", "streams", "MB/s", "CPU s
 SUMMARY_HEADS = ("relay", "in, MB/s", "in, CPU s/GiB", "out, MB/s", "out, CPU s/GiB")
 CPU_FLAGS = ("aes", "vaes", "vpclmulqdq", "avx2", "avx512f")
 MOST_SPREAD_PERCENT = 15
+RECORD_BYTES = 16 * KIB
 OTHER_HEADS = ("what", "relay", "value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A relay in a case: medians of its runs. Relays without websockets have no mask and no frames."""
+    """A relay in a case: medians of its runs. Relays without websockets have no mask, and no frames either, but where
+    these would make the TLS records smaller than usual.
+    """
 
     relay: str
     direction: str
@@ -42,6 +45,7 @@ class Row:
     streams: int
     pinned: bool
     rate_mb_s: int
+    resumable: bool
     mb_s: float
     cpu_s_gib: float
     rss_mib: float
@@ -55,10 +59,11 @@ def make_row(relay: str, framed: bool, case: Case, samples: Sequence[Sample]) ->
         direction=case.direction,
         tls=case.tls,
         mask=case.mask if framed and case.direction == "in" else None,
-        frame=case.frame_bytes if framed and case.direction == "in" else None,
+        frame=case.frame_bytes if case.direction == "in" and (framed or case.frame_bytes < RECORD_BYTES) else None,
         streams=case.streams,
         pinned=case.pinned,
         rate_mb_s=case.rate_mb_s,
+        resumable=case.resumable,
         mb_s=round(median(sample.mb_s for sample in samples), 1),
         cpu_s_gib=round(median(sample.cpu_s_gib for sample in samples), 3),
         rss_mib=round(median(sample.rss_mib for sample in samples), 1),
@@ -70,6 +75,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row as text."""
     frame = f"{row.frame // KIB} KiB" if row.frame else "-"
     streams = f"{row.streams}" if row.pinned else f"{row.streams} (2 cores)"
+    streams += ", resumable" if row.resumable else ""
     streams += f", paced to {row.rate_mb_s} MB/s" if row.rate_mb_s else ""
     tls = "TLS" if row.tls else "plain"
     figures = (f"{row.mb_s:.0f}", f"{row.cpu_s_gib:.2f}", f"{row.rss_mib:.0f}", str(len(row.runs)))
@@ -133,6 +139,7 @@ class Findings:
 def _is_plain_case(row: Row) -> bool:
     return (
         not row.rate_mb_s
+        and not row.resumable
         and row.tls
         and row.streams == 1
         and row.pinned

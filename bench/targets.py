@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from bench.case import FOUR, FROM_UNIX, MASKED, PACED, SIXTEEN, SIXTEEN_SHARING, SMALL_FRAMES, TO_UNIX, Case
+from bench.case import (
+    FOUR,
+    FROM_UNIX,
+    MASKED,
+    PACED,
+    RESUMABLE_IN,
+    RESUMABLE_OUT,
+    SIXTEEN,
+    SIXTEEN_SHARING,
+    SMALL_FRAMES,
+    TO_UNIX,
+    Case,
+)
 from bench.measure import Sample
 
 Samples = dict[tuple[str, Case], list[Sample]]
@@ -96,7 +108,10 @@ RATIOS: Sequence[Target] = (
     _at_least(0.92, "to UNIX, MB/s, random mask against zero mask", ("mtunnel", MASKED), _BASE),
     _at_least(1.0, "from UNIX, MB/s against socat -b262144", _BACK, ("socat", FROM_UNIX)),
     _costs_at_most(1.2, "from UNIX, CPU against socat -b262144", _BACK, ("socat", FROM_UNIX)),
-    _at_least(15, "4 KiB frames, MB/s against autobahn", ("mtunnel", SMALL_FRAMES), ("autobahn", SMALL_FRAMES)),
+    _at_least(8, "4 KiB frames, MB/s against autobahn", ("mtunnel", SMALL_FRAMES), ("autobahn", SMALL_FRAMES)),
+    _costs_at_most(
+        0.8, "4 KiB frames, CPU against nginx with such records", ("mtunnel", SMALL_FRAMES), ("nginx", SMALL_FRAMES)
+    ),
     _at_least(1.0, "4 streams, MB/s, 2 workers against nginx's 2", ("mtunnel-w2", FOUR), ("nginx-w2", FOUR)),
     _at_least(
         1.0,
@@ -106,7 +121,16 @@ RATIOS: Sequence[Target] = (
     ),
     _costs_at_most(1.3, "16 streams, CPU against one stream", ("mtunnel", SIXTEEN), _BASE),
     _costs_at_most(1.3, "at 125 MB/s, CPU against full speed", ("mtunnel", PACED[125]), _BASE),
+    _costs_at_most(1.05, "to UNIX, CPU, resumable against plain", ("mtunnel", RESUMABLE_IN), _BASE),
+    _costs_at_most(1.12, "from UNIX, CPU, resumable against plain", ("mtunnel", RESUMABLE_OUT), _BACK),
 )
+
+MOST_GROWTH_MIB = 16
+GROWTHS = (
+    ("to UNIX, memory, resumable above plain", ("mtunnel", RESUMABLE_IN), _BASE),
+    ("from UNIX, memory, resumable above plain", ("mtunnel", RESUMABLE_OUT), _BACK),
+)
+"""What a resumable flow may keep, MOST_GROWTH_MIB more than a plain one."""
 
 
 def judge_ratios(text: str, ratios: Sequence[float], bound: float, *, at_least: bool) -> Verdict:
@@ -116,8 +140,18 @@ def judge_ratios(text: str, ratios: Sequence[float], bound: float, *, at_least: 
 
 
 def judge(samples: Samples) -> list[Verdict]:
-    """All ratios."""
-    return [each.judge(samples) for each in RATIOS]
+    """All ratios, and the memory of resumable flows."""
+    return [
+        *(each.judge(samples) for each in RATIOS),
+        *(at_most(MOST_GROWTH_MIB, "MiB", text, _growth_mib(samples, over, under)) for text, over, under in GROWTHS),
+    ]
+
+
+def _growth_mib(samples: Samples, over: tuple[str, Case], under: tuple[str, Case]) -> float | None:
+    """The median of the differences within a round."""
+    pairs = zip(samples.get(over, ()), samples.get(under, ()), strict=False)
+    growths = [more.rss_mib - less.rss_mib for more, less in pairs]
+    return median(growths) if growths else None
 
 
 def at_most(bound: float, unit: str, text: str, value: float | None) -> Verdict:

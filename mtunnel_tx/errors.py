@@ -153,6 +153,12 @@ class Unreachable(BackendFailed):
     status = 502
 
 
+class NotYet(TunnelError):
+    """It is being found out; to be asked again."""
+
+    status = 503
+
+
 class TimedOut(TunnelError):
     """Something took longer than its limit."""
 

@@ -46,12 +46,12 @@ def make_guests(threads: ReactorThreads, settings: Settings) -> GuestFiles:
 
 
 def make_storage(
-    reactor: Any, settings: Settings, *, owner: str | None = None, store: Store | None = None
+    reactor: Any, settings: Settings, *, owner: str | None = None, store: Store | None = None, keeps: bool = False
 ) -> PvesmStorage:
     """The storages of a node, driven through its `pvesm`, which finds the same configuration.
 
     Args: owner: what the children are known by; None: the daemon's, which ends them when it starts again. store: where
-    imports run.
+    imports run. keeps: our own pvesm runs on between its commands, until `close`.
     """
     return PvesmStorage(
         reactor,
@@ -61,6 +61,7 @@ def make_storage(
         owner=owner or str(settings.state_dir),
         output_bytes=settings.limits.child_output_bytes,
         store=store,
+        keeps=keeps,
     )
 
 

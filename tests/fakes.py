@@ -14,6 +14,7 @@ from mtunnel_tx.errors import BackendFailed, NotFound, Refusal, TunnelError, Una
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.ports.lines import Answerer
 from mtunnel_tx.ports.machines import Incoming, MachineState
+from mtunnel_tx.ports.programs import Program
 from mtunnel_tx.pve.guestconf import GuestConfig, parse_guest_config
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.users import parse_user_config
@@ -57,6 +58,7 @@ class FakeGuests:
         self.firewalls: dict[int, str] = {}
         self.others: list[GuestEntry] = []
         self.held: set[int] = set()
+        self.unwritable: str | None = None
 
     @asynccontextmanager
     async def locked(self, vmid: int, wait_s: float) -> AsyncIterator[None]:
@@ -104,6 +106,9 @@ class FakeGuests:
 
     async def tidy(self, vmid: int) -> None:
         self.events.append(f"tidy {vmid}")
+
+    def why_unwritable(self) -> str | None:
+        return self.unwritable
 
     def read_firewall(self, vmid: int) -> str | None:
         return self.firewalls.get(vmid)
@@ -172,6 +177,9 @@ class FakeJournal:
     def standing(self) -> list[int]:
         return sorted(self.records)
 
+    def why_taken(self, vmid: int) -> str | None:
+        return f"VM {vmid} waits for 'mtunnel settle {vmid}'" if vmid in self.records else None
+
     async def tidy(self) -> None:
         self.events.append("tidy journals")
 
@@ -185,6 +193,7 @@ class FakeMachines(StoppedMachines):
         self.incoming: Incoming | None = None
         self.arriving: Deferred[None] = Deferred()
         self.refusal: TunnelError | None = None
+        self.pid = 0
 
     def check(self, conf: GuestConfig, refused: Refusal = at_once, machine: str | None = None) -> None:
         if "watchdog" in conf.options:
@@ -197,6 +206,14 @@ class FakeMachines(StoppedMachines):
     def running(self, vmid: int) -> bool:
         return self.now.status != "off"
 
+    def process(self, vmid: int) -> Program | None:
+        return Program(boot="this", pid=self.pid, started=1) if self.running(vmid) else None
+
+    def replace(self, now: MachineState) -> None:
+        """Somebody else has started a QEMU under this number."""
+        self.pid += 1
+        self.now = now
+
     async def state(self, vmid: int) -> MachineState:
         return self.now
 
@@ -205,7 +222,7 @@ class FakeMachines(StoppedMachines):
         if self.refusal is not None:
             raise self.refusal
         self.incoming = incoming
-        self.now = MachineState(status="inmigrate")
+        self.replace(MachineState(status="inmigrate"))
         return None
 
     async def wait_whole(self, vmid: int) -> None:
@@ -215,9 +232,17 @@ class FakeMachines(StoppedMachines):
         self.now = MachineState(status="paused", whole=True)
         self.arriving.callback(None)
 
-    async def resume(self, vmid: int) -> None:
+    def arrive_partly(self) -> None:
+        """The rest of the memory comes by post-copy."""
+        self.now = MachineState(status="paused", partly=True)
+
+    async def check_postcopy(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def resume(self, vmid: int, *, partly: bool = False) -> None:
         self.events.append("cont")
-        self.now = MachineState(status="running", whole=True)
+        self.now = MachineState(status="running", whole=not partly, partly=partly)
 
     async def stop(self, vmid: int) -> None:
         self.events.append("stop QEMU")

@@ -49,7 +49,7 @@ class FakeChild:
     def __init__(self, clock: Clock, *lines: str) -> None:
         self.lines = deque(lines)
         self.code: int | None = None
-        self.killed = False
+        self.killed = self.let_go = False
         self._clock = clock
         self._waiting: list[Deferred[int]] = []
 
@@ -78,6 +78,7 @@ class FakeChild:
             waiter.callback(code)
 
     async def kill(self) -> None:
+        self.let_go = True
         if self.code is None:
             self.killed = True
             self.exit(-9)
@@ -90,6 +91,7 @@ class FakeStorage:
         self.sizes: dict[str, int] = {}
         self.broken: set[str] = set()
         self.references: dict[str, str] = {}
+        self.unwritable: dict[str, str] = {}
         self.child: FakeChild | None = None
         self.next_children: deque[FakeChild] = deque()
         self.requests: list[ImportRequest] = []
@@ -125,6 +127,9 @@ class FakeStorage:
             for volid, size in self.sizes.items()
             if volid.startswith(f"{storage}:{vmid}/")
         ]
+
+    async def why_unwritable(self, storage: str, vmid: int) -> str | None:
+        return self.unwritable.get(storage)
 
     async def path(self, volid: str) -> str:
         return "/" + volid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mtunnel_tx.errors import Refusal, WrongState, at_once
 from mtunnel_tx.ports.machines import Incoming, MachineState
+from mtunnel_tx.ports.programs import Program
 from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
 
@@ -14,6 +15,10 @@ class StoppedMachines:
     def running(self, _vmid: int) -> bool:
         """Never."""
         return False
+
+    def process(self, _vmid: int) -> Program | None:
+        """There is none."""
+        return None
 
     def check(self, conf: GuestConfig, refused: Refusal = at_once, machine: str | None = None) -> None:
         """A VM that is never started may be anything."""

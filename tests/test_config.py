@@ -52,8 +52,8 @@ class Case(SynchronousTestCase):
         self.folder = Path(folder.name)
         self.file = self.folder / "mtunnel.toml"
 
-    def host(self, uid=0, **environ):
-        return Host(uid=uid, node="node1", environ=environ, temp_dir=self.folder)
+    def host(self, uid=0, users=(), **environ):
+        return Host(uid=uid, node="node1", environ=environ, temp_dir=self.folder, is_user=users.__contains__)
 
     def load(self, text, host=None):
         self.file.write_text(text)
@@ -377,7 +377,7 @@ class Example(Case):
         lines = example_file().split("# Daemons of other nodes")[0].splitlines()
         text = "\n".join(line[1:] if line.startswith("#") and not line.startswith("# ") else line for line in lines)
         shown = self.load(text.replace('"NODE"', '"node1"'))
-        default = self.load("")
+        default = self.load("", self.host(users=("mtunnel",)))
         self.assertEqual(
             shown,
             dataclasses.replace(

@@ -14,6 +14,7 @@ from tests.processes import run_program
 
 FOLDER = Path(__file__).parents[1] / "etc" / "prometheus"
 ALERTS = FOLDER / "alerts.yaml"
+TIMES = Path(__file__).parent / "alerts.yaml"
 _SUFFIXES = r"_(total|bucket|sum|count|created)$"
 
 
@@ -45,3 +46,40 @@ class Monitoring(SynchronousTestCase):
             raise SkipTest("promtool is not installed (Debian: prometheus): THE ALERTS ARE NOT CHECKED")
         done = run_program([promtool, "check", "rules", str(ALERTS)], capture_output=True, check=False)
         self.assertEqual((done.returncode, b"4 rules found" in done.stdout), (0, True), done)
+
+    def test_when_they_fire(self) -> None:
+        promtool = shutil.which("promtool")
+        if promtool is None:
+            raise SkipTest("promtool is not installed (Debian: prometheus): WHEN ALERTS FIRE IS NOT CHECKED")
+        done = run_program([promtool, "test", "rules", str(TIMES)], capture_output=True, text=True, check=False)
+        self.assertEqual((done.returncode, "SUCCESS" in done.stdout), (0, True), done)
+        tested = set(re.findall(r"alertname: (\w+)", TIMES.read_text()))
+        self.assertEqual(tested, set(re.findall(r"alert: (\w+)", ALERTS.read_text())))
+
+    def test_the_dashboard_has_the_shape_that_grafana_reads(self) -> None:
+        """By structure: no Grafana is asked."""
+        dashboard = json.loads((FOLDER / "dashboard.json").read_text())
+        self.assertEqual((dashboard.get("id"), dashboard["schemaVersion"] >= 36), (None, True))
+        variables = {one["name"]: one for one in dashboard["templating"]["list"]}
+        self.assertEqual(
+            (variables["datasource"]["type"], variables["datasource"]["query"]), ("datasource", "prometheus")
+        )
+        source = {"type": "prometheus", "uid": "${datasource}"}
+        self.assertEqual(variables["instance"]["datasource"], source)
+        cells: set[tuple[int, int]] = set()
+        for panel in dashboard["panels"]:
+            place = panel["gridPos"]
+            covered = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            self.assertLessEqual(place["x"] + place["w"], 24, panel["title"])
+            self.assertFalse(covered & cells, panel["title"])
+            cells |= covered
+            self.assertEqual(panel["datasource"], source, panel["title"])
+            self.assertIn(panel["type"], ("stat", "timeseries"))
+            references = [target["refId"] for target in panel["targets"]]
+            self.assertEqual(len(set(references)), len(references), panel["title"])
+            asked = {name for target in panel["targets"] for name in re.findall(r"\$(\w+)", target["expr"])}
+            self.assertLessEqual(asked, {"instance", "__rate_interval"}, panel["title"])

@@ -2,12 +2,13 @@
 
 import json
 import os
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -16,12 +17,14 @@ from twisted.web.server import Site
 
 from mtunnel_tx.config import ConfigError, Notify
 from mtunnel_tx.daemon import notifying
-from mtunnel_tx.daemon.notifying import KEPT_FOR_HELD, MOST_UNTOLD, NoticeTeller
+from mtunnel_tx.daemon.notifying import KEPT_FOR_HELD, MOST_AT_ONCE, MOST_UNTOLD, NoticeTeller
 from mtunnel_tx.ports.events import FlowEnded, FlowParked, FlowResumed
-from mtunnel_tx.ports.moves import MovePhase
-from mtunnel_tx.watch.notices import LONGEST_REASON, Notice, NoticeKind, NoticeObserver
+from mtunnel_tx.ports.moves import MovePhase, OutageBegan
+from mtunnel_tx.watch.move import apply
+from mtunnel_tx.watch.notices import LONGEST_REASON, Notice, NoticeKind, NoticeObserver, SentNotices
 from mtunnel_tx.wire.socketkinds import MEMORY
 from tests.cli.test_watch import DONE, MOVE
+from tests.patience import patience_s
 from tests.test_config import Case
 from tests.watch.test_board import BoardCase
 from tests.watch.test_metrics import FACTS
@@ -39,6 +42,8 @@ class Keys(Case):
             error = self.assertRaises(ConfigError, self.load, f"[notify]\nurls = [{json.dumps(url)}]\n")
             self.assertIn("notify.urls: must be an URL", error.text)
             self.assertNotIn("secret", error.text)
+        many = json.dumps([f"https://h/{number}" for number in range(17)])
+        self.assertIn("16 URLs at most", self.assertRaises(ConfigError, self.load, f"[notify]\nurls = {many}\n").text)
 
 
 class WhatIsWorthOne(BoardCase):
@@ -59,6 +64,7 @@ class WhatIsWorthOne(BoardCase):
         self.assertEqual(self.kinds(), [(NoticeKind.FAILED, 100)])
         said = self.notices[0].as_json()
         self.assertEqual((said["event"], said["host"], said["move"]["phase"]), ("failed", "b", "rolled back"))
+        self.assertEqual(said["end"], "target")
 
     def test_done(self):
         self.connect()
@@ -103,6 +109,17 @@ class Parked(SynchronousTestCase):
         self.pass_by(100)
         self.assertEqual(self.notices, [])
 
+    def test_once_for_each_outage_of_one_that_is_sent(self):
+        told = SentNotices("a", self.notices.append, parked_s=60, seconds=self.clock.seconds)
+        cut = apply(MOVE, OutageBegan(), 1000.0)
+        for state, seconds in ((cut, 59), (MOVE, 1), (cut, 100), (MOVE, 1), (cut, 100), (DONE, 1), (DONE, 1)):
+            for _ in range(seconds):
+                told(state)
+                self.clock.advance(1)
+        kinds = [notice.kind for notice in self.notices]
+        self.assertEqual(kinds, [NoticeKind.PARKED, NoticeKind.PARKED, NoticeKind.DONE])
+        self.assertEqual({notice.as_json()["end"] for notice in self.notices}, {"source"})
+
     def test_it_fits_into_a_pipe(self):
         long = replace(MOVE, phase=MovePhase.HELD, reason="x" * 9999, transfers=MOVE.transfers * 100)
         said = Notice(kind=NoticeKind.HELD, host="b", move=long).as_json()
@@ -119,10 +136,12 @@ class Hook(Resource):
         super().__init__()
         self.codes = list(codes)
         self.bodies = []
+        self.heard = DeferredQueue()
 
     def render_POST(self, request):
         request.setResponseCode(self.codes.pop(0) if len(self.codes) > 1 else self.codes[0])
         self.bodies.append(json.loads(request.content.read()))
+        self.heard.put(None)
         return b""
 
 
@@ -144,10 +163,10 @@ class Telling(TestCase):
         self.addCleanup(port.stopListening)
         return hook, f"http://127.0.0.1:{port.getHost().port}/hook?key=secret"
 
-    async def tell(self, *, command=(), urls=(), notice=NOTICE):
+    async def tell(self, *, command=(), urls=(), notice=NOTICE, wait_s=None):
         notifier = NoticeTeller(reactor, Notify(command=command, urls=urls), dict(os.environ))
         notifier(notice)
-        await notifier.stop()
+        await notifier.stop(wait_s or patience_s())
 
     async def test_a_program(self):
         file = Path(self.mktemp()).absolute()
@@ -189,9 +208,21 @@ class Telling(TestCase):
         for _ in range(MOST_UNTOLD):
             notifier(NOTICE)
         notifier(replace(NOTICE, kind=NoticeKind.HELD))
+        self.assertLessEqual(len(hook.bodies), MOST_AT_ONCE)
         await notifier.stop()
         self.assertEqual((len(hook.bodies), len(self.errors)), (MOST_UNTOLD - KEPT_FOR_HELD + 1, KEPT_FOR_HELD))
-        self.assertEqual(hook.bodies[-1]["event"], "held")
+        self.assertEqual([body["event"] for body in hook.bodies].count("held"), 1)
+
+    async def test_a_dead_receiver_delays_no_other(self):
+        """However many notices wait for it."""
+        with socket.create_server(("127.0.0.1", 0)) as dead:
+            hook, url = self.listen(200)
+            notifier = NoticeTeller(reactor, Notify(urls=(f"http://127.0.0.1:{dead.getsockname()[1]}/", url)), {})
+            for _ in range(MOST_UNTOLD + 1):
+                notifier(replace(NOTICE, kind=NoticeKind.HELD))
+                await hook.heard.get()
+            self.assertEqual([event["reason"] for event in self.errors], [f"{MOST_UNTOLD} notices wait for it"])
+            await notifier.stop(0.1)
 
     async def test_a_secret_in_a_path_is_not_logged(self):
         notifier = NoticeTeller(reactor, Notify(urls=("http://127.0.0.1:9/services/SECRET?x=SECRET",)), {})
@@ -207,10 +238,15 @@ class Telling(TestCase):
         self.assertEqual((len(hook.bodies), self.errors), (1, []))
 
     async def test_the_end_does_not_wait_for_ever(self):
-        self.patch(notifying, "STOP_S", 0.1)
-        await self.tell(command=("sleep", "600"))
+        await self.tell(command=("sleep", "600"), wait_s=0.1)
         (event,) = self.errors
-        self.assertEqual(event["log_format"], "not everybody was told what became of the last moves")
+        self.assertEqual((event["what"], event["reason"]), ("the command", "this program ends"))
+
+    async def test_the_end_of_an_attempt_that_is_cancelled(self):
+        """Twisted ends one whose connection was refused just now with that, and takes the cancellation."""
+        self.patch(notifying, "AGAIN_S", (600.0,))
+        await self.tell(urls=("http://127.0.0.1:9/",), wait_s=0.01)
+        self.assertEqual(len(self.errors), 1)
 
     def test_nobody_wants_to_know(self):
         notifier = NoticeTeller(Clock(), Notify(), {})

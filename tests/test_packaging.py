@@ -96,6 +96,21 @@ class Commands(SynchronousTestCase):
         for name in ("mtunnel_tx.cli.migrate", "mtunnel_tx.demo.show", "twisted.internet.reactor"):
             self.assertNotIn(name, loaded)
 
+    def test_a_move_imports_no_more_than_it_needs(self):
+        """Before its first request a running VM waits for nothing but imports; these libraries were half of them."""
+        code = "import sys; from mtunnel_tx.cli.main import make_parser; make_parser('migrate'); print(*sys.modules)"
+        _, text = said(sys.executable, "-c", code)
+        loaded = set(text.split())
+        self.assertIn("mtunnel_tx.source.migration", loaded)
+        slow = {"autobahn", "cffi", "rich", "importlib.metadata"}
+        others = {"mtunnel_tx.daemon.compose", "mtunnel_tx.tunnel", "mtunnel_tx.page", "mtunnel_tx.wire.schema"}
+        self.assertEqual(loaded & (slow | others), set())
+
+    def test_help_imports_nothing_of_any_command(self):
+        code = "import sys; from mtunnel_tx.cli.main import make_parser; make_parser(None); print(*sys.modules)"
+        _, text = said(sys.executable, "-c", code)
+        self.assertEqual(set(text.split()) & {"twisted", "OpenSSL", "treq", "rich", "importlib.metadata"}, set())
+
 
 class Project(SynchronousTestCase):
     def test_version(self):

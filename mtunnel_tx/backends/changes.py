@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import IO
 from mtunnel_tx.backends.files import ReactorThreads, make_folder, read_text, refusal, remove_file, replace_file
 from mtunnel_tx.backends.orphans import end_orphans
 from mtunnel_tx.errors import WrongState
+from mtunnel_tx.filelocks import try_lock
 from mtunnel_tx.ports.changes import Change
 
 VERSION = 1
@@ -36,7 +36,7 @@ class FileChanges:
     def locked(self, vmid: int) -> Iterator[None]:
         """See ports.Changes."""
         with self._open_lock(vmid) as file:
-            if not _try_lock(file):
+            if not try_lock(file):
                 raise WrongState(f"VM {vmid} is being changed by another command{self._who(vmid)}")
             yield
 
@@ -47,7 +47,7 @@ class FileChanges:
     def is_live(self, vmid: int) -> bool:
         """See ports.Changes."""
         with self._open_lock(vmid) as file:
-            return not _try_lock(file)
+            return not try_lock(file)
 
     def _open_lock(self, vmid: int) -> IO[bytes]:
         try:
@@ -86,14 +86,6 @@ class FileChanges:
         return self._folder / f"{vmid}.json"
 
 
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _write(file: Path, text: str) -> None:
     make_folder(file.parent)
     replace_file(file, text, 0o600)
@@ -104,6 +96,7 @@ def _parse(text: str, file: Path) -> Change:
         values = json.loads(text)
         if values.pop("version") != VERSION:
             raise WrongState(f"'{file}' is of another version of this program")
-        return Change(**{**values, **{name: tuple(map(str, values[name])) for name in _LISTS}})
+        # A record of before `marked` does not say it; what a killed command began is ended all the same.
+        return Change(**{"marked": True, **values, **{name: tuple(map(str, values[name])) for name in _LISTS}})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WrongState(f"'{file}' cannot be understood; look at it, then remove it") from error

@@ -45,6 +45,13 @@ class _Ending(ProcessProtocol):
             self._ended(value.exitCode if value.signal is None else -value.signal)
 
 
+def _shown(argv: Sequence[str]) -> str:
+    """A program and its action, `qemu-img info`, as logs show it: no more words, which could be secret."""
+    words = argv[argv.index("--") + 1 :] if argv[0] == "prlimit" and "--" in argv else argv
+    action = [word for word in words[1:2] if word.isalpha()]
+    return " ".join([Path(words[0]).name, *action])
+
+
 class PipedChild:
     """A running program (ports.Child); made by `spawn_child`."""
 
@@ -53,7 +60,7 @@ class PipedChild:
         self.name = ""
         self.taken = 0
         self._reactor = reactor
-        self._name = name
+        self._name = self._shown = name
         self._output: OutputPipe | None = None
         self._code: int | None = None
         self._change = Occasion()
@@ -68,7 +75,8 @@ class PipedChild:
             output.finish()
             raise BackendFailed(f"unable to start '{self._name}': {error}") from error
         self.pid = process.pid or self.pid
-        log.debug("child {name} started, pid {pid}", name=self._name, pid=self.pid)
+        self._shown = _shown(argv)
+        log.debug("child {name} started, pid {pid}", name=self._shown, pid=self.pid)
 
     async def next_line(self, wait_s: float) -> str | None:
         """See ports.Child."""
@@ -103,7 +111,7 @@ class PipedChild:
 
     def _end(self, code: int) -> None:
         self._code = code
-        log.debug("child {name} ended, pid {pid}, code {code}", name=self._name, pid=self.pid, code=code)
+        log.debug("child {name} ended, pid {pid}, code {code}", name=self._shown, pid=self.pid, code=code)
         if self._output is not None:
             self._output.finish()
         self.changed()
@@ -185,7 +193,11 @@ async def run(
             raise TimedOut(f"'{name}' did not end within {timeout_s:g} s")
     finally:
         await child.kill()
-    code = await child.ended()
+    return checked(name, await child.ended(), output)
+
+
+def checked(name: str, code: int, output: str) -> str:
+    """The output of a program that has ended. Raises: BackendFailed: its exit code and the last 4 KiB of its output."""
     if code != 0:
         raise BackendFailed(f"'{name}' failed with exit code {code}: {_tail(output)}")
     return output

@@ -116,6 +116,15 @@ def make_folder(path: Path, mode: int = 0o700) -> None:
     sync_folder(path.parent)
 
 
+def why_unwritable(folder: Path) -> str | None:
+    """Why nothing can be made in a folder, which need not be there yet; None: it can."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"'{folder}' is no folder"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"nothing can be written in '{folder}'"
+
+
 def sync_folder(path: Path) -> None:
     """fsync a folder, if the file system supports that."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

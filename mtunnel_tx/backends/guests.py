@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -20,8 +19,10 @@ from mtunnel_tx.backends.files import (
     remove_file,
     remove_leftovers,
     replace_file,
+    why_unwritable,
 )
 from mtunnel_tx.errors import NoSuchGuest, TimedOut, WrongState
+from mtunnel_tx.filelocks import try_lock
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config, parse_guest_config
@@ -53,7 +54,7 @@ class GuestFiles:
         path = self._lock_dir / f"lock-{vmid}.conf"
         with self._open_lock(path) as file:
             deadline = self._clock.seconds() + wait_s
-            while not _try_lock(file):
+            while not try_lock(file):
                 if self._clock.seconds() >= deadline:
                     raise TimedOut(f"can't lock file '{path}' - got timeout")
                 await pause(self._clock, RETRY_S)
@@ -124,6 +125,11 @@ class GuestFiles:
         """Delete the firewall file; success where there is none."""
         await self._threads.run(remove_file, self._firewall(vmid))
 
+    def why_unwritable(self) -> str | None:
+        """See ports.Guests."""
+        folders = {self._config(0).parent, self._firewall(0).parent}
+        return next(filter(None, map(why_unwritable, sorted(folders))), None)
+
     async def tidy(self, vmid: int) -> None:
         """See ports.Guests."""
         for path in (self._config(vmid), self._firewall(vmid)):
@@ -155,14 +161,6 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
         return []
     except OSError as error:
         raise refusal(error) from error
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _guest_name(text: str) -> str:

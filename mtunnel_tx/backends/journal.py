@@ -20,6 +20,7 @@ from mtunnel_tx.backends.files import (
     refusal,
     remove_file,
     remove_leftovers,
+    why_unwritable,
 )
 from mtunnel_tx.backends.reserve import Reserve
 from mtunnel_tx.errors import WrongState
@@ -48,11 +49,10 @@ class FileJournal:
     async def open(self, vmid: int, record: Mapping[str, Any]) -> None:
         """Create the journal with its first record. Raises: WrongState: one stands already, of either kind."""
         text = _line({**record, "version": VERSION})
-        other = self._folder / f"{COMING if self._prefix == LEAVING else LEAVING}{vmid}.jsonl"
         try:
-            await self._threads.run(self._reserve.write, _create, self._file(vmid), text, other)
+            await self._threads.run(self._reserve.write, _create, self._file(vmid), text, self._other_file(vmid))
         except FileExistsError as error:
-            raise WrongState(f"VM {vmid} waits for 'mtunnel settle {vmid}'") from error
+            raise WrongState(_waits(vmid)) from error
 
     async def append(self, vmid: int, record: Mapping[str, Any]) -> None:
         """Add a record, fsynced when this returns. Raises: BackendFailed: there is no journal, or no space."""
@@ -98,6 +98,11 @@ class FileJournal:
             raise refusal(error) from error
         return sorted(int(match[1]) for match in matches if match)
 
+    def why_taken(self, vmid: int) -> str | None:
+        """See ports.Journal."""
+        files = (self._file(vmid), self._other_file(vmid))
+        return _waits(vmid) if any(map(os.path.lexists, files)) else why_unwritable(self._folder)
+
     async def tidy(self) -> None:
         """See ports.Journal."""
         await self._threads.run(remove_leftovers, self._folder, f"{self._prefix}[0-9]*.jsonl")
@@ -105,6 +110,13 @@ class FileJournal:
 
     def _file(self, vmid: int) -> Path:
         return self._folder / f"{self._prefix}{vmid}.jsonl"
+
+    def _other_file(self, vmid: int) -> Path:
+        return self._folder / f"{COMING if self._prefix == LEAVING else LEAVING}{vmid}.jsonl"
+
+
+def _waits(vmid: int) -> str:
+    return f"VM {vmid} waits for 'mtunnel settle {vmid}'"
 
 
 def _line(record: Mapping[str, Any]) -> str:

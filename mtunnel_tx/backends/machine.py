@@ -21,6 +21,10 @@ TERMINATE_S = 3.0
 KILL_S = 30.0
 _LAST_WORDS_S = 5.0
 _POLL_S = 1.0
+POSTCOPY = "postcopy-active"
+"""What `query-migrate` says where the rest of the memory comes while the guest runs."""
+CUT = frozenset({"postcopy-paused", "postcopy-recover"})
+"""And where it does not come any more."""
 
 
 class MachineFiles:
@@ -108,10 +112,14 @@ class Machine:
 
     async def is_whole(self) -> bool:
         """Whether the whole state of another host has arrived."""
+        return await self.arrival() == "completed"
+
+    async def arrival(self) -> str:
+        """What QEMU's `query-migrate` says of the state that comes from another host; `none`: none does."""
         if not self.record.incoming:
-            return False
+            return "none"
         async with self.monitor() as monitor:
-            return str((await monitor.call("query-migrate")).get("status")) == "completed"
+            return str((await monitor.call("query-migrate")).get("status"))
 
     async def until_whole(self, wait_s: float | None = None) -> bool:
         """Wait until the whole state has arrived. A QEMU that does not answer for a while is asked again.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +10,21 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from mtunnel_tx.backends.mirrors import COMMAND_S, MirroredMachine, nobody
+from mtunnel_tx.backends.blocknodes import read_words
+from mtunnel_tx.backends.mirrors import COMMAND_S, MirroredMachine, is_mirror, nobody
 from mtunnel_tx.backends.process import ProcessExit
 from mtunnel_tx.backends.qmp import Monitor, MonitorLost, QmpCommandFailed
 from mtunnel_tx.backends.standstill import Standstill
 from mtunnel_tx.errors import BackendFailed, TimedOut
+from mtunnel_tx.pve.drive import is_drive_key
 from mtunnel_tx.waiting import together, within
 
 T = TypeVar("T")
 LIMIT_S = 10.0
 """How long a guest stands still at most until its disks are level, and again until the rest of its memory is sent."""
 _OVER = frozenset({"completed", "failed", "cancelled"})
+_SENT = frozenset({"completed", "postcopy-active"})
+_BROKEN_OFF = "postcopy-paused"
 _WAITS = "pre-switchover"
 
 
@@ -53,12 +57,31 @@ class RunningMachine(MirroredMachine):
         kind = str(await self._call("qom-get", {"path": "/machine", "property": "type"}))
         return kind.removesuffix("-machine")
 
+    async def blockers(self) -> list[str]:
+        """Why QEMU would refuse to send it, in its own words, which it has since 6.0; and other work on its disks."""
+        answer = await self._call("query-migrate")
+        reasons = [" ".join(str(reason).split()) for reason in answer.get("blocked-reasons", [])]
+        jobs = sorted(str(job["id"]) for job in await self._call("query-jobs") if not is_mirror(str(job["id"])))
+        return [*reasons, *(f"QEMU's job '{job}' has not ended" for job in jobs)]
+
+    async def disks(self) -> dict[str, tuple[str, int]]:
+        """What the guest has as disks, by QEMU's ids: what QEMU calls the file, and the size in bytes."""
+        return {
+            id: (str(entry["inserted"]["file"]), int(entry["inserted"]["image"]["virtual-size"]))
+            for entry in await self._call("query-block")
+            if entry.get("inserted") and not entry.get("removable")
+            for id in entry.get("qdev", "").split("/")
+            if is_drive_key(id)
+        }
+
+    async def memory_bytes(self) -> int:
+        """What the guest has as memory, DIMMs included."""
+        sizes = await self._call("query-memory-size-summary")
+        return int(sizes["base-memory"]) + int(sizes.get("plugged-memory", 0))
+
     def cpu(self) -> str | None:
         """The `-cpu` argument that it was started with."""
-        try:
-            words = Path(f"/proc/{self._exit.pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-        except OSError:
-            return None
+        words = read_words(self._exit.pid)
         return words[words.index("-cpu") + 1] if "-cpu" in words[:-1] else None
 
     async def host_mtus(self) -> dict[str, int]:
@@ -72,17 +95,34 @@ class RunningMachine(MirroredMachine):
         return {name: mtu for name, mtu in mtus.items() if mtu}
 
     async def start_migration(
-        self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100, auto_converge: bool = False
+        self,
+        socket: Path,
+        *,
+        limit_bytes_s: int = 0,
+        downtime_ms: int = 100,
+        auto_converge: bool = False,
+        postcopy: bool = False,
     ) -> None:
         """Send memory and devices to a UNIX socket; before the last of it QEMU stops the VM and waits (`switch_over`).
 
-        Until then the receiving side cannot have the whole state. Args: limit_bytes_s: 0: none.
+        Until then the receiving side cannot have the whole state. Args: limit_bytes_s: 0: none. postcopy: the other
+            side expects that it may come to `start_postcopy`.
         """
         wanted = {"events": True, "pause-before-switchover": True, "auto-converge": auto_converge}
+        wanted |= {"postcopy-ram": postcopy}
         capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
         await self._call("migrate-set-capabilities", {"capabilities": capabilities})
         await self.limit(limit_bytes_s=limit_bytes_s, downtime_ms=downtime_ms)
+        if postcopy:
+            await self._call("migrate-set-parameters", {"max-postcopy-bandwidth": limit_bytes_s})
         await self._call("migrate", {"uri": f"unix:{socket}"})
+
+    async def start_postcopy(self) -> None:
+        """Stop the guest, and let it run on the other side after `switch_over`, before all of its memory is there.
+
+        A guest that QEMU itself stops would be started again by it where the migration fails, whoever runs it then.
+        """
+        await together(self._call("stop"), self._call("migrate-start-postcopy"))
 
     async def limit(self, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None:
         """Set the bandwidth and the downtime of a migration, before it or during it."""
@@ -118,7 +158,7 @@ class RunningMachine(MirroredMachine):
         self._standstill = Standstill(self._reactor, self._monitor, limit_s)
         if await self.status() != "running":
             self._standstill.want()
-        return await self._level(self._until_status(_WAITS, told))
+        return await self._level(self._until_status({_WAITS}, told))
 
     async def complete_mirrors(self) -> None:
         """Copy what is left to the mirrors of a VM that stands still, and end them; each leaves a complete copy.
@@ -133,18 +173,21 @@ class RunningMachine(MirroredMachine):
         return await self._standstill.limited(work, "its disks were not level")
 
     async def switch_over(self, *, limit_s: float = LIMIT_S) -> None:
-        """Send the rest; from now on the receiving side may have the whole state.
+        """Send the rest; from now on the receiving side may have the whole state, or by post-copy enough of it to run.
 
-        Raises: TimedOut: it could not be sent within `limit_s`; BackendFailed: it failed. The VM continues here.
+        Raises: TimedOut: it could not be sent within `limit_s`; BackendFailed: it failed. The VM continues here, but
+            after `start_postcopy` it stands still.
         """
         await self._call("migrate-continue", {"state": _WAITS})
-        sent = Deferred.fromCoroutine(self._until_status("completed", nobody))
+        sent = Deferred.fromCoroutine(self._until_status(_SENT, nobody))
         try:
             await within(self._reactor, limit_s, sent, f"the rest of its memory was not sent within {limit_s:g} s")
         except TimedOut as late:
             await self._cut()
             try:
-                await self._until_status("completed", nobody)  # the last byte may have gone out just now
+                # The last byte may have gone out just now; but by post-copy the rest has no connection any more.
+                whole = Deferred.fromCoroutine(self._until_status({"completed"}, nobody))
+                await within(self._reactor, LIMIT_S, whole, late.text)
             except MonitorLost:
                 raise
             except BackendFailed as error:
@@ -156,7 +199,16 @@ class RunningMachine(MirroredMachine):
         with suppress(QmpCommandFailed):  # it is over
             await self._monitor.call("yank", {"instances": instances}, wait_s=COMMAND_S, urgent=True)
 
-    async def _until_status(self, wanted: str, told: Callable[[MemoryProgress], Awaitable[None]]) -> MemoryProgress:
+    async def until_sent(self, told: Callable[[MemoryProgress], Awaitable[None]] = nobody) -> None:
+        """Wait until all memory is there, after a switch-over by post-copy; it is over at once where there was none.
+
+        Raises: BackendFailed: it stays in two parts; the VM must not run here.
+        """
+        await self._until_status({"completed"}, told)
+
+    async def _until_status(
+        self, wanted: Collection[str], told: Callable[[MemoryProgress], Awaitable[None]]
+    ) -> MemoryProgress:
         last = MemoryProgress(status="none")
 
         async def reached() -> bool:
@@ -164,10 +216,12 @@ class RunningMachine(MirroredMachine):
             last = await self.progress()
             self._standstill.see_it_run()
             await told(last)
-            return last.status == wanted or last.status in _OVER
+            return last.status in {*wanted, *_OVER, _BROKEN_OFF}
 
         await self._until(reached)
-        if last.status != wanted:
+        if last.status == _BROKEN_OFF:
+            raise BackendFailed("post-copy was broken off: QEMU has lost the connection to the other one")
+        if last.status not in wanted:
             raise BackendFailed(f"migration {last.status}: {last.error or 'QEMU gives no reason'}")
         return last
 
@@ -176,7 +230,12 @@ class RunningMachine(MirroredMachine):
         return (await self.progress()).status
 
     async def cancel_migration(self) -> None:
-        """Cancel the migration, and wait until it is cancelled; the VM continues here."""
+        """Cancel the migration, and wait until it is cancelled; the VM continues here, or stands still as before.
+
+        Raises: BackendFailed: its post-copy was broken off, and QEMU does not take such a VM back.
+        """
+        if await self.migration() == _BROKEN_OFF:
+            raise BackendFailed("QEMU takes no VM back whose post-copy was broken off")
         await self._call("migrate_cancel")
 
         async def over() -> bool:

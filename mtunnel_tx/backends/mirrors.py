@@ -23,6 +23,9 @@ _BROKEN = {"failed": "Input/output error", "nospace": "No space left on device"}
 """A job's `io-status` to the reason why its target cannot be written."""
 _MIRROR = "mirror-"
 """How the jobs and block nodes of mirrors are called, before the drive's key; so are the groups of slowed drives."""
+_BUFFER_S = 0.5
+"""How much a slowed mirror copies at once, in seconds of its limit: as long as a round trip may be at full speed."""
+_LEAST_BUFFER_BYTES, _MOST_BUFFER_BYTES = 256 << 10, 16 << 20
 _LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
 
 
@@ -34,6 +37,11 @@ class Mirror:
     ready: bool
     done_bytes: int
     total_bytes: int
+
+
+def is_mirror(job: str) -> bool:
+    """Whether a job is one of ours; one that a program left, which was killed, is taken over."""
+    return job.startswith(_MIRROR)
 
 
 async def nobody(_progress: Any) -> None:
@@ -58,8 +66,9 @@ class MirroredMachine:
         """Copy a disk to an NBD export, and then whatever the guest writes to the disk.
 
         While the connection is down, QEMU stands still as a whole if the guest is stopped, for `reconnect_s` at most.
-        Args: drive: its key, e.g. `scsi0`. limit_bytes_s: of the first full copy; 0: no limit. reconnect_s: how long
-            the connection may be down before the mirror fails.
+        Args: drive: its key, e.g. `scsi0`. limit_bytes_s: of the first full copy; 0: no limit; a buffer (see `_pace`)
+            may go beyond it at the start and whenever the disk is drained. reconnect_s: how long the connection may be
+            down before the mirror fails.
         """
         node = f"{_MIRROR}{drive}"
         await self._clear(node)
@@ -75,9 +84,9 @@ class MirroredMachine:
         await self._call("blockdev-add", target)
         job = {"job-id": node, "device": f"drive-{drive}", "target": node, "sync": "full", "copy-mode": "background"}
         # It waits for `end_mirrors`: a job that ended by itself would take a layer from under the guest's writes.
-        job["on-target-error"] = "stop"
+        end = {"on-target-error": "stop", "auto-dismiss": False}
         try:
-            await self._call("blockdev-mirror", {**job, "speed": limit_bytes_s, "auto-dismiss": False})
+            await self._call("blockdev-mirror", {**job, **end, **_pace(limit_bytes_s)})
         except BackendFailed:
             await self._remove_node(node)
             raise
@@ -133,7 +142,7 @@ class MirroredMachine:
         limits = {**dict.fromkeys(_LIMITS, 0), "bps_wr": limit_bytes_s}
         await self._call("block_set_io_throttle", {"id": device, "group": f"{_MIRROR}{drive}", **limits})
 
-    async def _speed_up(self) -> None:
+    async def speed_up(self) -> None:
         """Take off what `slow_down` did, be it that of a program that was killed."""
         for entry in await self._call("query-block"):
             group = str((entry.get("inserted") or {}).get("group", ""))
@@ -175,7 +184,7 @@ class MirroredMachine:
             for node in self._mirrors.values():
                 await self._end_mirror(node)
         finally:
-            await self._speed_up()
+            await self.speed_up()
         self._mirrors.clear()
 
     async def _end_mirror(self, node: str) -> None:
@@ -217,6 +226,18 @@ class MirroredMachine:
             await until(self._reactor, happening, holds, _POLL_S)
         finally:
             end_listening()
+
+
+def _pace(limit_bytes_s: int) -> dict[str, int]:
+    """The arguments of a mirror job.
+
+    QEMU copies one buffer, 16 MiB if nothing is said, and then sleeps as long as its speed wants. Whatever drains the
+    disk meanwhile, as a reset of the guest or of its controller does, ends that sleep, and the next buffer goes.
+    """
+    if not limit_bytes_s:
+        return {"speed": 0}
+    buffer_bytes = min(max(round(limit_bytes_s * _BUFFER_S), _LEAST_BUFFER_BYTES), _MOST_BUFFER_BYTES)
+    return {"speed": limit_bytes_s, "buf-size": buffer_bytes}
 
 
 def _mirror(drive: str, job: Mapping[str, Any], broken: str | None) -> Mirror:

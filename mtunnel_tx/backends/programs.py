@@ -11,6 +11,12 @@ _PROC = Path("/proc")
 _ENDED = frozenset("ZX")
 
 
+def find_program(pid: int) -> Program | None:
+    """The process that has this number now; None: there is none."""
+    started = start_ticks(pid)
+    return None if started is None else Program(boot=boot_id(), pid=pid, started=started)
+
+
 class HostPrograms:
     """ports.Programs."""
 

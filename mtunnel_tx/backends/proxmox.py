@@ -19,11 +19,13 @@ from mtunnel_tx.backends import agent
 from mtunnel_tx.backends.child import run
 from mtunnel_tx.backends.machine import Machine, MachineFiles
 from mtunnel_tx.backends.process import ProcessExit, ProcessRecord, has_ended
+from mtunnel_tx.backends.programs import find_program
 from mtunnel_tx.backends.qmp import Monitor
 from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
 from mtunnel_tx.errors import BackendFailed, Refusal, TimedOut, WrongState, at_once
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.machines import Incoming, MachineState
+from mtunnel_tx.ports.programs import Program
 from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.waiting import pause
@@ -84,6 +86,11 @@ class ProxmoxMachines:
             os.close(process[1])
         return process is not None
 
+    def process(self, vmid: int) -> Program | None:
+        """See ports.Hypervisor."""
+        machine = self._find(vmid)
+        return None if machine is None else find_program(machine.exit.pid)
+
     async def state(self, vmid: int) -> MachineState:
         """See ports.Hypervisor. Raises: TimedOut, BackendFailed: it runs, but does not answer."""
         machine = self._find(vmid)
@@ -98,6 +105,8 @@ class ProxmoxMachines:
 
     async def start(self, vmid: int, conf: GuestConfig, incoming: Incoming, report: Report) -> int | None:
         """See ports.Hypervisor. If anything fails, the VM is stopped again."""
+        if incoming.postcopy:
+            await self.check_postcopy()
         await self._define(vmid, conf, incoming)
         argv = [*self._command, *start_arguments(vmid, self._guests.node, incoming)]
         given = f"spice_ticket: {incoming.spice_ticket}\n" if incoming.spice_ticket else ""
@@ -137,8 +146,14 @@ class ProxmoxMachines:
             return await machine.is_whole()
         return False
 
-    async def resume(self, vmid: int) -> None:
+    async def check_postcopy(self) -> None:
+        """See ports.Hypervisor."""
+        raise BackendFailed("no post-copy here: 'qm' starts the VMs of this node, and does not prepare them for it")
+
+    async def resume(self, vmid: int, *, partly: bool = False) -> None:
         """See ports.Hypervisor. Waits for the state, because an earlier `cont` would have no effect."""
+        if partly:
+            await self.check_postcopy()
         machine = self._get(vmid)
         end_s = self._reactor.seconds() + WHOLE_S
         while (status := await machine.status()) == "inmigrate":

@@ -13,6 +13,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from mtunnel_tx.backends import agent
+from mtunnel_tx.backends.blocknodes import let_unmap, restore
 from mtunnel_tx.backends.cloudinit import CloudDrives
 from mtunnel_tx.backends.cmdline import StartPlan
 from mtunnel_tx.backends.cpu import check_cpu
@@ -21,17 +22,20 @@ from mtunnel_tx.backends.devices import read_host_mtus
 from mtunnel_tx.backends.drives import volume_format, volumes
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.firmware import firmware_of
-from mtunnel_tx.backends.host import HostFacts, QemuHost, check_devices
+from mtunnel_tx.backends.host import PROGRAM, HostFacts, QemuHost, check_devices
 from mtunnel_tx.backends.incoming import check_exports, with_running_machine
 from mtunnel_tx.backends.launch import Launcher
-from mtunnel_tx.backends.machine import Machine, find_machine
+from mtunnel_tx.backends.machine import CUT, POSTCOPY, Machine, find_machine
 from mtunnel_tx.backends.migration import RunningMachine
-from mtunnel_tx.backends.process import read_reason
+from mtunnel_tx.backends.postcopytrial import try_postcopy
+from mtunnel_tx.backends.process import plain_environ, read_reason
+from mtunnel_tx.backends.programs import find_program
 from mtunnel_tx.backends.qmp import MonitorLost
-from mtunnel_tx.backends.qmpactions import export_nodes, stop_exports, wake
+from mtunnel_tx.backends.qmpactions import expect_state, export_nodes, stop_exports, wake
 from mtunnel_tx.backends.survivors import restore_records
 from mtunnel_tx.errors import BackendFailed, Refusal, TunnelError, WrongState, at_once, refuse
 from mtunnel_tx.ports.machines import Incoming, MachineState
+from mtunnel_tx.ports.programs import Program
 from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.hardware import Hardware, read_hardware, resolve_machine
@@ -127,6 +131,11 @@ class QemuMachines:
             log.error("VM {vmid}: {reason}", vmid=vmid, reason=error.text)
             return True
 
+    def process(self, vmid: int) -> Program | None:
+        """See ports.Hypervisor."""
+        machine = self._find(vmid)
+        return None if machine is None else find_program(machine.exit.pid)
+
     async def state(self, vmid: int) -> MachineState:
         """See ports.Hypervisor. Raises: TimedOut, BackendFailed: it runs, but does not answer."""
         machine = self._find(vmid)
@@ -134,9 +143,12 @@ class QemuMachines:
             machine.bound_output()
             try:
                 async with machine.monitor():
+                    arrival = await machine.arrival()
                     return MachineState(
                         status=await machine.status(),
-                        whole=await machine.is_whole(),
+                        whole=arrival == "completed",
+                        partly=arrival == POSTCOPY or arrival in CUT,
+                        cut=arrival in CUT,
                         accelerator=await machine.accelerator(),
                     )
             except BackendFailed as error:
@@ -153,9 +165,11 @@ class QemuMachines:
         mtus = {**plan.host_mtus, **read_host_mtus(incoming.nets_host_mtu)}
         plan = replace(plan, listen_on=incoming.migrate_socket, cpu=incoming.cpu, host_mtus=mtus)
         async with self._launched(plan) as machine, machine.monitor(START_S) as monitor:
-            await monitor.call("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+            await expect_state(monitor, postcopy=incoming.postcopy)
             if incoming.nbd_socket is not None:
-                await export_nodes(monitor, incoming.nbd_socket, {key: f"drive-{key}" for key in incoming.exports})
+                nodes = {key: f"drive-{key}" for key in incoming.exports}
+                await let_unmap(monitor, machine.exit.pid, nodes.values())
+                await export_nodes(monitor, incoming.nbd_socket, nodes)
         return None
 
     async def local_start(self, vmid: int, conf: GuestConfig, report: Report) -> None:
@@ -176,16 +190,23 @@ class QemuMachines:
             raise BackendFailed(f"QEMU ended: {read_reason(self._launcher.files(vmid).stderr) or 'it gave no reason'}")
         await machine.until_whole()
 
-    async def resume(self, vmid: int) -> None:
+    async def check_postcopy(self) -> None:
+        """See ports.Hypervisor."""
+        await try_postcopy(self._reactor, plain_environ(), PROGRAM)
+
+    async def resume(self, vmid: int, *, partly: bool = False) -> None:
         """See ports.Hypervisor. Waits for the rest of the state, because an earlier `cont` would have no effect."""
         machine = self._get(vmid)
         async with machine.monitor() as monitor:
             status = await machine.status()
             if status == "running":
                 return
-            if machine.record.incoming and not await self._until_settled(machine):
+            may_run = partly and status == "paused" and await machine.arrival() == POSTCOPY
+            if not may_run and machine.record.incoming and not await self._until_settled(machine):
                 raise WrongState(f"the state of VM {vmid} has not arrived in full")
             await wake(monitor, await machine.status())
+            if machine.record.incoming and not partly:  # in post-copy its monitor may wait for pages
+                await restore(monitor, machine.exit.pid)
 
     async def _until_settled(self, machine: Machine) -> bool:
         return await machine.until_whole(self._whole_s) and await machine.status() != "inmigrate"

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.backends.qmp import Monitor, QmpCommandFailed
+from mtunnel_tx.errors import WrongState
 
 EXPORT_S = 30.0
 RESUME_S = 20.0
 _RESETTING = frozenset({"shutdown", "guest-panicked", "internal-error"})
 _NO_SERVER = "NBD server not running"
+
+
+async def expect_state(monitor: Monitor, *, postcopy: bool) -> None:
+    """Prepare a QEMU that waits for the state of another host. Raises: QmpCommandFailed: no post-copy here."""
+    wanted = {"events": True} | ({"postcopy-ram": True} if postcopy else {})
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    await monitor.call("migrate-set-capabilities", {"capabilities": capabilities})
 
 
 async def export_nodes(monitor: Monitor, path: Path, nodes: Mapping[str, str]) -> None:
@@ -38,7 +46,11 @@ async def stop_exports(monitor: Monitor) -> None:
 
 
 async def wake(monitor: Monitor, status: str) -> None:
-    """Let the guest run. Args: status: QEMU's `query-status`."""
+    """Let the guest run.
+
+    Args: status: QEMU's `query-status`. Raises: WrongState: QEMU refused it, so it does not run; TimedOut, MonitorLost:
+    it may run, or will.
+    """
     if status == "running":
         return
     if status in _RESETTING:
@@ -47,4 +59,7 @@ async def wake(monitor: Monitor, status: str) -> None:
         if status == "suspended":
             await monitor.call("system_wakeup", wait_s=RESUME_S)
             return
-    await monitor.call("cont", wait_s=RESUME_S)
+    try:
+        await monitor.call("cont", wait_s=RESUME_S)
+    except QmpCommandFailed as error:
+        raise WrongState(error.text) from error

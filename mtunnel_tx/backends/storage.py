@@ -14,9 +14,10 @@ from typing import Any
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, run, spawn_child
-from mtunnel_tx.backends.files import CachedFile
+from mtunnel_tx.backends.child import OUTPUT_BYTES, PipedChild, checked, run, spawn_child
+from mtunnel_tx.backends.files import CachedFile, why_unwritable
 from mtunnel_tx.backends.images import ImageFile, find_facts, measure_written, unusable
+from mtunnel_tx.backends.keptprogram import KeptPrograms
 from mtunnel_tx.backends.orphans import VARIABLE, end_orphans
 from mtunnel_tx.errors import BackendFailed, NotFound
 from mtunnel_tx.extents import FileExtents, measure_extents
@@ -35,6 +36,7 @@ _UNIT_BYTES = 1024
 _OWN_MODULE = "mtunnel_tx.pvesm"
 _OWN_PROGRAM = "mtunnel-pvesm"
 DIGEST_S = 24 * 3600.0
+VERIFY_S = 24 * 3600.0
 _PIPED = ("bash", "-c", 'set -o pipefail; "$@" | sha256sum', "bash")
 """Runs the words behind it, and hashes what they print."""
 _CREATED = re.compile(r"successfully created '(.+)'")
@@ -50,7 +52,8 @@ class PvesmStorage:
 
     Args: command: the program with its first arguments. environ: the children's whole environment. pve_dir: where
         storage.cfg and datacenter.cfg are. owner: whom the children work for, the daemon's state directory.
-        output_bytes: unread output kept of one child. store: where imports run, so that they outlive us.
+        output_bytes: unread output kept of one child. store: where imports run, so that they outlive us. keeps: let our
+        own program run between its commands, until `close`.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class PvesmStorage:
         owner: str,
         output_bytes: int = OUTPUT_BYTES,
         store: Store | None = None,
+        keeps: bool = False,
     ) -> None:
         self._store = store
         self._reactor = reactor
@@ -70,8 +74,15 @@ class PvesmStorage:
         self._owner = owner
         self._environ = {**environ, "LC_ALL": "C", VARIABLE: owner}
         self._output_bytes = output_bytes
+        is_kept = keeps and self.converts
+        self._kept = KeptPrograms(reactor, self._command, self._environ) if is_kept else None
         self._storages = CachedFile(pve_dir / "storage.cfg", _parse_storages)
         self._datacenter = CachedFile(pve_dir / "datacenter.cfg", parse_datacenter_config)
+
+    async def close(self) -> None:
+        """End the programs that wait for more to do."""
+        if self._kept is not None:
+            await self._kept.close()
 
     @property
     def stream_formats(self) -> frozenset[str]:
@@ -130,6 +141,15 @@ class PvesmStorage:
         matches = map(_LISTED.fullmatch, output.splitlines())
         return [_volume(match) for match in matches if match and match[1].startswith(f"{storage}:")]
 
+    async def why_unwritable(self, storage: str, vmid: int) -> str | None:
+        """See ports.Storage. Raises: TunnelError: no such storage."""
+        entry = self._entry(storage)
+        if not entry.has_files or entry.kind.layout is not Layout.FILES:
+            return None
+        image = parse_dir_volume(f"{vmid}/vm-{vmid}-disk-0.raw").file(entry)
+        reason: str | None = None if image is None else await self._in_thread(_why_no_images, image)
+        return reason
+
     async def path(self, volid: str) -> str:
         """See ports.Storage. Raises: BackendFailed."""
         lines = (await self._run(QUERY_S, "path", volid)).splitlines()
@@ -150,7 +170,7 @@ class PvesmStorage:
     async def refers_elsewhere(self, volid: str) -> str | None:
         """See ports.Storage. Raises: as `image_facts`."""
         facts = await self.image_facts(volid)
-        return facts.elsewhere if facts is not None else None
+        return facts.why_not_alone if facts is not None else None
 
     async def image_facts(self, volid: str) -> ImageFacts | None:
         """See ports.Storage. Raises: BackendFailed, TimedOut, TunnelError: no such storage, or no volume id."""
@@ -170,6 +190,12 @@ class PvesmStorage:
         in_guest_folder = parsed.content == "images"
         file = ImageFile(path=path, format=parsed.format, base=base, in_guest_folder=in_guest_folder)
         return await find_facts(self._reactor, file, self._environ)
+
+    async def verify(self, volid: str) -> None:
+        """See ports.Storage."""
+        if self.converts:
+            # It may take minutes: the program that is kept has other things to do.
+            await run(self._reactor, [*self._command, "verify", volid], self._environ, VERIFY_S, name="pvesm verify")
 
     async def extend(self, volid: str, size_bytes: int) -> None:
         """See ports.Storage. Raises: BackendFailed: it cannot be written."""
@@ -232,7 +258,7 @@ class PvesmStorage:
         if request.convert:
             argv += ["-convert", "1"]
         if self._store is not None:
-            return self._store.spawn(f"import/{secrets.token_hex(8)}", argv, self._environ)
+            return self._store.spawn(f"import/{secrets.token_hex(8)}", argv, self._environ, keeps_end=True)
         return spawn_child(self._reactor, argv, self._environ, limit_bytes=self._output_bytes)
 
     def start_export(self, volid: str, stream_format: str, *, with_snapshots: bool, stdout: int) -> PipedChild:
@@ -264,11 +290,19 @@ class PvesmStorage:
         return entry
 
     async def _run(self, timeout_s: float, command: str, *arguments: str) -> str:
-        argv = [*self._command, command, *arguments]
-        return await run(self._reactor, argv, self._environ, timeout_s, name=f"pvesm {command}")
+        name, words = f"pvesm {command}", [command, *arguments]
+        answer = await self._kept.run(words, timeout_s, name) if self._kept is not None else None
+        if answer is not None:
+            return checked(name, *answer)
+        return await run(self._reactor, [*self._command, *words], self._environ, timeout_s, name=name)
 
     async def _in_thread(self, call: Callable[[str], Any], path: str) -> Any:
         return await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), call, path)
+
+
+def _why_no_images(image: str) -> str | None:
+    folder = Path(image).parent
+    return f"'{folder}' is a symbolic link" if folder.is_symlink() else why_unwritable(folder)
 
 
 def _parse_storages(text: str) -> Mapping[str, StorageEntry]:

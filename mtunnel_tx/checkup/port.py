@@ -12,7 +12,7 @@ from mtunnel_tx.checkup.finding import Finding, fine, problem, warning
 
 _LISTENING = "0A"
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_START = "systemctl start mtunnel, or: twistd -n mtunnel"
+_START = "systemctl start mtunnel, or: mtunnel-twistd -n mtunnel"
 
 
 def is_listening(port: int, tables: Sequence[Path] = _TABLES) -> bool:

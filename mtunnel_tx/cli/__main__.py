@@ -2,6 +2,6 @@
 
 import sys
 
-from mtunnel_tx.cli.main import main
+from mtunnel_tx.cli.main import program
 
-sys.exit(main())
+sys.exit(program())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from mtunnel_tx.backends.access import changed_access, read_users
-from mtunnel_tx.cli.output import add_json, answer, fail
+from mtunnel_tx.cli.output import add_json, answer, fail, print_failure, warn
 from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
@@ -46,16 +46,19 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Do what was asked, or say what to do instead. Returns: the exit code."""
     try:
         if settings.profile == "proxmox":
-            return _point_to_pveum(args.pveum(args))
+            return _point_to_pveum(args, args.pveum(args))
         args.act(args, settings)
     except TunnelError as error:
-        return fail(args, error, "mtunnel")
+        return fail(args, error)
     return 0
 
 
-def _point_to_pveum(commands: Sequence[Sequence[str]]) -> int:
+def _point_to_pveum(args: argparse.Namespace, commands: Sequence[Sequence[str]]) -> int:
     """On a Proxmox node its own program has to change the cluster's files."""
-    print("mtunnel: users belong to Proxmox here; run instead:", file=sys.stderr)
+    if args.json:
+        lines = [shlex.join(["pveum", *command]) for command in commands]
+        return print_failure(args, "\n".join(["users belong to Proxmox here; run instead:", *lines]))
+    warn(args, "users belong to Proxmox here; run instead:")
     for command in commands:
         print(shlex.join(["pveum", *command]))
     return 1
@@ -114,7 +117,7 @@ def _remove(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> None:
-    users = read_users(settings.pve_dir, warn_of_line)
+    users = read_users(settings.pve_dir, partial(warn_of_line, args))
     entries = [
         (path, member, role, propagates)
         for path, members in sorted(users.acl.items())
@@ -127,9 +130,9 @@ def _list(args: argparse.Namespace, settings: Settings) -> None:
     answer(args, {"entries": [dict(zip(names, entry, strict=True)) for entry in entries]}, *table)
 
 
-def warn_of_line(reason: str) -> None:
+def warn_of_line(args: argparse.Namespace, reason: str) -> None:
     """Show what was skipped in a file."""
-    print(f"mtunnel: user.cfg: {reason}", file=sys.stderr)
+    warn(args, f"user.cfg: {reason}")
 
 
 def pveum_entry(action: str, path: str, member: str, role: str) -> list[str]:

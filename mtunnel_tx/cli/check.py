@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import errno
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ from mtunnel_tx.checkup.places import check_certificate, check_directories, chec
 from mtunnel_tx.checkup.port import check_iptables, check_listening, check_nft, check_ufw, is_listening
 from mtunnel_tx.checkup.processor import check_models
 from mtunnel_tx.checkup.qemu import check_networks, check_programs, check_qemu, check_vlans
+from mtunnel_tx.checkup.restart import check_restart
 from mtunnel_tx.cli.program import run_reactor
 from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.cli.vm.program import make_host
@@ -35,12 +37,13 @@ from mtunnel_tx.daemon.descriptors import count_needed
 from mtunnel_tx.errors import TunnelError, os_reason
 from mtunnel_tx.net.controlsocket import ask
 from mtunnel_tx.waiting import pause
+from mtunnel_tx.workers.reachable import find_closed
 
 ASK_S = 5.0
 _DESCRIPTION = """\
 Read the configuration, storages, users, tokens, the certificate and all VMs; look at QEMU, KVM and the CPU models that
-run with it, bridges, the port, its firewall as far as that can be read, and the limit of open files. Nothing is
-changed. Exit status 1: there is a problem."""
+run with it, bridges, the port, its firewall as far as that can be read, the limit of open files, and whom the workers
+run as. Nothing is changed. Exit status 1: there is a problem."""
 _FIREWALLS: Mapping[str, tuple[tuple[str, ...], Callable[[str, int], Iterable[Finding]]]] = {
     "nft": (("nft", "--json", "list", "ruleset"), check_nft),
     "iptables": (("iptables", "-S"), check_iptables),
@@ -71,12 +74,17 @@ def run(args: argparse.Namespace, place: CheckPlace) -> int:
         settings = load_settings(place.path, place.environ)
     except ConfigError as error:
         lines = error.text.splitlines()
-        return show([problem("configuration", line, "edit the file") for line in lines], as_json=args.json)
+        return show([problem("configuration", line, _remedy(line)) for line in lines], as_json=args.json)
     from twisted.internet import reactor
 
     found: list[Finding] = []
     status = run_reactor(reactor, lambda: _collect(reactor, settings, found))
     return status or show(found, as_json=args.json)
+
+
+def _remedy(reason: str) -> str:
+    is_missing = os.strerror(errno.ENOENT) in reason
+    return "name another file with --config, or make this one: mtunnel init" if is_missing else "edit the file"
 
 
 def show(found: list[Finding], *, as_json: bool) -> int:
@@ -103,6 +111,7 @@ async def _collect(reactor: Any, settings: Settings, found: list[Finding]) -> in
         ("users", lambda: check_access(settings, now_s)),
         ("certificate", lambda: check_certificate(settings, now)),
         ("open files", lambda: _descriptors(settings)),
+        ("workers", lambda: check_restart(settings, _closed(settings))),
         ("programs", check_programs),
     ):
         found += _guarded(name, work)
@@ -121,6 +130,10 @@ def _guarded(name: str, work: Callable[[], Iterable[Finding]]) -> list[Finding]:
         return [problem(name, error.text)]
     except OSError as error:
         return [problem(name, os_reason(error))]
+
+
+def _closed(settings: Settings) -> str | None:
+    return find_closed(settings.user) if settings.workers and os.geteuid() == 0 else None
 
 
 def _descriptors(settings: Settings) -> Iterator[Finding]:

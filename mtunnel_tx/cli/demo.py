@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
+from mtunnel_tx.cli.output import add_json, answer, print_failure
 from mtunnel_tx.demo.show import run_demo
 
 _DESCRIPTION = """\
@@ -28,6 +31,7 @@ def configure(subparsers: Any) -> None:
         action="store_true",
         help="hold before the running VM moves, and at the end, to look at the status page",
     )
+    add_json(parser)
     parser.set_defaults(run=run, load=lambda _path, _environ: None)
 
 
@@ -39,4 +43,11 @@ def _read_mib(text: str) -> int:
 
 def run(args: argparse.Namespace, _settings: None) -> int:
     """Returns: the exit code."""
-    return run_demo(args.data, wait=args.wait)
+    if not args.json:
+        return run_demo(args.data, wait=args.wait)
+    with redirect_stdout(sys.stderr):
+        status = run_demo(args.data, wait=args.wait)
+    if status:
+        return print_failure(args, "the demonstration failed; standard error says why")
+    answer(args, {})
+    return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from mtunnel_tx.backends.access import token_file
 from mtunnel_tx.backends.files import read_text, refusal
+from mtunnel_tx.cli.answers import read_port
 from mtunnel_tx.cli.output import add_json, answer
 from mtunnel_tx.config import ConfigError, Settings
 from mtunnel_tx.config.listening import read_listener
@@ -28,7 +29,7 @@ def configure(subparsers: Any) -> None:
         "endpoint", help="print what a source needs to reach this host", description=_DESCRIPTION
     )
     parser.add_argument("--host", help="name or address under which the source sees this host (default: our own name)")
-    parser.add_argument("--port", type=int, help="port (default: the first one in `listen`)")
+    parser.add_argument("--port", type=read_port, help="port (default: the first one in `listen`)")
     parser.add_argument("--token", metavar="USER@REALM!TOKENID", help="default: the only one there is")
     add_json(parser)
     parser.set_defaults(run=run)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtunnel_tx.cli.program import read_vmid
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.local import make_history
@@ -37,7 +38,7 @@ def configure(subparsers: Any) -> None:
     """Add `history` to the commands of `mtunnel`."""
     parser = subparsers.add_parser("history", help="show the moves that are over", description=_DESCRIPTION)
     parser.add_argument("--since", type=read_since, metavar="WHEN", help=_SINCE)
-    parser.add_argument("--vmid", type=int, metavar="VMID", help="of this VM only")
+    parser.add_argument("--vmid", type=read_vmid, metavar="VMID", help="of this VM only")
     parser.add_argument("--limit", type=_positive, default=100, metavar="N", help="so many at most (default: 100)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +26,7 @@ from mtunnel_tx.cli.answers import (
     read_token,
 )
 from mtunnel_tx.cli.endpoint import make_endpoint
+from mtunnel_tx.cli.loudness import is_quiet
 from mtunnel_tx.cli.output import add_json, answer
 from mtunnel_tx.cli.token import add_token
 from mtunnel_tx.config import (
@@ -46,6 +48,11 @@ Make the directories (mode 0700), a certificate with its key, a first storage, t
 configuration file, each only where there is none. At a terminal it asks for what no option says; elsewhere, and with
 --yes, the defaults hold. State is beside a configuration that --config names. With a token, the last line is what a
 source needs. In the `proxmox` profile nothing below pve_dir is touched."""
+
+SERVICE = "mtunnel.service"
+UNIT_FOLDERS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
+BOOTED = Path("/run/systemd/system")
+"""It is there where systemd runs."""
 
 STORAGES = """\
 dir: {name}
@@ -95,18 +102,32 @@ def run(args: argparse.Namespace, place: InitPlace) -> int:
         host=args.host,
     )
     out = sys.stderr if args.json else None
-    settings, answers = configured(place, answers, asks=not (args.yes or args.json) and can_ask(), out=out)
+    asks = not (args.yes or args.json or is_quiet(args)) and can_ask()
+    settings, answers = configured(place, answers, asks=asks, say=partial(_say_made, args, out=out))
     for path in prepare(settings, answers.storage):
-        print(f"made {path}", file=out)
+        _say_made(args, path, out)
     endpoint = None if answers.token in (None, NOBODY) else _endpoint(settings, str(answers.token), answers.host)
-    ready = (f"state: {settings.state_dir}", f"ready: twistd -n mtunnel --config {settings.file}")
+    ready = (f"state: {settings.state_dir}", f"ready: {how_to_start(place)}")
     places = {"state_dir": str(settings.state_dir), "config": str(settings.file), "endpoint": endpoint}
-    answer(args, places, *ready, *([endpoint] if endpoint else []))
+    answer(args, places, *(() if is_quiet(args) else ready), *([endpoint] if endpoint else []))
     return 0
 
 
+def _say_made(args: argparse.Namespace, path: Path, out: TextIO | None) -> None:
+    if not is_quiet(args):
+        print(f"made {path}", file=out)
+
+
+def how_to_start(place: InitPlace, folders: Iterable[Path] = UNIT_FOLDERS, booted: Path = BOOTED) -> str:
+    """The command that starts the daemon with this configuration: a service of this host, if it is the default one."""
+    usual = place.file == default_file(this_host(place.environ))
+    if usual and booted.is_dir() and any((folder / SERVICE).exists() for folder in folders):
+        return f"systemctl enable --now {SERVICE}"
+    return f"mtunnel-twistd -n mtunnel --config {place.file}"
+
+
 def configured(
-    place: InitPlace, answers: InitAnswers, *, asks: bool, out: TextIO | None = None
+    place: InitPlace, answers: InitAnswers, *, asks: bool, say: Callable[[Path], object] = lambda _: None
 ) -> tuple[Settings, InitAnswers]:
     """Write the configuration where there is none, then read it. Raises: ConfigError: it says otherwise already."""
     host = this_host(place.environ)
@@ -121,7 +142,7 @@ def configured(
         answers = ask(replace(answers, runtime_dir=placed.runtime_dir), host, default)
         placed = place_beside(place.file, host, answers)
     for made in _make_file(place.file, example_file(placed.settings()), 0o644):
-        print(f"made {made}", file=out)
+        say(made)
     return load_settings(place.file, place.environ), placed
 
 

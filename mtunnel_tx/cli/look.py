@@ -40,6 +40,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"nothing stands in the way: {size}, to node '{clean(str(report.target['node']))}'"
 
 
-def format_size(disks: int, size_bytes: int) -> str:
-    """`2 disks, 1536.0 MiB`."""
-    return f"{disks} {'disk' if disks == 1 else 'disks'}, {format_amount(size_bytes)}"
+def format_size(disks: int, size_bytes: int, more: str = "") -> str:
+    """`2 disks, 1536.0 MiB`. Args: more: what else, as `and the memory`."""
+    words = [f"{disks} {'disk' if disks == 1 else 'disks'}", *([more] if more else [])]
+    return f"{' '.join(words)}, {format_amount(size_bytes)}"

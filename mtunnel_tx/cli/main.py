@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
+import gc
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from mtunnel_tx.config import load_settings
+from mtunnel_tx import __version__
+from mtunnel_tx.cli.loudness import loudness
+from mtunnel_tx.cli.output import end_output, forget_output, print_failure, speak_any_text
+from mtunnel_tx.cli.parser import Parser
+from mtunnel_tx.config import Settings, load_settings
 from mtunnel_tx.errors import TunnelError, os_reason
 
 if TYPE_CHECKING:
@@ -41,55 +40,9 @@ COMMANDS: Mapping[str, str] = {
 }
 """Subcommands and their help, one module of this package each."""
 
-# Of an endpoint everything up to the next comma, however it is misspelled; else what stands behind a token's name.
-_SECRETS = re.compile(r"(apitoken(?=[\s=:%]))[^,]*|((?:!|%21)[\w.-]+(?:=|%3d))[^,\s]*", re.I)
-_LOUDNESS = {"quiet": "print errors only, and what --json asks for", "verbose": "print the log, too"}
 SHELLS = ("bash", "fish", "zsh")
-CONFIG_HELP = "configuration file; else $MTUNNEL_CONFIG, else the default one (docs/operations.md)"
-
-
-_CHOICE = re.compile(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", re.S)
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes common options wherever they stand: each subcommand's parser is one of these too."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-        self.add_argument("--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help=CONFIG_HELP)
-        for name, text in _LOUDNESS.items():
-            self.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Each parser refuses itself what it does not know, so that its own usage is shown."""
-        if self._subparsers is None:
-            self._refuse(self._unknown(sys.argv[1:] if args is None else args))
-        found, rest = super().parse_known_args(args, namespace)
-        self._refuse(rest)
-        return found, rest
-
-    def _unknown(self, args: Sequence[str]) -> list[str]:
-        """Options that are none: looked for first, else what stands behind one would be taken for an argument."""
-        words = args[: args.index("--")] if "--" in args else args
-        names = [word.partition("=")[0] for word in words if word.startswith("--")]
-        return [name for name in names if name not in self._option_string_actions]
-
-    def _refuse(self, rest: Sequence[str]) -> None:
-        if rest:
-            known = list(self._option_string_actions)
-            self.error(f"unrecognized arguments: {' '.join(rest)}{_suggest(rest[0].partition('=')[0], known)}")
-
-    def error(self, message: str) -> NoReturn:
-        """Usage and reason; an endpoint that stands in the wrong place must not show its secret."""
-        if choice := _CHOICE.fullmatch(message):
-            message += _suggest(choice[1], re.findall(r"[\w-]+", choice[2]))
-        super().error(_SECRETS.sub(r"\1\2…", message))
-
-
-def _suggest(word: str, known: Sequence[str]) -> str:
-    """What was probably meant, as the end of a message."""
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the number of SIGINT."""
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:
@@ -98,7 +51,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     Raises: ImportError: a library that the command needs is missing.
     """
     parser = Parser(prog="mtunnel", description="Receive and send virtual machines as Proxmox VE does.")
-    parser.add_argument("--version", action="version", version=f"mtunnel-tx {_version()}")
+    parser.add_argument("--version", action="version", version=f"mtunnel-tx {__version__}")
     parser.add_argument(
         "--completion",
         action=_PrintCompletion,
@@ -121,7 +74,12 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, _parser: Any, _namespace: Any, shell: Any, _name: Any = None) -> None:
         from mtunnel_tx.cli.completion import make_script
 
-        print(make_script(str(shell), all_places()), end="")
+        try:
+            print(make_script(str(shell), all_places()), end="", flush=True)
+        except BrokenPipeError:
+            raise SystemExit(forget_output()) from None
+        except OSError as error:
+            raise SystemExit(end_output(print_failure(argparse.Namespace(), os_reason(error)))) from None
         raise SystemExit(0)
 
 
@@ -145,57 +103,53 @@ def find_command(argv: Sequence[str]) -> str | None:
     return None
 
 
+def program() -> int:
+    """The process `mtunnel`: `main` without the garbage collector's work, a third of a short command's time.
+
+    It need not search what was imported: that stays until the process ends, and nothing need be torn down then.
+    """
+    gc.disable()
+    speak_any_text()
+    try:
+        args = parse(sys.argv[1:])
+    except BrokenPipeError:  # nobody reads the usage
+        return forget_output()
+    except OSError as error:
+        return end_output(print_failure(argparse.Namespace(), os_reason(error)))
+    except KeyboardInterrupt:  # the command was being imported
+        return INTERRUPTED
+    gc.freeze()
+    gc.enable()
+    status = run(args)
+    gc.freeze()
+    return status
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = make_parser(find_command(argv)).parse_args(argv)
+    return run(parse(sys.argv[1:] if argv is None else argv))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; its command is imported. Raises: SystemExit: it is wrong, or was answered."""
+    return make_parser(find_command(argv)).parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command that a command line asks for. Returns: the exit code."""
     try:
-        with _loudness(args):
-            load = getattr(args, "load", load_settings)
-            status = int(args.run(args, load(getattr(args, "config", None), os.environ)))
+        with loudness(args) as tell:
+            settings = getattr(args, "load", load_settings)(getattr(args, "config", None), os.environ)
+            if isinstance(settings, Settings):
+                tell(f"configuration: {settings.file or 'none, so the defaults hold'}")
+            status = int(args.run(args, settings))
             sys.stdout.flush()
             return status
     except TunnelError as error:
-        if getattr(args, "json", False):
-            print(json.dumps({"success": False, "msg": error.text}))
-            return 1
-        return _fail(error.text)
+        return print_failure(args, error.text)
     except BrokenPipeError:
-        _forget_output()
-        return 1
+        return forget_output()
     except OSError as error:
-        return _fail(os_reason(error))
+        return end_output(print_failure(args, os_reason(error)))
     except KeyboardInterrupt:
-        return 130
-
-
-@contextmanager
-def _loudness(args: argparse.Namespace) -> Iterator[None]:
-    """Do what --quiet and --verbose ask for."""
-    if getattr(args, "verbose", False):
-        from twisted.logger import globalLogBeginner, textFileLogObserver
-
-        observer: Any = textFileLogObserver(sys.stderr)
-        globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-    if not getattr(args, "quiet", False) or getattr(args, "json", False):
-        yield
-        return
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-        yield
-
-
-def _fail(reason: str) -> int:
-    print(f"mtunnel: {reason}", file=sys.stderr)
-    return 1
-
-
-def _forget_output() -> None:
-    """Whoever read our output has gone: nothing may complain about it while we end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _version() -> str:
-    try:
-        return version("mtunnel-tx")
-    except PackageNotFoundError:
-        return "from a source tree"
+        return INTERRUPTED

@@ -20,16 +20,16 @@ from twisted.internet.defer import CancelledError, Deferred
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.cli.dialling import make_dial
 from mtunnel_tx.cli.look import format_size, show, show_failure
-from mtunnel_tx.cli.output import FAILED
+from mtunnel_tx.cli.output import FAILED, fail
+from mtunnel_tx.cli.parser import Paragraphs
 from mtunnel_tx.cli.program import USAGE, read_vmid, run_reactor
 from mtunnel_tx.cli.progress import Display, make_display
-from mtunnel_tx.cli.reporting import begin_state, reported
+from mtunnel_tx.cli.reporting import alarm, begin_state, reported
 from mtunnel_tx.cli.sourcehost import source_parts
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BadRequest, TunnelError
 from mtunnel_tx.http.client import pinned_agent
 from mtunnel_tx.ports.events import ByteCount
-from mtunnel_tx.ports.moves import WasParked
 from mtunnel_tx.pve.maps import SAME_NAMES, Endpoint, Map, parse_endpoint, parse_map
 from mtunnel_tx.pve.storagetypes import IMAGES
 from mtunnel_tx.source.amounts import describe_pace
@@ -38,6 +38,7 @@ from mtunnel_tx.source.migration import Migration
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.patience import MAX_DOWNTIME_S, SWITCH_S, OnTimeout, Patience
+from mtunnel_tx.source.qemu.meters import MEMORY
 from mtunnel_tx.source.survey import Obstructed
 from mtunnel_tx.source.target import TargetApi, learn_fingerprint, token_id
 from mtunnel_tx.stream.flow import Flow
@@ -71,11 +72,10 @@ def configure(subparsers: Any) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
         usage="mtunnel migrate VMID [ENDPOINT] [--target-storage MAP] [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     parser.add_argument("vmid", metavar="VMID", type=read_vmid)
-    parser.add_argument("endpoint", metavar="ENDPOINT", nargs="?", help="where to, and with which API token")
-    parser.add_argument("--endpoint-file", type=Path, metavar="FILE", help="read ENDPOINT from the first line of FILE")
+    add_endpoint(parser)
     _add_target(parser)
     parser.add_argument("--bwlimit", type=read_limit, metavar="RATE", help="KiB/s, or 10M for MiB/s; 0 for no limit")
     _add_look(parser)
@@ -91,6 +91,12 @@ def configure(subparsers: Any) -> None:
     )
     _add_patience(parser)
     parser.set_defaults(run=run)
+
+
+def add_endpoint(parser: argparse.ArgumentParser) -> None:
+    """The target, in one of three ways (`find_endpoint`)."""
+    parser.add_argument("endpoint", metavar="ENDPOINT", nargs="?", help="where to, and with which API token")
+    parser.add_argument("--endpoint-file", type=Path, metavar="FILE", help="read ENDPOINT from the first line of FILE")
 
 
 def _add_look(parser: argparse.ArgumentParser) -> None:
@@ -154,8 +160,9 @@ def _add_patience(parser: argparse.ArgumentParser) -> None:
         type=OnTimeout,
         choices=list(OnTimeout),
         default=OnTimeout.ABORT,
-        metavar="abort|pause",
-        help="then give up, or let it stand still until it is there (default: abort)",
+        metavar="abort|pause|postcopy",
+        help="then give up, let it stand still until it is there, or run there before all of its memory is there "
+        "(default: abort)",
     )
 
 
@@ -186,17 +193,35 @@ def read_limit(text: str) -> int:
     return int((Decimal(found[1]) * 1024 ** "KMG".index(found[2].upper() or "K")).to_integral_value(ROUND_CEILING))
 
 
+def is_endpoint_given(args: argparse.Namespace, environ: Mapping[str, str]) -> bool:
+    """Whether `find_endpoint` has anything to read."""
+    return args.endpoint is not None or args.endpoint_file is not None or bool(environ.get(ENDPOINT_VARIABLE))
+
+
 def find_endpoint(args: argparse.Namespace, environ: Mapping[str, str]) -> Endpoint:
     """The endpoint of the command line, of a file, or of the environment. Raises: BadRequest."""
     if args.endpoint is not None and args.endpoint_file is not None:
         raise BadRequest("ENDPOINT and --endpoint-file cannot be given both")
-    text = args.endpoint
+    text, place = args.endpoint, "ENDPOINT"
     if args.endpoint_file is not None:
-        text = _read_line(args.endpoint_file)
-    text = text if text is not None else environ.get(ENDPOINT_VARIABLE)
+        text, place = _read_line(args.endpoint_file), str(args.endpoint_file)
+    elif text is None:
+        text, place = environ.get(ENDPOINT_VARIABLE), f"${ENDPOINT_VARIABLE}"
     if not text:
         raise BadRequest(f"no endpoint: give ENDPOINT, --endpoint-file or ${ENDPOINT_VARIABLE}")
-    return parse_endpoint(text.strip())
+    try:
+        return parse_endpoint(text.strip())
+    except BadRequest as error:
+        raise BadRequest(f"{place}: {_in_one_line(error.text)} ('mtunnel endpoint' at the target prints it)") from None
+
+
+def _in_one_line(reason: str) -> str:
+    """Proxmox's own words for a text without any key are no help."""
+    if "schema does not define a default key" in reason:
+        return "is no endpoint: apitoken=…,host=… is missing"
+    return "; ".join(
+        line.strip() for line in reason.removeprefix("endpoint: ").removeprefix("format error\n").splitlines()
+    )
 
 
 def _read_line(path: Path) -> str:
@@ -210,16 +235,14 @@ def _read_line(path: Path) -> str:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns: the exit status."""
     try:
-        if args.json and not args.dry_run:
-            raise BadRequest("--json needs --dry-run")
         endpoint = find_endpoint(args, os.environ)
     except BadRequest as error:
-        print(f"mtunnel migrate: {error.text}", file=sys.stderr)
+        fail(args, error)
         return USAGE
     from twisted.internet import reactor
 
     with make_display(sys.stdout, reactor, is_silent=args.json) as display:
-        job = Job(reactor, settings, endpoint, display)
+        job = Job(reactor, settings, endpoint, display, is_silent=args.json)
         if args.dry_run:
             return run_reactor(reactor, lambda: job.look(make_order(args), as_json=args.json), _NOTICE, job.hurry)
         status = run_reactor(reactor, lambda: job.run(make_order(args)), _NOTICE, job.hurry)
@@ -262,7 +285,7 @@ async def opened_world(
     """
     endpoint = await complete(reactor, endpoint)
     relay = Pump(reactor)
-    outages = Outages(reactor, progress.say, lambda total_s: progress.tell(WasParked(parked_s=total_s)))
+    outages = Outages(reactor, progress.say, progress.tell)
     dial = make_dial(reactor, endpoint, relay, outages, flows, settings.limits.of(FlowLimits))
 
     try:
@@ -285,9 +308,11 @@ async def complete(reactor: Any, endpoint: Endpoint) -> Endpoint:
 
 
 class Job:
-    """One run of the command: builds everything, says how it ended."""
+    """One run of the command: builds everything, says how it ended. Args: is_silent: only `answer` says it."""
 
-    def __init__(self, reactor: Any, settings: Settings, endpoint: Endpoint, display: Display) -> None:
+    def __init__(
+        self, reactor: Any, settings: Settings, endpoint: Endpoint, display: Display, *, is_silent: bool = False
+    ) -> None:
         self._reactor = reactor
         self._settings = settings
         self._endpoint = endpoint
@@ -295,6 +320,7 @@ class Job:
         self._impatient: Deferred[None] = Deferred()
         self._flows: list[Flow] = []
         self._reporter: Reporter | None = None
+        self._is_silent = is_silent
         self._reasons: list[str] = []
 
     def hurry(self) -> None:
@@ -357,12 +383,15 @@ class Job:
 
     async def _migrate(self, order: Order, world: SourceWorld) -> None:
         summary = await Migration(order, world).run()
-        size = format_size(summary.disks, summary.size_bytes)
-        pace = describe_pace(summary.size_bytes, summary.seconds)
-        self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {size} {pace}")
+        memory = self._reporter.state.find(MEMORY) if self._reporter else None
+        size_bytes = summary.size_bytes + (memory.done_bytes if memory else 0)
+        what = format_size(summary.disks, size_bytes, "and the memory" if memory else "")
+        pace = describe_pace(size_bytes, summary.seconds)
+        self._display.say(f"VM {order.vmid} is VM {order.target_vmid} at the target: {what} {pace}")
         if world.outages is not None and world.outages.times:
             self._display.say(world.outages.summary())
 
     def _complain(self, text: str) -> None:
         self._reasons.append(clean(text))
-        print(f"mtunnel migrate: {clean(text)}", file=sys.stderr, flush=True)
+        if not self._is_silent:
+            alarm(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from rich.table import Table
 from rich.text import Text
@@ -57,7 +58,8 @@ def _speed(move: MoveState) -> tuple[str, str]:
 
 def _peer(move: MoveState) -> str:
     if move.direction == INCOMING:
-        return move.source or move.address
+        # What a source calls itself nobody has verified.
+        return f"{move.source} ({move.address})" if move.source else move.address
     same = move.target_vmid == move.vmid
     return move.target if same else f"{move.target} as {move.target_vmid}"
 
@@ -67,7 +69,9 @@ def describe_phase(move: MoveState) -> str:
     words = [move.phase.value]
     if move.downtime_s is not None:
         words.append(f"downtime {1000 * move.downtime_s:.0f} ms")
-    if move.parked_s:
+    if move.outage_since_s is not None:
+        words.append(f"no connection since {datetime.fromtimestamp(move.outage_since_s):%H:%M:%S}")
+    elif move.parked_s:
         words.append(f"parked {format_time(move.parked_s)}")
     return ", ".join(words) + (f": {move.reason}" if move.reason else "")
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from mtunnel_tx.cli.output import Forgiving
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.source.amounts import describe_pace, format_amount, format_rate, format_time
-from mtunnel_tx.watch.reporter import ALL, StreamDisplay
+from mtunnel_tx.watch.reporter import StreamDisplay
 
 LINE_EVERY_S = 5.0
 
@@ -99,72 +94,6 @@ class Lines:
         self.say(f"{label}: {count.share} {describe_pace(count.sent_bytes, now - count.began_s)}")
 
 
-class _Amount(ProgressColumn):
-    """`1.0 of 2.0 MiB`, whatever the size."""
-
-    def render(self, task: Task) -> Text:
-        """See rich."""
-        done = format_amount(task.completed).partition(" ")[0]
-        return Text(f"{done} of {format_amount(task.total or 0)}", style="progress.download")
-
-
-class _Rate(ProgressColumn):
-    """`10.0 MiB/s` of late, or of all where it has ended."""
-
-    def render(self, task: Task) -> Text:
-        """See rich."""
-        bytes_s = task.finished_speed or task.speed
-        return Text("" if bytes_s is None else format_rate(bytes_s, 1), style="progress.data.speed")
-
-
-class _AllLast(Progress):
-    """Shows the bar for all below the others, whenever they came."""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """See rich."""
-        yield self.make_tasks_table(sorted(self.tasks, key=lambda task: task.description == ALL))
-
-
-class Bars:
-    """A bar for each stream; one that is sent again has one bar."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), _Amount(), _Rate(), TimeRemainingColumn())
-        self._progress = _AllLast(*columns, console=console)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """A line above the bars; its brackets are no markup."""
-        self._progress.console.print(Text(text))
-
-    def begin(self, label: str, total_bytes: int) -> None:
-        """A stream begins."""
-        if label in self._tasks:
-            self._progress.remove_task(self._tasks[label])
-        self._tasks[label] = self._progress.add_task(label, total=total_bytes)
-
-    def advance(self, label: str, size_bytes: int) -> None:
-        """More of it has gone out."""
-        self._progress.advance(self._tasks[label], size_bytes)
-
-    def resize(self, label: str, total_bytes: int) -> None:
-        """Its end has moved."""
-        self._progress.update(self._tasks[label], total=total_bytes)
-
-    def finish(self, label: str) -> None:
-        """The stream has ended, well or not."""
-        self._progress.stop_task(self._tasks[label])
-
-
 class Silent:
     """Shows nothing."""
 
@@ -196,4 +125,8 @@ def make_display(out: TextIO, clock: Clock, *, is_silent: bool = False) -> Displ
     if is_silent:
         return Silent()
     forgiving: Any = Forgiving(out)
-    return Bars(Console(file=forgiving)) if out.isatty() else Lines(forgiving, clock)
+    if not out.isatty():
+        return Lines(forgiving, clock)
+    from mtunnel_tx.cli.bars import make_bars  # terminals only: it takes long to import
+
+    return make_bars(forgiving)

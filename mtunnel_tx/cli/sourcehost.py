@@ -15,13 +15,13 @@ from mtunnel_tx.backends.programs import HostPrograms
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.local import make_guests, make_machines, make_storage
-from mtunnel_tx.source.links import ProgressListener
+from mtunnel_tx.source.links import LineListener
 
 
-async def source_parts(reactor: Any, settings: Settings, progress: ProgressListener) -> dict[str, Any]:
+async def source_parts(reactor: Any, settings: Settings, progress: LineListener) -> dict[str, Any]:
     """The fields of a SourceHost. Raises: TunnelError: this host's VMs cannot be found."""
     # Known by another name than the daemon's children, which it ends when it starts again.
-    storage = make_storage(reactor, settings, owner=f"{settings.state_dir}/leaving:{os.getpid()}")
+    storage = make_storage(reactor, settings, owner=f"{settings.state_dir}/leaving:{os.getpid()}", keeps=True)
     threads = ReactorThreads(reactor, reactor.getThreadPool())
     standalone = settings.profile == "standalone"
     # Where running VMs are Proxmox's, its own source sends them.

@@ -20,6 +20,7 @@ from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import COMING, LEAVING, FileJournal
 from mtunnel_tx.backends.programs import HostPrograms
 from mtunnel_tx.cli.moves import moves_table
+from mtunnel_tx.cli.output import warn
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.net.controlsocket import ask
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     try:
         status = ask_daemon(settings, {"cmd": "status"}, PATIENCE_S)
     except BackendFailed as error:
-        return _show_absence(settings, error, as_json=args.json)
+        return _show_absence(args, settings, error)
     except TunnelError as error:
         if not args.json:
             raise
@@ -153,18 +154,18 @@ def _table(tunnels: list[dict[str, Any]], now: datetime) -> Table:
     return table
 
 
-def _show_absence(settings: Settings, error: TunnelError, *, as_json: bool) -> int:
+def _show_absence(args: argparse.Namespace, settings: Settings, error: TunnelError) -> int:
     journal = _journal(settings, COMING)
     waiting, unreadable = _standing(journal)
     departures = {} if unreadable else find_departures(settings)
     moves = read_leaving(settings.runtime_dir, HostPrograms())
-    if as_json:
+    if args.json:
         known = {"journals": waiting, "departures": departures, "moves": [move_json(move) for move in moves]}
         more = {"journals_msg": unreadable} if unreadable else {}
         print(json.dumps({"success": False, "msg": error.text, **known, **more}))
         return 1
     for reason in filter(None, (error.text, unreadable)):
-        print(f"mtunnel: {reason}", file=sys.stderr)
+        warn(args, reason)
     for vmid in waiting:
         print(
             f"VM {vmid}: a tunnel did not end{describe_journal(journal, vmid)}; the daemon looks after it at its start"

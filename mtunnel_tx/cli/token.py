@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from mtunnel_tx.backends.access import AccessFiles, changed_access, read_users
 from mtunnel_tx.checks import clean
-from mtunnel_tx.cli.acl import ROLE_HELP, grant, pveum_entry, read_member, read_path, run, warn_of_line
-from mtunnel_tx.cli.output import add_json, answer
+from mtunnel_tx.cli.acl import ROLE_HELP, grant, pveum_entry, read_path, run, warn_of_line
+from mtunnel_tx.cli.loudness import is_quiet
+from mtunnel_tx.cli.output import add_json, answer, warn
+from mtunnel_tx.cli.parser import Paragraphs
 from mtunnel_tx.cli.table import format_table
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import NotFound, WrongState
@@ -37,7 +39,7 @@ def configure(subparsers: Any) -> None:
         "add",
         help="make a token and print its secret, once",
         description=_ADD_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Paragraphs,
     )
     _configure_add(add)
     listing = actions.add_parser("list", help="show all tokens")
@@ -65,8 +67,10 @@ def _configure_add(add: argparse.ArgumentParser) -> None:
 
 def read_token_id(text: str) -> str:
     """A full token id from the command line."""
-    if split_token_id(read_member(text)) is None:
-        raise argparse.ArgumentTypeError(f"'{text}' is not USER@REALM!TOKENID")
+    if split_token_id(text) is None or any(mark in text for mark in ",;") or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not USER@REALM!TOKENID; TOKENID is a letter, then some of letters, digits, '._-'"
+        )
     return text
 
 
@@ -116,7 +120,8 @@ def _add(args: argparse.Namespace, settings: Settings) -> None:
     with changed_access(settings.pve_dir) as access:
         secret = add_token(access, args.token, token, role=args.role, path=args.path)
     answer(args, {"token": args.token, "secret": secret}, f"PVEAPIToken={args.token}={secret}")
-    print("mtunnel: keep this line, it is not shown again", file=sys.stderr)
+    if not args.json and not is_quiet(args):
+        warn(args, "keep this line, it is not shown again")
 
 
 def _remove(args: argparse.Namespace, settings: Settings) -> None:
@@ -126,7 +131,7 @@ def _remove(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _list(args: argparse.Namespace, settings: Settings) -> None:
-    users = read_users(settings.pve_dir, warn_of_line)
+    users = read_users(settings.pve_dir, partial(warn_of_line, args))
     tokens = [
         {"token": f"{user_id}!{name}", **asdict(token)}
         for user_id, user in sorted(users.users.items())

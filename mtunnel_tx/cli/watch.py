@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,8 +19,8 @@ from mtunnel_tx.backends.programs import HostPrograms
 from mtunnel_tx.cli.moves import move_line, moves_table
 from mtunnel_tx.cli.output import FAILED
 from mtunnel_tx.cli.program import read_vmid, run_reactor
-from mtunnel_tx.config import Settings
-from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.config import Settings, is_there
+from mtunnel_tx.errors import BackendFailed, TimedOut
 from mtunnel_tx.local import make_history
 from mtunnel_tx.net.controlsocket import ask
 from mtunnel_tx.ports.moves import MovePhase
@@ -32,7 +34,8 @@ LOOK_S = 1.0
 ROW_S = 5.0
 """How long the row of a move that was sent may take to the history."""
 _DESCRIPTION = """\
-Show the moves that come to this host and go from it, once a second, until Ctrl-C. With VMID until that move is over;
+Show the moves that come to this host and go from it, once a second, until Ctrl-C; where no daemon answers, which is
+said, only those that go from it. With VMID until that move is over;
 the exit status is then 0 where it is done, and 1 where the VM stayed at its source, is held, or does not move at all.
 Where standard output is no terminal, a line is printed whenever a phase or the percentage has changed."""
 
@@ -49,8 +52,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns: the exit status."""
     from twisted.internet import reactor
 
+    folder = settings.runtime_dir
+    if is_there(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        raise BackendFailed(f"{folder}: {os.strerror(errno.EACCES)}")
     with make_viewer(as_json=args.json) as viewer:
-        return run_reactor(reactor, lambda: WatchLoop(reactor, settings, viewer).run(args.vmid))
+        return run_reactor(reactor, lambda: WatchLoop(reactor, settings, viewer, as_json=args.json).run(args.vmid))
 
 
 class Viewer(Protocol):
@@ -116,17 +122,22 @@ def make_viewer(*, as_json: bool) -> Viewer:
 class WatchLoop:
     """Looks once a second: at the daemon, and at what programs of this host send where there is none."""
 
-    def __init__(self, reactor: Any, settings: Settings, viewer: Viewer) -> None:
+    def __init__(self, reactor: Any, settings: Settings, viewer: Viewer, *, as_json: bool = False) -> None:
         self._reactor = reactor
         self._settings = settings
         self._viewer = viewer
+        self._as_json = as_json
+        self._absence = ""  # why no daemon was asked
+        self._said = ""
 
     async def run(self, vmid: int | None) -> int:
         """Returns: the exit status. Without a VMID it does not end by itself."""
         last: MoveState | None = None
         while True:
             moves = [move for move in await self._look() if vmid in (None, move.vmid)]
-            if vmid is not None:
+            if vmid is None:
+                self._say_absence()
+            else:
                 moves = _latest(moves)
                 if not moves:
                     return await self._after(vmid, last)
@@ -139,22 +150,39 @@ class WatchLoop:
     async def _look(self) -> list[MoveState]:
         try:
             reply = await ask(self._reactor, self._settings.runtime_dir / "control.sock", {"cmd": "status"})
+            self._absence = ""
             return [read_move(move) for move in reply.get("moves", [])]
-        except BackendFailed:
+        except (BackendFailed, TimedOut) as error:
+            self._absence = error.text
             moves: list[MoveState] = await deferToThread(read_leaving, self._settings.runtime_dir, HostPrograms())
             return moves
+
+    def _say_absence(self) -> None:
+        """Once, whenever it begins: who waits for a move that comes would wait for nothing."""
+        if self._absence and not self._said:
+            self._complain(f"{self._absence}; only moves that go from here are shown, as soon as there are any")
+        self._said = self._absence
 
     async def _after(self, vmid: int, last: MoveState | None) -> int:
         """The move is not there any more: the history knows how it ended."""
         if last is None:
-            print(f"mtunnel watch: VM {vmid} does not move", file=sys.stderr)
-            return FAILED
+            unknown = f"; whether it comes here is not known: {self._absence}" if self._absence else ""
+            return self._fail(f"VM {vmid} does not move{unknown}")
         ended = await self._find_end(last)
         if ended is None:
-            print(f"mtunnel watch: the program that sent VM {vmid} has ended (mtunnel status)", file=sys.stderr)
-            return FAILED
+            return self._fail(f"the program that sent VM {vmid} has ended (mtunnel status)")
         self._viewer.show([ended])
         return _status(ended)
+
+    def _fail(self, reason: str) -> int:
+        if self._as_json:
+            print(json.dumps({"success": False, "msg": reason}), flush=True)
+        else:
+            self._complain(reason)
+        return FAILED
+
+    def _complain(self, text: str) -> None:
+        print(f"mtunnel watch: {text}", file=sys.stderr, flush=True)
 
     async def _find_end(self, last: MoveState) -> MoveState | None:
         find = make_history(self._settings).find

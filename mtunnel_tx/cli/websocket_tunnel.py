@@ -16,6 +16,7 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
+from mtunnel_tx.cli.dialling import patience_of
 from mtunnel_tx.cli.program import run_reactor
 from mtunnel_tx.http.redial import open_lasting_stream
 from mtunnel_tx.source.helper.orders import Websocket
@@ -39,11 +40,12 @@ def configure(subparsers: Any) -> None:
     parser.set_defaults(run=run, load=lambda _path, _environ: None)
 
 
-def run(_args: argparse.Namespace, _settings: None) -> int:
+def run(args: argparse.Namespace, _settings: None) -> int:
     """Serve the source until it has gone. Returns: the exit status."""
     from twisted.internet import reactor
 
-    _log_to_stderr()
+    if not getattr(args, "verbose", False):
+        _log_to_stderr()
     return run_reactor(reactor, lambda: _serve(reactor))
 
 
@@ -62,7 +64,11 @@ async def _serve(reactor: Any) -> int:
     relay = ReactorRelay(reactor)
 
     async def open_websocket(websocket: Websocket, sock: socket.socket) -> Flow:
-        return await open_lasting_stream(reactor, websocket.endpoint, websocket.path_query, sock, relay=relay)
+        path_query = websocket.path_query
+        patience_s = patience_of(path_query)
+        return await open_lasting_stream(
+            reactor, websocket.endpoint, path_query, sock, relay=relay, patience_s=patience_s
+        )
 
     helper = Helper(reactor, open_websocket)
     StandardIO(helper, reactor=reactor)

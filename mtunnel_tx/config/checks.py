@@ -19,6 +19,7 @@ from mtunnel_tx.config.listening import read_listener
 Check = Callable[[object], Any]
 _WEB_URL = re.compile(r"https?://[^\s/?#@]+(?:[/?#]\S*)?", re.ASCII)
 """Without a user and a password, which would be in every log."""
+MOST_URLS = 16
 
 
 def one_of(*words: str) -> Check:
@@ -93,11 +94,13 @@ def arguments(value: object) -> tuple[str, ...]:
 
 
 def web_urls(value: object) -> tuple[str, ...]:
-    """Returns: URLs of HTTP; a single string is one."""
+    """Returns: URLs of HTTP, each once; a single string is one."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) and _WEB_URL.fullmatch(item) for item in items):
         raise ValueError("must be an URL that begins with https:// or http://, or a list of such")
-    return tuple(items)
+    if len(items) > MOST_URLS:
+        raise ValueError(f"must be {MOST_URLS} URLs at most")
+    return tuple(dict.fromkeys(items))
 
 
 def fingerprint(value: object) -> str:

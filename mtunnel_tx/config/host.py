@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtunnel_tx.config.settings import ConfigError
 
 
+def _is_user(name: str) -> bool:
+    try:
+        return pwd.getpwnam(name).pw_uid != 0
+    except KeyError:
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The facts about this host that default values depend on."""
+    """The facts about this host that default values depend on. is_user: there is one of this name, other than root."""
 
     uid: int
     node: str
     environ: Mapping[str, str]
     temp_dir: Path
+    is_user: Callable[[str], bool] = _is_user
 
     def directory(self, system: str, variable: str, below_home: str) -> Path:
         """`system` for root, else `mtunnel` in the XDG directory (a relative one counts as unset)."""
@@ -34,6 +43,10 @@ class Host:
         if self.uid == 0 or Path(self.environ.get("XDG_RUNTIME_DIR", "")).is_absolute():
             return self.directory("/run/mtunnel", "XDG_RUNTIME_DIR", "")
         return self.temp_dir / f"mtunnel-{self.uid}"
+
+    def can_run_as(self, user: str) -> bool:
+        """Whether workers can; only root's do not run as whoever starts them."""
+        return self.uid != 0 or self.is_user(user)
 
     def _home(self) -> Path:
         return Path(self.environ.get("HOME") or Path.home())

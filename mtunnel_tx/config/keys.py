@@ -53,7 +53,7 @@ class Key:
     default: Default
     shown: str
     reason: str
-    example: str | None = None
+    example: str | int | None = None
 
 
 def _own_pvesm(values: Mapping[str, Any], _host: Host) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def _field(table: str, kind: type[Limits | Notify | Page], name: str, check: Che
     return Key(name=f"{table}.{name}", check=check, default=lambda *_: value, shown=str(value), reason=reason)
 
 
-def _key(name: str, check: Check, default: Default, shown: str, reason: str, example: str | None = None) -> Key:
+def _key(name: str, check: Check, default: Default, shown: str, reason: str, example: str | int | None = None) -> Key:
     return Key(name=name, check=check, default=default, shown=shown, reason=reason, example=example)
 
 
@@ -118,18 +118,19 @@ KEYS: tuple[Key, ...] = (
         "Twisted endpoint strings (`tcp:`, `tcp6:`, `unix:`, `systemd:`); `tcp6` takes IPv4 as well; TLS is always on",
     ),
     _key(
-        "workers",
-        whole(0, 256),
-        lambda *_: 0,
-        "0",
-        "processes that do TLS and carry the streams; 0: the daemon does it in its own threads",
-    ),
-    _key(
         "user",
         matching(r"[a-z_][a-z0-9_-]{0,31}", "a user name"),
         lambda *_: "mtunnel",
         "mtunnel",
         "whom the workers run as when root starts the daemon",
+    ),
+    _key(
+        "workers",
+        whole(0, 256),
+        lambda values, host: int(host.can_run_as(values.get("user", ""))),
+        "1; root without a `user` of that name: 0",
+        "processes that do TLS and carry the streams; 0: the daemon does it in its own threads, and moves end with it",
+        1,
     ),
     _key(
         "state_dir",
@@ -229,7 +230,7 @@ KEYS: tuple[Key, ...] = (
         arguments,
         lambda *_: (),
         "none",
-        "a program that is run for each move that came and is over, with the notice as JSON on its standard input",
+        "a program that is run for each move that is over, with the notice as JSON on its standard input",
         "/usr/local/bin/tell-me",
     ),
     _key(
@@ -242,6 +243,13 @@ KEYS: tuple[Key, ...] = (
     ),
     _field(
         "notify", Notify, "parked_s", number(1, 86400), "after this time without a connection a flow is worth a notice"
+    ),
+    _field(
+        "notify",
+        Notify,
+        "end_s",
+        number(0, 3600),
+        "so long `mtunnel migrate` waits at its end for those that are not told yet; the daemon waits 5 s at most",
     ),
     _limit("body_bytes", whole(_KIB, 64 * _MIB), "a request body beyond it is answered 413"),
     _limit("header_bytes", whole(_KIB, _MIB), "all header lines of one request"),
@@ -312,9 +320,14 @@ KEYS: tuple[Key, ...] = (
         "the same of all flows together that have no connection; beyond it the largest one is over",
     ),
     _limit(
+        "windows_bytes",
+        whole(2 * _MIB, 1024 * _GIB),
+        "the windows of all flows together, half of it for one token; beyond it a flow ends with its connection",
+    ),
+    _limit(
         "restart_s",
         number(0, 3600),
-        "with `workers`: how long tunnels wait for the next daemon when this one ends; 0: they end with it",
+        "with `workers`: how long moves that come wait for the next daemon when this one ends; 0: they end with it",
     ),
     _limit("connect_s", number(0.1, 86400), "a tunnel whose command connection has not come by then is over"),
     _limit(

@@ -174,9 +174,17 @@ def _find_file(path: Path | None, host: Host) -> Path | None:
     return file if is_there(file) else None
 
 
+LONGEST_BYTES = 1 << 20
+"""Of a configuration file; the one with every key explained has 1 % of it."""
+
+
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        with file.open("rb") as opened:
+            data = opened.read(LONGEST_BYTES + 1)
+        if len(data) > LONGEST_BYTES:
+            raise ConfigError(f"{file}: is longer than {LONGEST_BYTES} bytes, so it is no configuration")
+        return tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

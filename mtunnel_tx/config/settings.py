@@ -89,6 +89,7 @@ class Notify:
     command: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     parked_s: float = 60
+    end_s: float = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,8 @@ class Limits:
     park_s: float = 600
     window_bytes: int = 16 << 20
     parked_bytes: int = 256 << 20
-    restart_s: float = 0
+    windows_bytes: int = 2 << 30
+    restart_s: float = 120
     connect_s: float = 300
     unlocked_s: float = 86400
     history_rows: int = 10_000

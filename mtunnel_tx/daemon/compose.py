@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable, Sized
+from collections.abc import Callable, Hashable, Sequence, Sized
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,14 +32,14 @@ from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.http.parameters import read_header
 from mtunnel_tx.http.resumptions import ResumeLimits, Resumptions
 from mtunnel_tx.http.table import BASE, OPERATIONS
-from mtunnel_tx.http.upgrade import upgrade
+from mtunnel_tx.http.upgrade import make_terms, upgrade
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.local import make_guests, make_history, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.commandsocket import listen_commands, resume_commands
 from mtunnel_tx.ports.children import ChildTurn
+from mtunnel_tx.ports.events import Observer
 from mtunnel_tx.ports.holding import Store
 from mtunnel_tx.ports.journal import Journal
-from mtunnel_tx.ports.notes import NoNotes
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.stream.flow import Relay
 from mtunnel_tx.stream.limits import FlowLimits
@@ -53,12 +53,14 @@ from mtunnel_tx.tunnel.registry import Registry
 from mtunnel_tx.tunnel.services import Services, TunnelLimits
 from mtunnel_tx.waiting import Quota
 from mtunnel_tx.watch.board import Board
-from mtunnel_tx.watch.history import HistoryObserver
+from mtunnel_tx.watch.history import HistoryObserver, find_outcome, record_outcome
 from mtunnel_tx.watch.metrics import LiveFacts, Metrics
 from mtunnel_tx.watch.timedjournal import TimedJournal
 from mtunnel_tx.wire.resuming import HEADER, is_asked_for
+from mtunnel_tx.workers.living import Finder
 from mtunnel_tx.workers.pool import WorkerPool
 from mtunnel_tx.workers.program import WorkerProgram
+from mtunnel_tx.workers.relay import WorkerRelay
 
 NETWORK = Path("/sys/class/net")
 MakeJournal = Callable[[ReactorThreads, Path], Journal]
@@ -71,6 +73,7 @@ class Composition:
     registry: Registry
     parts: Parts
     machines: LocalMachines | ProxmoxMachines
+    storage: PvesmStorage
     moves: Moves
     journal: Journal
     threads: ReactorThreads
@@ -85,6 +88,7 @@ def compose(
     relay: Relay,
     make_journal: MakeJournal,
     workers: Callable[[], Sized],
+    resumptions: Resumptions,
     store: Store | None = None,
 ) -> Composition:
     """Join everything; nothing is started.
@@ -93,45 +97,89 @@ def compose(
     daemon. Raises: WrongState: no key for tickets.
     """
     threads = ReactorThreads(reactor, pool)
-    guests = make_guests(threads, settings)
-    storage = make_storage(reactor, settings, store=store)
-    tasks = FileTasks(settings.state_dir, settings.node, time.time)
-    machines = _make_machines(threads, settings, guests, storage)
-    board = Board(settings.node, time.time)
-    metrics = Metrics(reactor.seconds)
-    services = Services(
-        access=FileAccess(settings.pve_dir, time.time),
-        guests=guests,
-        storage=storage,
-        hypervisor=machines,
-        journal=TimedJournal(make_journal(threads, settings.state_dir), time.monotonic, metrics.appended),
-        tasks=tasks,
-        child_turn=_make_child_turn(settings.limits),
-        clock=reactor,
-        wall=time.time,
-        threads=threads,
-        bridge_exists=lambda name: NETWORK / name in NETWORK.iterdir(),
-        random_bytes=os.urandom,
-        ticket_key=read_key(settings.state_dir / "ticket.key"),
-        runtime_dir=settings.runtime_dir,
-        machine_dir=settings.machine_dir,
-        limits=settings.limits.of(TunnelLimits),
-        **_make_command_lines(reactor, settings, store),
-        observers=Observers(
-            audit.observe, HistoryObserver(make_history(settings), threads, time.monotonic), board, metrics
-        ),
-    )
+    host = _make_host(threads, settings, store)
+    board, metrics = Board(settings.node, time.time), Metrics(reactor.seconds)
+    journal = TimedJournal(make_journal(threads, settings.state_dir), time.monotonic, metrics.appended)
+    services = _make_services(threads, settings, host, journal, store, watchers=(board, metrics))
     registry = Registry(services)
     metrics.look_at(_live_facts(registry, workers))
     moves = Moves(board, reactor, threads, settings, metrics.was_late)
     services.observers.add(moves.observe)
-    resumptions = _make_resumptions(reactor, settings)
     services.observers.add(resumptions.observe)
-    parts = _make_parts(reactor, settings, services, registry, tasks, tls, relay, resumptions)
-    parts = replace(parts, moves=moves.as_json, counting=metrics)
+    parts = _make_parts(reactor, settings, services, registry, host.tasks, tls, relay, resumptions)
     return Composition(
-        registry=registry, parts=parts, machines=machines, moves=moves, journal=services.journal, threads=threads
+        registry=registry,
+        parts=replace(parts, moves=moves.as_json, counting=metrics),
+        machines=host.machines,
+        storage=host.storage,
+        moves=moves,
+        journal=journal,
+        threads=threads,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Host:
+    """What a daemon works with on this host."""
+
+    guests: GuestFiles
+    storage: PvesmStorage
+    machines: LocalMachines | ProxmoxMachines
+    tasks: FileTasks
+
+
+def _make_host(threads: ReactorThreads, settings: Settings, store: Store | None) -> _Host:
+    guests = make_guests(threads, settings)
+    storage = make_storage(threads.reactor, settings, store=store, keeps=True)
+    machines = _make_machines(threads, settings, guests, storage)
+    return _Host(
+        guests=guests,
+        storage=storage,
+        machines=machines,
+        tasks=FileTasks(settings.state_dir, settings.node, time.time),
+    )
+
+
+def _make_services(
+    threads: ReactorThreads,
+    settings: Settings,
+    host: _Host,
+    journal: Journal,
+    store: Store | None,
+    *,
+    watchers: Sequence[Observer],
+) -> Services:
+    """What tunnels work with. Args: watchers: who else is told what happens to them."""
+    history = make_history(settings)
+    return Services(
+        access=FileAccess(settings.pve_dir, time.time),
+        guests=host.guests,
+        storage=host.storage,
+        hypervisor=host.machines,
+        journal=journal,
+        tasks=host.tasks,
+        child_turn=_make_child_turn(settings.limits),
+        clock=threads.reactor,
+        wall=time.time,
+        threads=threads,
+        **_host_values(settings),
+        **_make_command_lines(threads.reactor, settings, store),
+        observers=Observers(audit.observe, HistoryObserver(history, threads, time.monotonic), *watchers),
+        remember=partial(find_outcome, history, threads),
+        record=partial(record_outcome, history, threads),
+    )
+
+
+def _host_values(settings: Settings) -> dict[str, Any]:
+    """What tunnels need to know of this host. Raises: WrongState: no key for tickets."""
+    return {
+        "bridge_exists": lambda name: NETWORK / name in NETWORK.iterdir(),
+        "random_bytes": os.urandom,
+        "ticket_key": read_key(settings.state_dir / "ticket.key"),
+        "runtime_dir": settings.runtime_dir,
+        "machine_dir": settings.machine_dir,
+        "limits": settings.limits.of(TunnelLimits),
+    }
 
 
 def _live_facts(registry: Registry, workers: Callable[[], Sized]) -> LiveFacts:
@@ -178,7 +226,7 @@ def _make_command_lines(reactor: Any, settings: Settings, store: Store | None) -
     return {
         "listen": partial(listen_commands, reactor, limits=limits),
         "resume": partial(resume_commands, reactor, limits=limits),
-        "notes": FileNotes(settings.runtime_dir) if store is not None else NoNotes(),
+        "notes": FileNotes(settings.runtime_dir),
         "store": store,
     }
 
@@ -187,6 +235,12 @@ def make_tls(settings: Settings) -> TlsContext:
     """Certificate and key, tried. Raises: TunnelError: they cannot be used."""
     group_reads = settings.profile == "proxmox"
     return TlsContext(settings.tls.certificate, settings.tls.key, group_reads=group_reads)
+
+
+def make_finder(reactor: Any, settings: Settings, resumptions: Resumptions, relay: WorkerRelay) -> Finder:
+    """What an earlier daemon's flows go on with."""
+    terms = partial(make_terms, limits=settings.limits.of(FlowLimits))
+    return Finder(reactor=reactor, relay=relay, resumptions=resumptions, terms=terms)
 
 
 def make_workers(settings: Settings, reactor: Any, here: Relay) -> WorkerPool:
@@ -222,22 +276,26 @@ def _make_child_turn(limits: Limits) -> ChildTurn:
     return turn
 
 
-def _make_resumptions(reactor: Any, settings: Settings) -> Resumptions:
+def make_resumptions(reactor: Any, settings: Settings) -> Resumptions:
+    """The flows that outlive their connections. Raises: WrongState: no key for them."""
     secret = read_key(settings.state_dir / "resume.key")
     return Resumptions(reactor, secret, os.urandom, settings.limits.of(ResumeLimits))
 
 
 def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions) -> Upgrader:
     parts: dict[str, Any] = {"relay": relay, "limits": limits, "reactor": reactor}
+    if isinstance(relay, WorkerRelay):
+        parts["expect"] = relay.expect
 
     async def join(request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
         route.check_room()
         local = await dial(reactor, route.file)
-        if not is_asked_for(read_header(request, HEADER.encode("ascii"))):
+        is_wanted = is_asked_for(read_header(request, HEADER.encode("ascii")))
+        resumption = resumptions.begin(route) if is_wanted else None
+        if resumption is None:
             await upgrade(request, handshake, local, route, **parts)
             return
-        resumption = resumptions.begin(route)
         try:
             await upgrade(request, handshake, local, route, resumption=resumption, **parts)
         except BaseException:

@@ -42,6 +42,7 @@ class Looking:
             workers=tuple(self.workers()),
             relay=find_native().summary(),
             is_draining=self.registry.draining,
+            survives_restart=bool(self.settings.workers and self.settings.limits.restart_s),
             tunnels=tuple(self.registry.live()),
             moves=moves,
             held=dict(self.registry.held),

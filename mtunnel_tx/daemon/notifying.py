@@ -1,15 +1,19 @@
-"""Tells people: runs a command, and calls webhooks, again where that fails. Nothing waits for it."""
+"""Tells people: runs a command, and calls webhooks, again where that fails. Nothing waits for it.
+
+None of them waits for another one either.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import treq
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import Agent
@@ -23,9 +27,11 @@ from mtunnel_tx.watch.notices import Notice, NoticeKind
 
 log = Logger()
 MOST_UNTOLD = 64
-"""Notices that are being told; beyond it they are only logged."""
+"""Notices that one receiver has not got yet; beyond it they are only logged."""
+MOST_AT_ONCE = 4
+"""Of them so many are being told; the others wait for their turn."""
 KEPT_FOR_HELD = 16
-"""So many of these places are only for VMs that wait for a decision."""
+"""So many of the first are only for VMs that wait for a decision."""
 COMMAND_S = 60.0
 CALL_S = 15.0
 AGAIN_S = (1.0, 10.0, 60.0)
@@ -37,77 +43,107 @@ class _Refused(BackendFailed):
     """Asking again would change nothing."""
 
 
-class NoticeTeller:
-    """Args: environ: of the command, which also gets MTUNNEL_EVENT and MTUNNEL_VMID."""
+Send = Callable[[Notice, bytes], Coroutine[Any, Any, None]]
+Complain = Callable[[str, Mapping[str, Any]], object]
+"""Told a text and what stands in its braces, as a logger is."""
 
-    def __init__(self, reactor: Any, notify: Notify, environ: Mapping[str, str]) -> None:
+
+class _Receiver:
+    """The command, or one webhook: with notices of its own that wait, so that a dead one delays no other.
+
+    Args: name: for logs. send: sends one notice; raises TunnelError.
+    """
+
+    def __init__(self, name: str, send: Send) -> None:
+        self.name = name
+        self._send = send
+        self._untold = 0
+        self._turns = DeferredSemaphore(MOST_AT_ONCE)
+
+    def is_full(self, kind: NoticeKind) -> bool:
+        """Whether a notice of that kind would be one too many."""
+        return self._untold >= MOST_UNTOLD - (0 if kind is NoticeKind.HELD else KEPT_FOR_HELD)
+
+    async def tell(self, notice: Notice, body: bytes) -> None:
+        """In the order of the calls, a few at a time. Raises: TunnelError: it was not told."""
+        self._untold += 1
+        try:
+            async with self._turns:
+                await self._send(notice, body)
+        finally:
+            self._untold -= 1
+
+
+class NoticeTeller:
+    """Args: environ: of the command, which also gets MTUNNEL_EVENT and MTUNNEL_VMID. complain: hears who is untold."""
+
+    def __init__(
+        self, reactor: Any, notify: Notify, environ: Mapping[str, str], complain: Complain | None = None
+    ) -> None:
         self._reactor = reactor
-        self._notify = notify
         self._environ = environ
+        self._complain = complain or (lambda text, facts: log.error(text, **facts))
         agent: Any = Agent(reactor, connectTimeout=CALL_S)
         self._client = HTTPClient(agent)
+        self._receivers = [
+            *([_Receiver("the command", partial(self._run, notify.command))] if notify.command else []),
+            # Behind the host many services have a secret.
+            *(_Receiver(urlsplit(url).netloc, partial(self._call_again, url)) for url in notify.urls),
+        ]
         self._untold: set[Deferred[Any]] = set()
-        self._work = OwnedWork("this daemon is being stopped")
+        self._is_over = False
+        self._work = OwnedWork("this program ends")
 
     def __call__(self, notice: Notice) -> None:
         """Tell it soon."""
-        if not self._notify.command and not self._notify.urls:
-            return
-        if len(self._untold) >= MOST_UNTOLD - (0 if notice.kind is NoticeKind.HELD else KEPT_FOR_HELD):
-            log.error("nobody is told that the move of VM {vmid} is {event}", **_facts(notice))
-            return
-        telling = Deferred.fromCoroutine(self._work.run(self._tell_all(notice)))
-        self._untold.add(telling)
-        telling.addBoth(self._forget, telling)
+        body = json.dumps(notice.as_json(), ensure_ascii=False).encode("utf-8", "replace")
+        for receiver in self._receivers:
+            if receiver.is_full(notice.kind):
+                self._fail(receiver, notice, f"{MOST_UNTOLD} notices wait for it")
+                continue
+            telling = Deferred.fromCoroutine(self._work.run(self._tell(receiver, notice, body)))
+            self._untold.add(telling)
+            telling.addBoth(self._forget, telling)
 
     def _forget(self, result: object, telling: Deferred[Any]) -> None:
         self._untold.discard(telling)
         if isinstance(result, Failure) and not result.check(TunnelError, CancelledError):
             log.failure("unexpected failure while somebody was told", failure=result)
 
-    async def stop(self) -> None:
-        """Wait for those that are being told, for a few seconds."""
-        timer = self._reactor.callLater(STOP_S, self._give_up)
+    async def stop(self, wait_s: float = STOP_S) -> None:
+        """Wait for those that are being told, so long at most, or until this is cancelled; then tell nobody more."""
+        timer = self._reactor.callLater(wait_s, self._cut)
+        # When cancelled, it cancels what it waits for, and ends well.
         await DeferredList(list(self._untold), consumeErrors=True)
         if timer.active():
             timer.cancel()
+        self._is_over = True
         await self._work.end()
 
-    def _give_up(self) -> None:
-        log.error("not everybody was told what became of the last moves")
+    def _cut(self) -> None:
+        self._is_over = True
         for telling in list(self._untold):
             telling.cancel()
 
-    async def _tell_all(self, notice: Notice) -> None:
-        body = json.dumps(notice.as_json(), ensure_ascii=False).encode("utf-8", "replace")
-        if self._notify.command:
-            await self._try("the command", self._run(self._notify.command, notice, body), notice)
-        for url in self._notify.urls:
-            # Behind the host many services have a secret.
-            await self._try(urlsplit(url).netloc, self._call_again(url, body), notice)
-
-    async def _try(self, what: str, work: Any, notice: Notice) -> None:
+    async def _tell(self, receiver: _Receiver, notice: Notice, body: bytes) -> None:
         try:
-            await work
+            await receiver.tell(notice, body)
         except TunnelError as error:
-            facts = _facts(notice)
-            log.error(
-                "{what} was not told that the move of VM {vmid} is {event}: {reason}",
-                what=what,
-                reason=error.text,
-                **facts,
-            )
+            self._fail(receiver, notice, error.text)
         except CancelledError:
+            self._fail(receiver, notice, "this program ends")
             raise
-        except Exception:  # one way of telling must not take the next one with it
-            log.failure("unexpected failure while {what} was told", what=what)
+
+    def _fail(self, receiver: _Receiver, notice: Notice, reason: str) -> None:
+        facts = {"what": receiver.name, "reason": reason, **_facts(notice)}
+        self._complain("{what} was not told that the move of VM {vmid} is {event}: {reason}", facts)
 
     async def _run(self, argv: Sequence[str], notice: Notice, body: bytes) -> None:
         facts = _facts(notice)
         more = {"MTUNNEL_EVENT": facts["event"], "MTUNNEL_VMID": str(facts["vmid"])}
         await run(self._reactor, argv, {**self._environ, **more}, COMMAND_S, given=body)
 
-    async def _call_again(self, url: str, body: bytes) -> None:
+    async def _call_again(self, url: str, _notice: Notice, body: bytes) -> None:
         """Raises: TunnelError: of the last try."""
         for wait_s in (*AGAIN_S, None):
             try:
@@ -116,7 +152,8 @@ class NoticeTeller:
             except _Refused:
                 raise
             except TunnelError:
-                if wait_s is None:
+                # An attempt that is cancelled may end with its own error.
+                if wait_s is None or self._is_over:
                     raise
                 await pause(self._reactor, wait_s)
 

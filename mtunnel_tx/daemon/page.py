@@ -73,6 +73,7 @@ class StatusPage:
                 looker=looker,
                 feed=self._feed,
                 actions=PageActions(settle=control.settle, drain=control.drain),
+                refused=self._composition.parts.counting.refused,
             )
         )
         self._sampling.start(EVERY_S + 0.1, now=False)

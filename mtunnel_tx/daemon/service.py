@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -22,7 +23,15 @@ from mtunnel_tx.backends.files import refusal
 from mtunnel_tx.backends.journal import FileJournal
 from mtunnel_tx.backends.systemd import Notifier
 from mtunnel_tx.config import Settings, find_tls
-from mtunnel_tx.daemon.compose import Composition, MakeJournal, compose, make_tls, make_workers
+from mtunnel_tx.daemon.compose import (
+    Composition,
+    MakeJournal,
+    compose,
+    make_finder,
+    make_resumptions,
+    make_tls,
+    make_workers,
+)
 from mtunnel_tx.daemon.control import Control
 from mtunnel_tx.daemon.descriptors import raise_limit
 from mtunnel_tx.daemon.listening import Listeners
@@ -36,6 +45,7 @@ from mtunnel_tx.http.channel import LimitedSite
 from mtunnel_tx.http.entrance import Entrance
 from mtunnel_tx.http.gate import Gate
 from mtunnel_tx.http.operation import Parts
+from mtunnel_tx.http.resumptions import Resumptions
 from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.controlsocket import listen_control
 from mtunnel_tx.ports.holding import Survivors
@@ -97,8 +107,9 @@ class Daemon(Service):
         raise_limit(settings)
         make_directories(settings)
         self._lock = lock_state(settings.state_dir)
-        survivors = await self._find_survivors()
-        composition = self._composition = self._compose()
+        resumptions = make_resumptions(self._reactor, settings)
+        survivors = await self._find_survivors(resumptions)
+        composition = self._composition = self._compose(resumptions)
         self._page = StatusPage(settings, self._reactor, composition.threads, composition)
         admission = Admission(settings.limits, self._reactor, composition.parts.counting.refused)
         control = self._make_control(composition, self._page, admission)
@@ -113,13 +124,14 @@ class Daemon(Service):
         await self._listen(composition.parts, control, self._page, admission)
         self._notifier.ready()
 
-    async def _find_survivors(self) -> Survivors:
+    async def _find_survivors(self, resumptions: Resumptions) -> Survivors:
         self._store, kept = await open_store(self._reactor, self._settings)
         if self._store is None or self._workers is None:
             return Survivors()
-        return Survivors(kept=kept, flows=await self._workers.go_on(self._store, kept))
+        find = partial(make_finder, self._reactor, self._settings, resumptions)
+        return Survivors(kept=kept, flows=await self._workers.go_on(self._store, kept, find))
 
-    def _compose(self) -> Composition:
+    def _compose(self, resumptions: Resumptions) -> Composition:
         return compose(
             self._reactor,
             self._settings,
@@ -129,6 +141,7 @@ class Daemon(Service):
             make_journal=self._make_journal,
             workers=self._workers.status if self._workers else list,
             store=self._store,
+            resumptions=resumptions,
         )
 
     def _make_control(self, composition: Composition, page: StatusPage, admission: Admission) -> Control:
@@ -195,10 +208,10 @@ class Daemon(Service):
         if self._composition is not None:
             await self._composition.moves.stop()
             self._composition.machines.close()
+            await self._composition.storage.close()
         self._pool.stop()
         if leaves:
-            # Else Twisted shuts down every connection at its end, for whoever has it then.
-            self._reactor.removeAll()
+            self._let_go()
         if self._lock is not None:
             self._lock.close()
 
@@ -207,15 +220,23 @@ class Daemon(Service):
         registry = self._composition.registry if self._composition is not None else None
         leaves = self._store is not None and registry is not None and bool(registry.live())
         if registry is not None and leaves:
+            moves, wait_s = len(registry.live()), self._settings.limits.restart_s
+            log.info("left to the next daemon, which has {wait_s:g} s: moves: {moves}", moves=moves, wait_s=wait_s)
             await registry.leave()
         elif self.registry is not None:
             await self.registry.stop()
         return leaves
 
     async def _leave(self) -> None:
-        assert self._workers is not None and self._store is not None, "what lives on has both"
+        assert self._workers is not None, "what lives on is in workers"
         await self._workers.leave()
+
+    def _let_go(self) -> None:
+        """In one turn of the reactor: nothing may be taken from a worker that the store does not hear of."""
+        assert self._store is not None, "what lives on is kept there"
         self._store.close()
+        # Else Twisted shuts down every connection at its end, for whoever has it then.
+        self._reactor.removeAll()
 
     async def _end(self) -> None:
         await self._relay.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from twisted.logger import Logger
 from mtunnel_tx.backends.files import create_file
 from mtunnel_tx.config import Settings, make_private_directory
 from mtunnel_tx.errors import WrongState, os_reason
+from mtunnel_tx.filelocks import try_lock
 
 log = Logger()
 KEY_BYTES = 32
@@ -35,21 +35,17 @@ def lock_state(state_dir: Path) -> ExitStack:
         file = locks.enter_context((state_dir / "daemon.lock").open("ab"))
         folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
         locks.callback(os.close, folder)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _lock_folder(folder)
-        except BlockingIOError as error:
-            raise WrongState(f"another daemon works on '{state_dir}'") from error
+        if not (try_lock(file) and _lock_folder(folder)):
+            raise WrongState(f"another daemon works on '{state_dir}'")
         return locks.pop_all()
 
 
-def _lock_folder(folder: int) -> None:
+def _lock_folder(folder: int) -> bool:
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
+        return try_lock(folder)
     except OSError as error:
         log.debug("this file system locks no folders: {reason}", reason=os_reason(error))
+        return True
 
 
 def read_key(path: Path) -> bytes:

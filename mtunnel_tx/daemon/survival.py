@@ -9,10 +9,10 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from mtunnel_tx.config import Settings
-from mtunnel_tx.errors import TunnelError
+from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.holding import Kept
 from mtunnel_tx.waiting import in_time, within
-from mtunnel_tx.workers.holder import HolderClient, connect_holder, start_holder
+from mtunnel_tx.workers.holder import HolderClient, connect_holder, last_words, start_holder
 
 log = Logger()
 HELLO_S = 10.0
@@ -34,7 +34,13 @@ async def open_store(reactor: Any, settings: Settings) -> tuple[HolderClient | N
     if not is_wanted:
         return None, Kept()
     fresh = HolderClient(reactor, start(), start)
-    return fresh, await within(reactor, HELLO_S, Deferred.fromCoroutine(fresh.hello(restart_s)), "the holder is silent")
+    greeting = Deferred.fromCoroutine(fresh.hello(restart_s))
+    try:
+        return fresh, await within(reactor, HELLO_S, greeting, "the holder is silent")
+    except TunnelError as error:
+        fresh.close()
+        said = last_words(path)
+        raise BackendFailed(f"{error.text}; it said: {said}" if said else error.text) from error
 
 
 async def _greet(reactor: Any, found: HolderClient, restart_s: float) -> Kept | None:

@@ -10,14 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.backends.process import open_process, read_record
-from mtunnel_tx.demo.network import cut_network
-from mtunnel_tx.demo.nodes import DemoNode, mtunnel_command, started
+from mtunnel_tx.demo.network import Network, cut_network
+from mtunnel_tx.demo.nodes import DemoDaemon, DemoNode, mtunnel_command, started, why_no_workers
 from mtunnel_tx.demo.ticker import is_unbroken, read_beats, read_ring, ticker
-from mtunnel_tx.errors import TimedOut
+from mtunnel_tx.errors import TimedOut, TunnelError
 
 LEFT_OUT = f"LEFT OUT: a running VM, as {PROGRAM} is not installed; on Debian: apt-get install qemu-system-x86"
 HERE, THERE = 101, 201
@@ -26,6 +27,7 @@ BEATS = 20
 BEAT_S = 0.055
 CUTS_AT_MIB = (4, 12, 24)
 """While its disk and its memory are on their way."""
+RESTART_AT_MIB = 16
 PATIENCE_S = 60.0
 _DISK_BYTES = 64 << 20
 _AGAIN_S = 0.005
@@ -78,12 +80,13 @@ class Serial(threading.Thread):
         return read_beats(self.text)
 
 
-def move_running(say: Say, here: DemoNode, there: DemoNode, port: int, limit_kib_s: int | None = None) -> bool:
-    """Start a VM, move it while it counts, cut its connections meanwhile, and say how it went.
+def move_running(say: Say, here: DemoNode, daemon: DemoDaemon, limit_kib_s: int | None = None) -> bool:
+    """Start a VM, move it while it counts, cut its connections and kill the daemon meanwhile, and say how it went.
 
-    Args: port: where `there` listens. limit_kib_s: None: as fast as it goes.
+    Args: daemon: of the node that it goes to. limit_kib_s: None: as fast as it goes.
     Returns: whether no number is missing or came twice.
     """
+    there = daemon.node
     if shutil.which(PROGRAM) is None:
         say(LEFT_OUT)
         return True
@@ -93,7 +96,7 @@ def move_running(say: Say, here: DemoNode, there: DemoNode, port: int, limit_kib
         _await_beats(before)
         say(f"VM {HERE} counts on node-a, 18 times a second: {_shown(before.beats[-3:])}")
         began = time.monotonic()
-        if not _migrate_over_bad_network(say, here, there, port, limit_kib_s):
+        if not _migrate_over_bad_network(say, here, daemon, limit_kib_s):
             return False
         took_s = time.monotonic() - began
         _await_beats(after)
@@ -149,14 +152,61 @@ def _await_beats(serial: Serial) -> None:
         time.sleep(0.02)
 
 
-def _migrate_over_bad_network(say: Say, here: DemoNode, there: DemoNode, port: int, limit_kib_s: int | None) -> bool:
+def _migrate_over_bad_network(say: Say, here: DemoNode, daemon: DemoDaemon, limit_kib_s: int | None) -> bool:
     def tell(carried_bytes: int) -> None:
         say(f"the network cuts every connection, {carried_bytes >> 20} MiB have gone through")
 
-    with cut_network(port, CUTS_AT_MIB, tell) as network:
-        good = _migrate(say, here, there.endpoint(network.at), limit_kib_s)
-        say(f"the network has cut all connections {network.cuts} times")
-        return good and network.cuts == len(CUTS_AT_MIB)
+    with cut_network(daemon.port, CUTS_AT_MIB, tell) as network, _restarted(say, daemon, network) as restart:
+        good = _migrate(say, here, daemon.node.endpoint(network.at), limit_kib_s)
+    say(f"the network has cut all connections {network.cuts} times")
+    return good and network.cuts == len(CUTS_AT_MIB) and restart.good
+
+
+@dataclass(slots=True)
+class _Restart:
+    """good: the daemon was killed once, and another one has come; or that cannot be shown here."""
+
+    good: bool = False
+
+
+@contextmanager
+def _restarted(say: Say, daemon: DemoDaemon, network: Network) -> Iterator[_Restart]:
+    """Kill the daemon in the middle of the block, and start another one; wait for that at its end."""
+    restart, over, closed = _Restart(), threading.Event(), why_no_workers()
+    if closed is not None:
+        say(f"LEFT OUT: a restart of the daemon, as {closed}")
+        restart.good = True
+        yield restart
+        return
+
+    def work() -> None:
+        while network.carried_bytes < RESTART_AT_MIB << 20:
+            if over.wait(0.01):
+                return
+        restart.good = _restart(say, daemon, network)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield restart
+    finally:
+        over.set()
+        thread.join()
+
+
+def _restart(say: Say, daemon: DemoDaemon, network: Network) -> bool:
+    before, carried_bytes = daemon.status["pid"], network.carried_bytes
+    daemon.kill()
+    try:
+        daemon.start()
+    except TunnelError as error:
+        say(f"the daemon of node-b does not start again: {error.text}")
+        return False
+    network.port = daemon.port
+    went_mib = (network.carried_bytes - carried_bytes) / (1 << 20)
+    say(f"node-b's daemon was killed, pid {before}, and started again, pid {daemon.status['pid']};")
+    say(f"its worker went on without it: {went_mib:.1f} MiB have gone through meanwhile")
+    return True
 
 
 def _migrate(say: Say, node: DemoNode, endpoint: str, limit_kib_s: int | None) -> bool:

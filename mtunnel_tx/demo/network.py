@@ -16,7 +16,9 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Network(threading.Thread):
-    """Carries each connection to `port` of the loopback address. `at`: its own port; `cuts`: how often it has cut.
+    """Carries each connection to `port` of the loopback address, which may change.
+
+    `at`: its own port; `cuts`: how often it has cut; `carried_bytes`: both ways.
 
     Args: cut_at: when so many bytes have gone through, it resets all connections. told: called then, with the bytes.
     """
@@ -24,10 +26,10 @@ class Network(threading.Thread):
     def __init__(self, port: int, cut_at: Sequence[int], told: Callable[[int], None]) -> None:
         super().__init__(daemon=True)
         self.cuts = 0
-        self._target = ("127.0.0.1", port)
+        self.port = port
         self._cut_at = list(cut_at)
         self._told = told
-        self._carried = 0
+        self.carried_bytes = 0
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -53,7 +55,7 @@ class Network(threading.Thread):
     def _join(self) -> None:
         near, _ = self._listener.accept()
         try:
-            far = socket.create_connection(self._target)
+            far = socket.create_connection(("127.0.0.1", self.port))
         except OSError:
             near.close()
             return
@@ -72,11 +74,11 @@ class Network(threading.Thread):
             self._reset(sock)
             self._reset(other)
             return
-        self._carried += len(data)
-        if self._cut_at and self._carried >= self._cut_at[0]:
+        self.carried_bytes += len(data)
+        if self._cut_at and self.carried_bytes >= self._cut_at[0]:
             del self._cut_at[0]
             self.cuts += 1
-            self._told(self._carried)
+            self._told(self.carried_bytes)
             self._cut()
 
     def _forget(self, sock: socket.socket) -> None:

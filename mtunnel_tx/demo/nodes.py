@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mtunnel_tx
 from mtunnel_tx.errors import BackendFailed, TimedOut
+from mtunnel_tx.workers.holder import connect_holder
+from mtunnel_tx.workers.reachable import find_closed
 
 START_S = 60.0
 STOP_S = 20.0
@@ -29,7 +32,14 @@ node = "{node}"
 listen = ["tcp:0:interface=127.0.0.1"]
 state_dir = "{folder}/state"
 runtime_dir = "{folder}/run"
+workers = {workers}
+user = "{user}"
+
+[limits]
+restart_s = 60
 """
+USER = "nobody"
+"""Whom the workers run as when root shows the demonstration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,8 @@ class DemoNode:
     def create(self) -> None:
         """Write the configuration file and run `mtunnel init`."""
         self.folder.mkdir(mode=0o700)
-        self.config.write_text(_CONFIG.format(node=self.name, folder=self.folder))
+        workers = int(why_no_workers() is None)
+        self.config.write_text(_CONFIG.format(node=self.name, folder=self.folder, workers=workers, user=USER))
         self.mtunnel("init")
 
     def mtunnel(self, *args: str) -> str:
@@ -85,12 +96,14 @@ class DemoNode:
         return {**os.environ, "MTUNNEL_CONFIG": str(self.config), "PYTHONPATH": os.pathsep.join(paths)}
 
     @contextmanager
-    def running(self) -> Iterator[Mapping[str, Any]]:
-        """Run the daemon. Yields: the answer to `status` once it listens. Raises: BackendFailed, TimedOut."""
-        log = self.folder / "daemon.log"
-        command = [*_twistd(), "--nodaemon", "--pidfile=", "mtunnel", "--config", str(self.config)]
-        with log.open("wb") as output, started(command, self.environment(), stdout=output, stderr=output) as daemon:
-            yield self._await_listening(daemon, log)
+    def running(self) -> Iterator[DemoDaemon]:
+        """Run the daemon. Yields: it, once it listens. Raises: BackendFailed, TimedOut."""
+        daemon = DemoDaemon(self)
+        try:
+            daemon.start()
+            yield daemon
+        finally:
+            daemon.end()
 
     def page_link(self) -> str:
         """Returns: an address of the daemon's status page that logs in once."""
@@ -98,6 +111,17 @@ class DemoNode:
 
     def _ask(self, command: str) -> dict[str, Any]:
         return _ask_daemon(self.folder / "run" / "control.sock", command)
+
+    def launch(self, stack: ExitStack) -> tuple[subprocess.Popen[bytes], Mapping[str, Any]]:
+        """Start the daemon.
+
+        Returns: it, and its answer to `status` once it listens. Raises: BackendFailed, TimedOut.
+        """
+        log = self.folder / "daemon.log"
+        command = [*_twistd(), "--nodaemon", "--pidfile=", "mtunnel", "--config", str(self.config)]
+        with log.open("ab") as output:
+            daemon = stack.enter_context(started(command, self.environment(), stdout=output, stderr=output))
+        return daemon, self._await_listening(daemon, log)
 
     def _await_listening(self, daemon: subprocess.Popen[bytes], log: Path) -> Mapping[str, Any]:
         deadline = time.monotonic() + START_S
@@ -110,6 +134,56 @@ class DemoNode:
                 return status
             time.sleep(0.05)
         raise TimedOut(f"the daemon of {self.name} does not listen after {START_S:.0f} seconds")
+
+
+class DemoDaemon:
+    """The daemon of a node, and what goes on with its moves while there is none. `status`: its answer, at its start."""
+
+    def __init__(self, node: DemoNode) -> None:
+        self.node = node
+        self.status: Mapping[str, Any] = {}
+        self._stack = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.status["listening"][0].rpartition(":")[2])
+
+    def start(self) -> None:
+        """Raises: BackendFailed, TimedOut."""
+        self._process, self.status = self.node.launch(self._stack)
+
+    def kill(self) -> None:
+        """End it without a chance to do anything."""
+        assert self._process is not None, "it runs"
+        self._process.kill()
+        self._process.wait()
+
+    def end(self) -> None:
+        """End it, and what waits for another one."""
+        self._stack.close()
+        holder = connect_holder(self.node.folder / "run" / "hold.sock")
+        if holder is not None:
+            with holder, suppress(OSError):
+                holder.settimeout(STOP_S)
+                holder.send(json.dumps({"do": "finish", "id": 0}).encode())
+                while holder.recv(1 << 16):
+                    pass
+
+
+@cache
+def why_no_workers() -> str | None:
+    """Why there can be none; None: there can."""
+    if os.geteuid() != 0:
+        return None
+    argv = ["setpriv", "--reuid", USER, "--clear-groups", "--no-new-privs", "--", sys.executable, "-P", "-c"]
+    try:
+        run_command([*argv, "import mtunnel_tx.workers.process, twisted"], os.environ)
+    except (BackendFailed, OSError):
+        closed = find_closed(USER) or f"user '{USER}' cannot run {sys.executable}"
+        return f"{closed}, and its workers would run as that user: see it from a folder like /opt"
+    return None
 
 
 def mtunnel_command() -> list[str]:

@@ -129,17 +129,16 @@ def _tell(show: Show, folder: Path, data_mib: int, *, wait: bool) -> bool:
     show.line(f"node-a has VM 100 with two disks, {data_mib} MiB of random data on the first")
     make_guest(here, data_mib)
     there.mtunnel("token", "add", TOKEN, "--role", "Administrator", "--path", "/")
-    with there.running() as status:
-        address = status["listening"][0]
-        show.line(f"node-b listens on {address}: twistd mtunnel, pid {status['pid']}")
-        port = int(address.rpartition(":")[2])
-        if not _migrate(show, here, there.endpoint(port)):
+    with there.running() as daemon:
+        address, pid = daemon.status["listening"][0], daemon.status["pid"]
+        show.line(f"node-b listens on {address}: twistd mtunnel, pid {pid}")
+        if not _migrate(show, here, there.endpoint(daemon.port)):
             show.text("daemon.log of node-b", (there.folder / "daemon.log").read_text(errors="replace"))
             return False
         good = _compare(show, here, there)
         show.heading("A running VM")
         _tell_page(show, there, wait=wait)
-        good = move_running(show.line, here, there, port, SLOW_KIB_S if wait else None) and good
+        good = move_running(show.line, here, daemon, SLOW_KIB_S if wait else None) and good
         if wait:
             show.hold("Press Enter to end node-b, and to remove everything.")
         return good

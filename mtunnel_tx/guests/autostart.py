@@ -12,11 +12,12 @@ from twisted.internet.defer import Deferred, gatherResults
 from mtunnel_tx.checks import FormatError
 from mtunnel_tx.errors import NotFound, TimedOut, TunnelError
 from mtunnel_tx.guests.plainhost import PlainHost
-from mtunnel_tx.guests.running import SHUTDOWN_S, shut_down, start, stop
+from mtunnel_tx.guests.running import SHUTDOWN_S, shut_down, shut_down_leaving, start, stop
 from mtunnel_tx.guests.settings import set_options
 from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestrules import is_template
+from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.pve.property import parse_property
 from mtunnel_tx.waiting import pause
 
@@ -68,14 +69,20 @@ async def set_autostart(host: PlainHost, vmid: int, on: bool, startup: Mapping[s
 
 
 async def start_all(host: PlainHost, clock: Clock) -> list[AutostartResult]:
-    """Start each VM that is to run after a boot, one after the other; one that fails does not keep the others."""
+    """Start each VM that is to run after a boot, one after the other; one that fails does not keep the others.
+
+    A copy of a VM that was moved away is passed over: that it does not start is no failure of the boot.
+    """
     results: list[AutostartResult] = []
     wait_s = 0.0
     for vmid, conf in _ordered(host):
         if conf.options.get("onboot") != "1" or is_template(conf) or host.machines.running(vmid):
             continue
+        if move := find_move(conf):
+            host.note(f"VM {vmid} was {move}: it is not started")
+            continue
         await pause(clock, wait_s)
-        result = await _attempt(host, vmid, conf, start(host, vmid))
+        result = await _attempt(host, vmid, conf, _start(host, vmid))
         wait_s = 0.0 if result.problem else read_startup(conf).up_s
         results.append(result)
     return results
@@ -101,7 +108,17 @@ def _ordered(host: PlainHost) -> list[tuple[int, GuestConfig]]:
     return sorted(found, key=lambda entry: (read_startup(entry[1]).order, entry[0]))
 
 
+async def _start(host: PlainHost, vmid: int) -> None:
+    """A move that the host's restart broke off is settled first."""
+    if vmid in host.departures.standing():
+        await host.settle_kept(vmid)
+    await start(host, vmid)
+
+
 async def _end(host: PlainHost, vmid: int, conf: GuestConfig) -> None:
+    if conf.lock is not None and vmid in host.departures.standing():
+        await shut_down_leaving(host, vmid, read_startup(conf).down_s)
+        return
     try:
         await shut_down(host, vmid, read_startup(conf).down_s)
     except TimedOut:

@@ -18,6 +18,7 @@ from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.guests.recovery import recover
 from mtunnel_tx.guests.volumes import free_name, full_name
 from mtunnel_tx.ports.changes import Change
+from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.storagecfg import StorageEntry
 
 FIRST_VMID = 100
@@ -53,6 +54,12 @@ class Work:
     async def give_up(self, *volids: str) -> None:
         """Record volumes that are to be freed once no config names them any more."""
         await self._record(replace(self.change, volumes=(*self.change.volumes, *volids)))
+
+    async def write_marked(self, conf: GuestConfig, mark: str) -> None:
+        """Lock the VM's config. Recorded before, so that nobody else's lock is ever taken for this one."""
+        await self._record(replace(self.change, marked=True))
+        conf.options["lock"] = mark
+        await self.host.guests.write(self.change.vmid, conf)
 
     async def _record(self, change: Change) -> None:
         await self.host.changes.write(change)
@@ -110,8 +117,10 @@ async def _undo(host: PlainHost, change: Change) -> None:
 async def claiming(host: PlainHost, vmid: int | None, action: str) -> AsyncIterator[Work]:
     """Work on a VM that is to be made.
 
-    Args: vmid: None: the first one that is free. Raises: WrongState: it is taken.
+    Args: vmid: None: the first one that is free. Raises: WrongState: it is taken, or has an unsettled way out.
     """
+    if vmid is not None:
+        _check_settled(host, vmid)
     for candidate in [vmid] if vmid is not None else _free_vmids(host):
         try:
             with host.changes.locked(candidate):
@@ -125,9 +134,21 @@ async def claiming(host: PlainHost, vmid: int | None, action: str) -> AsyncItera
         return
 
 
+def _check_settled(host: PlainHost, vmid: int) -> None:
+    """Raises: WrongState: something is left to do for an earlier VM of this number, and would meet the new one."""
+    if vmid in host.departures.standing():
+        journal = f"its journal (journal/source-{vmid}.jsonl) stands"
+        raise WrongState(f"VM {vmid} was on its way to another host, and {journal}: run 'mtunnel settle {vmid}' first")
+
+
 def _free_vmids(host: PlainHost) -> list[int]:
-    """Some VMIDs that nobody has: neither a guest of any node, nor a tunnel, nor a command, nor a lost QEMU."""
+    """Some VMIDs that nobody has: neither a guest of any node, nor a move, nor a command, nor a lost QEMU."""
     taken = {entry.vmid for entry in host.guests.entries()}
-    taken |= {*host.journal.standing(), *host.changes.standing(), *host.machines.recorded()}
+    taken |= {
+        *host.journal.standing(),
+        *host.departures.standing(),
+        *host.changes.standing(),
+        *host.machines.recorded(),
+    }
     free = (vmid for vmid in count(FIRST_VMID) if vmid not in taken)
     return [next(free) for _ in range(16)]

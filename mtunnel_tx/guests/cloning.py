@@ -17,6 +17,7 @@ from mtunnel_tx.pve.drive import Drive, drive_interface, format_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import SMBIOS
 from mtunnel_tx.pve.guestrules import fill_macs, iter_drives, iter_nics
+from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.pve.nic import format_nic
 from mtunnel_tx.pve.property import format_property
 from mtunnel_tx.pve.storagecfg import StorageEntry
@@ -29,6 +30,8 @@ async def clone_guest(host: PlainHost, vmid: int, name: str, placement: Placemen
     """Make a copy. Args: placement: where it goes; None: each disk where the original is, in its format."""
     async with changing(host, new_change(host, vmid, CLONE)):
         original = host.stopped(vmid)
+        if move := find_move(original):
+            host.note(f"VM {vmid} was {move}: this makes a second VM of the disks, as they were when it left")
         async with claiming(host, placement.vmid, CLONE) as work:
             conf = _identity_of_its_own(original, name, work.change.claim)
             await host.guests.create(work.change.vmid, conf)

@@ -93,6 +93,11 @@ def _own_drive(host: PlainHost, vmid: int, conf: GuestConfig, key: str) -> Drive
     return drive
 
 
+def find_disk(host: PlainHost, vmid: int, key: str) -> str:
+    """The volume of a VM's own disk. Raises: NotFound, BadRequest."""
+    return _own_drive(host, vmid, host.guests.read(vmid), key).volume
+
+
 async def resize_disk(host: PlainHost, vmid: int, key: str, text: str) -> DiskChange:
     """Make a disk larger, also where the VM runs.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class PlainHost:
 
     `journal`: of VMs that came to this host. `departures`: of those on their way out. `owner`: what the programs that
     this command starts are known by. `note`: takes a line for whoever runs the command, while the work goes on.
+    `settle_kept`: ends the way out of a VM that is off and surely this host's, or raises why not. `departing`: what is
+    known and to be done about a VM's way out, as `is on its way to …`; empty where no journal of one stands.
     """
 
     guests: Guests
@@ -36,6 +39,8 @@ class PlainHost:
     changes: Changes
     owner: str
     note: Report
+    settle_kept: Callable[[int], Awaitable[None]]
+    departing: Callable[[int], str]
 
     def vmids(self) -> dict[int, str]:
         """The VMs of this node with their names, sorted."""
@@ -74,5 +79,28 @@ class PlainHost:
         """The VM's config. Raises: NotFound; WrongState: somebody works on the VM, a migration for example."""
         conf = self.guests.read(vmid)
         if conf.lock is not None:
-            raise WrongState(f"VM {vmid} is locked ({conf.lock})")
+            raise WrongState(f"VM {vmid} is locked ({conf.lock}){self._explain_lock(vmid)}")
         return conf
+
+    def _explain_lock(self, vmid: int) -> str:
+        """Who holds a VM, and which command decides."""
+        if note := self.change_note(vmid) or self.departing(vmid):
+            return f": {note}"
+        if vmid in self.journal.standing():
+            return (
+                f": it comes from another host, or came from one and waits: 'mtunnel status' says which, "
+                f"'mtunnel settle {vmid}' decides about one that waits"
+            )
+        return f"; where nothing works on it any more, 'mtunnel vm unlock {vmid}' removes that"
+
+    def change_note(self, vmid: int) -> str:
+        """What command for this VM is at work, or was interrupted; empty: none."""
+        try:
+            change = self.changes.read(vmid)
+        except WrongState as error:
+            return error.text
+        if change is None:
+            return ""
+        if self.changes.is_live(vmid):
+            return f"'vm {change.action}' works on it, pid {change.pid}"
+        return f"'vm {change.action}' was interrupted; clean up after it: mtunnel vm unlock {vmid}"

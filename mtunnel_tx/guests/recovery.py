@@ -28,7 +28,8 @@ Recovery = Callable[[PlainHost, Change], Awaitable[None]]
 async def recover(host: PlainHost, change: Change) -> None:
     """End what a command began, and forget it. Called with the VM's change lock held. Raises: TunnelError."""
     await host.changes.end_children(change.owner)
-    await _RECOVERIES.get(change.action, undo)(host, change)
+    if change.marked or change.action not in _OF_MARKED:
+        await _OF_MARKED.get(change.action, undo)(host, change)
     await host.changes.remove(change.vmid)
 
 
@@ -60,9 +61,10 @@ async def _finish_destruction(host: PlainHost, change: Change) -> None:
     await finish_destruction(host, change)
 
 
-_RECOVERIES: Mapping[str, Recovery] = {
+_OF_MARKED: Mapping[str, Recovery] = {
     DESTROY: _finish_destruction,
     TAKE: undo_taking,
     REMOVE: finish_removal,
     ROLL_BACK: finish_rollback,
 }
+"""What begins with a mark in the config: before that, there is nothing to undo, and a mark is somebody else's."""

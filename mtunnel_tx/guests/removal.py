@@ -36,8 +36,7 @@ async def destroy(host: PlainHost, vmid: int) -> Destruction:
         async with host.guests.locked(vmid, LOCK_S):
             conf = _require_removable(host, vmid)
             await work.give_up(*own_volumes(host, conf, vmid))
-            conf.options["lock"] = DESTROYED
-            await host.guests.write(vmid, conf)
+            await work.write_marked(conf, DESTROYED)
         kept = await finish_destruction(host, work.change)
         name = conf.options.get("name", "")
         return Destruction(vmid=vmid, name=name, volumes=work.change.volumes, kept=tuple(kept))

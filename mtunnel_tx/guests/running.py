@@ -59,28 +59,16 @@ def _row(host: PlainHost, vmid: int, name: str) -> GuestRow | None:
         conf = host.guests.read(vmid)
         status = "running" if host.machines.running(vmid) else "stopped"
         onboot = conf.options.get("onboot") == "1"
-        note = _change_note(host, vmid) or (f"locked ({conf.lock})" if conf.lock else find_move(conf) or "")
+        note = host.change_note(vmid) or (f"locked ({conf.lock})" if conf.lock else find_move(conf) or "")
         return GuestRow(vmid=vmid, name=name, status=status, lock=conf.lock or "", onboot=onboot, note=note)
     return None
-
-
-def _change_note(host: PlainHost, vmid: int) -> str:
-    try:
-        change = host.changes.read(vmid)
-    except WrongState as error:
-        return error.text
-    if change is None:
-        return ""
-    if host.changes.is_live(vmid):
-        return f"'vm {change.action}' works on it, pid {change.pid}"
-    return f"'vm {change.action}' was interrupted; clean up after it: mtunnel vm unlock {vmid}"
 
 
 def _lost_row(host: PlainHost, vmid: int) -> GuestRow:
     if vmid in host.machines.recorded():
         note = f"it runs, but its config was removed; end it: mtunnel vm stop {vmid}"
         return GuestRow(vmid=vmid, name="", status="orphan", note=note)
-    return GuestRow(vmid=vmid, name="", status="stopped", note=_change_note(host, vmid))
+    return GuestRow(vmid=vmid, name="", status="stopped", note=host.change_note(vmid))
 
 
 async def start(host: PlainHost, vmid: int, *, force: bool = False) -> None:
@@ -113,6 +101,17 @@ async def shut_down(host: PlainHost, vmid: int, wait_s: float) -> None:
         host.unlocked(vmid)
     if not await host.machines.shutdown(vmid, wait_s):
         raise TimedOut(f"VM {vmid} did not shut down within {wait_s:g} s; 'mtunnel vm stop {vmid}' ends it at once")
+
+
+async def shut_down_leaving(host: PlainHost, vmid: int, wait_s: float) -> None:
+    """Press the power button of a VM whose move from here is not over, and ends with this host.
+
+    Raises: WrongState: it stands still, as it may be the target's; TimedOut: it runs on after so long.
+    """
+    if (await host.machines.state(vmid)).status != "running":
+        raise WrongState(f"VM {vmid} was on its way to another host and stands still: run 'mtunnel settle {vmid}'")
+    if not await host.machines.shutdown(vmid, wait_s):
+        raise TimedOut(f"VM {vmid}, on its way to another host, did not shut down within {wait_s:g} s")
 
 
 async def resume(host: PlainHost, vmid: int) -> None:

@@ -20,14 +20,19 @@ from mtunnel_tx.guests.snapshotsteps import (
     copied_options,
     finish_removal,
     finish_rollback,
+    having,
+    require_everywhere,
+    require_new,
     snapshot_volumes,
     take_in_images,
 )
 from mtunnel_tx.guests.volumes import is_own
-from mtunnel_tx.ports.changes import Change
 from mtunnel_tx.pve.guestconf import GuestConfig, GuestSection
+from mtunnel_tx.pve.moved import check_not_moved
 
 LONGEST_NAME = 40
+_MOST_DIGITS = 18
+"""Of a time; a config may have come from elsewhere."""
 _RESERVED = frozenset({"current", "pending"})
 
 
@@ -59,6 +64,11 @@ def list_snapshots(host: PlainHost, vmid: int) -> list[SnapshotEntry]:
     return sorted(entries, key=lambda entry: (entry.taken_s, _depth(entry.name, parents), entry.name))
 
 
+def find_snapshot(host: PlainHost, vmid: int, name: str) -> SnapshotEntry:
+    """One that is whole. Raises: NotFound, BadRequest."""
+    return _entry(name, _whole_snapshot(host.guests.read(vmid), vmid, name))
+
+
 def _depth(name: str, parents: Mapping[str, str]) -> int:
     """How many stand before it; a config on disk may have a ring."""
     depth = 0
@@ -71,7 +81,7 @@ def _entry(name: str, section: GuestSection) -> SnapshotEntry:
     taken = section.options.get("snaptime", "0")
     return SnapshotEntry(
         name=name,
-        taken_s=int(taken) if taken.isdecimal() else 0,
+        taken_s=int(taken) if taken.isdecimal() and len(taken) <= _MOST_DIGITS else 0,
         parent=section.options.get("parent", ""),
         description=section.description.strip(),
         has_memory="vmstate" in section.options,
@@ -79,17 +89,20 @@ def _entry(name: str, section: GuestSection) -> SnapshotEntry:
 
 
 async def take_snapshot(host: PlainHost, vmid: int, name: str, description: str) -> None:
-    """Take a snapshot of all disks. Raises: BadRequest: a disk cannot have one; WrongState: the VM runs."""
-    change = new_change(host, vmid, TAKE, snapshot=name)
-    async with changing(host, change):
+    """Take a snapshot of all disks.
+
+    Raises: BadRequest: a disk cannot have one; WrongState: the VM or an image has it, or it runs, or lives elsewhere.
+    """
+    async with changing(host, new_change(host, vmid, TAKE, snapshot=name)) as work:
         async with host.guests.locked(vmid, LOCK_S):
             conf = host.stopped(vmid)
+            check_not_moved(vmid, conf)
             if name in conf.sections:
                 raise WrongState(f"VM {vmid} has a snapshot '{name}' already")
             section = _new_section(conf, description)
-            snapshot_volumes(host, section, vmid)
+            await require_new(host, section, vmid, name)
             conf.sections[name] = section
-            await _write_marked(host, change, conf)
+            await work.write_marked(conf, MARKS[TAKE])
         await take_in_images(host, section, vmid, name)
         async with host.guests.locked(vmid, LOCK_S):
             conf = host.guests.read(vmid)
@@ -108,19 +121,23 @@ def _new_section(conf: GuestConfig, description: str) -> GuestSection:
 
 
 async def roll_back(host: PlainHost, vmid: int, name: str) -> None:
-    """Put all disks and the config back to a snapshot. Once begun, an interruption only postpones the rest."""
-    change = new_change(host, vmid, ROLL_BACK, snapshot=name)
-    async with changing(host, change):
+    """Put all disks and the config back to a snapshot. Once begun, an interruption only postpones the rest.
+
+    Raises: NotFound: a volume or the snapshot is not there; WrongState: the VM runs, or lives on another host by now.
+    """
+    async with changing(host, new_change(host, vmid, ROLL_BACK, snapshot=name)) as work:
         async with host.guests.locked(vmid, LOCK_S):
             conf = host.stopped(vmid)
+            check_not_moved(vmid, conf)
             section = _whole_snapshot(conf, vmid, name)
             if "vmstate" in section.options:
                 host.note(f"snapshot '{name}' has the VM's memory, too, which is not restored: it will start anew")
             for volid in snapshot_volumes(host, section, vmid).values():
                 if await host.storage.size_bytes(volid) is None:
                     raise NotFound(f"there is no volume '{volid}'")
-            await _write_marked(host, change, conf)
-        await finish_rollback(host, change)
+            await require_everywhere(host, section, vmid, name)
+            await work.write_marked(conf, MARKS[ROLL_BACK])
+        await finish_rollback(host, work.change)
 
 
 async def remove_snapshot(host: PlainHost, vmid: int, name: str) -> None:
@@ -129,11 +146,11 @@ async def remove_snapshot(host: PlainHost, vmid: int, name: str) -> None:
         async with host.guests.locked(vmid, LOCK_S):
             conf = host.stopped(vmid)
             section = _whole_snapshot(conf, vmid, name)
-            snapshot_volumes(host, section, vmid)
+            await having(host, section, vmid, name)
             if is_own(host, state := section.options.get("vmstate", ""), vmid):
                 await work.give_up(state)
             section.options["snapstate"] = DELETED
-            await _write_marked(host, work.change, conf)
+            await work.write_marked(conf, MARKS[REMOVE])
         await finish_removal(host, work.change)
 
 
@@ -144,8 +161,3 @@ def _whole_snapshot(conf: GuestConfig, vmid: int, name: str) -> GuestSection:
     if "snapstate" in section.options:
         raise BadRequest(f"snapshot '{name}' is not whole: {clean(section.options['snapstate'])}")
     return section
-
-
-async def _write_marked(host: PlainHost, change: Change, conf: GuestConfig) -> None:
-    conf.options["lock"] = MARKS[change.action]
-    await host.guests.write(change.vmid, conf)

@@ -7,7 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from mtunnel_tx.checks import clean
-from mtunnel_tx.errors import BackendFailed, BadRequest, NotFound
+from mtunnel_tx.errors import BackendFailed, BadRequest, NotFound, WrongState
 from mtunnel_tx.guests.plainhost import LOCK_S, PlainHost
 from mtunnel_tx.guests.volumes import free_unnamed, image_format, is_disk, is_own, keep_unused, own_volumes
 from mtunnel_tx.ports.changes import Change
@@ -21,6 +21,8 @@ MARKS: Mapping[str, str] = {TAKE: "snapshot", ROLL_BACK: "rollback", REMOVE: "sn
 PREPARED, DELETED = "prepare", "delete"
 """Proxmox's states of a snapshot that is being made or removed."""
 _OF_NOW = frozenset({"lock", "parent", "snapstate", "snaptime", "vmstate", "digest", "moved"})
+_NEVER_BACK = ("moved", "protection")
+"""What a rollback leaves as it is today: whose the VM is, and that nobody may remove it, are no part of its past."""
 _OF_SNAPSHOT = frozenset({"snapstate", "snaptime", "vmstate", "runningmachine", "runningcpu", "running-nets-host-mtu"})
 
 
@@ -47,26 +49,57 @@ async def take_in_images(host: PlainHost, section: GuestSection, vmid: int, name
         await host.images.take_snapshot(Path(await host.storage.path(volid)), name)
 
 
-async def delete_in_images(host: PlainHost, section: GuestSection, vmid: int, name: str) -> None:
-    """Remove the snapshot from each image that has it; a volume that is gone has none."""
+async def require_new(host: PlainHost, section: GuestSection, vmid: int, name: str) -> None:
+    """Raises: WrongState: an image has a snapshot of that name, which the config does not know."""
     for volid in snapshot_volumes(host, section, vmid).values():
         path = Path(await host.storage.path(volid))
-        if path.exists() and name in await host.images.snapshots(path):
-            await host.images.delete_snapshot(path, name)
+        if name in await host.images.snapshots(path):
+            raise WrongState(
+                f"'{path}' has a snapshot '{name}' already, which the config of VM {vmid} does not know; "
+                "take another name"
+            )
+
+
+async def having(host: PlainHost, section: GuestSection, vmid: int, name: str) -> list[Path]:
+    """The images that have it; a volume that is gone does not. Raises: WrongState: one has two of the name."""
+    paths = [Path(await host.storage.path(volid)) for volid in snapshot_volumes(host, section, vmid).values()]
+    return [path for path in paths if path.exists() and await _has_one(host, path, name)]
+
+
+async def _has_one(host: PlainHost, path: Path, name: str) -> bool:
+    """By a name that is there twice, qemu-img would take the older one, whosever it is."""
+    number = (await host.images.snapshots(path)).count(name)
+    if number > 1:
+        raise WrongState(
+            f"'{path}' has {number} snapshots '{name}'; find out which one is foreign (qemu-img snapshot -l), "
+            "and remove it by its ID (qemu-img snapshot -d)"
+        )
+    return number == 1
+
+
+async def delete_in_images(host: PlainHost, section: GuestSection, vmid: int, name: str) -> None:
+    """Remove the snapshot from each image that has it."""
+    for path in await having(host, section, vmid, name):
+        await host.images.delete_snapshot(path, name)
 
 
 async def apply_in_images(host: PlainHost, section: GuestSection, vmid: int, name: str) -> None:
-    """Put each image back. Raises: NotFound: one of them does not have the snapshot; then none is changed."""
-    paths = [Path(await host.storage.path(volid)) for volid in snapshot_volumes(host, section, vmid).values()]
-    for path in paths:
-        if name not in await host.images.snapshots(path):
-            raise NotFound(f"'{path}' has no snapshot '{name}'")
-    for path in paths:
+    """Put each image back. Raises: NotFound, WrongState: see `require_everywhere`; then none is changed."""
+    for path in await require_everywhere(host, section, vmid, name):
         await host.images.apply_snapshot(path, name)
 
 
+async def require_everywhere(host: PlainHost, section: GuestSection, vmid: int, name: str) -> list[Path]:
+    """All images. Raises: NotFound: one of them does not have the snapshot; WrongState: or has two of the name."""
+    paths = [Path(await host.storage.path(volid)) for volid in snapshot_volumes(host, section, vmid).values()]
+    for path in paths:
+        if not await _has_one(host, path, name):
+            raise NotFound(f"'{path}' has no snapshot '{name}'")
+    return paths
+
+
 async def undo_taking(host: PlainHost, change: Change) -> None:
-    """Remove a snapshot that was not finished; one that was stays."""
+    """Remove a snapshot that was not finished; one that was stays. No image had one of the name before."""
     section = _section(host, change)
     if section is None or section.options.get("snapstate") != PREPARED:
         return
@@ -112,13 +145,15 @@ async def finish_rollback(host: PlainHost, change: Change) -> None:
     await apply_in_images(host, section, change.vmid, change.snapshot)
     async with host.guests.locked(change.vmid, LOCK_S):
         conf = host.guests.read(change.vmid)
-        await host.guests.write(change.vmid, _rolled_back(host, conf, change))
+        await host.guests.write(change.vmid, rolled_back(host, conf, change))
 
 
-def _rolled_back(host: PlainHost, conf: GuestConfig, change: Change) -> GuestConfig:
+def rolled_back(host: PlainHost, conf: GuestConfig, change: Change) -> GuestConfig:
     """The snapshot's config in place of today's; disks that it does not know stay, unused."""
     section = conf.sections[change.snapshot]
-    options = {key: value for key, value in section.options.items() if key not in (*_OF_SNAPSHOT, "parent")}
+    left_out = {*_OF_SNAPSHOT, *_NEVER_BACK, "parent"}
+    options = {key: value for key, value in section.options.items() if key not in left_out}
+    options |= {key: conf.options[key] for key in _NEVER_BACK if key in conf.options}
     back = GuestConfig(options={**options, "parent": change.snapshot}, description=conf.description)
     back.sections = deepcopy(conf.snapshots)
     for volid in own_volumes(host, GuestConfig(options=conf.options), change.vmid):

@@ -28,7 +28,8 @@ def choose_storage(host: PlainHost, wanted: str | None, content: str = "images")
     if wanted is None:
         usable = (entry for entry in entries.values() if _problem(host, entry, content) is None)
         if (found := next(usable, None)) is None:
-            raise NotFound(f"no storage takes {content}: see storage.cfg")
+            remedy = "see storage.cfg" if entries else "'mtunnel init' makes the first one"
+            raise NotFound(f"no storage takes {content}: {remedy}")
         return found
     if wanted not in entries:
         raise NotFound(f"storage '{wanted}' does not exist; there are {', '.join(entries) or 'none'}")

@@ -8,3 +8,6 @@ workers. It knows nothing of what they are for. Standard library only: it is to 
 It serves one daemon at a time; a new connection takes the place of the one before. Without a connection it waits for
 `restart_s`, then kills the programs, closes everything and ends; where it holds nothing, at once.
 """
+
+VERSION = 1
+"""Of what a holder and its daemon say to each other."""

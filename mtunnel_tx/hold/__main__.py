@@ -1,4 +1,7 @@
-"""`python -m mtunnel_tx.hold RESTART_S`; standard input is the listening socket."""
+"""`python -m mtunnel_tx.hold RESTART_S RUNTIME_DIR`; standard input is the listening socket.
+
+The directory is for `ps` only.
+"""
 
 from __future__ import annotations
 

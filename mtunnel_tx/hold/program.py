@@ -11,10 +11,12 @@ from mtunnel_tx.hold.shelf import Refused
 from mtunnel_tx.sessions import kill_session
 
 OUTPUT_BYTES = 1 << 20
-LONGEST_LINE_BYTES = 1 << 15
-"""One message has to hold a line, whatever its bytes are in JSON."""
+LONGEST_LINE_BYTES = 1 << 14
+"""One message has to hold a line, whatever its bytes are in JSON: six characters for each of them at the most."""
 LINE_COST_BYTES = 64
 READ_BYTES = 1 << 15
+PIPE_BYTES = 1 << 16
+"""What is in a pipe at the most, unless somebody has made it larger."""
 
 
 class HeldProgram:
@@ -93,13 +95,11 @@ class HeldProgram:
             self.first += 1
 
     def end(self) -> None:
-        """It has ended: take what is still in the pipe, which programs of its own may hold open."""
+        """It has ended: take what is still in the pipe, which programs of its own may hold open, and write to."""
         self.code = self._process.wait()
-        while not self._is_drained:
-            before = self._waiting_bytes + len(self._rest)
+        for _ in range(PIPE_BYTES // READ_BYTES):
             self.read()
-            if self._waiting_bytes + len(self._rest) == before:
-                self._drain()
+        self._drain()
 
     def kill(self) -> None:
         """End it and all that it has started."""

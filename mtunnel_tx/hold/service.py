@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mtunnel_tx.hold import VERSION
 from mtunnel_tx.hold.program import HeldProgram
 from mtunnel_tx.hold.shelf import MOST_DESCRIPTORS, Refused, Shelf, check_name, check_words
 
-VERSION = 1
 MESSAGE_BYTES = 1 << 17
 MOST_PROGRAMS = 256
 MOST_REPLIES = 64
@@ -27,13 +27,24 @@ Answer = tuple[Mapping[str, Any], Sequence[int]]
 
 
 class _Line:
-    """The connection of a daemon. `told`: for each program, the number of the next line to tell; -1: its end too."""
+    """The connection of a daemon. `told`: for each program, the number of the next line to tell; -1: its end too.
+
+    `is_deaf`: nothing can be told any more; what the daemon has said before it ended is still to be read.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.replies: deque[Answer] = deque()
         self.told: dict[str, int] = {}
         self.watches = False
+        self.is_deaf = False
+
+    def stop_telling(self) -> None:
+        """Nothing more is told, and nothing new can be said: what is there already comes, and then the end."""
+        self.is_deaf = True
+        self.replies.clear()
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
 
 class HolderService:
@@ -94,13 +105,21 @@ class HolderService:
                 sock.close()
                 return
             sock.setblocking(False)
-            if self._line is not None:
-                self._lose()
+            self._finish_line()
             self._line, self._had_line = _Line(sock), True
             self._selector.register(sock, selectors.EVENT_READ, self._serve)
 
+    def _finish_line(self) -> None:
+        """Another daemon has come, which is to find all that the one before has put here."""
+        if self._line is not None:
+            self._line.stop_telling()
+            while self._line is not None and self._take_one(self._line):
+                pass
+        if self._line is not None:
+            self._lose()
+
     def _lose(self) -> None:
-        """The daemon has gone, or another one has come."""
+        """The daemon has gone, and everything that it has said was read."""
         assert self._line is not None
         self._selector.unregister(self._line.sock)
         self._line.sock.close()
@@ -109,25 +128,35 @@ class HolderService:
 
     def _serve(self) -> None:
         assert self._line is not None
-        if len(self._line.replies) >= MOST_REPLIES:
-            return
+        if len(self._line.replies) < MOST_REPLIES:
+            self._take_one(self._line)
+
+    def _take_one(self, line: _Line) -> bool:
+        """Returns: False: there is nothing more at the moment."""
         try:
-            data, fds, flags, _ = socket.recv_fds(
-                self._line.sock, MESSAGE_BYTES, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds, flags, _ = socket.recv_fds(line.sock, MESSAGE_BYTES, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            return
+            return False
+        except ConnectionResetError:
+            return True  # told once, before what it has said
         except OSError:
             data, fds, flags = b"", [], 0
         if not data:
             self._lose()
-            return
-        self._line.replies.append(self._answer(data, fds, is_whole=not flags & socket.MSG_TRUNC))
+            return False
+        answer = self._answer(data, fds, flags)
+        if not line.is_deaf:
+            line.replies.append(answer)
+        return True
 
-    def _answer(self, data: bytes, fds: list[int], *, is_whole: bool) -> Answer:
+    def _answer(self, data: bytes, fds: list[int], flags: int) -> Answer:
         message: Any = {}
         try:
-            message = json.loads(data) if is_whole else {}
+            if flags & socket.MSG_TRUNC:
+                raise Refused(f"a message is longer than {MESSAGE_BYTES} bytes")
+            message = json.loads(data)
+            if flags & socket.MSG_CTRUNC:
+                raise Refused("descriptors are lost: no more can be open here")
             deed = _DEEDS.get(message["do"]) if isinstance(message, dict) and "do" in message else None
             if deed is None:
                 raise Refused("unknown message")
@@ -231,7 +260,7 @@ class HolderService:
     def _tell(self) -> None:
         """Replies first, then lines and ends, as long as there is room."""
         line = self._line
-        if line is None:
+        if line is None or line.is_deaf:
             return
         try:
             while line.replies:
@@ -243,8 +272,8 @@ class HolderService:
         except BlockingIOError:
             events = selectors.EVENT_WRITE | (selectors.EVENT_READ if len(line.replies) < MOST_REPLIES else 0)
         except OSError:
-            self._lose()
-            return
+            line.stop_telling()
+            events = selectors.EVENT_READ
         self._selector.modify(line.sock, events, self._serve)
 
     def _tell_of(self, line: _Line, name: str, program: HeldProgram) -> None:

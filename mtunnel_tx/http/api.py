@@ -29,6 +29,7 @@ from mtunnel_tx.http.replies import (
     Reply,
     error_reply,
     not_implemented_reply,
+    refusal_word,
     send,
     unauthenticated_reply,
 )
@@ -41,16 +42,6 @@ from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.waiting import OwnedWork, first_of
 
 log = Logger()
-
-_REASONS = {
-    400: "bad_request",
-    401: "unauthenticated",
-    403: "forbidden",
-    409: "wrong_state",
-    501: "not_implemented",
-    503: "busy",
-}
-"""What refusals are called in metrics; every other one is `failed`."""
 
 
 def make_site(parts: Parts, reactor: Any, limits: Limits | None = None) -> Site:
@@ -95,7 +86,7 @@ class ApiResource(Resource):
 
     def _count_refusal(self, reply: Reply) -> None:
         if reply.status >= BadRequest.status:
-            self._parts.counting.refused(_REASONS.get(reply.status, "failed"))
+            self._parts.counting.refused(refusal_word(reply.status))
 
     async def _answer(self, visit: Visit) -> Reply | None:
         destination = self._find_elsewhere(visit.request)

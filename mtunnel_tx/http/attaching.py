@@ -1,12 +1,12 @@
 """Another connection for a flow that has lost its own: `GET …/mtunnelattach`.
 
 Order of checks: the token; then name and key of the flow, which have to be this token's (401, late); privileges again
-(403); the generation (409); whether the flow still runs (410, with what became of it).
+(403); the generation (409); whether the flow still runs (410, with what became of it; 503 while that is being decided).
 """
 
 from __future__ import annotations
 
-from mtunnel_tx.errors import BadRequest
+from mtunnel_tx.errors import BadRequest, NotYet
 from mtunnel_tx.http.handshake import NoWebsocket, check_handshake, with_header
 from mtunnel_tx.http.operation import Call, takes
 from mtunnel_tx.http.parameters import read_header
@@ -54,7 +54,7 @@ async def _take_over(call: Call, claim: AttachClaim) -> None:
     if isinstance(found, Tombstone):
         raise FlowEndedBefore(found)
     found.check(claim.generation)
-    found.generation = claim.generation
+    found.attaching(claim.generation)
     flow = found.flow
     peer = await leave_http(request, with_header(handshake.answer, HEADER, VERSION))
     assert flow is not None, "a flow that is known runs"
@@ -65,7 +65,9 @@ async def _take_over(call: Call, claim: AttachClaim) -> None:
 
 
 def _gone(tombstone: Tombstone) -> Reply:
-    """410, and what became of the flow, for whoever has to know."""
+    """410, and what became of the flow, for whoever has to know. Raises: NotYet: that is being decided."""
+    if tombstone.is_undecided:
+        raise NotYet(f"the tunnel of VM {tombstone.vmid} is being ended")
     said = {"verdict": tombstone.verdict, "reason": tombstone.reason, "orderly": tombstone.orderly}
     text = f"the flow has ended: {tombstone.verdict}"
     return Reply(status=FlowEndedBefore.status, reason=text, body=encode({"data": said, "message": f"{text}\n"}))

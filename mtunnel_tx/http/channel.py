@@ -69,7 +69,13 @@ class LimitedChannel(HTTPChannel):
             HTTPChannel.lineReceived(self, line)
 
     def headerReceived(self, line: bytes) -> bool:
-        """Python reads no number of more than some thousand digits, and would fail here."""
+        """Twisted 24.11 takes the end of a line within one, which may be the beginning of another header to a proxy.
+
+        Python reads no number of more than some thousand digits, and would fail here.
+        """
+        if any(end in line for end in (b"\r", b"\n", b"\0")):
+            self.refuse(b"400 Bad Request")
+            return False
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length" and len(value.strip(b" \t")) > _LENGTH_DIGITS:
             self.refuse(b"413 Request Entity Too Large")

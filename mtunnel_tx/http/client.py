@@ -8,25 +8,22 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
-from autobahn.wamp.types import TransportDetails
-from autobahn.websocket.types import ConnectingRequest
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.error import ConnectError, ConnectionLost, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost, DNSLookupError
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable, WrongState
-from mtunnel_tx.http.handshake import SUBPROTOCOL, CapturedTransport
+from mtunnel_tx.http.clienthandshake import ClientHandshake
 from mtunnel_tx.net.kinds import Reactor, Transport
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.stream.flow import Flow, FlowTerms, Relay, tell_nobody
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.peer import PeerConnection, take_over
-from mtunnel_tx.tls.pinning import CONNECT_S, check_identity, client_connection, explain_tls, pinned_agent
+from mtunnel_tx.tls.pinning import CONNECT_S, check_identity, client_connection, explain_tls, host_header, pinned_agent
 from mtunnel_tx.tls.protocol import TlsProtocol
 from mtunnel_tx.wire.frames import Role
 
@@ -34,54 +31,25 @@ __all__ = ["Endpoint", "open_stream", "pinned_agent"]
 
 UPGRADE_S = 30.0
 HEAD_BYTES = 64 * 1024
+_STATUS_DIGITS = 3
+_MOST_LENGTH_DIGITS = 18
 _KINDS: dict[int, type[TunnelError]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 409: WrongState}
-
-
-class _ClientHandshake(WebSocketClientProtocol):
-    """Autobahn's client up to the 101."""
-
-    refusal: str | None = None
-
-    def __init__(self, endpoint: Endpoint, path_query: str, headers: Mapping[str, str]) -> None:
-        super().__init__()
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        make_request: Any = ConnectingRequest
-        self._request: ConnectingRequest = make_request(
-            host=host,
-            port=endpoint.port,
-            resource=path_query,
-            headers={"Authorization": endpoint.apitoken, **headers},
-            useragent=None,
-            origin=None,
-            protocols=[SUBPROTOCOL],
-        )
-
-    def onConnecting(self, transport_details: TransportDetails) -> ConnectingRequest:
-        return self._request
-
-    def failHandshake(self, reason: str) -> None:
-        self.refusal = reason
 
 
 class _Opening(Protocol):
     """Sends the upgrade request and waits for the head of the answer; `done` fires with that and what came behind."""
 
-    def __init__(
-        self, reactor: Reactor, endpoint: Endpoint, path_query: str, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, path_query: str, headers: Mapping[str, str] | None = None) -> None:
         self.done: Deferred[tuple[bytes, bytes]] = Deferred()
-        make_factory: Any = WebSocketClientFactory
-        factory = make_factory(protocols=[SUBPROTOCOL], reactor=reactor)
-        factory.setProtocolOptions(openHandshakeTimeout=0)
-        self._handshake = _ClientHandshake(endpoint, path_query, headers or {})
-        self._handshake.factory = factory
+        own = {"Authorization": endpoint.apitoken, **(headers or {})}
+        self._handshake = ClientHandshake(host_header(endpoint), path_query, own)
         self._received = b""
+        self.is_sent = False
 
     def connectionMade(self) -> None:
-        captured: Any = CapturedTransport()
-        self._handshake.makeConnection(captured)
         transport: Transport = self.transport
-        transport.write(captured.sent)
+        self.is_sent = True
+        transport.write(self._handshake.request())
 
     def dataReceived(self, data: bytes) -> None:
         if self.done.called:
@@ -95,19 +63,20 @@ class _Opening(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if not self.done.called:
-            self.done.errback(_translate(reason.value or ConnectionLost()))
+            error = _translate(reason.value or ConnectionLost())
+            is_lost = isinstance(reason.value, ConnectionLost | ConnectionDone) and not self.is_sent
+            self.done.errback(NotReached(error.text) if is_lost else error)
 
     def _finish(self, head: bytes, rest: bytes) -> None:
         transport: Transport = self.transport
         transport.pauseProducing()
         try:
             _check_status(head, rest)
-            self._handshake.dataReceived(head)
-        except (TunnelError, ValueError) as error:
-            self.done.errback(error if isinstance(error, TunnelError) else _unreadable())
-            return
-        if self._handshake.refusal is not None:
-            self.done.errback(BackendFailed("the target's answer is no websocket handshake"))
+            self._handshake.check(head)
+        except TunnelError as error:
+            self.done.errback(error)
+        except ValueError as error:
+            self.done.errback(BackendFailed(f"the target's answer is no websocket handshake: {error}"))
         else:
             self.done.callback((head, rest))
 
@@ -121,7 +90,10 @@ def _body_bytes(head: bytes) -> int:
     if not head.startswith(b"HTTP/1.1 410 "):
         return 0
     length = read_answer_header(head, "Content-Length") or ""
-    return min(int(length), HEAD_BYTES // 2) if length.isdecimal() else 0
+    if not length.isdecimal():
+        return 0
+    # Longer numbers are not read: beyond 4300 digits int() raises.
+    return min(int(length), HEAD_BYTES // 2) if len(length) <= _MOST_LENGTH_DIGITS else HEAD_BYTES // 2
 
 
 def read_answer_header(head: bytes, name: str) -> str | None:
@@ -133,18 +105,25 @@ def read_answer_header(head: bytes, name: str) -> str | None:
     return None
 
 
-class EndedThere(BackendFailed):
-    """The target has ended the flow. verdict: what became of it there, or of its VM; orderly: it had everything."""
+class NotReached(Unreachable):
+    """Nobody is there, and nothing was asked of anybody."""
 
-    def __init__(self, verdict: str, *, orderly: bool) -> None:
-        super().__init__(f"the target has ended the flow: {verdict}")
+
+class EndedThere(BackendFailed):
+    """The target has ended the flow. verdict: what became of it there, or of its VM; reason: why, if it says so;
+    orderly: it had everything.
+    """
+
+    def __init__(self, verdict: str, reason: str = "", *, orderly: bool) -> None:
+        super().__init__(f"the target has ended the flow: {verdict}" + (f" ({reason})" if reason else ""))
         self.orderly = orderly
 
 
 def _read_end(body: bytes) -> EndedThere:
     try:
         said = json.loads(body)["data"]
-        return EndedThere(clean(str(said["verdict"])), orderly=said["orderly"] is True)
+        reason = clean(str(said.get("reason") or ""))
+        return EndedThere(clean(str(said["verdict"])), reason, orderly=said["orderly"] is True)
     except (ValueError, KeyError, TypeError, RecursionError):
         return EndedThere("it does not say why", orderly=False)
 
@@ -153,7 +132,7 @@ def _check_status(head: bytes, rest: bytes) -> None:
     """Raises: TunnelError: the target refused; it has the status text."""
     line = head.partition(b"\r\n")[0].decode("latin-1")
     parts = line.split(None, 2)
-    if len(parts) < 2 or not parts[1].isdecimal():
+    if len(parts) < 2 or not parts[1].isdecimal() or len(parts[1]) != _STATUS_DIGITS:
         raise _unreadable()
     if parts[1] == "410":
         raise _read_end(rest)
@@ -217,9 +196,10 @@ async def connect_websocket(
     """Connect to the target, check its certificate, and upgrade to a websocket.
 
     Args: path_query: as it goes into the request line. headers: sent besides.
-    Raises: EndedThere: there is nothing to attach to. TunnelError: with the status text where the target refused.
+    Raises: EndedThere: there is nothing to attach to. NotReached. TunnelError: with the status text where the target
+    refused.
     """
-    opening = _Opening(reactor, endpoint, path_query, headers)
+    opening = _Opening(endpoint, path_query, headers)
     tls = TlsProtocol(client_connection(endpoint), opening, reactor, verified=lambda one: check_identity(one, endpoint))
     try:
         await _connect(reactor, endpoint, tls)
@@ -238,7 +218,9 @@ async def _connect(reactor: Reactor, endpoint: Endpoint, tls: TlsProtocol) -> No
     try:
         factory: Any = _Connecting(tls)
         await address.connect(factory)
-    except (ConnectError, DNSLookupError, OSError) as error:
+    except ConnectError as error:
+        raise NotReached(_translate(error).text) from error
+    except (DNSLookupError, OSError) as error:
         raise _translate(error) from error
 
 

@@ -67,7 +67,7 @@ class NearRoute:
         assert isinstance(flow, Flow)
         self._crossing.near = flow
 
-    def parked(self, reason: str) -> None:
+    def parked(self, reason: str, waited_s: float) -> None:
         """Each of both flows ends with its connection."""
 
     def resumed(self, waited_s: float) -> None:

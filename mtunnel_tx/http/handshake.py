@@ -14,11 +14,9 @@ from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerPr
 from autobahn.websocket.types import ConnectionRequest
 
 from mtunnel_tx.errors import BadRequest, TunnelError
+from mtunnel_tx.http.clienthandshake import SUBPROTOCOL, WEBSOCKET_VERSION
 from mtunnel_tx.http.parameters import read_header
 from mtunnel_tx.net.kinds import Request
-
-SUBPROTOCOL = "binary"
-WEBSOCKET_VERSION = "13"
 
 
 class NoWebsocket(TunnelError):
@@ -37,7 +35,7 @@ class Handshake:
     answer: bytes
 
 
-class CapturedTransport:
+class _CapturedTransport:
     """Keeps what autobahn sends."""
 
     def __init__(self) -> None:
@@ -58,7 +56,7 @@ def check_handshake(request: Request) -> Handshake:
     _check_words(request)
     server = _ServerHandshake()
     server.factory = _server_factory()
-    transport = CapturedTransport()
+    transport = _CapturedTransport()
     server.makeConnection(transport)
     server.dataReceived(_head(request))
     if server.refusal is not None or not transport.sent:

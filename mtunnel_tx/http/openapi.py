@@ -40,9 +40,37 @@ _REFUSALS = {
     "400": "a parameter is wrong or missing",
     "401": "the token or the ticket is not valid; answered after three seconds, without a body for a token",
     "403": "the token lacks a privilege",
-    "500": "it cannot be done; the reason is in the status line",
-    "503": "too many requests, or the daemon is draining",
+    "409": "it cannot be done now: something else is under way, or the daemon is draining or stopping",
+    "410": "the flow has ended: `data` has its `verdict` and `reason`, and whether it ended `orderly`",
+    "413": "the request is too large; without a body",
+    "431": "the request's header is too large; without a body",
+    "500": "it cannot be done, or there is no such thing; the reason is in the status line",
+    "502": "the node that is asked for cannot be reached",
+    "503": "too many requests",
+    "504": "something did not end in time",
+    "508": "nodes pass the request around",
 }
+_ENDED = {
+    "type": "object",
+    "properties": {
+        "data": {
+            "type": "object",
+            "properties": {
+                "verdict": {"type": "string"},
+                "reason": {"type": "string"},
+                "orderly": {"type": "boolean"},
+            },
+            "required": ["verdict", "reason", "orderly"],
+        },
+        "message": {"type": "string", "description": "the same as a sentence; ends in a line feed"},
+    },
+    "required": ["data"],
+}
+_WITHOUT_BODY = ("413", "431")
+_ALWAYS = (400, 401, 413, 431, 500, 503)
+"""What any operation can be refused with."""
+_PASSED_ON = (502, 504, 508)
+"""What an operation of another node can be refused with."""
 
 
 class TunnelCommand(Protocol):
@@ -82,8 +110,8 @@ def describe_api(
         "paths": paths,
         "components": {
             "securitySchemes": {"token": _TOKEN},
-            "schemas": {"problem": _PROBLEM},
-            "responses": {code: _refusal(text) for code, text in _REFUSALS.items()},
+            "schemas": {"problem": _PROBLEM, "ended": _ENDED},
+            "responses": {code: _refusal(code, text) for code, text in _REFUSALS.items()},
         },
         "x-tunnel-commands": [_command(command) for command in commands],
     }
@@ -92,8 +120,10 @@ def describe_api(
 _LICENSE = {"name": "MIT", "identifier": "MIT"}
 
 
-def _refusal(text: str) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/problem"}
+def _refusal(code: str, text: str) -> dict[str, Any]:
+    if code in _WITHOUT_BODY:
+        return {"description": text}
+    schema = {"$ref": f"#/components/schemas/{'ended' if code == '410' else 'problem'}"}
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
@@ -146,7 +176,14 @@ def _responses(operation: Operation) -> dict[str, Any]:
     shown: dict[str, Any] = {"200": good}
     if operation.upgrades:
         shown["101"] = {"description": "a websocket, where the request asks for one"}
-    return shown | {code: {"$ref": f"#/components/responses/{code}"} for code in _REFUSALS}
+    return shown | {str(code): {"$ref": f"#/components/responses/{code}"} for code in failures(operation)}
+
+
+def failures(operation: Operation) -> list[int]:
+    """The statuses of all failures that an operation can give, ascending."""
+    refused = {403} if any(not need.hides for need in operation.needs) else set()
+    elsewhere = _PASSED_ON if "node" in _IN_PATH.findall(operation.path) else ()
+    return sorted({*_ALWAYS, *operation.fails, *refused, *elsewhere})
 
 
 def _json_content(operation: Operation) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from mtunnel_tx.http.operation import Call, takes
 from mtunnel_tx.http.replies import Reply, data_reply
 from mtunnel_tx.http.websocket import open_websocket
 from mtunnel_tx.net.admission import address_of
+from mtunnel_tx.ports.tunnels import Decision
 from mtunnel_tx.pve.needs import Need
 from mtunnel_tx.wire.requests import VM, MtunnelCall, WebsocketCall
-from mtunnel_tx.wire.schema import Boolean, Property, String
+from mtunnel_tx.wire.schema import Boolean, Enum, Property, String
 
 OPEN_NEEDS = (
     Need("/vms/{vmid}", ("VM.Allocate",)),
@@ -26,6 +27,19 @@ DIGEST = takes(
 )
 
 ABANDON = takes({**VM, "upid": Property(String(), "the tunnel's task, as the call that opened it told it", True)})
+
+
+LATE_NEEDS = (Need("/vms/{vmid}", ("VM.Allocate",)), Need("/", ("Sys.Incoming",)))
+LATE = takes(
+    {
+        **VM,
+        "upid": Property(String(), "the tunnel's task, as the call that opened it told it", True),
+        "decision": Property(
+            Enum(tuple(decision.value for decision in Decision)),
+            "of a VM that is held: `run`, `keep`: it is the target's, and runs, or stays paused; `discard`: it is not",
+        ),
+    }
+)
 
 
 async def open_tunnel(call: Call) -> Reply:
@@ -53,6 +67,21 @@ async def abandon(call: Call) -> Reply:
     values = call.values
     await call.parts.tunnels.abandon(values["vmid"], call.rights.token, values["upid"])
     return data_reply({"upid": values["upid"]})
+
+
+async def come_late(call: Call) -> Reply:
+    """Tell what became of a VM whose tunnel is over; one that is held is decided by its source."""
+    values = call.values
+    decision = Decision(values["decision"]) if values["decision"] is not None else None
+    answer = await call.parts.tunnels.come_late(values["vmid"], call.rights.token, values["upid"], decision)
+    return data_reply(
+        {
+            "verdict": answer.verdict,
+            "machine": answer.machine,
+            "whole": int(answer.is_whole),
+            "given-up": int(answer.is_given_up),
+        }
+    )
 
 
 async def digest(call: Call) -> Reply:

@@ -142,7 +142,8 @@ class Operation:
     before the schema. owner_of: the parameter with a task's id whose own token needs nothing. gives: what `data` of the
     answer looks like. upgrades: it may become a websocket.
     is_text: the answer is no JSON, but a text. ends_with_client: its work, which changes nothing, ends when
-    the client has gone, and when the daemon stops.
+    the client has gone, and when the daemon stops. fails: statuses of failures that are its own: what all
+    operations have, and what follows from its path and its needs, is added (openapi.py).
     """
 
     method: str
@@ -156,6 +157,7 @@ class Operation:
     upgrades: bool = False
     is_text: bool = False
     ends_with_client: bool = False
+    fails: tuple[int, ...] = ()
 
     @property
     def schema(self) -> Object:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mtunnel_tx.errors import TunnelError, Unauthenticated, WrongState
-from mtunnel_tx.http.client import EndedThere, OpenedWebsocket, connect_websocket, read_answer_header
+from mtunnel_tx.http.client import EndedThere, NotReached, OpenedWebsocket, connect_websocket, read_answer_header
 from mtunnel_tx.net.kinds import Reactor, Result
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.stream.flow import Flow, FlowTerms, Relay
@@ -30,6 +30,7 @@ from mtunnel_tx.wire.resuming import HEADER, VERSION, AttachClaim, ResumeOffer, 
 log = Logger()
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+AGAIN_S = 0.5
 TRY_S = 20.0
 """For name, connection, TLS and answer of one try."""
 STEADY_S = 0.5
@@ -39,11 +40,18 @@ SOCKET_CALL, ATTACH_CALL = "mtunnelwebsocket", "mtunnelattach"
 
 async def open_lasting_stream(
     reactor: Reactor, endpoint: Endpoint, path_query: str, sock: socket.socket, *, relay: Relay,
-    limits: FlowLimits | None = None, ends_with_peer: bool = False,
+    limits: FlowLimits | None = None, ends_with_peer: bool = False, patience_s: float = 0.0,
 ) -> Flow:  # fmt: skip
-    """As `client.open_stream`; where the target can do it, the flow outlives its connection."""
+    """As `client.open_stream`; where the target can do it, the flow outlives its connection.
+
+    Args: patience_s: how long nobody may be there, as the daemon may be starting again.
+    """
+
+    async def dial_first() -> OpenedWebsocket:
+        return await connect_websocket(reactor, endpoint, path_query, {HEADER: VERSION})
+
     try:
-        opened = await connect_websocket(reactor, endpoint, path_query, {HEADER: VERSION})
+        opened = await _reach(reactor, dial_first, patience_s)
     except BaseException:
         sock.close()
         raise
@@ -60,6 +68,20 @@ async def open_lasting_stream(
         flow = Redial(reactor, dial, offer).make_flow(relay, sock, terms)
     flow.attach(opened.peer)
     return flow
+
+
+async def _reach(
+    reactor: Reactor, dial: Callable[[], Awaitable[OpenedWebsocket]], patience_s: float
+) -> OpenedWebsocket:
+    """Dial until somebody is there. Raises: NotReached: for too long; TunnelError."""
+    last_s = reactor.seconds() + patience_s
+    while True:
+        try:
+            return await dial()
+        except NotReached:
+            if reactor.seconds() >= last_s:
+                raise
+        await pause(reactor, AGAIN_S)
 
 
 class Redial:

@@ -14,6 +14,14 @@ from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import InvalidParameters, NotFound, TunnelError
 
 LONGEST_REASON_BYTES = 200
+_REFUSALS = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    409: "wrong_state",
+    501: "not_implemented",
+    503: "busy",
+}
 JSON = "application/json;charset=UTF-8"
 TEXT = "text/plain;charset=UTF-8"
 PRODUCT = f"mtunnel-tx/{__version__}"
@@ -87,3 +95,8 @@ def send(request: Request, reply: Reply) -> None:
 def reason_phrase(text: str) -> bytes:
     """A text as it may stand in a status line: one line, Latin-1, at most LONGEST_REASON_BYTES."""
     return clean(text.removesuffix("\n")).encode("latin-1", "replace")[:LONGEST_REASON_BYTES]
+
+
+def refusal_word(status: int) -> str:
+    """What an answer from 400 on is called in metrics: one of a few words."""
+    return _REFUSALS.get(status, "failed")

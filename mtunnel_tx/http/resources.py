@@ -20,8 +20,10 @@ from mtunnel_tx.wire.schema import Boolean, Enum, Integer, Property, String
 RELEASE = "9.2"
 CERTIFICATE_FILE = "pveproxy-ssl.pem"
 
-SEE_GUEST = Need("/vms/{vmid}", ("VM.Audit",), "for each guest that is shown")
-SEE_STORAGE = Need("/storage/{storage}", ("Datastore.Audit", "Datastore.AllocateSpace"), "for each that is shown")
+SEE_GUEST = Need("/vms/{vmid}", ("VM.Audit",), "for each guest that is shown", hides=True)
+SEE_STORAGE = Need(
+    "/storage/{storage}", ("Datastore.Audit", "Datastore.AllocateSpace"), "for each that is shown", hides=True
+)
 SEE_VOLUMES = Need("/storage/{storage}", ("Datastore.Audit", "Datastore.AllocateSpace"))
 SEE_MODEL = Need("/mapping/cpu/{cputype}", ("Mapping.Audit", "Mapping.Use", "Mapping.Modify"))
 SEE_CLUSTER = Need("/", ("Sys.Audit",))

@@ -53,6 +53,14 @@ CHECKED = record(
     }
 )
 ABANDONED = record({"upid": TEXT})
+LATE = record(
+    {
+        "verdict": {**TEXT, "description": "`kept`, `rolled back`, `left as it is`, or `held`: nobody has decided"},
+        "machine": {**TEXT, "description": "of one that is held: what QEMU says, `off`, or `another QEMU's`"},
+        "whole": {**FLAG, "description": "whether that QEMU has its whole state"},
+        "given-up": {**FLAG, "description": "whether it may have run here, or its source has given it up"},
+    }
+)
 SOCKET = record({"socket": TEXT})
 DIGEST = record({"sha256": HEX})
 GUESTS = rows(
@@ -112,7 +120,19 @@ MOVES = rows(
             **dict.fromkeys(("source", "target", "address", "token", "upid", "reason"), TEXT),
             "since_s": _SECONDS,
             "ended_s": _MAYBE_SECONDS,
-            "phase": {"enum": ["checking", "disks", "mirror", "memory", "hand-over", "done", "rolled back", "held"]},
+            "phase": {
+                "enum": [
+                    "checking",
+                    "disks",
+                    "mirror",
+                    "memory",
+                    "hand-over",
+                    "post-copy",
+                    "done",
+                    "rolled back",
+                    "held",
+                ]
+            },
             "transfers": rows(_TRANSFER),
             "percent": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
             "downtime_s": _MAYBE_SECONDS,

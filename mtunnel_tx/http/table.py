@@ -25,6 +25,7 @@ OPERATIONS = (
         gives=results.OPENED,
         takes=requests.MTUNNEL,
         needs=opening.OPEN_NEEDS,
+        fails=(409, 504),
     ),
     Operation(
         method="POST",
@@ -35,6 +36,7 @@ OPERATIONS = (
         takes=checkrequest.CHECK,
         needs=opening.OPEN_NEEDS,
         ends_with_client=True,
+        fails=(409, 504),
     ),
     Operation(
         method="GET",
@@ -44,6 +46,7 @@ OPERATIONS = (
         gives=results.SOCKET,
         takes=requests.WEBSOCKET,
         upgrades=True,
+        fails=(409, 502),
     ),
     Operation(
         method="GET",
@@ -54,6 +57,7 @@ OPERATIONS = (
         takes=attaching.ATTACH,
         needs=attaching.ATTACH_NEEDS,
         upgrades=True,
+        fails=(409, 410),
     ),
     Operation(
         method="POST",
@@ -62,6 +66,17 @@ OPERATIONS = (
         handler=opening.abandon,
         gives=results.ABANDONED,
         takes=opening.ABANDON,
+        fails=(409,),
+    ),
+    Operation(
+        method="POST",
+        path=f"{_VM}/mtunnellate",
+        summary="what became of a VM whose tunnel of this token is over; one that is held is decided by its source",
+        handler=opening.come_late,
+        gives=results.LATE,
+        takes=opening.LATE,
+        needs=opening.LATE_NEEDS,
+        fails=(409, 504),
     ),
     Operation(
         method="GET",
@@ -71,6 +86,7 @@ OPERATIONS = (
         gives=results.DIGEST,
         takes=opening.DIGEST,
         ends_with_client=True,
+        fails=(409, 504),
     ),
     Operation(
         method="GET",
@@ -90,6 +106,7 @@ OPERATIONS = (
         takes=resources.STORAGES,
         needs=(resources.SEE_STORAGE,),
         ends_with_client=True,
+        fails=(409, 504),
     ),
     Operation(
         method="GET",
@@ -100,6 +117,7 @@ OPERATIONS = (
         takes=resources.VOLUMES,
         needs=(resources.SEE_VOLUMES,),
         ends_with_client=True,
+        fails=(409, 504),
     ),
     Operation(
         method="GET",

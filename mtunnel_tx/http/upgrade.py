@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
@@ -21,18 +23,24 @@ from mtunnel_tx.wire.resuming import HEADER, write_offer
 log = Logger()
 
 
+def expect_nothing(_flow: Flow) -> None:
+    """For those whose flows end with this process."""
+
+
 async def upgrade(
     request: Request, handshake: Handshake, local: socket.socket, route: Route, *, relay: Relay,
     limits: FlowLimits, reactor: Reactor, resumption: Resumption | None = None,
+    expect: Callable[[Flow], None] = expect_nothing,
 ) -> Flow:  # fmt: skip
     """Turn a request into a flow between its connection and a UNIX socket.
 
     Args: request: a twisted.web request, nothing answered yet. handshake: of this request. local: connected; it belongs
     to the flow from now on, and is closed if there will be none. resumption: of a flow that outlives its connection.
+    expect: called before the peer hears of the flow.
     Returns: the flow, running; the request must not be touched any more.
     Raises: TunnelError: refused, to be answered as HTTP; ConnectionLost: there is nobody left to answer.
     """
-    flow = Flow(relay, local, _terms(route, limits, resumption))
+    flow = Flow(relay, local, make_terms(route, resumption, limits=limits))
     answer = handshake.answer
     if resumption is not None:
         resumption.begin(flow)
@@ -43,6 +51,7 @@ async def upgrade(
     except BaseException:
         local.close()
         raise
+    expect(flow)
     try:
         peer = await leave_http(request, answer)
     except BaseException:
@@ -52,16 +61,22 @@ async def upgrade(
     return flow
 
 
-def _terms(route: Route, limits: FlowLimits, resumption: Resumption | None) -> FlowTerms:
+def make_terms(route: Route, resumption: Resumption | None, *, limits: FlowLimits) -> FlowTerms:
+    """How a flow to this route is to be run. Args: resumption: None: it ends with its connection."""
+
     async def closed(orderly: bool) -> None:
         await route.closed(orderly=orderly)
+
+    def owner() -> dict[str, Any]:
+        lasting = None if resumption is None else resumption.lasting.as_json()
+        return {"vmid": route.vmid, "suffix": route.kind.suffix, "resume": lasting}
 
     terms = FlowTerms(
         urgent=route.kind.urgent,
         ends_with_local=route.kind.ends_both,
         limits=limits,
         closed=closed,
-        owner=(route.vmid, route.kind.suffix) if resumption is None and route.kind.suffix else None,
+        owner=owner if route.kind.suffix else None,
     )
     if resumption is None:
         return terms

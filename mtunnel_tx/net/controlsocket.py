@@ -7,6 +7,7 @@ the socket file (mode 0600) may do everything.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -87,13 +88,21 @@ async def ask(
     call = _Call(json.dumps(dict(request)).encode())
     try:
         await connectProtocol(UNIXClientEndpoint(reactor, str(path)), call)
-        return _read_reply(await call.reply.addTimeout(patience_s, reactor))
+        reply = _read_reply(await call.reply.addTimeout(patience_s, reactor))
+        log.debug("the daemon at {path} has answered '{command}'", path=path, command=request.get("cmd"))
+        return reply
     except (ConnectError, ConnectionDone, OSError) as error:
-        raise BackendFailed(f"no daemon answers at '{path}' - {error}") from error
+        raise BackendFailed(f"no daemon answers at '{path}': {_reason(error)}") from error
     except DeferredTimeout as error:
         raise TimedOut(f"no reply from the daemon within {patience_s:.0f} seconds") from error
     finally:
         call.hang_up()
+
+
+def _reason(error: Exception) -> str:
+    """In the words of the system, without its number and without Twisted's."""
+    number = getattr(error, "osError", None)
+    return os.strerror(number) if isinstance(number, int) else str(error)
 
 
 def _read_reply(line: bytes) -> dict[str, Any]:

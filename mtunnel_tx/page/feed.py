@@ -132,9 +132,14 @@ class Feed:
         return len(self._streams)
 
     def check_room(self, owner: str) -> None:
-        """A token has a quarter of the places at most. Raises: TooManyStreams."""
-        own = sum(stream.owner == owner for stream in self._streams) if owner != OPERATOR else 0
-        if len(self._streams) >= self._most or own >= max(1, self._most // 4):
+        """A token has a quarter of the places at most, and all of them leave one to the operator.
+
+        Raises: TooManyStreams.
+        """
+        quarter = max(1, self._most // 4)
+        tokens = [stream.owner for stream in self._streams if stream.owner != OPERATOR]
+        is_full = owner != OPERATOR and (tokens.count(owner) >= quarter or len(tokens) >= self._most - quarter)
+        if len(self._streams) >= self._most or is_full:
             raise TooManyStreams(f"no more than {self._most} pages are live at a time")
 
     def join(self, stream: EventStream) -> None:

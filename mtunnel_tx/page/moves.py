@@ -41,11 +41,10 @@ def _tunnel_of(facts: PageFacts, move: MoveState) -> TunnelStatus | None:
 
 
 def _show_move(move: MoveState, rates: Sequence[float], tunnel: TunnelStatus | None, at_s: float) -> Html:
-    way = f"from {move.source or move.address}" if move.direction == INCOMING else f"to {move.target}"
     phase = element("span", move.phase.value, class_=f"phase {move.phase.name.lower()}")
     return element(
         "article",
-        element("h3", f"VM {move.vmid} ", element("span", way, class_="way"), " ", phase),
+        element("h3", f"VM {move.vmid} ", element("span", _way(move), class_="way"), " ", phase),
         element("p", move.reason, class_="reason") if move.reason else None,
         _bar(move.percent, f"VM {move.vmid}"),
         pairs(_facts(move)),
@@ -57,6 +56,13 @@ def _show_move(move: MoveState, rates: Sequence[float], tunnel: TunnelStatus | N
         data_direction=move.direction,
         data_upid=move.upid,
     )
+
+
+def _way(move: MoveState) -> str:
+    if move.direction != INCOMING:
+        return f"to {move.target}"
+    # What a source calls itself nobody has verified.
+    return f"from {move.source} ({move.address})" if move.source else f"from {move.address}"
 
 
 def _facts(move: MoveState) -> Iterator[tuple[str, Content]]:

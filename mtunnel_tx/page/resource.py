@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -19,9 +18,11 @@ from twisted.web.server import NOT_DONE_YET
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated
 from mtunnel_tx.http.gate import Gate
 from mtunnel_tx.http.parameters import read_body, read_header, read_query
+from mtunnel_tx.http.replies import refusal_word
 from mtunnel_tx.http.visit import Visit
 from mtunnel_tx.net.admission import address_of
 from mtunnel_tx.net.kinds import Request
+from mtunnel_tx.net.ownaddress import is_this_host
 from mtunnel_tx.page.answers import FILES, PageAnswer, begin, redirect, send_answer
 from mtunnel_tx.page.facts import Looker
 from mtunnel_tx.page.feed import EventStream, Feed
@@ -49,7 +50,7 @@ class PageActions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageParts:
-    """What the page talks to. reach: from where it is served. age_s: of a session, at most."""
+    """What the page talks to. reach: from where it is served. age_s: of a session, at most. refused: counts them."""
 
     node: str
     reach: str
@@ -61,6 +62,7 @@ class PageParts:
     looker: Looker
     feed: Feed
     actions: PageActions
+    refused: Callable[[str], object]
 
 
 class PageResource(Resource):
@@ -82,7 +84,7 @@ class PageResource(Resource):
         if path != PATH.rstrip("/") and not path.startswith(PATH):
             return False
         reach = self._parts.reach
-        return reach == EVERYWHERE or (reach == LOOPBACK and _is_here(address_of(request.getClientAddress())))
+        return reach == EVERYWHERE or (reach == LOOPBACK and is_this_host(address_of(request.getClientAddress())))
 
     def stop(self) -> None:
         """End all live pages."""
@@ -106,6 +108,8 @@ class PageResource(Resource):
             log.failure("unexpected failure in a request for the page")
             answer = self._refusal(TunnelError("internal error"))
         if answer is not None and not visit.is_over:
+            if answer.status >= BadRequest.status:
+                self._parts.refused(refusal_word(answer.status))
             send_answer(visit.request, answer)
 
     def _refusal(self, error: TunnelError) -> PageAnswer:
@@ -260,11 +264,3 @@ def _check_origin(request: Request) -> None:
         is_ours = origin is None or origin == f"https://{read_header(request, b'host')}"
     if not is_ours:
         raise Forbidden("this form is of another site")
-
-
-def _is_here(address: str) -> bool:
-    """Whether a client is on this host: a loopback address, or a UNIX socket."""
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return address == "local"

@@ -37,9 +37,10 @@ _HISTORY = ("when", "VM", "peer", "outcome", "time", "in", "out", "token")
 
 
 def show_sections(facts: PageFacts, visitor: Visitor) -> dict[str, Html]:
-    """What this visitor may see, by the names of TITLES; `now` is when it was looked at."""
+    """What this visitor may see, by the names of TITLES; `now`: when this was; `waits`: how much waits."""
     shown = {
         "now": moment("now", facts.at_s),
+        "waits": _show_waits(facts, visitor),
         "moves": show_moves(facts, visitor),
         "held": _show_held(facts, visitor),
         "history": _show_history(facts, visitor),
@@ -78,11 +79,21 @@ def _show_node(facts: PageFacts, visitor: Visitor) -> Html:
     )
 
 
+def _held_for(facts: PageFacts, visitor: Visitor) -> list[int]:
+    return [vmid for vmid in sorted(facts.status.held) if visitor.may_see(facts.owners.get(vmid, ""))]
+
+
+def _show_waits(facts: PageFacts, visitor: Visitor) -> Html:
+    """A way down to them: many moves may stand before."""
+    waiting = len(_held_for(facts, visitor))
+    text = "1 VM waits for a decision" if waiting == 1 else f"{waiting} VMs wait for a decision"
+    return join([element("a", text, href="#held", class_="waits") if waiting else None])
+
+
 def _show_held(facts: PageFacts, visitor: Visitor) -> Html:
     shown = [
-        _show_one_held(vmid, reason, visitor.may_settle(vmid, facts.owners.get(vmid, "")))
-        for vmid, reason in sorted(facts.status.held.items())
-        if visitor.may_see(facts.owners.get(vmid, ""))
+        _show_one_held(vmid, facts.status.held[vmid], visitor.may_settle(vmid, facts.owners.get(vmid, "")))
+        for vmid in _held_for(facts, visitor)
     ]
     if not shown:
         return element("p", "Nothing waits.", class_="nothing")
@@ -129,7 +140,7 @@ def _show_history(facts: PageFacts, visitor: Visitor) -> Html:
 
 def _history_row(row: FinishedMove) -> tuple[Content, ...]:
     why = row.problem or row.reason
-    outcome = join([row.outcome, element("small", f" {why}") if why else None])
+    outcome = element("div", row.outcome, element("small", f" {why}") if why else None)
     way = "from" if row.direction == "in" else "to"
     return (
         moment("since_s", row.since_s),

@@ -38,7 +38,10 @@ class Session:
 
 
 class Sessions:
-    """Bounded in age and number: beyond `most` the oldest ends, and of one owner's beyond a quarter of it as well."""
+    """Bounded in age and number: beyond `most` the oldest ends, and of one owner's beyond a quarter of it as well.
+
+    Tokens leave a quarter to the operator.
+    """
 
     def __init__(self, access: Access, clock: Clock, *, node: str, most: int, age_s: float) -> None:
         self._access = access
@@ -108,7 +111,11 @@ class Sessions:
 
     def _begin(self, owner: str, authorization: str) -> str:
         cookie, csrf = secrets.token_urlsafe(_KEY_BYTES), secrets.token_urlsafe(_KEY_BYTES)
-        self._drop([digest for digest, one in self._sessions.items() if one.owner == owner], max(1, self._most // 4))
+        quarter = max(1, self._most // 4)
+        self._drop([digest for digest, one in self._sessions.items() if one.owner == owner], quarter)
+        if authorization:
+            tokens = [digest for digest, one in self._sessions.items() if one.authorization]
+            self._drop(tokens, max(1, self._most - quarter))
         self._drop(list(self._sessions), self._most)
         self._sessions[_digest(cookie)] = Session(owner, authorization, csrf, self._clock.seconds() + self._age_s)
         return cookie

@@ -20,6 +20,7 @@ def page(visitor: Visitor, csrf: str, titles: Mapping[str, str], sections: Mappi
             "header",
             element("h1", visitor.node, " ", element("small", "mtunnel")),
             element("p", "as of ", _live("span", "now", sections), " ", element("span", "", id="connection")),
+            element("p", _live("span", "waits", sections)),
             element("p", visitor.name, " ", log_out, class_="who"),
         ),
         element("form", element("input", type="hidden", name="csrf", value=csrf), id=FORM, method="post"),

@@ -14,7 +14,7 @@ class Change:
     `action`: the command's word. `pid`: of the command. `owner`: what its children are known by. `claim`: the `vmgenid`
     of the config that it makes, so that this one alone is removed again; empty: it makes none. `snapshot`: the one that
     it works on. `volumes`: what it makes or frees: freed at the end unless a config names them. `files`: other files
-    that it makes, removed unless it succeeds.
+    that it makes, removed unless it succeeds. `marked`: it was about to lock the config, which nobody else had locked.
     """
 
     vmid: int
@@ -25,6 +25,7 @@ class Change:
     snapshot: str = ""
     volumes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    marked: bool = False
 
 
 class Changes(Protocol):

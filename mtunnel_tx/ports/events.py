@@ -94,12 +94,16 @@ class FlowEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowParked:
-    """The flow of that number has lost its connection, and waits for another one."""
+    """The flow of that number has lost its connection, and waits for another one.
+
+    waited_s: for so long already, under an earlier daemon or without any.
+    """
 
     tunnel: TunnelFacts
     number: int
     socket: SocketKind
     reason: str
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,5 +51,8 @@ class Guests(Protocol):
 
     def read_firewall(self, vmid: int) -> str | None: ...
 
+    def why_unwritable(self) -> str | None:
+        """Why no config or no firewall file can be written; None: they can."""
+
     async def tidy(self, vmid: int) -> None:
         """Remove what a crash left in the middle of writing one of this guest's files."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
+
 from mtunnel_tx.ports.storage import Child
 from mtunnel_tx.ports.streams import Route
 
@@ -24,15 +26,20 @@ class FlowPositions:
     """How far a flow is.
 
     taken_bytes: of the peer's, by the UNIX socket. sent_bytes: read from it. queued_bytes: that wait to be read.
+    is_parked: nobody reads them now, and nobody writes to it.
     """
 
     taken_bytes: int
     sent_bytes: int
     queued_bytes: int
+    is_parked: bool = False
 
 
 class LivingFlow(Protocol):
-    """A flow of an earlier daemon's that runs in a worker; it leads to this tunnel's socket with this suffix."""
+    """A flow of an earlier daemon's, parked or in a worker; it leads to this tunnel's socket with this suffix.
+
+    An empty suffix: it cannot be understood, and cannot be adopted; VMID 0: nobody knows whose it was.
+    """
 
     vmid: int
     suffix: str
@@ -55,27 +62,44 @@ class Survivors:
     flows: Sequence[LivingFlow] = ()
 
 
+class HasDescriptor(Protocol):
+    """A socket or a file."""
+
+    def fileno(self) -> int: ...
+
+
 class Store(Protocol):
-    """Keeps sockets under names, each with a small value, and runs programs. It may be lost at any time."""
+    """Keeps sockets and files under names, each with a small value, and runs programs. It may be lost at any time."""
 
-    def put(self, name: str, value: object, sockets: Sequence[socket.socket] = ()) -> None:
-        """Keep this, in the place of what is there; without sockets, an entry keeps its own. Duplicates are kept."""
+    def put(self, name: str, value: object, sockets: Sequence[HasDescriptor] = ()) -> Deferred[bool]:
+        """Keep this, in the place of what is there; without sockets, an entry keeps its own. Duplicates are kept.
 
-    async def get(self, name: str) -> tuple[Any, list[socket.socket]]:
-        """What lies there, and stays: the value and duplicates of the sockets. Raises: BackendFailed."""
+        Returns: fires with True when it is kept, or cannot be while this daemon lives on, which is logged; with False
+        when this daemon has let go of the store before it knew.
+        """
+
+    async def get(self, name: str) -> tuple[Any, list[Any]]:
+        """What lies there, and stays: the value, and duplicates of the sockets and files. Raises: BackendFailed."""
 
     def drop(self, name: str) -> None:
         """Close what lies there."""
 
     def spawn(
-        self, name: str, argv: Sequence[str], env: Mapping[str, str], stdin: socket.socket | None = None
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        stdin: socket.socket | None = None,
+        *,
+        keeps_end: bool = False,
     ) -> Child:
         """Run a program that does not end with the daemon. Its lines are kept until the next one was taken.
 
+        Args: keeps_end: how it ended is kept for the next daemon until `kill`; else until this one has heard of it.
         One that cannot be started ends with code 127, with the reason as its last line.
         """
 
-    def adopt(self, name: str, taken: int = 0) -> Child:
+    def adopt(self, name: str, taken: int = 0, *, keeps_end: bool = False) -> Child:
         """A program of an earlier daemon's. Args: taken: how many of its lines were dealt with for good."""
 
     def watch(self) -> None:

@@ -59,5 +59,8 @@ class Journal(Protocol):
     def standing(self) -> list[int]:
         """The VMIDs that have a journal."""
 
+    def why_taken(self, vmid: int) -> str | None:
+        """Why none can be opened for a VM: one stands, here or the other way; nothing can be written. None: it can."""
+
     async def tidy(self) -> None:
         """Remove what a crash left in the middle of opening a journal: it announced nothing."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mtunnel_tx.errors import Refusal, at_once
+from mtunnel_tx.ports.programs import Program
 from mtunnel_tx.ports.storage import Report
 from mtunnel_tx.pve.guestconf import GuestConfig
 
@@ -17,7 +18,8 @@ class Incoming:
     """How a VM is started that waits for its state from another host.
 
     `migrate_socket`, `nbd_socket`: UNIX socket files to listen on (None: no NBD server); `exports`: drive key to volume
-    id, each exported writable as `drive-KEY`; the rest as the source sent it (protocol.md section 5, `start`).
+    id, each exported writable as `drive-KEY`; `postcopy`: it may run before all of its memory is here;
+    the rest as the source sent it (protocol.md section 5, `start`).
     """
 
     migrate_socket: Path
@@ -28,18 +30,23 @@ class Incoming:
     cpu: str | None = None
     nets_host_mtu: str | None = None
     spice_ticket: str | None = None
+    postcopy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineState:
     """What QEMU says: `status` as in query-status (`inmigrate`, `paused`, `running`, …), `off` where there is none.
 
-    `whole`: query-migrate says completed here. `dirty_end`: where it is off, why it ended (tail of its stderr).
+    `whole`: query-migrate says completed here. `partly`: it says that enough is here for it to run, by post-copy;
+    `cut`: and that the source, which has the rest, is out of reach.
+    `dirty_end`: where it is off, why it ended (tail of its stderr).
     `accelerator`: `kvm`, `tcg` (emulated), or an empty text where it is off or not known.
     """
 
     status: str
     whole: bool = False
+    partly: bool = False
+    cut: bool = False
     dirty_end: str = ""
     accelerator: str = ""
 
@@ -56,6 +63,9 @@ class Hypervisor(Protocol):
     def running(self, vmid: int) -> bool:
         """Whether there is a live QEMU process; reads no socket."""
 
+    def process(self, vmid: int) -> Program | None:
+        """Which process the VM's QEMU is; None: there is none. Raises: BackendFailed: nobody knows."""
+
     async def state(self, vmid: int) -> MachineState:
         """Ask QEMU now; `off` where there is none."""
 
@@ -68,10 +78,15 @@ class Hypervisor(Protocol):
     async def wait_whole(self, vmid: int) -> None:
         """Wait until the whole state has arrived. Raises: BackendFailed: QEMU ended before, with its reason."""
 
-    async def resume(self, vmid: int) -> None:
+    async def check_postcopy(self) -> None:
+        """Whether a VM may run here before all of its memory is here. Raises: BackendFailed: why not."""
+
+    async def resume(self, vmid: int, *, partly: bool = False) -> None:
         """Running: nothing; paused: run; suspended: wake up; shut down: reset and run.
 
-        Raises: WrongState: `VM N not running`, or its state is not whole yet.
+        Args: partly: also where a part of its memory is still to come, by post-copy.
+        Raises: WrongState: it does not run: `VM N not running`, its state is not whole yet, or QEMU refuses. Any other
+        error: it may run, or will.
         """
 
     async def stop(self, vmid: int) -> None:

@@ -14,6 +14,7 @@ class MovePhase(Enum):
     MIRROR = "mirror"
     MEMORY = "memory"
     HAND_OVER = "hand-over"
+    POSTCOPY = "post-copy"
     DONE = "done"
     ROLLED_BACK = "rolled back"
     HELD = "held"
@@ -108,4 +109,26 @@ class WasParked:
     parked_s: float
 
 
-MoveEvent = Expected | Carried | Finished | Reached | Wired | NamedSource | NamedTask | StoodStill | WasParked
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutageBegan:
+    """A flow has lost its carrier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutageEnded:
+    """Every flow has a carrier again, or has ended."""
+
+
+MoveEvent = (
+    Expected
+    | Carried
+    | Finished
+    | Reached
+    | Wired
+    | NamedSource
+    | NamedTask
+    | StoodStill
+    | WasParked
+    | OutageBegan
+    | OutageEnded
+)

@@ -30,7 +30,7 @@ class Notes(Protocol):
 
 
 class NoNotes:
-    """For a daemon whose tunnels end with it."""
+    """For those who have no tunnels."""
 
     def add(self, vmid: int, note: Mapping[str, Any]) -> None:
         """Nothing is kept."""

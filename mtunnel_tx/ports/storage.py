@@ -63,7 +63,7 @@ class Child(Protocol):
         """Wait for the end. Returns: exit code, or minus the signal's number."""
 
     async def kill(self) -> None:
-        """SIGKILL to its whole session, and wait until it is gone; nothing where it has ended."""
+        """SIGKILL to its whole session, and wait until it is gone; where it has ended, a Store only forgets it."""
 
 
 class Storage(Protocol):
@@ -96,6 +96,9 @@ class Storage(Protocol):
 
     async def volumes(self, storage: str, vmid: int | None = None) -> list[Volume]: ...
 
+    async def why_unwritable(self, storage: str, vmid: int) -> str | None:
+        """Why no image of a guest can be made; None: it can, as far as can be seen without making one."""
+
     async def path(self, volid: str) -> str:
         """Returns: its path in the file system (or a URL of the storage's own)."""
 
@@ -106,11 +109,17 @@ class Storage(Protocol):
         """What an image says of itself, and `elsewhere` of its name too; None: it is no file. Never follows a name."""
 
     async def refers_elsewhere(self, volid: str) -> str | None:
-        """Why QEMU would open another file with this volume, or in its place; None: it would not.
+        """Why QEMU would open another file with this volume, or in its place, or would need a key; None: it would not.
 
         A symbolic or hard link, something that is no file, an image whose header names a backing file (but the base
-        that the volume's name has), a data file or extents elsewhere. Never follows what it finds. None on a storage
-        without files.
+        that the volume's name has), a data file or extents elsewhere, one that is encrypted. Never follows what it
+        finds. None on a storage without files.
+        """
+
+    async def verify(self, volid: str) -> None:
+        """See that an image nobody writes to is whole, as an import of ours does in the end; this reads all its tables.
+
+        Nothing where the program is Proxmox's. Raises: BackendFailed: it is damaged.
         """
 
     async def extend(self, volid: str, size_bytes: int) -> None:

@@ -36,8 +36,8 @@ class Route(Protocol):
     def opened(self, flow: TunnelFlow) -> None:
         """The flow runs from now on. Raises: WrongState (409): the one command connection is there already."""
 
-    def parked(self, reason: str) -> None:
-        """The flow has lost its connection, and waits for another one."""
+    def parked(self, reason: str, waited_s: float) -> None:
+        """The flow has lost its connection, and waits for another one; for so long already, under an earlier daemon."""
 
     def resumed(self, waited_s: float) -> None:
         """It has another one."""

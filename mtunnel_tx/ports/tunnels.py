@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
-from mtunnel_tx.wire.checkrequest import CheckCall
+
+if TYPE_CHECKING:
+    from mtunnel_tx.wire.checkrequest import CheckCall  # a source imports no schemas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,31 @@ class TunnelStatus:
     interrupted_s: float = 0.0
 
 
+class Decision(Enum):
+    """What is to become of a VM that is held. RUN: it is this host's, and runs if its state is here. KEEP: it is this
+    host's, and stays as it is. DISCARD: it is the source's.
+    """
+
+    RUN = "run"
+    KEEP = "keep"
+    DISCARD = "discard"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateAnswer:
+    """What a source is told whose tunnel is over.
+
+    verdict: what became of the VM, in a word or two; `held`: nobody has decided yet. The others are about such a one:
+    what QEMU says here, `off` where there is none, and that it is another one's where the tunnel has not started it;
+    whether it has the whole state; whether the VM may have run here, or the source has given it up.
+    """
+
+    verdict: str
+    machine: str = "off"
+    is_whole: bool = False
+    is_given_up: bool = False
+
+
 class Tunnels(Protocol):
     """All live tunnels: what the HTTP API and the control socket talk to."""
 
@@ -74,5 +102,11 @@ class Tunnels(Protocol):
 
     async def abandon(self, vmid: int, token: str, upid: str) -> None:
         """End a parked tunnel of this token. Raises: NotFound; WrongState: its source is connected."""
+
+    async def come_late(self, vmid: int, token: str, upid: str, decision: Decision | None = None) -> LateAnswer:
+        """What became of this token's tunnel of that task; a held one is decided.
+
+        Raises: NotFound: nothing is known of it. WrongState: its source is connected, or that cannot be decided so.
+        """
 
     def live(self) -> list[TunnelStatus]: ...

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import InvalidParameters, TunnelError
-from mtunnel_tx.pve.drive import is_drive_key
+from mtunnel_tx.pve.drive import Drive, is_drive_key
 from mtunnel_tx.pve.sizes import format_size
 
 MOST_FINDINGS = 200
@@ -124,3 +124,17 @@ def judge_room(
     else:
         text = f"storage '{storage}' may become full: the disks can grow to {format_size(size_bytes)}, {there}"
     yield MoveFinding(about="storage", name=storage, text=text, severity=severity)
+
+
+def judge_leftover(storage: str, volid: str, vmid: int, coming: Collection[str], *, remakes: bool) -> MoveFinding:
+    """What of a volume of the VMID that no VM has; a cloud-init drive is made of a config, and no loss.
+
+    Args: coming: the bare names of volumes that will come. remakes: the target makes such a drive anew.
+    """
+    text = f"storage '{storage}' has '{volid}' of VM {vmid}, which no VM has"
+    comes = volid.rpartition("/")[2] in coming
+    if not Drive(volid).is_cloudinit or (comes and not remakes):
+        text = f"{text}: remove it, or choose another VMID"
+        return MoveFinding(about="disk", name=volid, text=text, severity=Severity.REFUSE)
+    severity, end = (Severity.CHANGE, "it is made anew") if comes else (Severity.WARN, "it stays")
+    return MoveFinding(about="disk", name=volid, text=f"{text}: {end}", severity=severity)

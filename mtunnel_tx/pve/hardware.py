@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from mtunnel_tx.checks import FormatError, clean
 from mtunnel_tx.errors import TunnelError, refuse
@@ -162,9 +163,6 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         vcpus=_vcpus(options, sockets * cores),
         cpu=read_cpu(options, cpu_models),
         kvm=options.get("kvm", "1") == "1",
-        windows=_windows(options),
-        linux=options.get("ostype") == "l26",
-        solaris=options.get("ostype") == "solaris",
         ovmf=options.get("bios") == "ovmf",
         acpi=options.get("acpi", "1") == "1",
         disks=_disks(conf),
@@ -174,20 +172,31 @@ def _hardware(conf: GuestConfig, options: Mapping[str, str], cpu_models: Mapping
         nics=_nics(conf),
         agent=read_agent(options),
         serials=tuple(number for number in range(4) if f"serial{number}" in options),
-        display=read_display(options, windows=_windows(options)),
         usb_ports=read_usb_ports(options),
         smbios=read_smbios(options),
         vmgenid=None if options.get("vmgenid", "0") == "0" else options["vmgenid"],
         rng=read_rng(options),
         watchdog=parse_option(WATCHDOG, options, "watchdog") or None,
         sound=parse_option(AUDIO, options, "audio0") or None,
-        tablet=has_tablet(options),
-        keyboard=options.get("keyboard"),
-        clock=read_clock(options, windows=_windows(options)),
         stops_at_reboot=options.get("reboot") == "0",
         starts_frozen=options.get("freeze") == "1",
         arguments=options.get("args", ""),
+        **_for_its_system(options),
     )
+
+
+def _for_its_system(options: Mapping[str, str]) -> dict[str, Any]:
+    """The guest's system, and what depends on it or is for who sits before it."""
+    windows = _windows(options)
+    return {
+        "windows": windows,
+        "linux": options.get("ostype") == "l26",
+        "solaris": options.get("ostype") == "solaris",
+        "display": read_display(options, windows=windows),
+        "clock": read_clock(options, windows=windows),
+        "tablet": has_tablet(options),
+        "keyboard": options.get("keyboard"),
+    }
 
 
 def _windows(options: Mapping[str, str]) -> int:

@@ -52,6 +52,7 @@ class ImageFacts:
 
     `elsewhere`: why the image cannot stand alone, None if it can. `backing`: the backing file's name as written; then
     `elsewhere` says so. `snapshots`, `bitmaps`: the names of those in a qcow2, where `qemu-img info` was asked.
+    `unclosed`: a qcow2 whose reference counts QEMU makes anew when it opens it next, as after a power cut.
     `options`: `cluster_size` and `refcount_bits` of qcow2, as `qemu-img create` has them; `compressed` in vmdk: data
     has to be inflated.
     """
@@ -62,6 +63,7 @@ class ImageFacts:
     backing: str | None = None
     encrypted: bool = False
     corrupt: bool = False
+    unclosed: bool = False
     snapshots: tuple[str, ...] = ()
     bitmaps: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def read_image_info(info: Mapping[str, Any]) -> ImageFacts:
         backing=backing,
         encrypted=bool(info.get("encrypted")) or "encrypt" in details,
         corrupt=bool(details.get("corrupt")),
+        unclosed=bool(info.get("dirty-flag")),
         snapshots=_names(info.get("snapshots", [])),
         bitmaps=_names(details.get("bitmaps", [])),
     )

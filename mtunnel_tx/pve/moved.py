@@ -35,7 +35,7 @@ def forget_move(conf: GuestConfig) -> GuestConfig:
 
 
 def check_not_moved(vmid: int, conf: GuestConfig) -> None:
-    """To be asked before each start. Raises: WrongState: the VM lives on another host by now."""
+    """To be asked before a start or a change of its disks. Raises: WrongState: the VM lives on another host by now."""
     move = find_move(conf)
     if move is not None:
         raise WrongState(

@@ -15,11 +15,13 @@ class Need:
 
     Args: path: `/vms/{vmid}`; a name in braces stands for a parameter. privileges: any one of them will do. when: in
     words, when it is needed; empty: always. What is not always needed is for the request's handler to check.
+    hides: nothing is refused for want of it, but what it is needed for is not shown.
     """
 
     path: str
     privileges: tuple[str, ...]
     when: str = ""
+    hides: bool = False
 
     def check(self, rights: Rights, values: Mapping[str, Any]) -> None:
         """Args: values: what the names in the path stand for. Raises: PermissionDenied: names all of them, with `|`."""

@@ -85,6 +85,12 @@ def export_volume(settings: Settings, order: ExportOrder, target: int) -> None:
     open_storage(settings, parsed.storage).send(parsed.name, order, target)
 
 
+def verify_volume(settings: Settings, volid: str) -> None:
+    """`verify`: see that an import would take what `export` sends of a volume's file. Raises: TunnelError."""
+    parsed = _named_volume(volid, "verify")
+    open_storage(settings, parsed.storage).verify(parsed)
+
+
 def _named_volume(text: str, verb: str) -> VolumeId:
     try:
         return parse_volume_id(text)

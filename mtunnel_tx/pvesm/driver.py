@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mtunnel_tx.pve.storagecfg import StorageEntry
+from mtunnel_tx.pve.volume import VolumeId
 
 Announce = Callable[[str], None]
 """Is told the id of a new volume once it is there for good; where it raises, the volume has to go again."""
@@ -122,3 +123,6 @@ class Driver(Protocol):
 
     def send(self, name: str, order: ExportOrder, target: int) -> None:
         """Write a volume as a stream to a descriptor; refuse, if possible, before the first byte."""
+
+    def verify(self, volume: VolumeId) -> None:
+        """Raises: TunnelError: `receive` would refuse a copy of its file. Where volumes are no files, does nothing."""

@@ -24,6 +24,7 @@ from mtunnel_tx.pvesm.driver import ExportOrder, ImportOrder, NewImage
 from mtunnel_tx.pvesm.failure import ExitError
 from mtunnel_tx.pvesm.options import Parameters, Syntax, UsageError, parse_parameters
 from mtunnel_tx.pvesm.output import say, warn
+from mtunnel_tx.pvesm.serving import serve
 from mtunnel_tx.pvesm.signals import Interrupted, catch_signals
 from mtunnel_tx.pvesm.streams import fill_gaps, open_source, open_target
 from mtunnel_tx.pvesm.tables import format_list, format_status
@@ -51,8 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: the exit code."""
     fill_gaps()
     catch_signals()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _reported(lambda: serve(_answer) if list(words) == ["serve"] else _run(words))
+    except Interrupted as error:
+        warn(f"interrupted by signal {signal.Signals(error.number).name}")
+        return 128 + error.number
+
+
+def _answer(words: Sequence[str]) -> int:
+    """Run one of many commands. Raises: Interrupted: there are no more."""
+    return _reported(lambda: _run(words))
+
+
+def _reported(work: Callable[[], int]) -> int:
+    """Say why something failed. Returns: the exit code. Raises: Interrupted."""
+    try:
+        return work()
     except UsageError as error:
         warn(error.text)
         return BAD_USAGE
@@ -62,9 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TunnelError, OSError) as error:
         warn(error.text if isinstance(error, TunnelError) else str(error))
         return FAILED
-    except Interrupted as error:
-        warn(f"interrupted by signal {signal.Signals(error.number).name}")
-        return 128 + error.number
 
 
 def _run(words: Sequence[str]) -> int:
@@ -169,6 +182,10 @@ def _export(settings: Settings, given: Parameters) -> None:
         commands.export_volume(settings, order, target)
 
 
+def _verify(settings: Settings, given: Parameters) -> None:
+    commands.verify_volume(settings, given["volume"])
+
+
 def _stream_format(value: str) -> str:
     """Check a stream format. The error lists the formats of Proxmox only, as its pvesm does."""
     return value if value in STREAM_FORMATS else enum(*PROXMOX_STREAMS)(value)
@@ -254,4 +271,5 @@ COMMANDS: Mapping[str, PvesmCommand] = {
         ),
         _export,
     ),
+    "verify": PvesmCommand(Syntax(usage="pvesm verify <volume>", arguments=("volume",), checks=_CHECKS), _verify),
 }

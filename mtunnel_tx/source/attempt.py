@@ -5,7 +5,7 @@ What is owned by whom is in the journal; where an attempt fails, it has the targ
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,10 +21,11 @@ from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.leftout import without
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
+from mtunnel_tx.source.owner import POSTCOPY
 from mtunnel_tx.source.pace import Pace, agree
 from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.qemu.live import LiveMove, is_online, sent_drive, wants_trim
-from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
+from mtunnel_tx.source.rewriting import find_bridges, rewrite_config, sent_firewall
 from mtunnel_tx.source.settling import Settling
 from mtunnel_tx.source.target import is_ours
 from mtunnel_tx.source.tunnel import TargetTunnel, read_text
@@ -69,7 +70,7 @@ class Attempt:
         world, vmid = self._world, self._order.vmid
         assert world.machines is not None, "the survey has seen to that"
         forwards = Forwards(world.reactor, tunnel, world.runtime_dir, vmid)
-        world.impatient.addCallback(lambda _: forwards.close())
+        world.impatient.addCallback(lambda _: self._unless_in_parts(forwards.close))
         try:
             async with world.machines.attached(vmid) as running:
                 live = LiveMove(tunnel, running, forwards, world, self._journal)
@@ -107,6 +108,14 @@ class Attempt:
         except CancelledError:
             if self._order.delete:
                 raise
+
+    def _unless_in_parts(self, end: Callable[[], object]) -> None:
+        """A VM that runs there by post-copy needs its connections until all of its memory is there."""
+        departure = self._journal.departure
+        if departure.stage in (Stage.RESUMING, Stage.RESUMED) and departure.is_in_parts:
+            self._say("it runs there already, and needs the rest of its memory: that is waited for")
+        else:
+            end()
 
     async def _end_here(self) -> None:
         assert self._world.machines is not None
@@ -153,7 +162,7 @@ class Attempt:
             vmid=self._order.target_vmid,
             outages=world.outages,
         )
-        world.impatient.addCallback(lambda _: tunnel.drop())
+        world.impatient.addCallback(lambda _: self._unless_in_parts(tunnel.drop))
         try:
             upid = await finish(tunnel.open(*self._places()))
             await self._journal.note("opened", upid=upid)
@@ -203,20 +212,27 @@ class Attempt:
                 await self._clean_up(tunnel)
         except TunnelError as error:
             # Without `quit` it cleans up at the end of the connection.
-            how = "was not waited for" if self._world.impatient.called else "failed"
-            self._say(f"cleanup at the target {how}: {error.text}")
+            if self._world.impatient.called:
+                self._say(f"cleanup at the target was not waited for: {error.text}")
+            else:
+                self._world.progress.warn(f"cleanup at the target failed: {error.text}")
 
     async def _may_clean_up(self) -> bool:
         """Whether this host still has all of the VM, and the target was not told to run it."""
-        match self._journal.departure.stage:
+        departure = self._journal.departure
+        match departure.stage:
             case Stage.RESUMING | Stage.RESUMED:
                 return False
-            case Stage.COMPLETING:
-                return (await Settling(self._world, self._journal).look()).status != "off"
+            case Stage.COMPLETING | Stage.HANDING_OVER if departure.power is not Power.OFF:
+                machine = await Settling(self._world, self._journal).look()
+                return machine.status != "off" and machine.migration not in POSTCOPY
         return True
 
     async def _clean_up(self, tunnel: TargetTunnel) -> None:
-        if self._journal.departure.is_started:
+        departure = self._journal.departure
+        # One of ours may run the VM though it said no; where it certainly does not, `quit` ends QEMU there as well.
+        may_run = departure.asked and departure.power is Power.RUNNING and is_ours(self._plan.repoid)
+        if departure.is_started and not may_run:
             await tunnel.stop()
         await tunnel.quit(cleanup=True)
         await self._journal.note("kept")
@@ -247,7 +263,7 @@ class Attempt:
         order = self._order
         sent = without(self._plan.conf, order.drop)
         conf = rewrite_config(sent, volids, order.bridge, order.storages.target)
-        firewall = self._world.guests.read_firewall(order.vmid)
+        firewall = sent_firewall(self._world.guests.read_firewall(order.vmid))
         await tunnel.set_config(conf, firewall, order.drop if self._plan.checked else ())
 
     async def _compare(self, volids: Mapping[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -33,24 +33,30 @@ class TargetGone(BackendFailed):
 
 
 class CommandChannel(LineReceiver):
-    """Commands to the target, one at a time; a reply that comes too late is dropped, the next one still fits."""
+    """Commands to the target, one at a time; a reply that comes too late is dropped, the next one still fits.
+
+    Args: clock: stands still while there is no connection. notice_s: how long that may be unnoticed: so much longer a
+    reply is waited for.
+    """
 
     delimiter = b"\n"
     MAX_LENGTH = LINE_LIMIT_BYTES
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, notice_s: Callable[[], float] = lambda: 0.0) -> None:
         self._clock = clock
+        self._notice_s = notice_s
         self._owed: deque[Deferred[bytes]] = deque()
         self._lost: TunnelError | None = None
 
     async def call(self, name: str, wait_s: float, fields: Mapping[str, Json] | None = None) -> dict[str, Json]:
         """Send a command and wait for its reply.
 
-        Args: wait_s: protocol.md section 4, what a source waits at most.
+        Args: wait_s: protocol.md section 4, what a source waits at most while it has a connection.
         Returns: the reply's fields. Raises: CommandRefused: with the target's reason; TimedOut; BackendFailed.
         """
         request = json.dumps({"cmd": name, **(fields or {})}, separators=(",", ":"))
         reply = self._send(request.encode("ascii"))
+        wait_s += self._notice_s()
         line = await within(self._clock, wait_s, reply, f"no reply to '{name}' within {wait_s:g} s")
         return read_reply(name, line)
 

@@ -36,6 +36,7 @@ class Stage(Enum):
     OPENED = "opened"
     STARTING = "starting"
     COMPLETING = "completing"
+    RUNS_ON = "runs_on"
     RESUMING = "resuming"
     RESUMED = "resumed"
     HANDING_OVER = "handing_over"
@@ -50,6 +51,8 @@ class Departure:
 
     `program`: who is at work, or was. `host`, `target_vmid`, `upid`: where the VM goes, as which one, and the task
     there. `token`: the id of the API token, without its secret. `at_s`: when it began, in seconds since the epoch.
+    `split`: by post-copy it may run there while a part of its memory is here; `whole`: no part is any more. `asked`:
+    the target was told to run it, or that it is its own, and said no.
     `delete`: the VM is to be removed here at the end. While that is done, `config` is the SHA-256 of the config to be
     removed, and `volumes` are those that are left to be freed.
     """
@@ -66,6 +69,14 @@ class Departure:
     upid: str = ""
     config: str = ""
     volumes: tuple[str, ...] = ()
+    split: bool = False
+    whole: bool = False
+    asked: bool = False
+
+    @property
+    def is_in_parts(self) -> bool:
+        """It may run at the target while a part of its memory is here; QEMU knows whether it is so."""
+        return self.split and not self.whole
 
     @property
     def is_started(self) -> bool:
@@ -172,7 +183,14 @@ def _opened(departure: Departure, record: Record) -> Departure:
 def _refused(departure: Departure, _record: Record) -> Departure:
     """Back to before the question."""
     before = Stage.OPENED if departure.power is Power.OFF else Stage.COMPLETING
-    return replace(departure, stage=before)
+    return replace(departure, stage=before, asked=True)
+
+
+def _kept(departure: Departure, _record: Record) -> Departure:
+    """Raises: ValueError: the target has all of it."""
+    if departure.stage is Stage.RESUMED and not departure.is_in_parts:
+        raise ValueError("it runs there")
+    return replace(departure, stage=Stage.KEPT)
 
 
 def _removing(departure: Departure, record: Record) -> Departure:
@@ -188,20 +206,30 @@ def _taken(departure: Departure, record: Record) -> Departure:
     return replace(departure, program=_program(record))
 
 
-_CLAIMED, _OPENED, _STARTING, _COMPLETING, _RESUMING, _RESUMED, _HANDING_OVER, _HANDED_OVER, _REMOVING, _KEPT = Stage
+_CLAIMED, _OPENED, _STARTING, _COMPLETING, _RUNS_ON, _RESUMING, _RESUMED, *_ENDS = Stage
+_HANDING_OVER, _HANDED_OVER, _REMOVING, _KEPT = _ENDS
 _UNDECIDED = (_COMPLETING, _RESUMING, _HANDING_OVER)
 _CHANGES: Mapping[str, _Change] = {
     "opened": _Change(frozenset({_CLAIMED}), _opened),  # after the target opened a tunnel
     "starting": _to(_STARTING, _OPENED),  # before `start`: there may be a QEMU there
+    "postcopy": _Change(  # before post-copy is begun: it may run there while a part of its memory is here
+        frozenset({_STARTING}), lambda departure, _: replace(departure, split=True)
+    ),
     "completing": _to(_COMPLETING, _STARTING),  # before the rest of the memory is sent: the target may have all of it
+    "runs_on": _to(_RUNS_ON, _COMPLETING),  # before it runs on here: the target must not get it any more
     "resuming": _to(_RESUMING, _COMPLETING),  # before `resume`: it may run there
     "resumed": _to(_RESUMED, _RESUMING),  # after it: it runs there
+    "whole": _Change(  # after QEMU said so: all of its memory is there
+        frozenset({_RESUMED}), lambda departure, _: replace(departure, whole=True)
+    ),
     "handing_over": _to(_HANDING_OVER, _OPENED, _COMPLETING),  # before `unlock`, where it does not run there
     "refused": _Change(
         frozenset({_RESUMING, _HANDING_OVER}), _refused
     ),  # after `resume` or `unlock`: the answer was no
     "handed_over": _to(_HANDED_OVER, _RESUMED, *_UNDECIDED),  # after `unlock`, or as somebody decided
-    "kept": _to(_KEPT, _CLAIMED, _OPENED, _STARTING, *_UNDECIDED),  # the target has removed all, or somebody decided
+    "kept": _Change(  # the target has removed all, or somebody decided
+        frozenset({_CLAIMED, _OPENED, _STARTING, _RUNS_ON, _RESUMED, *_UNDECIDED}), _kept
+    ),
     "removing": _Change(frozenset({_HANDED_OVER}), _removing),  # before the config is removed: these volumes are next
     "freed": _Change(frozenset({_REMOVING}), _freed),  # after one was freed: the next one of its name is not ours
     "spared": _Change(frozenset({_REMOVING}), _freed),  # another VM uses it

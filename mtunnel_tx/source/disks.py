@@ -20,6 +20,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TunnelError
 from mtunnel_tx.ports.storage import Child, Storage
+from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.source.channel import one_line
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import JoinedSocket, Json, ProgressListener, Reactor
@@ -59,6 +60,8 @@ class Shipping:
 
     async def send(self, shipment: Shipment) -> str:
         """Returns: the volume's id at the target. Raises: TunnelError: with the target's reason where it has one."""
+        if shipment.disk.is_tpm_state:
+            await self._storage.extend(str(shipment.disk.volid), TPM_STATE_BYTES)
         path, stream = await self._tunnel.start_import(shipment.disk, shipment.name, shipment.storage)
         self._progress.begin(shipment.disk.label, shipment.disk.length_as(stream))
         try:

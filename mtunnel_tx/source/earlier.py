@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from mtunnel_tx.errors import NotFound, TunnelError, WrongState
+from mtunnel_tx.source.asking import Inquiry
 from mtunnel_tx.source.departure import Departure
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.journal import DepartureJournal
@@ -14,8 +15,8 @@ from mtunnel_tx.source.settling import Settling
 from mtunnel_tx.source.target import TargetApi
 
 
-async def finish_earlier(host: SourceHost, vmid: int) -> Departure | None:
-    """To be called before a VM is sent again.
+async def finish_earlier(host: SourceHost, vmid: int, target: TargetApi) -> Departure | None:
+    """To be called before a VM is sent again. Args: target: is asked, where only the target knows whose the VM is.
 
     Returns: what was ended, where the VM is this host's. Raises: WrongState: it is the target's, nobody knows whose it
     is, or a program works on it. TunnelError: what was begun cannot be ended.
@@ -24,8 +25,11 @@ async def finish_earlier(host: SourceHost, vmid: int) -> Departure | None:
     if journal is None:
         return None
     host.progress.say(tell(journal.departure))
+    inquiry = Inquiry(host, journal, target)
+    await inquiry.run()
     if await Settling(host, journal).end() is Owner.THERE:
         raise WrongState(f"VM {vmid} is VM {journal.departure.target_vmid} at {journal.departure.host} since then")
+    await inquiry.tell_kept()
     return journal.departure
 
 
@@ -38,8 +42,10 @@ async def abandon_earlier(target: TargetApi, departure: Departure) -> None:
         await target.post(*path, upid=departure.upid)
 
 
-async def settle(host: SourceHost, vmid: int, decision: Owner | None = None) -> None:
-    """Finish or undo what was begun. Args: decision: whose the VM is, where somebody says so.
+async def settle(host: SourceHost, vmid: int, decision: Owner | None = None, target: TargetApi | None = None) -> None:
+    """Finish or undo what was begun.
+
+    Args: decision: whose the VM is, where somebody says so. target: else it is asked, where only it can know.
 
     Raises: NotFound: there is nothing to be settled; else what `finish_earlier` raises.
     """
@@ -47,8 +53,17 @@ async def settle(host: SourceHost, vmid: int, decision: Owner | None = None) -> 
     if journal is None:
         raise NotFound(f"nothing is to be settled for VM {vmid} as one that was sent from here")
     host.progress.say(tell(journal.departure))
+    inquiry = Inquiry(host, journal, target) if target is not None and decision is None else None
+    if inquiry is not None:
+        if not inquiry.can_be_made:
+            sent = f"the VM was sent to {journal.departure.host} by token {journal.departure.token}"
+            host.progress.say(f"{inquiry.target.host} is not asked by token {inquiry.target.token}: {sent}")
+        await inquiry.run()
     settling = Settling(host, journal)
-    await (settling.end() if decision is None else settling.decide(decision))
+    if decision is not None:
+        await settling.decide(decision)
+    elif await settling.end() is Owner.HERE and inquiry is not None:
+        await inquiry.tell_kept()
 
 
 def tell(departure: Departure) -> str:

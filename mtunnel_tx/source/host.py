@@ -9,11 +9,27 @@ from pathlib import Path
 from mtunnel_tx.ports.guests import Guests
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.ports.programs import Programs
-from mtunnel_tx.ports.storage import Storage
-from mtunnel_tx.source.links import Machines, ProgressListener, Reactor
+from mtunnel_tx.ports.storage import Report, Storage
+from mtunnel_tx.source.links import LineListener, Machines, Reactor
 
 LOCK_S = 10.0
 """How long to wait for the lock of a config."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinesOnly:
+    """A LineListener where nothing is sent: passes its lines on."""
+
+    note: Report
+    alarm: Report
+
+    def say(self, text: str) -> None:
+        """One line, clean."""
+        self.note(text)
+
+    def warn(self, text: str) -> None:
+        """One line that somebody has to act on."""
+        self.alarm(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,5 +50,5 @@ class SourceHost:
     runtime_dir: Path
     journal: Journal
     programs: Programs
-    progress: ProgressListener
+    progress: LineListener
     wall_s: Callable[[], float]

@@ -75,6 +75,22 @@ class SourceDisk:
         return self.becomes != self.format
 
     @property
+    def needs_conversion(self) -> bool:
+        """Whether the target makes an image of another format of its stream."""
+        return self.is_converted and self.becomes != "raw"
+
+    def as_import(self, name: str, storage: str) -> dict[str, str | int]:
+        """What `disk-import` takes of it. Args: name: what it is called there, bare. storage: there."""
+        return {
+            "volname": name,
+            "format": self.becomes,
+            "export_formats": ",".join(self.streams),
+            "storage": storage,
+            "with_snapshots": int(self.with_snapshots),
+            "allow_rename": int(not self.is_cloudinit),
+        }
+
+    @property
     def with_snapshots(self) -> bool:
         """Whether the file is sent as it is, with what is stored in it."""
         return self.format in ("qcow2", "vmdk") and not self.is_converted

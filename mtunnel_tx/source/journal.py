@@ -15,7 +15,7 @@ class DepartureJournal:
 
     def __init__(self, host: SourceHost, departure: Departure) -> None:
         self._journal = host.journal
-        self._say = host.progress.say
+        self._warn = host.progress.warn
         self.departure = departure
 
     @classmethod
@@ -53,7 +53,7 @@ class DepartureJournal:
         try:
             await self._journal.append(self.departure.vmid, record)
         except TunnelError as error:
-            self._say(f"the journal cannot be written: {error.text}")
+            self._warn(f"the journal cannot be written: {error.text}")
 
     async def close(self) -> None:
         """Nothing is to be settled any more."""
@@ -80,12 +80,15 @@ def describe_standing(journal: Journal, programs: Programs) -> dict[int, str]:
 
     Raises: TunnelError: the journals cannot be listed.
     """
-    return {vmid: _describe(journal, programs, vmid) for vmid in journal.standing()}
+    return {vmid: describe_departure(journal, programs, vmid) for vmid in journal.standing()}
 
 
-def _describe(journal: Journal, programs: Programs, vmid: int) -> str:
+def describe_departure(journal: Journal, programs: Programs, vmid: int) -> str:
+    """The same of one VM; empty: no journal of its way out stands."""
     try:
-        departure = fold(vmid, journal.read(vmid) or [])
+        if (records := journal.read(vmid)) is None:
+            return ""
+        departure = fold(vmid, records)
     except TunnelError as error:
         return f"is locked: {error.text}"
     if programs.is_alive(departure.program):

@@ -59,11 +59,18 @@ class Dial(Protocol):
         """
 
 
-class ProgressListener(Protocol):
-    """Those who watch; several streams may be under way, each has a label."""
+class LineListener(Protocol):
+    """Those who are told what is done."""
 
     def say(self, text: str) -> None:
         """One line, clean."""
+
+    def warn(self, text: str) -> None:
+        """One line that somebody has to act on: it is shown also where only such ones are wanted."""
+
+
+class ProgressListener(LineListener, Protocol):
+    """Those who watch a move; several streams may be under way, each has a label."""
 
     def begin(self, label: str, total_bytes: int) -> None:
         """A stream begins."""
@@ -139,6 +146,14 @@ class Running(Protocol):
 
     async def machine_type(self) -> str: ...
 
+    async def blockers(self) -> Sequence[str]:
+        """Why QEMU would refuse to send it, whatever the target is."""
+
+    async def disks(self) -> Mapping[str, tuple[str, int]]:
+        """Its guest's disks by their keys, but for the EFI disk: QEMU's word for the file, and the size in bytes."""
+
+    async def memory_bytes(self) -> int: ...
+
     def cpu(self) -> str | None: ...
 
     async def host_mtus(self) -> dict[str, int]: ...
@@ -153,6 +168,9 @@ class Running(Protocol):
     async def slow_down(self, drive: str, limit_bytes_s: int) -> None:
         """Let the guest write no faster to a disk that is mirrored."""
 
+    async def speed_up(self) -> None:
+        """Take off what `slow_down` did."""
+
     async def complete_mirrors(self) -> None:
         """End the mirrors of a VM that stands still; each leaves a complete copy. Raises: TimedOut: too late."""
 
@@ -160,8 +178,20 @@ class Running(Protocol):
         """End the mirrors at once, whatever their copies are."""
 
     async def start_migration(
-        self, socket: Path, *, limit_bytes_s: int = 0, downtime_ms: int = 100, auto_converge: bool = False
+        self,
+        socket: Path,
+        *,
+        limit_bytes_s: int = 0,
+        downtime_ms: int = 100,
+        auto_converge: bool = False,
+        postcopy: bool = False,
     ) -> None: ...
+
+    async def start_postcopy(self) -> None:
+        """Have the VM stand still, and then run there before all of its memory is: the end of `until_switchover`."""
+
+    async def until_sent(self, told: Callable[[Any], Awaitable[None]]) -> None:
+        """Wait until all memory is there, after `switch_over` by post-copy. Raises: BackendFailed: it never is."""
 
     async def limit(self, *, limit_bytes_s: int = 0, downtime_ms: int = 100) -> None: ...
 
@@ -172,7 +202,10 @@ class Running(Protocol):
         """
 
     async def switch_over(self, *, limit_s: float) -> None:
-        """Send the rest; from now on the target may have the whole state. Raises: TimedOut: not within `limit_s`."""
+        """Send the rest; from now on the target may have the whole state, or by post-copy enough of it to run.
+
+        Raises: TimedOut: not within `limit_s`.
+        """
 
     async def migration(self) -> str:
         """What `query-migrate` says, `none` before it was ever told to migrate."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
-from mtunnel_tx.errors import BadRequest, NotFound, TunnelError
+from mtunnel_tx.errors import BackendFailed, BadRequest, NotFound, TunnelError
 from mtunnel_tx.extents import FileExtents
 from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.pve.drive import TPM_STATE_BYTES
@@ -41,12 +41,12 @@ class Measuring:
 
     async def _measure(self, disk: SourceDisk) -> SourceDisk:
         volid, mirrored = str(disk.volid), self._mirrored(disk)
-        if disk.is_tpm_state:
-            # swtpm cuts the file to what it uses, which no stream format can carry.
-            await self._storage.extend(volid, TPM_STATE_BYTES)
         size_bytes = await self._size(disk)
         facts = await self._storage.image_facts(volid)
         inside = _look_inside(disk, facts) if facts is not None else {}
+        _check_size(disk, size_bytes)
+        if disk.with_snapshots and not mirrored:
+            await self._verify(disk)
         extents = await self._storage.extents(volid)
         found = _measured(disk, size_bytes, extents, self._storage.stream_formats)
         # What an image shows is not what its file has: snapshots, and what was freed in it, stay behind.
@@ -59,11 +59,25 @@ class Measuring:
         size_bytes = await self._storage.size_bytes(str(disk.volid))
         if size_bytes is None:
             raise NotFound(f"volume '{disk.volid}' does not exist")
-        if not size_bytes:
-            raise BadRequest(f"volume '{disk.volid}' has a size of 0 bytes")
-        if size_bytes % SECTOR_BYTES:
-            raise BadRequest(f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first")
+        if disk.is_tpm_state:
+            # swtpm cuts the file to what it uses, which no stream format can carry: it is extended before it is sent.
+            size_bytes = max(size_bytes, TPM_STATE_BYTES)
         return size_bytes
+
+    async def _verify(self, disk: SourceDisk) -> None:
+        """Raises: BadRequest: its copy would be refused, or its export would break off."""
+        try:
+            await self._storage.verify(str(disk.volid))
+        except BackendFailed as error:
+            reason = " ".join(error.text.partition(": ")[2].split())
+            raise BadRequest(f"'{disk.volid}' cannot be sent: {reason}; 'qemu-img check' tells more") from error
+
+
+def _check_size(disk: SourceDisk, size_bytes: int) -> None:
+    if not size_bytes:
+        raise BadRequest(f"volume '{disk.volid}' has a size of 0 bytes")
+    if size_bytes % SECTOR_BYTES:
+        raise BadRequest(f"'{disk.volid}' has {size_bytes} bytes, no multiple of {SECTOR_BYTES}: resize it first")
 
 
 def _look_inside(disk: SourceDisk, facts: ImageFacts) -> Names:

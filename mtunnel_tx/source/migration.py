@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from twisted.internet.defer import CancelledError, Deferred
+
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.ports.moves import Expected, MovePhase, Reached, TransferKind
 from mtunnel_tx.pve.memory import configured_bytes
+from mtunnel_tx.source.asking import Inquiry
 from mtunnel_tx.source.attempt import Attempt
 from mtunnel_tx.source.departure import Power, Record, claim
 from mtunnel_tx.source.earlier import abandon_earlier, finish_earlier
@@ -22,7 +25,11 @@ from mtunnel_tx.source.removal import announce_removal
 from mtunnel_tx.source.report import Report
 from mtunnel_tx.source.settling import Settling
 from mtunnel_tx.source.survey import Survey
-from mtunnel_tx.waiting import finish
+from mtunnel_tx.source.target import is_ours
+from mtunnel_tx.waiting import finish, first_of, pause
+
+LAST_WORDS_S = 1.0
+"""After a second Ctrl-C: for a target that is asked to remove what it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class Migration:
         Raises: TunnelError: why not. It was told whose the VM is; where nobody knows, its journal stands.
         """
         world, order = self._world, self._order
-        earlier = await finish_earlier(world, order.vmid)
+        earlier = await finish_earlier(world, order.vmid, world.target)
         if earlier is not None:
             await abandon_earlier(world.target, earlier)
         plan = await self._plan()
@@ -66,19 +73,44 @@ class Migration:
             if order.delete:
                 await finish(announce_removal(world, journal, [str(disk.volid) for disk in plan.disks]))
         except Exception as error:
-            await finish(self._tell_end(settling, getattr(error, "text", "interrupted")))
-            raise
-        world.progress.tell(Reached(phase=MovePhase.DONE))
-        await finish(settling.end())
+            has_arrived = await self._ask(plan, journal, error)
+            owner = await finish(self._tell_end(settling, "" if has_arrived else getattr(error, "text", "interrupted")))
+            if owner is Owner.HERE and is_ours(plan.repoid):
+                await finish(self._tell_kept(journal))
+            if not has_arrived:
+                raise
+        else:
+            world.progress.tell(Reached(phase=MovePhase.DONE))
+            await finish(settling.end())
         moved_bytes = sum(disk.stream_bytes for disk in plan.disks)
         return Summary(len(plan.disks), moved_bytes, world.reactor.seconds() - started_s)
 
+    async def _tell_kept(self, journal: DepartureJournal) -> None:
+        """Last words for a target that may not have noticed yet; whoever is in a hurry waits for them a moment only."""
+        world = self._world
+        hurried = Deferred.fromCoroutine(self._wait_in_a_hurry())
+        hurried.addErrback(lambda failure: failure.trap(CancelledError))
+        await first_of(Inquiry(world, journal, world.target).tell_kept(), hurried)
+        if hurried.called:
+            world.progress.warn(
+                f"{world.target.host} was not waited for: it may hold VM {self._order.target_vmid} for a while"
+            )
+        hurried.cancel()
+
+    async def _wait_in_a_hurry(self) -> None:
+        """Ends a moment after nobody wants to wait any more."""
+        fired: Deferred[None] = Deferred()
+        self._world.impatient.addCallback(lambda _: None if fired.called else fired.callback(None))
+        await fired
+        await pause(self._world.reactor, LAST_WORDS_S)
+
     async def _plan(self) -> Plan:
         plan, report = await Survey(self._order, self._world).plan()
+        progress = self._world.progress
         for text in report.remarks:
-            self._world.progress.say(text)
+            (progress.warn if text in report.warnings else progress.say)(text)
         for key in report.dropped:
-            self._world.progress.say(f"{key}: is left out (--drop)")
+            progress.say(f"{key}: is left out (--drop)")
         return plan
 
     async def _claim(self, plan: Plan) -> DepartureJournal:
@@ -117,14 +149,32 @@ class Migration:
         async with machines.attached(vmid) as running:
             return Power.RUNNING if await running.status() == "running" else Power.PAUSED
 
-    async def _tell_end(self, settling: Settling, reason: str) -> None:
-        """What becomes of the VM; the reason why the move came to nothing is told by whoever called."""
-        phase = MovePhase.HELD
+    async def _ask(self, plan: Plan, journal: DepartureJournal, error: Exception) -> bool:
+        """Where the network was lost, only the target may know whose the VM is; it is waited for as before.
+
+        Returns: it has got there after all, and nothing is left to do.
+        """
+        world = self._world
+        if not is_ours(plan.repoid):
+            return False
+        is_wanted = not isinstance(error, CancelledError)
+        wait_s = world.outages.longest_s if is_wanted and world.outages else 0.0
         try:
-            phase = MovePhase.DONE if await settling.end() is Owner.THERE else MovePhase.ROLLED_BACK
+            has_arrived = await Inquiry(world, journal, world.target).run(wait_s)
+        except CancelledError:  # whoever interrupts is told how it stands
+            return False
+        return has_arrived and is_wanted and not self._order.delete
+
+    async def _tell_end(self, settling: Settling, reason: str) -> Owner:
+        """What becomes of the VM; the reason why the move came to nothing is told by whoever called."""
+        owner, phase = Owner.UNKNOWN, MovePhase.HELD
+        try:
+            owner = await settling.end()
+            phase = MovePhase.DONE if owner is Owner.THERE else MovePhase.ROLLED_BACK
         except TunnelError as error:
-            self._world.progress.say(error.text)
+            self._world.progress.warn(error.text)
         self._world.progress.tell(Reached(phase=phase, reason=reason))
+        return owner
 
 
 def expect_transfers(plan: Plan) -> Iterator[Expected]:

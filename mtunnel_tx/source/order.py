@@ -12,7 +12,7 @@ from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.maps import Map
 from mtunnel_tx.source.host import SourceHost
 from mtunnel_tx.source.inventory import SourceDisk
-from mtunnel_tx.source.links import Dial
+from mtunnel_tx.source.links import Dial, ProgressListener
 from mtunnel_tx.source.outages import Outages
 from mtunnel_tx.source.patience import PATIENCE, Patience
 from mtunnel_tx.source.target import TargetApi
@@ -69,6 +69,7 @@ class SourceWorld(SourceHost):
     `impatient`: fires when nobody wants to wait. `outages`: of the websockets.
     """
 
+    progress: ProgressListener
     target: TargetApi
     dial: Dial
     impatient: Deferred[None] = field(default_factory=Deferred)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mtunnel_tx.ports.clock import Clock, Timer
+from mtunnel_tx.ports.moves import MoveEvent, OutageBegan, OutageEnded, WasParked
 from mtunnel_tx.source.amounts import format_time
 
 SAY_EVERY_S = 10.0
@@ -87,13 +88,13 @@ class StandingClock:
 class Outages:
     """All streams of a move, and when some of them had no connection.
 
-    Args: say: one line for people. told: hears how long there was none in all, each time that one is back.
+    Args: say: one line for people. tell: hears when an outage begins and ends, and how long all of them were.
     `commands`: the clock by which replies to commands are waited for; it stands still while their stream has no
     connection. `times`, `total_s`: how often, and how long in all.
     """
 
     def __init__(
-        self, clock: Clock, say: Callable[[str], object], told: Callable[[float], object] = lambda _total_s: None
+        self, clock: Clock, say: Callable[[str], object], tell: Callable[[MoveEvent], object] = lambda _event: None
     ) -> None:
         self.commands = StandingClock(clock)
         self.longest_s = 0.0
@@ -101,15 +102,25 @@ class Outages:
         self.total_s = 0.0
         self._clock = clock
         self._say = say
-        self._told = told
+        self._tell = tell
         self._parked: set[Resumable] = set()
-        self._since_s = 0.0
+        self._since_s = self._notice_s = 0.0
         self._timer: Timer | None = None
 
-    def watch(self, stream: Resumable, *, longest_s: float, carries_commands: bool) -> None:
-        """One more stream; it may be without a connection for so long, 0: it is a plain one."""
+    def notice_s(self) -> float:
+        """How long the loss of the commands' connection may be unnoticed, while their clock runs; 0: it is plain."""
+        return self._notice_s
+
+    def watch(self, stream: Resumable, *, longest_s: float, notice_s: float, carries_commands: bool) -> None:
+        """One more stream.
+
+        Args: longest_s: it may be without a connection for so long, 0: it is a plain one. notice_s: within which it is
+            noticed that it has none.
+        """
         if longest_s:
             self.longest_s = longest_s
+            if carries_commands:
+                self._notice_s = notice_s
             stream.watch(
                 lambda _reason, _park_s: self._lose(stream, carries_commands),
                 lambda: self._find(stream, carries_commands),
@@ -117,9 +128,12 @@ class Outages:
 
     def forget(self, stream: Resumable) -> None:
         """It has ended, parked or not."""
+        if stream not in self._parked:
+            return
         self._parked.discard(stream)
         if not self._parked:
             self._stop_timer()
+            self._tell(OutageEnded())
 
     def summary(self) -> str:
         """`connection lost 2 times, 0:17 in all`; empty where it never was."""
@@ -134,6 +148,7 @@ class Outages:
         if not self._parked:
             self.times += 1
             self._since_s = self._clock.seconds()
+            self._tell(OutageBegan())
             self._tell_waiting()
         self._parked.add(stream)
 
@@ -146,7 +161,8 @@ class Outages:
             waited_s = self._clock.seconds() - self._since_s
             self.total_s += waited_s
             self._say(f"resumed after {format_time(waited_s)}")
-            self._told(self.total_s)
+            self._tell(WasParked(parked_s=self.total_s))
+            self._tell(OutageEnded())
 
     def _tell_waiting(self) -> None:
         waited_s = self._clock.seconds() - self._since_s

@@ -16,6 +16,7 @@ class OnTimeout(Enum):
 
     ABORT = "abort"
     PAUSE = "pause"
+    POSTCOPY = "postcopy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,8 @@ class Patience:
     long beyond the downtime to be sent; then it runs on here.
     `max_downtime_s`: how long the VM may stand still for the rest of its memory, where that changes too fast.
     `auto_converge`: QEMU may slow the guest down until it does not. `timeout_s`: for disks and memory together; None:
-    no limit. `on_timeout`: the move is given up, or the VM stands still until it is there.
+    no limit. `on_timeout`: the move is given up, the VM stands still until it is there, or it runs there before all of
+    its memory is.
     """
 
     max_downtime_s: float = MAX_DOWNTIME_S
@@ -34,6 +36,11 @@ class Patience:
     auto_converge: bool = False
     timeout_s: float | None = None
     on_timeout: OnTimeout = OnTimeout.ABORT
+
+    @property
+    def may_split(self) -> bool:
+        """Whether it may come to post-copy."""
+        return self.timeout_s is not None and self.on_timeout is OnTimeout.POSTCOPY
 
 
 PATIENCE = Patience()

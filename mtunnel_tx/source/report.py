@@ -110,6 +110,11 @@ class Report:
         told = (found.sentence for found in self.findings if found.finding.severity is not Severity.REFUSE)
         return tuple(dict.fromkeys(told))
 
+    @property
+    def warnings(self) -> frozenset[str]:
+        """Those of the remarks that tell more than what will be different there."""
+        return frozenset(found.sentence for found in self.findings if found.finding.severity is Severity.WARN)
+
     def as_json(self) -> dict[str, Any]:
         return {
             "success": not self.obstacles,

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 
+from mtunnel_tx.checks import FormatError
 from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig, format_guest_config
 
+_SURROGATES = 0xDC00
+"""What Python adds to a byte that is no UTF-8 (PEP 383)."""
+_LONE = re.compile("[\udc80-\udcff]")
 _NET = re.compile(r"net[0-9]+")
 
 Rename = Callable[[str], str]
@@ -48,8 +52,19 @@ def rewrite_config(conf: GuestConfig, volids: Mapping[str, str], bridge: Rename,
     return format_guest_config(sent)
 
 
+def sent_firewall(text: str | None) -> str | None:
+    """Firewall rules as a target can read them. Args: text: bytes that are no UTF-8 stand in it as lone surrogates.
+
+    They are letters of a comment that an old editor wrote as Latin-1; JSON has no room for single bytes.
+    """
+    return None if text is None else _LONE.sub(lambda found: chr(ord(found[0]) - _SURROGATES), text)
+
+
 def _rewrite_drive(key: str, value: str, volids: Mapping[str, str]) -> str:
-    drive = parse_drive(key, value)
+    try:
+        drive = parse_drive(key, value)
+    except FormatError:
+        return value  # it stands in the way of a move, and only the look before that comes here
     if not drive.has_volume:
         return value
     volume, options = volids[drive.volume], dict(drive.options)

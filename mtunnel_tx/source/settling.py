@@ -7,14 +7,14 @@ The program that sends a VM ends with this, whatever happened; and where it was 
 from __future__ import annotations
 
 from mtunnel_tx.errors import TunnelError, WrongState
-from mtunnel_tx.pve.moved import mark_moved
 from mtunnel_tx.source.departure import STANDING, Departure, Power, Stage
 from mtunnel_tx.source.host import LOCK_S, SourceHost
 from mtunnel_tx.source.journal import DepartureJournal
+from mtunnel_tx.source.leftcopy import mark_copy
 from mtunnel_tx.source.links import Running
-from mtunnel_tx.source.marking import find_locked, unlock_config
-from mtunnel_tx.source.owner import MIGRATION_OVER, LocalMachine, Owner, explain, judge
-from mtunnel_tx.source.removal import Removal
+from mtunnel_tx.source.marking import unlock_config
+from mtunnel_tx.source.owner import MIGRATION_OVER, POSTCOPY_BROKEN_OFF, LocalMachine, Owner, explain, judge
+from mtunnel_tx.source.removal import Removal, is_another, name_left
 from mtunnel_tx.waiting import pause
 
 SENDING_S = 60.0
@@ -64,13 +64,18 @@ class Settling:
             raise WrongState(f"nothing is to be decided: VM {self._vmid} is {self._name(known)}; run 'mtunnel settle'")
         await self.end()
 
+    @property
+    def _is_anothers(self) -> bool:
+        """Whether what is here by now, config and QEMU, are a new VM's."""
+        return self._departure.stage is Stage.REMOVING and is_another(self._host, self._departure)
+
     def _name(self, owner: Owner) -> str:
         there = f"VM {self._departure.target_vmid} at {self._departure.host}"
         return there if owner is Owner.THERE else "this host's"
 
     async def look(self) -> LocalMachine:
         """What QEMU says here, once it has sent what it has to send. Raises: TunnelError: it does not answer."""
-        if not self._host.running(self._vmid):
+        if not self._host.running(self._vmid) or self._is_anothers:
             return LocalMachine()
         if self._host.machines is None:
             return LocalMachine(status="running")
@@ -86,15 +91,30 @@ class Settling:
         self._remove_sockets()
         status = machine.status
         if self._departure.power is not Power.OFF and status != "off" and self._host.machines is not None:
+            if self._departure.stage is Stage.COMPLETING and self._departure.power is Power.RUNNING:
+                await self._journal.note("runs_on")  # also where the disk is full: nobody else runs it
             async with self._host.machines.attached(self._vmid) as running:
                 status = await self._restore(running)
         async with self._host.guests.locked(self._vmid, LOCK_S):
             await unlock_config(self._host.guests, self._vmid)
             await self._journal.close()
-        self._host.progress.say(f"VM {self._vmid} {_kept(self._departure.power, status)}")
+        self._tell_kept(status)
+
+    def _tell_kept(self, status: str) -> None:
+        power = self._departure.power
+        is_well = power is Power.OFF or status in ("running", "paused")
+        tell = self._host.progress.say if is_well else self._host.progress.warn
+        tell(f"VM {self._vmid} {_kept(power, status)}")
 
     async def _restore(self, running: Running) -> str:
-        """End the migration and the mirrors; then it runs on, or stays paused. Returns: what QEMU says."""
+        """End the migration and the mirrors; then it runs on, or stays paused. Returns: what QEMU says.
+
+        QEMU takes no VM back whose post-copy was broken off: that one ends, as somebody has decided.
+        """
+        if await running.migration() == POSTCOPY_BROKEN_OFF:
+            assert self._host.machines is not None
+            await self._host.machines.stop(self._vmid)
+            return "off"
         if await running.migration() not in MIGRATION_OVER:
             await running.cancel_migration()
         await running.adopt_mirrors()
@@ -114,6 +134,10 @@ class Settling:
     # It is the target's
 
     async def _let_go(self, machine: LocalMachine) -> None:
+        if self._is_anothers:
+            await name_left(self._host, self._departure)
+            await self._journal.close()
+            return
         there = self._name(Owner.THERE)
         if machine.status == "running":
             raise WrongState(f"VM {self._vmid} is {there} now, but it runs here too: stop it at once where it is wrong")
@@ -134,21 +158,8 @@ class Settling:
             await self._journal.close()
             return
         async with self._host.guests.locked(self._vmid, LOCK_S):
-            await self._mark_copy()
+            await mark_copy(self._host, self._departure)
             await self._journal.close()
-
-    async def _mark_copy(self) -> None:
-        """The copy here must not run beside the VM there."""
-        conf = find_locked(self._host.guests, self._vmid)
-        if conf is None:
-            return
-        departure, there = self._departure, self._name(Owner.THERE)
-        if not self._host.marks_moves:
-            self._host.progress.say(f"VM {self._vmid} is {there} now; its copy stays here, locked, as qm leaves it")
-            return
-        moved = mark_moved(conf, host=departure.host, vmid=departure.target_vmid, at_s=self._host.wall_s())
-        await self._host.guests.write(self._vmid, moved)
-        self._host.progress.say(f"VM {self._vmid} is {there} now; its copy stays here and does not start any more")
 
 
 def _kept(power: Power, status: str) -> str:

@@ -5,9 +5,9 @@ Nothing is made at the target: an mtunnel-tx makes its own checks, of another on
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TimedOut, TunnelError, Unauthenticated, WrongState
@@ -19,7 +19,8 @@ from mtunnel_tx.source.leftout import find_undroppable, without
 from mtunnel_tx.source.measuring import Measuring, find_losses
 from mtunnel_tx.source.order import Order, Plan, SourceWorld
 from mtunnel_tx.source.owner import describe
-from mtunnel_tx.source.qemu.live import is_online
+from mtunnel_tx.source.qemu.differences import find_differences, why_other_memory
+from mtunnel_tx.source.qemu.live import is_online, is_read_only
 from mtunnel_tx.source.report import DiskPlace, DiskReport, Report, SidedFinding, estimate_s
 from mtunnel_tx.source.rewriting import find_bridges, iter_bridges
 from mtunnel_tx.source.target import (
@@ -33,8 +34,11 @@ from mtunnel_tx.source.targetcheck import TargetCheck
 from mtunnel_tx.source.targetrights import TargetRights
 from mtunnel_tx.source.targetstorages import TargetStorages
 from mtunnel_tx.source.tunnel import read_text
+from mtunnel_tx.waiting import together
 
 T = TypeVar("T")
+AT_ONCE = 4
+"""Disks that are measured at the same time; each may start programs."""
 
 
 class Obstructed(WrongState):
@@ -60,6 +64,10 @@ class Survey:
         self._checked = False
         self._dropped: tuple[str, ...] = ()
         self._runs = False
+        self._machine: str | None = None
+        self._opened: Mapping[str, tuple[str, int]] | None = None
+        self._disks: Sequence[SourceDisk] = ()
+        self._is_silent = False
 
     async def plan(self, *, thorough: bool = False) -> tuple[Plan, Report]:
         """Check all that can be checked.
@@ -71,11 +79,11 @@ class Survey:
         self._runs = self._world.running(self._order.vmid)
         self._dropped = self._find_dropped(conf)
         sent = without(conf, self._dropped)
-        disks = await self._look_here(conf, sent)
-        try:
-            disks = await self._look_there(sent, disks, thorough=thorough)
-        except (Unauthenticated, TargetUnreachable, TimedOut) as error:
-            self._there.add("vm", "", error.text)
+        storages = TargetStorages(self._order, self._world, self._here, self._there)
+        # Each side takes a while to answer: programs have to be started.
+        await together(self._look_here(conf, sent), self._heard(self._meet(storages)))
+        await self._heard(self._look_there(sent, storages, thorough=thorough))
+        disks = self._disks
         self._hint(sent)
         report = self._report(sent, disks)
         if report.obstacles:
@@ -93,9 +101,11 @@ class Survey:
             self._here.add(subject_of(key), key, text)
         return tuple(key for key in self._order.drop if key not in kept)
 
-    async def _look_here(self, conf: GuestConfig, sent: GuestConfig) -> tuple[SourceDisk, ...]:
+    async def _look_here(self, conf: GuestConfig, sent: GuestConfig) -> None:
         order, running = self._order, self._runs
         self._look_for_journal()
+        if reason := self._world.guests.why_unwritable():
+            self._here.add("vm", "", reason)
         if running and not (order.online and self._world.machines):
             how = "it cannot be moved while it runs" if order.online else "give --online, or shut it down first"
             self._here.add("vm", "", f"VM {order.vmid} is running: {how}")
@@ -108,9 +118,51 @@ class Survey:
         for text in obstacles:
             self._add_sentence(text, sent)
         self._find_gaps(sent, found)
-        measuring = Measuring(self._world.storage, partial(self._is_mirrored, conf, running), self._keep_disk)
-        measured = [await measuring.measure(disk) for disk in found]
-        return tuple(disk for disk in measured if disk is not None)
+        for disk in found:
+            if self._is_mirrored(conf, running, disk) and is_read_only(conf, disk):
+                self._keep_disk(
+                    disk, "it is read-only (ro=1), and cannot be copied while the VM runs: shut it down first"
+                )
+        await self._look_at_machine(conf)
+        await self._measure(found, partial(self._is_mirrored, conf, running))
+        for text in find_differences(conf, self._disks, self._opened) if self._opened is not None else ():
+            self._add_sentence(text, sent)
+
+    async def _look_at_machine(self, conf: GuestConfig) -> None:
+        """What QEMU says of the VM that runs: its machine type, and what would keep it here."""
+        vmid, machines = self._order.vmid, self._world.machines
+        if machines is None or not self._runs:
+            return
+        try:
+            async with machines.attached(vmid) as running:
+                self._machine = await running.machine_type()
+                blockers = await running.blockers() if self._order.online else ()
+                self._opened = await running.disks() if self._order.online else None
+                memory_bytes = await running.memory_bytes() if self._order.online else None
+        except TunnelError as error:
+            self._here.add("machine", "", error.text)
+            return
+        for reason in blockers:
+            self._here.add("vm", "", f"VM {vmid} cannot move while it runs: {clean(reason)}")
+        if memory_bytes is not None and (other := why_other_memory(conf, memory_bytes)):
+            self._here.add("key", "memory", other)
+
+    async def _measure(self, found: Sequence[SourceDisk], mirrored: Callable[[SourceDisk], bool]) -> None:
+        """Some at a time; what keeps them here is told in their order."""
+        kept: dict[str, str] = {}
+        measuring = Measuring(self._world.storage, mirrored, lambda disk, reason: kept.update({disk.label: reason}))
+        measured: dict[str, SourceDisk | None] = {}
+        waiting = iter(found)
+
+        async def measure() -> None:
+            for disk in waiting:
+                measured[disk.label] = await measuring.measure(disk)
+
+        await together(*(measure() for _ in range(AT_ONCE)))
+        for disk in found:
+            if disk.label in kept:
+                self._keep_disk(disk, kept[disk.label])
+        self._disks = tuple(each for disk in found if (each := measured[disk.label]) is not None)
 
     def _is_mirrored(self, conf: GuestConfig, running: bool, disk: SourceDisk) -> bool:
         return running and is_online(conf, disk)
@@ -133,6 +185,8 @@ class Survey:
                 vmid = departure.vmid
                 text = f"VM {vmid} {describe(departure)}; first run 'mtunnel settle {vmid}'"
                 self._here.add("vm", "", text)
+            elif reason := self._world.journal.why_taken(self._order.vmid):
+                self._here.add("vm", "", reason)
         except WrongState as error:
             self._here.add("vm", "", error.text)
 
@@ -153,16 +207,30 @@ class Survey:
 
     # There
 
-    async def _look_there(
-        self, conf: GuestConfig, disks: Sequence[SourceDisk], *, thorough: bool
-    ) -> tuple[SourceDisk, ...]:
-        """Returns: the disks, as what they become there."""
-        node = await self._ask(self._find_node(), "")
-        repoid = await self._ask(self._find_repoid(), "")
-        self._target = {"node": node, "version": repoid}
-        storages = TargetStorages(self._order, self._world, self._here, self._there)
-        await self._ask(storages.fetch(), None)
-        fitted = storages.fit(disks)
+    async def _heard(self, questions: Coroutine[Any, Any, None]) -> None:
+        """Where nobody can answer, more questions make no sense."""
+        if self._is_silent:
+            questions.close()
+            return
+        try:
+            await questions
+        except (Unauthenticated, TargetUnreachable, TimedOut) as error:
+            self._is_silent = True
+            self._there.add("vm", "", error.text)
+
+    async def _meet(self, storages: TargetStorages) -> None:
+        """Who the target is, and its storages. With a wrong token only one question is asked."""
+        self._target["node"] = await self._ask(self._find_node(), "")
+
+        async def find_repoid() -> None:
+            self._target["version"] = await self._ask(self._find_repoid(), "")
+
+        await together(find_repoid(), self._ask(storages.fetch(), None))
+
+    async def _look_there(self, conf: GuestConfig, storages: TargetStorages, *, thorough: bool) -> None:
+        """What becomes of the disks there, and what stands in the way."""
+        node, repoid = self._target["node"], self._target["version"]
+        fitted = storages.fit(self._disks)
         for disk in fitted if not self._order.drop_snapshots else ():
             for reason in find_losses(disk):
                 self._keep_disk(disk, reason)
@@ -170,36 +238,29 @@ class Survey:
             self._checked = True
         else:
             await self._look_from_here(conf, fitted, storages, thorough=thorough)
-        return tuple(fitted)
+            if self._runs and self._order.patience.may_split:
+                self._there.add(
+                    "vm", "", "--on-timeout postcopy: only an mtunnel-tx that makes checks can take such a VM"
+                )
+        self._disks = tuple(fitted)
 
     async def _have_it_checked(self, node: str, conf: GuestConfig, disks: Sequence[SourceDisk]) -> bool:
         """Returns: whether the target has looked; an older one cannot, and a token that may do little is refused."""
         check = TargetCheck(self._order, self._world, self._there)
-        machine = await self._find_machine()
         try:
-            self._destinations = await check.ask(node, conf, disks, machine)
+            self._destinations = await check.ask(node, conf, disks, self._machine)
         except NotImplementedThere:
             self._unknown.append("an older mtunnel-tx makes no checks before a move")
             return False
         except TooLongForTarget:
             self._unknown.append("the config is too long to be checked by the target before a move")
+            for text in check.find_overlong(conf):
+                self._there.add("vm", "", text)
             return False
         except Forbidden as error:
             self._there.add("vm", "", error.text)
             return False
         return True
-
-    async def _find_machine(self) -> str | None:
-        """The machine type that it runs with; None: it is off, or does not say."""
-        vmid, machines = self._order.vmid, self._world.machines
-        if machines is None or not self._runs:
-            return None
-        try:
-            async with machines.attached(vmid) as running:
-                return await running.machine_type()
-        except TunnelError as error:
-            self._here.add("machine", "", error.text)
-            return None
 
     async def _look_from_here(
         self, conf: GuestConfig, disks: Sequence[SourceDisk], storages: TargetStorages, *, thorough: bool
@@ -217,7 +278,7 @@ class Survey:
             self._unknown.append("which bridges there are")
         self._unknown.append("whether its QEMU can run this machine, CPU and memory")
 
-    async def _ask(self, question: Awaitable[T], default: T) -> T:
+    async def _ask(self, question: Coroutine[Any, Any, T], default: T) -> T:
         """A refusal is an obstacle like others; only where nobody can answer, more questions make no sense."""
         try:
             return await question

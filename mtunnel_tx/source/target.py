@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Mapping
 from urllib.parse import quote, urlencode
 
@@ -10,22 +11,37 @@ import treq
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectionLost
-from twisted.web.client import ResponseFailed
+from twisted.logger import Logger
+from twisted.web.client import RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from mtunnel_tx.checks import clean
-from mtunnel_tx.errors import BackendFailed, BadRequest, Forbidden, NotFound, TunnelError, Unauthenticated, Unreachable
+from mtunnel_tx.errors import (
+    BackendFailed,
+    BadRequest,
+    Forbidden,
+    NotFound,
+    TunnelError,
+    Unauthenticated,
+    Unreachable,
+    WrongState,
+)
 from mtunnel_tx.pve.maps import Endpoint
 from mtunnel_tx.source.links import Json, Reactor
 from mtunnel_tx.tls.pinning import SOMEWHERE, explain_tls, host_header
 from mtunnel_tx.waiting import within
+
+log = Logger()
 
 BASE = "/api2/json"
 PATIENCE_S = 30.0
 BODY_LIMIT_BYTES = 16 << 20
 _FORM = "application/x-www-form-urlencoded"
 _JSON = "application/json"
+
+
+_LOST = (ConnectError, ConnectionLost, RequestTransmissionFailed, ResponseFailed, OSError)
 
 
 class TargetUnreachable(Unreachable):
@@ -44,13 +60,21 @@ class TooLongForTarget(TunnelError):
     status = 413
 
 
+class TargetBusy(TunnelError):
+    """It cannot answer yet."""
+
+    status = 503
+
+
 _KINDS: Mapping[int, type[TunnelError]] = {
     400: BadRequest,
     401: Unauthenticated,
     403: Forbidden,
     404: NotFound,
+    409: WrongState,
     413: TooLongForTarget,
     501: NotImplementedThere,
+    503: TargetBusy,
 }
 
 
@@ -62,6 +86,7 @@ class TargetApi:
 
     def __init__(self, client: HTTPClient, endpoint: Endpoint, clock: Reactor) -> None:
         self.host = endpoint.host
+        self._place = host_header(endpoint)
         self.token = token_id(endpoint)
         self._client = client
         self._clock = clock
@@ -87,7 +112,7 @@ class TargetApi:
         return await within(self._clock, wait_s, answer, late)
 
     async def _exchange(self, method: str, uri: str, body: bytes | None, media_type: str) -> Json:
-        headers = Headers(self._headers)
+        headers, began_s = Headers(self._headers), self._clock.seconds()
         if body is not None:
             headers.addRawHeader("Content-Type", media_type)
         try:
@@ -95,8 +120,18 @@ class TargetApi:
                 method, f"{SOMEWHERE}{BASE}{uri}", headers=headers, data=body, allow_redirects=False, unbuffered=True
             )
             content = await _read_body(response)
-        except (ConnectError, ConnectionLost, ResponseFailed, OSError) as error:
-            raise _translate(error) from error
+        except _LOST as error:
+            raise _translate(error, self._place) from error
+        took_s = self._clock.seconds() - began_s
+        path = uri.partition("?")[0]
+        log.debug(
+            "{method} {path} at {host}: {status}, {took_s:.3f} s",
+            method=method,
+            path=path,
+            host=self.host,
+            status=response.code,
+            took_s=took_s,
+        )
         return _read_answer(response.code, _phrase(response), content)
 
 
@@ -142,19 +177,20 @@ async def _read_body(response: IResponse) -> bytes:
     return b"".join(parts)
 
 
-def _translate(error: Exception) -> TunnelError:
+def _translate(error: Exception, place: str) -> TunnelError:
     """What Twisted says, in one line; the reasons of a failed TLS handshake are lists of tuples."""
     reasons = [failure.value for failure in getattr(error, "reasons", [])] or [error]
     if any(isinstance(reason, CancelledError) for reason in reasons):
         return TargetUnreachable("the call to the target was cancelled")
-    return TargetUnreachable(f"cannot talk to the target: {clean('; '.join(map(_describe, reasons)))}")
+    return TargetUnreachable(f"cannot talk to the target at {place}: {clean('; '.join(map(_describe, reasons)))}")
 
 
 def _describe(reason: BaseException) -> str:
     details = reason.args[0] if reason.args else None
     if isinstance(details, list) and (reasons := explain_tls(details)):
         return f"TLS: {reasons}"
-    return str(reason) or type(reason).__name__
+    number = getattr(reason, "osError", None)
+    return os.strerror(number) if isinstance(number, int) else str(reason) or type(reason).__name__
 
 
 def _read_answer(status: int, phrase: str, content: bytes) -> Json:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mtunnel_tx import __version__
 from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.pve import moved
 from mtunnel_tx.pve.findings import Findings, read_findings
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.links import Json
 from mtunnel_tx.source.order import Order, SourceWorld
 from mtunnel_tx.source.report import DiskPlace
-from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
+from mtunnel_tx.source.rewriting import find_bridges, rewrite_config, sent_firewall
 from mtunnel_tx.source.target import objects
-from mtunnel_tx.wire.checkrequest import MOST_DISKS
+from mtunnel_tx.wire.formats import MOST_DISKS
 
 CHECK_S = 300.0
 """It may have to list several slow storages."""
+LONGEST_BYTES = 1 << 20
+"""A longer config, or firewall file, Proxmox does not keep, nor does an mtunnel-tx by default."""
 
 
 class _SameName(dict[str, str]):
@@ -53,9 +57,11 @@ class TargetCheck:
 
     def _question(self, conf: GuestConfig, disks: Sequence[SourceDisk], machine: str | None) -> dict[str, Json]:
         order = self._order
+        # A VM that was moved is refused here; that its mark is no key of Proxmox's is no second reason.
+        conf = replace(conf, options={key: value for key, value in conf.options.items() if key != moved.KEY})
         return {
-            "conf": rewrite_config(conf, _SameName(), order.bridge_or_same, order.storage_or_same),
-            "firewall-config": self._world.guests.read_firewall(order.vmid),
+            "conf": self._config(conf),
+            "firewall-config": self._firewall(),
             "disks": [self._disk(disk) for disk in disks[:MOST_DISKS]],
             "storages": ",".join(dict.fromkeys(order.storage_or_same(disk.volid.storage) for disk in disks)),
             "bridges": ",".join(dict.fromkeys(map(order.bridge_or_same, find_bridges(conf)))),
@@ -63,8 +69,22 @@ class TargetCheck:
             "delete": int(order.delete),
             "machine": machine,
             "strict_space": int(order.strict_space),
+            # A word that an older target would refuse.
+            **({"postcopy": 1} if machine is not None and order.patience.may_split else {}),
             "sender": f"mtunnel-tx/{__version__}",
         }
+
+    def _config(self, conf: GuestConfig) -> str:
+        return rewrite_config(conf, _SameName(), self._order.bridge_or_same, self._order.storage_or_same)
+
+    def _firewall(self) -> str | None:
+        return sent_firewall(self._world.guests.read_firewall(self._order.vmid))
+
+    def find_overlong(self, conf: GuestConfig) -> Iterator[str]:
+        """What no target takes whose limits are the usual ones, as a sentence each."""
+        for what, text in (("config", self._config(conf)), ("firewall config", self._firewall() or "")):
+            if len(text.encode("utf-8", "replace")) > LONGEST_BYTES:
+                yield f"the {what} of VM {self._order.vmid} is longer than {LONGEST_BYTES} bytes"
 
     def _disk(self, disk: SourceDisk) -> dict[str, Json]:
         order = self._order
@@ -74,13 +94,8 @@ class TargetCheck:
             "size": disk.size_bytes,
             "written": disk.data_bytes,
             "mirrored": int(disk.mirrored),
-            "volname": disk.name_for(order.vmid, order.target_vmid),
-            "format": disk.becomes,
-            "export_formats": ",".join(disk.streams),
-            "storage": order.storage_or_same(disk.volid.storage),
-            "with_snapshots": int(disk.with_snapshots),
-            "allow_rename": int(not disk.is_cloudinit),
-            "convert": int(disk.is_converted and disk.becomes != "raw"),
+            **disk.as_import(disk.name_for(order.vmid, order.target_vmid), order.storage_or_same(disk.volid.storage)),
+            "convert": int(disk.needs_conversion),
         }
 
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from mtunnel_tx.checks import clean, split_list
 from mtunnel_tx.errors import BadRequest, Forbidden, NotFound, TunnelError
-from mtunnel_tx.pve.drive import Drive
-from mtunnel_tx.pve.findings import Findings, Severity, judge_room
+from mtunnel_tx.pve.findings import Findings, Severity, judge_leftover, judge_room
 from mtunnel_tx.pve.storagetypes import (
     IMAGES,
     STORAGE_TYPES,
@@ -192,10 +191,5 @@ class TargetStorages:
         images = [entry for entry in objects(listed) if entry.get("content", "images") in ("images", "rootdir")]
         generated = {disk.name_for(self._order.vmid, vmid) for disk in disks if disk.is_cloudinit}
         for volid in sorted(clean(str(entry.get("volid"))) for entry in images):
-            text = f"storage '{name}' has '{volid}' of VM {vmid}, which no VM has"
-            if not Drive(volid).is_cloudinit or (volid.rpartition("/")[2] in generated and not is_ours(repoid)):
-                self._found.add("disk", volid, f"{text}: remove it, or choose another VMID")
-            elif volid.rpartition("/")[2] in generated:
-                self._found.add("disk", volid, f"{text}: it is made anew", Severity.CHANGE)
-            else:
-                self._found.add("disk", volid, f"{text}: it stays", Severity.WARN)
+            finding = judge_leftover(name, volid, vmid, generated, remakes=is_ours(repoid))
+            self._found.add(finding.about, finding.name, finding.text, finding.severity)

@@ -53,7 +53,7 @@ class TargetTunnel:
         self._dial = dial
         self._guest = ("nodes", node, "qemu", str(vmid))
         self._socket_start = f"/run/qemu-server/{vmid}."
-        self._commands = CommandChannel(outages.commands if outages else reactor)
+        self._commands = CommandChannel(outages.commands, outages.notice_s) if outages else CommandChannel(reactor)
         self._outages = outages
         self._link: JoinedSocket | None = None
         self._causes = Causes(reactor, target.host)
@@ -102,14 +102,10 @@ class TargetTunnel:
     async def start_import(self, disk: SourceDisk, name: str, storage: str) -> tuple[str, str]:
         """Returns: the socket's name on the wire, and the stream's format, one of the disk's."""
         fields = {
-            "volname": name,
-            "format": disk.becomes,
-            "export_formats": ",".join(disk.streams),
-            "storage": storage,
+            **disk.as_import(name, storage),
             "migration_snapshot": 0,
-            "with_snapshots": int(disk.with_snapshots),
-            "allow_rename": int(not disk.is_cloudinit),
-            **({"convert": 1} if disk.is_converted and disk.becomes != "raw" else {}),
+            # A word that Proxmox does not know.
+            **({"convert": 1} if disk.needs_conversion else {}),
         }
         reply = await self._commands.call("disk-import", LONG_S, fields)
         path, stream = read_text(reply, "socket"), read_text(reply, "format")

@@ -23,8 +23,10 @@ from mtunnel_tx.stream.sides import (
     Blocks,
     Side,
     is_peer_dead,
+    is_reset,
     keep_alive,
     make_side,
+    map_memory,
     receive,
     reset_on_close,
 )
@@ -51,7 +53,7 @@ class ThreadTools:
     engine: MakeEngine
     now: Callable[[], float]
     native: ModuleType | None = None
-    chunks: Chunks = field(default_factory=Chunks)
+    chunks: Chunks = field(default_factory=lambda: Chunks(map_memory))
 
 
 class CarrierPhase(Enum):
@@ -93,13 +95,23 @@ class Carrier:
         self.sweep_due_s = tools.now() + self._sweep_s
         self.ping_due_s = tools.now() + limits.ping_s
         self._sent_bytes = 0
+        self._is_replaceable = records
         if records:
             keep_alive(self.sock, limits.dead_peer_s / 3)
 
-    def sweep(self, now_s: float) -> bool:
-        """`sweep_due_s` has come. Returns: whether the peer is dead."""
+    def sweep(self, now_s: float, *, is_read: bool) -> str | None:
+        """`sweep_due_s` has come. Returns: why the connection is lost; None: it is not.
+
+        Args: is_read: whoever reads it sees its end, after what came before. While the UNIX socket takes nothing it is
+        not read; for a resumable flow the end comes then as soon as the kernel knows of it.
+        """
         self.sweep_due_s = now_s + self._sweep_s
-        return self.phase is CarrierPhase.TALKING and is_peer_dead(self.sock, self._limits.dead_peer_s)
+        if self.phase is not CarrierPhase.TALKING:
+            return None
+        if is_peer_dead(self.sock, self._limits.dead_peer_s):
+            return "peer is gone: it acknowledges nothing"
+        is_lost = self._is_replaceable and not is_read and is_reset(self.sock)
+        return "the connection was reset" if is_lost else None
 
     def is_silent(self, now_s: float) -> bool:
         """Whether nothing was sent for `ping_s`; then it is asked again after as long."""

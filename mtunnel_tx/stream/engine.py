@@ -48,6 +48,9 @@ class Engine(Protocol):
     def take(self, view: memoryview) -> int:
         """Fill `view` with ciphertext for the network. Returns: how many bytes, 0 where there are none."""
 
+    def waiting_bytes(self) -> int:
+        """Returns: how much ciphertext `take` has yet to give out."""
+
     def say_end(self) -> None:
         """Encrypt a close_notify."""
 
@@ -58,6 +61,7 @@ class PublicEngine:
     def __init__(self, connection: SSL.Connection) -> None:
         self.over = False
         self._connection = connection
+        self._made = b""
 
     def put(self, data: memoryview) -> None:
         self._connection.bio_write(data)
@@ -83,12 +87,17 @@ class PublicEngine:
             raise _translate(error) from error
 
     def take(self, view: memoryview) -> int:
-        try:
-            data = self._connection.bio_read(min(len(view), TAKE_BYTES))
-        except SSL.WantReadError:
+        if not self._made and not self.waiting_bytes():
             return 0
+        data, self._made = self._made[: len(view)], self._made[len(view) :]
         view[: len(data)] = data
         return len(data)
+
+    def waiting_bytes(self) -> int:
+        # Nothing that is documented counts what is in there.
+        with contextlib.suppress(SSL.WantReadError):
+            self._made += self._connection.bio_read(1 << 20)
+        return len(self._made)
 
     def say_end(self) -> None:
         # A connection that failed cannot even say so.
@@ -172,6 +181,9 @@ class NativeEngine:
         with self._ffi.from_buffer(view) as base:
             return max(0, int(self._lib.BIO_read(self._from, base, len(view))))
 
+    def waiting_bytes(self) -> int:
+        return waiting_bytes(self._connection)
+
     def say_end(self) -> None:
         self._lib.SSL_shutdown(self._ssl)
         self._lib.ERR_clear_error()
@@ -187,7 +199,7 @@ class NativeEngine:
 
 _NAMES = (
     "SSL_read SSL_write SSL_get_error SSL_shutdown SSL_set_bio BIO_read BIO_new_mem_buf BIO_set_mem_eof_return "
-    "ERR_clear_error SSL_ERROR_WANT_READ SSL_ERROR_ZERO_RETURN"
+    "BIO_get_mem_data ERR_clear_error SSL_ERROR_WANT_READ SSL_ERROR_ZERO_RETURN"
 )
 
 
@@ -200,6 +212,12 @@ def _find_parts(connection: Any) -> tuple[Any, Any, tuple[Any, Any]]:
     for name in ("_ssl", "_into_ssl", "_from_ssl"):
         getattr(connection, name)
     return connection._ssl, connection._from_ssl, (lib, ffi)
+
+
+def waiting_bytes(connection: Any) -> int:
+    """Returns: how much ciphertext lies in the BIO of a connection, by cffi."""
+    module: Any = SSL
+    return int(module._lib.BIO_get_mem_data(connection._from_ssl, module._ffi.NULL))
 
 
 MakeEngine = Callable[[SSL.Connection], Engine]

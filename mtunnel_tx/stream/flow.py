@@ -9,9 +9,9 @@ of its input for a good one.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -40,6 +40,10 @@ def ignore_resuming() -> None:
     """The same."""
 
 
+FlowOwner = Callable[[], Mapping[str, Any]]
+"""Returns: `vmid` and `suffix`, the tunnel's and its socket's, and what more its owner has to know again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowTerms:
     """How a flow is to be run.
@@ -49,8 +53,7 @@ class FlowTerms:
     window_bytes: None: the flow ends with its carrier. Else it is resumable: a lost carrier parks it, and so much of
     what the peer has not acknowledged is kept at most. parked: is called with the reason when the flow has lost its
     carrier and goes on without; resumed: when it has one again. park_s: how long it is parked at most, which its owner
-    sees to. owner: the VMID of its tunnel and the suffix of its socket, by which another daemon finds it; None: it ends
-    with this one.
+    sees to. owner: tells by what another daemon knows it; None: it ends with this one.
     """
 
     urgent: bool = False
@@ -61,7 +64,7 @@ class FlowTerms:
     closed: Callable[[bool], Awaitable[None]] = tell_nobody
     window_bytes: int | None = None
     park_s: float = 0.0
-    owner: tuple[int, str] | None = None
+    owner: FlowOwner | None = None
     parked: Callable[[str], None] = ignore_parking
     resumed: Callable[[], None] = ignore_resuming
 
@@ -160,6 +163,11 @@ class Flow:
     def kept_bytes(self) -> int:
         return self.traffic.kept_bytes if self.traffic else 0
 
+    def take_value(self) -> ParkedValue | None:
+        """What to go on with, for the one who runs the flow: nobody else keeps the bytes."""
+        value, self.value = self.value, None
+        return value
+
     async def ended(self) -> bool:
         """Wait for the end. Returns: whether it was in order."""
         told: Deferred[bool] = Deferred()
@@ -202,10 +210,10 @@ class Flow:
                 self.peer_over()
             self.carrier_closed(peer)
 
-    def go_on(self) -> None:
-        """It has run for an earlier daemon, with a carrier that is not in this process."""
+    def go_on(self, *, is_carried: bool) -> None:
+        """It has run for an earlier daemon. Args: is_carried: by a carrier that is not in this process."""
         self._is_started = True
-        self._carriers += 1
+        self._carriers += is_carried
 
     def drop(self) -> None:
         """It never had a carrier: close the UNIX side."""

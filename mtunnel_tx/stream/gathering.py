@@ -2,7 +2,9 @@
 
 If a pass moves TRICKLE_BYTES per flow, the senders are trickling: their bytes come as fast as they are taken, but in
 pieces, and each piece costs a pass here and wakes both neighbours. The slower the sender, the longer it needs for a
-full batch. Requests and replies move fewer bytes, and a flow that is behind moves more; neither ever waits.
+full batch. A slow sender on the network gets that time after a batch that was full, too; one behind a UNIX socket does
+not, whose buffer is full by then, so that it would stand still. Requests and replies move fewer bytes, and a flow that
+is behind moves more; neither ever waits.
 
 Where bytes go both ways, somebody may wait for an answer (NBD): there the rest is SHORT_REST_S.
 """
@@ -13,16 +15,20 @@ from collections.abc import Sequence
 
 TRICKLE_BYTES = range(8 * 1024, 128 * 1024)
 BATCH_BYTES = 256 * 1024
+FULL_BYTES = range(TRICKLE_BYTES.stop, BATCH_BYTES + 64 * 1024)
+"""Of a batch that was all there was: a flow that is behind moves two in one pass."""
+SLOW_BYTES_S = 256_000_000
 SHORT_REST_S = 0.0001
 LONG_REST_S = 0.002
 RECENT_S = 0.1
 
 
 class FlowPace:
-    """What one flow has moved of late; `moved_bytes`: in the last pass."""
+    """What one flow has moved of late; `moved_bytes`: in the last pass; `moved_out`: some of them outward."""
 
     def __init__(self) -> None:
         self.moved_bytes = 0
+        self.moved_out = False
         self._bytes_in = self._bytes_out = 0
         self._in_s = self._out_s = -RECENT_S
 
@@ -31,6 +37,7 @@ class FlowPace:
         moved_in, moved_out = bytes_in - self._bytes_in, bytes_out - self._bytes_out
         self._bytes_in, self._bytes_out = bytes_in, bytes_out
         self.moved_bytes = moved_in + moved_out
+        self.moved_out = moved_out > 0
         if moved_in:
             self._in_s = now_s
         if moved_out:
@@ -52,9 +59,10 @@ class Gathering:
         """Args: served: each flow that the pass served, at least one. Returns: 0: do not rest."""
         elapsed_s, self._passed_s = now_s - self._passed_s, now_s
         average_bytes = sum(pace.moved_bytes for pace in served) // len(served)
-        if average_bytes not in TRICKLE_BYTES:
+        rate_bytes_s = average_bytes / max(elapsed_s, 1e-6)
+        is_slow = average_bytes in FULL_BYTES and rate_bytes_s < SLOW_BYTES_S
+        if average_bytes not in TRICKLE_BYTES and (not is_slow or any(pace.moved_out for pace in served)):
             return 0.0
         if any(pace.is_two_way for pace in served):
             return SHORT_REST_S
-        rate_bytes_s = average_bytes / max(elapsed_s, 1e-6)
-        return max(SHORT_REST_S, min(LONG_REST_S, (BATCH_BYTES - average_bytes) / rate_bytes_s))
+        return max(SHORT_REST_S, min(LONG_REST_S, BATCH_BYTES / rate_bytes_s))

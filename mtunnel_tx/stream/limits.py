@@ -29,6 +29,14 @@ class FlowLimits:
     ping_s: float = 25.0
     rate_bytes_s: int | None = None
 
+    @property
+    def notice_s(self) -> float:
+        """Within which the loss of a resumable flow's connection is noticed.
+
+        By bytes that are not acknowledged, which are looked at now and then, or by keepalives where none are under way.
+        """
+        return self.dead_peer_s * 1.5
+
 
 LOST_S = 15.0
 """So long may a peer acknowledge nothing before the connection of a resumable flow is lost: giving one up is cheap."""
@@ -47,6 +55,11 @@ class Bucket:
         self._rate = rate_bytes_s
         self._tokens = 0.0
         self._filled_s = 0.0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a rate."""
+        return self._rate is not None
 
     def spend(self, size_bytes: int) -> None:
         self._tokens -= size_bytes

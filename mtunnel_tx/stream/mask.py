@@ -47,9 +47,12 @@ def find_native() -> Unmask | None:
     return unmask
 
 
-def best_unmask() -> Unmask:
-    """The fastest way there is; logs a warning where that is the slow one."""
+def best_unmask(*, is_spare: bool = False) -> Unmask:
+    """The fastest way there is; logs a warning where that is the slow one.
+
+    Args: is_spare: the project's native module undoes the masks, and this one is not used; nothing is logged then.
+    """
     native = find_native()
-    if native is None:
+    if native is None and not is_spare:
         log.warn("autobahn's native masker is missing: masked streams will be slow")
     return native or unmask_slowly

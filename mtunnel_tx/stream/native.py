@@ -9,18 +9,23 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from OpenSSL import SSL
 
-from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
-from mtunnel_tx.stream.sides import RECORD_ROOM_BYTES, Blocks, put_leftover
+from mtunnel_tx.stream.engine import StreamEnded, StreamFailed, waiting_bytes
+from mtunnel_tx.stream.sides import MOST_UNSENT_BYTES, RECORD_ROOM_BYTES, UNREAD, Blocks, put_leftover
+from mtunnel_tx.wire.frames import SENT_PAYLOAD_BYTES
 
 SWITCH = "MTUNNEL_NATIVE"
 """An environment variable: `0` keeps the native module out, for comparisons and to rule it out as a cause."""
+
+INTERFACE = 2
+"""Of `_batch.c`: one that was built from another version has other arguments."""
 
 FUNCTIONS = (
     "SSL_read",
@@ -34,8 +39,23 @@ FUNCTIONS = (
 )
 """OpenSSL's, in the order in which `_batch.c` wants their addresses."""
 
-DRAINED, FULL, TCP_ENDED, TCP_FAILED, TLS_ENDED, TLS_FAILED = range(6)
-"""What `pull` and `send` say besides byte counts (enum outcome in `_batch.c`)."""
+DRAINED, FULL, ENDED, FAILED, TLS_ENDED, TLS_FAILED = range(6)
+"""What `pull`, `send` and `forward` say besides byte counts (enum outcome in `_batch.c`)."""
+
+Failure = tuple[type[Exception], str]
+
+
+class Forwarded(NamedTuple):
+    """What `NativeSide.forward` has moved, in frames of so many payload bytes.
+
+    more: the UNIX socket may have more. local_failure: of the UNIX socket, behind these frames. failure: of the
+    carrier.
+    """
+
+    sizes_bytes: Sequence[int]
+    more: bool
+    local_failure: Failure | None
+    failure: Failure | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +78,8 @@ def find_native(environ: dict[str, str] | os._Environ[str] = os.environ) -> Nati
         module = import_module("mtunnel_tx.stream._batch")
     except ImportError as error:
         return Native(None, f"not built: {error}")
+    if getattr(module, "INTERFACE", None) != INTERFACE:
+        return Native(None, "built from another version: install mtunnel-tx again")
     try:
         module.bind(*_addresses())
         _pointers(SSL.Connection(SSL.Context(SSL.TLS_METHOD), None))
@@ -107,13 +129,15 @@ class NativeSide:
         self._connection._into_ssl = _ffi().NULL
         self._block: memoryview | None = None
         self._begin = self._end = 0
-        self._failure: tuple[type[Exception], str] | None = None
+        self._failure: Failure | None = None
 
     @property
     def waits(self) -> bool:
         return self._begin < self._end
 
     def read(self, block: memoryview) -> int:
+        if self.waits and waiting_bytes(self._connection) > MOST_UNSENT_BYTES:
+            raise StreamFailed(UNREAD)
         end, self._leftover = put_leftover(block, self._leftover)
         if self._failure is None:
             end, outcome, number = self._native.pull(
@@ -130,8 +154,34 @@ class NativeSide:
     def write(self, data: memoryview | bytes) -> None:
         self._send(data)
 
+    def own(self) -> None:
+        """What waits is ciphertext, in a block of its own."""
+
     def flush(self) -> None:
         self._send(b"")
+
+    def forward(
+        self, local: socket.socket, room: memoryview, most_frames: int, *, masked: bool, keeps: bool
+    ) -> Forwarded:
+        """Send what the UNIX socket has, in frames of SENT_PAYLOAD_BYTES, while nothing waits.
+
+        Args: room: where they are made, HEADER_ROOM_BYTES in front of the first payload, and of each other one where it
+        keeps them. masked: with the mask of a client.
+        """
+        block = self._block = self._block or self._blocks.lend()
+        sizes, local_outcome, local_number, self._begin, self._end, sent_bytes, outcome, number = self._native.forward(
+            self._ssl, self._out, self._number, local.fileno(), room, SENT_PAYLOAD_BYTES, most_frames, masked, keeps,
+            block,
+        )  # fmt: skip
+        self.sent_bytes += sent_bytes
+        if outcome > FULL or not self.waits:
+            self.drop()
+        return Forwarded(
+            memoryview(sizes).cast("I"),
+            local_outcome == FULL,
+            describe_outcome(local_outcome, "receive", local_number) if local_outcome > FULL else None,
+            describe_outcome(outcome, "send", number) if outcome > FULL else None,
+        )
 
     def drop(self) -> None:
         """Forget what waits, and give the block back."""
@@ -158,9 +208,9 @@ class NativeSide:
             raise kind(text)
 
 
-def describe_outcome(outcome: int, deed: str, number: int) -> tuple[type[Exception], str]:
+def describe_outcome(outcome: int, deed: str, number: int) -> Failure:
     """The exception for what ended a side, in the words of `sides` and `engine`."""
-    if outcome == TCP_ENDED:
+    if outcome == ENDED:
         return StreamEnded, "end of file"
     if outcome == TLS_ENDED:
         return StreamEnded, "TLS close_notify"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mtunnel_tx.stream.ends import Sender, Way
+from mtunnel_tx.wire.flow import Bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class ParkedValue:
     acked: int
     ended_at: int | None
     is_end_delivered: bool
-    kept: bytes = field(repr=False)
+    kept: Bytes = field(repr=False)
 
 
 def park_way(way: Way) -> ParkedWay:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPullProducer
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mtunnel_tx.net.kinds import Transport
@@ -78,7 +80,17 @@ async def take_over(transport: Transport, opening: bytes, leftover: bytes) -> Pe
         log.error("a connection is given up: {reason}", reason=str(error))
         transport.abortConnection()
         raise ConnectionLost("no descriptor is left for the connection") from error
-    return PeerConnection(sock, connection, leftover, transport.loseConnection)
+    return PeerConnection(sock, connection, leftover, partial(_close_now, transport))
+
+
+def _close_now(transport: Any) -> None:
+    """Close a transport that nothing is written to.
+
+    Its `loseConnection` would wait until the socket takes bytes again; that of a peer that acknowledges nothing never
+    does, and the kernel gives it up after a quarter of an hour.
+    """
+    if transport.connected:
+        transport.connectionLost(Failure(ConnectionDone()))
 
 
 async def flush(transport: Transport, data: bytes = b"") -> None:

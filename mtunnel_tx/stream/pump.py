@@ -12,9 +12,9 @@ waits for each reply. Inward, for each flow whose carrier is readable:
     TCP socket --recv 256 KiB--> scratch --BIO_write--> OpenSSL --SSL_read, record by record--> a lent block
     block: find the frames, XOR masks away where they lie --sendmsg, all payload at once--> UNIX socket
 
-and outward the same way back: 128 KiB from the UNIX socket, a header put in front, SSL_write, BIO_read, send. Payload
-is never copied by Python. Receiving, OpenSSL, unmasking and sending run without the interpreter's lock, which is why
-threads help here. The UNIX socket has a send buffer of 2 MiB, so that its reader and the pump work at the same time.
+and outward the same way back: 128 KiB from the UNIX socket, a header in front, SSL_write, BIO_read, send; eight times.
+Payload is never copied by Python. Receiving, OpenSSL, unmasking and sending run without the interpreter's lock, which
+is why threads help here. The UNIX socket has a send buffer of 2 MiB: its reader and the pump work at the same time.
 
 Memory is bounded: a way reads only when its receiver has taken everything before. So a flow holds at most one block of
 288 KiB for each way, one of ciphertext, and what OpenSSL makes of one frame; an idle flow holds none of them. A slow
@@ -313,7 +313,7 @@ class Pump:
         self._most_threads = threads
         pure = unmask is not None or engine is not None
         self._native = native or (Native(None, "another way was asked for") if pure else find_native())
-        self._unmask = unmask or best_unmask()
+        self._unmask = unmask or best_unmask(is_spare=self._native.module is not None)
         self._engine = engine or best_engine()
         self._now = now
         self._rest = rest
@@ -360,7 +360,7 @@ class Pump:
 
     def _begin(self, flow: Flow) -> tuple[_PumpThread, PumpedFlow]:
         thread = self._pick_urgent() if flow.terms.urgent else self._pick()
-        running = RunningFlow(flow.local, flow.terms, thread.tools, flow.value)
+        running = RunningFlow(flow.local, flow.terms, thread.tools, flow.take_value())
         flow.traffic = running
         if flow.aborted:
             running.cancel(flow.abort_reason)

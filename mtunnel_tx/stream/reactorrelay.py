@@ -165,7 +165,7 @@ class ReactorRelay:
         await self._running.stop()
 
     def _begin(self, flow: Flow) -> _ReactorFlow:
-        running = RunningFlow(flow.local, flow.terms, self._tools, flow.value)
+        running = RunningFlow(flow.local, flow.terms, self._tools, flow.take_value())
         flow.traffic = running
         job = _ReactorFlow(self._reactor, flow, running)
         self._running.add(flow, job)

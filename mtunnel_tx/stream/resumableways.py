@@ -7,6 +7,7 @@ and was not taken by the UNIX socket is forgotten with its carrier, as it comes 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.ends import Sender
@@ -22,6 +23,7 @@ from mtunnel_tx.wire.records import FlowRecord, RecordKind, parse_record, record
 class ResumableOutward(Outward):
     """See the module. `sending`: its positions."""
 
+    _keeps = True
     _ends: ResumableEnds
 
     def __init__(self, local: socket.socket, ends: ResumableEnds, *, terms: FlowTerms, tools: ThreadTools) -> None:
@@ -65,8 +67,10 @@ class ResumableOutward(Outward):
             self.say(record_frame(self._role, FlowRecord(RecordKind.ABORTED, reason=self._ends.reason)))
         super().say_close()
 
-    def go_on(self) -> None:
-        """An acknowledgement came: there may be room, or something to be sent again."""
+    def acknowledge(self, position: int) -> None:
+        """`a N` came: there may be room, or something to be sent again. Raises: FrameError: 1002: it does not fit."""
+        self._side.own()
+        self.sending.acknowledge(position)
         self.again = True
 
     def give_back(self) -> None:
@@ -78,7 +82,8 @@ class ResumableOutward(Outward):
         self.sending.park()
 
     def drop(self) -> None:
-        """The flow is over."""
+        """The flow is over; its last bytes may still wait for the peer."""
+        self._side.own()
         self.sending.drop()
 
     def _may_pull(self) -> bool:
@@ -90,6 +95,12 @@ class ResumableOutward(Outward):
             return super()._pull()
         self._write(again)
         return True
+
+    def _most_frames(self) -> int:
+        return min(super()._most_frames(), self.sending.free_frames)
+
+    def _note_sent(self, sizes_bytes: Sequence[int]) -> None:
+        self.sending.note_sent(sizes_bytes)
 
     def _room(self) -> memoryview:
         return self.sending.room()
@@ -111,6 +122,7 @@ class ResumableInward(Inward):
         assert terms.window_bytes is not None, "only resumable flows have a window"
         self.receiving = Receiving(terms.role, terms.window_bytes)
         self._outward = outward
+        self._owes_delivered = False
         self._now = tools.now
 
     def restore(self, taken: int, *, is_end_passed: bool) -> None:
@@ -130,11 +142,16 @@ class ResumableInward(Inward):
         super().rewind()
         self.receiving.park()
         self.ack_due_s = None
+        self._owes_delivered = False
 
     def acknowledge(self, now_s: float) -> None:
-        """Tell the peer what was taken, where that is due and the carrier has room for it."""
-        if self._outward.sending.is_synced and not self._outward.waits and self.receiving.is_due(now_s):
-            self._outward.say(self.receiving.say_taken())
+        """Tell the peer what was taken and passed on, where that is due and the carrier has room for it."""
+        if self._outward.sending.is_synced and not self._outward.waits:
+            if self.receiving.is_due(now_s):
+                self._outward.say(self.receiving.say_taken())
+            if self._owes_delivered:
+                self._owes_delivered = False
+                self.deliver()
         self.ack_due_s = None if self._outward.waits else self.receiving.due_s
 
     def deliver(self) -> None:
@@ -154,8 +171,7 @@ class ResumableInward(Inward):
         """Raises: FrameError: it does not fit."""
         match record.kind:
             case RecordKind.ACKNOWLEDGED:
-                self._outward.sending.acknowledge(record.position)
-                self._outward.go_on()
+                self._outward.acknowledge(record.position)
             case RecordKind.DELIVERED:
                 self._outward.sending.deliver()
                 self._ends.delivered()
@@ -172,9 +188,10 @@ class ResumableInward(Inward):
         return self._ends.inward.sender is not Sender.CUT
 
     def _end(self, position: int) -> None:
+        """`e N` came. Where that is an old tale, one answer is owed, however often it is told to us."""
         self.receiving.end(position)
         if self.receiving.is_delivered:
-            self.deliver()
+            self._owes_delivered = True
         else:
             self._ends.peer_ended()
 

@@ -317,8 +317,10 @@ class RunningFlow:
             return
         if carrier.linger_due_s is not None and now_s >= carrier.linger_due_s:
             self._drop_carrier(carrier)
-        elif now_s >= carrier.sweep_due_s and carrier.sweep(now_s):
-            self.ends.carrier_failed("peer is gone: it acknowledges nothing")
+        elif now_s >= carrier.sweep_due_s:
+            reason = carrier.sweep(now_s, is_read=not self._inward.waits)
+            if reason is not None:
+                self.ends.carrier_failed(reason)
 
     def _watch(self, now_s: float) -> None:
         inward, outward, carrier = self._inward, self._outward, self.carrier

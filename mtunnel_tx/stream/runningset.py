@@ -41,6 +41,10 @@ class RunningSet(Generic[Job]):
         """Returns: None: it does not run here (any more)."""
         return self._jobs.get(flow)
 
+    def jobs(self) -> list[Job]:
+        """Of all flows."""
+        return list(self._jobs.values())
+
     async def stop(self) -> None:
         """End all flows, and wait until nothing of them is left."""
         flows = list(self._jobs)

@@ -21,13 +21,25 @@ RECEIVE_BYTES = 256 * 1024
 RECORD_ROOM_BYTES = BLOCK_BYTES - RECEIVE_BYTES
 """Room for what OpenSSL already holds of a record, so that the plaintext of a receive always fits into what is left."""
 
+MOST_UNSENT_BYTES = 1 << 20
+"""Of what TLS answers by itself (new keys that a peer demands), behind what is being sent: a peer that lets so much
+wait takes nothing, and its connection is over."""
+UNREAD = "the peer demands new keys again and again, and takes none"
+
+UNANSWERED = 3
+"""So many keepalives in a row: then the connection is lost."""
+
+_TCP_CLOSE = 7
 _TCP_INFO_BYTES = 60
 _UNACKED_OFFSET, _LAST_ACK_OFFSET = 24, 56
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-def _map(size_bytes: int) -> memoryview:
-    """Memory of its own pages: what is never written costs nothing, and it goes back to the system at once."""
+def map_memory(size_bytes: int) -> memoryview:
+    """Memory of its own pages: what is never written costs nothing, and it goes back to the system at once.
+
+    From the heap it might not: a freed piece of the largest ones there lies between others.
+    """
     return memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
@@ -35,13 +47,13 @@ class Blocks:
     """Buffers of one thread, lent while a flow has bytes. `scratch` may be used by anybody within one call."""
 
     def __init__(self) -> None:
-        self.scratch = _map(RECEIVE_BYTES)
+        self.scratch = map_memory(RECEIVE_BYTES)
         self.lent = 0
         self._free: list[memoryview] = []
 
     def lend(self) -> memoryview:
         self.lent += 1
-        return self._free.pop() if self._free else _map(BLOCK_BYTES)
+        return self._free.pop() if self._free else map_memory(BLOCK_BYTES)
 
     def give_back(self, block: memoryview) -> None:
         self.lent -= 1
@@ -62,13 +74,19 @@ class Side(Protocol):
         """Bytes wait for the peer."""
 
     def read(self, block: memoryview) -> int:
-        """Returns: plaintext bytes put into block, 0: none for now. Raises: StreamEnded, StreamFailed."""
+        """Returns: plaintext bytes put into block, 0: none for now, or, with `more`, none in much ciphertext.
+
+        Raises: StreamEnded, StreamFailed.
+        """
 
     def write(self, data: memoryview | bytes) -> None:
-        """Send, or keep what the kernel does not take; `data` stays as it is while something waits.
+        """Send, or keep what the kernel does not take; `data` stays as it is while something waits, or up to `own`.
 
         Raises: StreamFailed.
         """
+
+    def own(self) -> None:
+        """Copy what waits where it is not this side's: the memory of what was written will be used for other bytes."""
 
     def flush(self) -> None:
         """Go on sending. Raises: StreamFailed."""
@@ -92,6 +110,9 @@ class _NoSide:
 
     def write(self, data: memoryview | bytes) -> None:
         """Nobody takes it."""
+
+    def own(self) -> None:
+        """Nothing waits."""
 
     def flush(self) -> None:
         """Nothing waits."""
@@ -136,6 +157,10 @@ class _Sender:
     def waits(self) -> bool:
         return len(self._left) > 0
 
+    def own(self) -> None:
+        """See `Side.own`."""
+        self._left = bytes(self._left)
+
     def drop(self) -> None:
         """Forget what waits."""
         self._left = b""
@@ -173,6 +198,9 @@ class PlainSide:
         else:
             self._sender.send(data)
 
+    def own(self) -> None:
+        self._sender.own()
+
     def flush(self) -> None:
         while self._sender.go_on() and self._more:
             more, self._more = self._more, b""
@@ -208,16 +236,22 @@ class TlsSide:
         return self._sender.waits
 
     def read(self, block: memoryview) -> int:
+        if self.waits and self._engine.waiting_bytes() > MOST_UNSENT_BYTES:
+            raise StreamFailed(UNREAD)
         end, self._leftover = put_leftover(block, self._leftover)
-        drained = False
+        drained, received_bytes = False, 0
         while True:
             end = self._decrypt(block, end)
             room_bytes = min(RECEIVE_BYTES, len(block) - end - RECORD_ROOM_BYTES)
-            self.more = room_bytes <= 0 or self._failure is not None or self._engine.over
+            # As in run_pull (_batch.c): much ciphertext may have no plaintext.
+            is_much = received_bytes >= len(block)
+            self.more = room_bytes <= 0 or is_much or self._failure is not None or self._engine.over
             # Where nothing came before a failure, the next line raises it.
-            if drained or (self.more and end):
+            if drained or is_much or (self.more and end):
                 return end
-            drained = self._receive(end, room_bytes) < room_bytes
+            size_bytes = self._receive(end, room_bytes)
+            drained = size_bytes < room_bytes
+            received_bytes += size_bytes
 
     def _decrypt(self, block: memoryview, end: int) -> int:
         try:
@@ -253,6 +287,9 @@ class TlsSide:
     def write(self, data: memoryview | bytes) -> None:
         self._engine.write(data)
         self.flush()
+
+    def own(self) -> None:
+        """What waits is ciphertext, in a block of its own."""
 
     def flush(self) -> None:
         try:
@@ -330,11 +367,19 @@ def is_peer_dead(sock: socket.socket, dead_peer_s: float) -> bool:
     return bool(unacked) and int(last_ack_ms) > dead_peer_s * 1000
 
 
+def is_reset(sock: socket.socket) -> bool:
+    """The kernel has given the connection up: the peer has reset it, or has answered no keepalive."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)[0] == _TCP_CLOSE
+
+
 def keep_alive(sock: socket.socket, idle_s: float) -> None:
     """Let the kernel ask a silent peer so often that a live one always has acknowledged something of late."""
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, UNANSWERED)
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
                 sock.setsockopt(socket.IPPROTO_TCP, option, max(1, int(idle_s)))
 

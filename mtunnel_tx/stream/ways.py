@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Sequence
+from typing import ClassVar
 
 from mtunnel_tx.stream.carrier import Carrier, ThreadTools
 from mtunnel_tx.stream.ends import Ends, Sender
 from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
 from mtunnel_tx.stream.limits import Bucket, FlowLimits
+from mtunnel_tx.stream.native import NativeSide
 from mtunnel_tx.stream.payload import make_payload
 from mtunnel_tx.stream.sides import NO_SIDE, Side, describe, receive
 from mtunnel_tx.wire.frames import (
@@ -30,8 +33,11 @@ from mtunnel_tx.wire.frames import (
     pong_frame,
 )
 
+BLOCKS = 4
+"""Inward, in a row before another flow gets its turn: 1 MiB, which takes half a millisecond."""
 BATCHES = 2
-"""Blocks in a row before another flow gets its turn."""
+"""Outward, the same: frames, or batches of them."""
+BATCH_FRAMES = 8
 
 
 _HEARD = (Event.PING, Event.PONG, Event.CLOSE, Event.RECORD)
@@ -77,7 +83,7 @@ class Inward:
     def carry(self, now_s: float) -> None:
         """Move what can be moved."""
         self.bucket.due_s = None
-        for _ in range(BATCHES):
+        for _ in range(BLOCKS):
             self._push()
             if self._payload.waits or not self._ends.hears:
                 return
@@ -129,8 +135,9 @@ class Inward:
             self._ends.carrier_failed(str(failure))
             return False
         if size_bytes == 0:
-            self._ends.drained(self._ends.inward)
-            return False
+            if not self._side.more:
+                self._ends.drained(self._ends.inward)
+            return self._side.more
         self._decode(block, size_bytes)
         return self._side.more or self._ends.hears_out
 
@@ -177,6 +184,9 @@ class Outward:
     position: bytes that were read from the UNIX socket. taken_bytes: what the kernel took for the carrier, of any kind.
     """
 
+    _keeps: ClassVar[bool] = False
+    """Frames stay as they are until they are acknowledged."""
+
     def __init__(self, local: socket.socket, ends: Ends, *, role: Role, limits: FlowLimits, tools: ThreadTools) -> None:
         self.position = 0
         self.again = False
@@ -185,6 +195,7 @@ class Outward:
         self._ends = ends
         self._role = role
         self._side: Side = NO_SIDE
+        self._native_side: NativeSide | None = None
         self._blocks = tools.blocks
         self._block: memoryview | None = None
 
@@ -231,10 +242,11 @@ class Outward:
     def attach(self, carrier: Carrier) -> None:
         """Write to this carrier from now on."""
         self._side = carrier.side
+        self._native_side = carrier.side if isinstance(carrier.side, NativeSide) else None
 
     def detach(self) -> None:
         """Nothing more can be written; what waits is forgotten."""
-        self._side = NO_SIDE
+        self._side, self._native_side = NO_SIDE, None
         self.again = False
 
     def drop(self) -> None:
@@ -277,13 +289,12 @@ class Outward:
 
     def _pull(self) -> bool:
         """Returns: whether there may be more."""
+        if self._native_side is not None and not self._ends.outward.deaf:
+            return self._forward(self._native_side)
         try:
-            size_bytes = receive(self._local, self._room())
-        except StreamEnded:
-            self._ends.local_ended()
-            return False
-        except StreamFailed as failure:
-            self._ends.local_failed(f"UNIX side: {failure}")
+            size_bytes = receive(self._local, self._room()[HEADER_ROOM_BYTES : HEADER_ROOM_BYTES + SENT_PAYLOAD_BYTES])
+        except (StreamEnded, StreamFailed) as end:
+            self._end(type(end), str(end))
             return False
         if size_bytes == 0:
             self._ends.drained(self._ends.outward)
@@ -293,10 +304,43 @@ class Outward:
         self._write(self._frame(size_bytes))
         return size_bytes == SENT_PAYLOAD_BYTES or self._ends.outward.sender is Sender.LAST
 
+    def _forward(self, side: NativeSide) -> bool:
+        """The same for a batch of frames."""
+        sizes_bytes, more, local_failure, failure = side.forward(
+            self._local, self._room(), self._most_frames(), masked=self._role is Role.CLIENT, keeps=self._keeps
+        )
+        size_bytes = sum(sizes_bytes)
+        self.position += size_bytes
+        self.bucket.spend(size_bytes)
+        self._note_sent(sizes_bytes)
+        if failure is not None:
+            self._ends.carrier_deaf(failure[1])
+        if local_failure is not None:
+            self._end(*local_failure)
+        elif not more:
+            self._ends.drained(self._ends.outward)
+        elif failure is None:
+            return sizes_bytes[-1] == SENT_PAYLOAD_BYTES or self._ends.outward.sender is Sender.LAST
+        return False
+
+    def _end(self, kind: type[Exception], text: str) -> None:
+        """The UNIX side has ended, or cannot be read."""
+        if kind is StreamEnded:
+            self._ends.local_ended()
+        else:
+            self._ends.local_failed(f"UNIX side: {text}")
+
+    def _most_frames(self) -> int:
+        """A limited rate may be overdrawn by one frame."""
+        return 1 if self.bucket.is_limited else BATCH_FRAMES
+
+    def _note_sent(self, sizes_bytes: Sequence[int]) -> None:
+        """So many bytes went out in frames, one behind the other in the room; kept by resumable flows only."""
+
     def _room(self) -> memoryview:
-        """Where the next bytes of the UNIX side are to be read to."""
+        """Where the next frame is to be made: its payload comes HEADER_ROOM_BYTES behind the beginning."""
         block = self._block = self._block or self._blocks.lend()
-        return block[HEADER_ROOM_BYTES : HEADER_ROOM_BYTES + SENT_PAYLOAD_BYTES]
+        return block
 
     def _frame(self, size_bytes: int) -> memoryview:
         """So many bytes were read. Returns: the frame around them."""

@@ -38,6 +38,9 @@ log = Logger()
 
 HANDSHAKE_S = 20.0
 CHUNK_BYTES = 64 * 1024
+MOST_ANSWERED_BYTES = 64 * 1024
+"""Of what TLS answers by itself in one connection, sent or not: some 2400 demands for new keys."""
+MANY_KEYS = "the peer demands new keys again and again"
 
 
 class TlsFactory(Factory):
@@ -125,6 +128,7 @@ class TlsProtocol(Protocol):
         self._timer: Timer | None = None
         self._established = False
         self._paused = False
+        self._answered_bytes = 0
         self._feeding = False
         self._ended = self._told = False
         self._producing = False
@@ -224,7 +228,7 @@ class TlsProtocol(Protocol):
         try:
             data: bytes = self._connection.recv(CHUNK_BYTES)
         except SSL.WantReadError:
-            self._flush()
+            self._send_answers()
             if self._ended:
                 self._end_reading()
         except SSL.ZeroReturnError:
@@ -232,8 +236,19 @@ class TlsProtocol(Protocol):
         except SSL.Error as error:
             self._break(error)
         else:
+            self._send_answers()
             return data
         return b""
+
+    def _send_answers(self) -> None:
+        """What TLS made while it read, where every write has sent what it made: a peer must not get that without end.
+
+        Nobody knows yet who it is, and each answer takes memory for as long as the peer takes none.
+        """
+        self._answered_bytes += self._flush()
+        if self._answered_bytes > MOST_ANSWERED_BYTES and not self.disconnecting:
+            log.debug("a connection ends: {reason}", reason=MANY_KEYS)
+            self._fail(TunnelError(MANY_KEYS))
 
     def _end_reading(self) -> None:
         """Tell the end once; a protocol that knows no half connection loses the whole one."""
@@ -264,8 +279,11 @@ class TlsProtocol(Protocol):
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self.write(b"".join(data))
 
-    def _flush(self) -> None:
-        """Send what TLS made, in one piece: a transport pauses its producer once for each write beyond its limit."""
+    def _flush(self) -> int:
+        """Send what TLS made, in one piece: a transport pauses its producer once for each write beyond its limit.
+
+        Returns: how many bytes that were.
+        """
         transport: Any = self.transport
         pieces = []
         with contextlib.suppress(SSL.WantReadError):
@@ -273,6 +291,7 @@ class TlsProtocol(Protocol):
                 pieces.append(self._connection.bio_read(CHUNK_BYTES))
         if pieces:
             transport.writeSequence(pieces)
+        return sum(map(len, pieces))
 
     def loseConnection(self) -> None:
         """Close in order, after everything written and everything a producer still has."""

@@ -6,10 +6,7 @@ anything does not fit, the tunnel is left to the recovery, which ends it by the 
 
 from __future__ import annotations
 
-import array
-import fcntl
 import socket
-import termios
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +19,16 @@ from mtunnel_tx.ports.events import TunnelOpened
 from mtunnel_tx.ports.holding import FlowPositions, LivingFlow, Store, Survivors
 from mtunnel_tx.ports.storage import ImportRequest
 from mtunnel_tx.tunnel.commandsession import CommandSession, Gone
-from mtunnel_tx.tunnel.imports import ImportJob
+from mtunnel_tx.tunnel.imports import EndedChild, ImportJob
 from mtunnel_tx.tunnel.kinds import KINDS
 from mtunnel_tx.tunnel.ledger import Ledger, fold
+from mtunnel_tx.tunnel.recovery import Undone
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.tunnel.transcript import Transcript, fold_notes
 from mtunnel_tx.tunnel.tunnel import Tunnel
+from mtunnel_tx.unread import count_unread
 from mtunnel_tx.waiting import Task, pause
-from mtunnel_tx.wire.socketkinds import COMMANDS, DISK_IMPORT, find_socket_kind
+from mtunnel_tx.wire.socketkinds import COMMANDS, DISK_IMPORT, SOCKET_KINDS, find_socket_kind
 
 log = Logger()
 LOOK_S = 0.05
@@ -51,10 +50,12 @@ class _Candidate:
         return self.ledger.owed.vmid
 
 
-async def adopt(services: Services, survivors: Survivors, gone: Gone) -> AsyncIterator[CommandSession]:
+async def adopt(
+    services: Services, survivors: Survivors, gone: Gone, undone: dict[int, Undone]
+) -> AsyncIterator[CommandSession]:
     """Go on with what can go on. What works for others is ended: nothing may come after what recovery frees.
 
-    Yields: the sessions. Args: gone: as for CommandSession.
+    Yields: the sessions. Args: gone: as for CommandSession. undone: gets those, by VMID, that had begun to go on.
     """
     candidates = [found for vmid in services.notes.standing() if (found := _look_at(services, survivors, vmid))]
     children = {one.vmid: _child(services, survivors, one) for one in candidates if one.job is not None}
@@ -63,7 +64,7 @@ async def adopt(services: Services, survivors: Survivors, gone: Gone) -> AsyncIt
     await services.storage.end_orphans([child.pid for child in children.values()])
     for candidate in candidates:
         try:
-            yield await _go_on(services, candidate, children.get(candidate.vmid), gone)
+            yield await _go_on(services, candidate, children.get(candidate.vmid), gone, undone)
         except Exception as error:
             _log_refusal(candidate.vmid, error)
             if candidate.vmid in children:
@@ -99,8 +100,12 @@ def _candidate(services: Services, survivors: Survivors, vmid: int) -> _Candidat
     if f"commands/{vmid}" not in survivors.kept.names or COMMANDS.suffix not in [flow.suffix for flow in flows]:
         raise WrongState("its command connection is gone")
     job = transcript.state.get("import")
-    if job is not None and job["name"] not in survivors.kept.programs:
+    # A volume counts as made only when its child has ended well.
+    if job is not None and job["name"] not in survivors.kept.programs and job["made"] not in owed.volumes:
         raise WrongState("its disk import is gone")
+    unread = [flow.vmid for flow in survivors.flows if not flow.suffix]
+    if vmid in unread or (unread and job is not None and job["made"] is None):
+        raise WrongState("one of its streams cannot be understood")
     ledger = Ledger(services.journal, owed, stands=True, count=len(records))
     return _Candidate(ledger=ledger, transcript=transcript, flows=flows, job=job)
 
@@ -110,12 +115,17 @@ def _store(services: Services) -> Store:
     return services.store
 
 
-def _child(services: Services, _survivors: Survivors, candidate: _Candidate) -> Any:
+def _child(services: Services, survivors: Survivors, candidate: _Candidate) -> Any:
     assert candidate.job is not None
-    return _store(services).adopt(candidate.job["name"], candidate.job["taken"])
+    name, taken = candidate.job["name"], candidate.job["taken"]
+    if name not in survivors.kept.programs:
+        return EndedChild(name, taken)
+    return _store(services).adopt(name, taken, keeps_end=True)
 
 
-async def _go_on(services: Services, candidate: _Candidate, child: Any, gone: Gone) -> CommandSession:
+async def _go_on(
+    services: Services, candidate: _Candidate, child: Any, gone: Gone, undone: dict[int, Undone]
+) -> CommandSession:
     """Raises: TunnelError."""
     _, (sock,) = await _store(services).get(f"commands/{candidate.vmid}")
     try:
@@ -126,12 +136,24 @@ async def _go_on(services: Services, candidate: _Candidate, child: Any, gone: Go
         raise
     session = CommandSession(tunnel, gone, candidate.transcript)
     tunnel.tell(TunnelOpened(tunnel=tunnel.facts))
-    for flow in candidate.flows:
-        tunnel.sockets.lead_back(flow, ended=_ended(tunnel, flow))
-    tunnel.task.line("the daemon was started again: this task goes on")
+    try:
+        for flow in candidate.flows:
+            tunnel.sockets.lead_back(flow, ended=_ended(tunnel, flow))
+        tunnel.task.line("the daemon was started again: this task goes on")
+        await session.go_on(sock, unsaid)
+    except Exception as error:
+        sock.close()
+        undone[tunnel.vmid] = Undone(reason=str(error), traffic=tunnel.facts.traffic())
+        await _undo(tunnel)
+        raise
     log.info("the tunnel of VM {vmid} goes on", vmid=tunnel.vmid)
-    await session.go_on(sock, unsaid)
     return session
+
+
+async def _undo(tunnel: Tunnel) -> None:
+    """Nothing of it goes on, and the recovery comes to a tunnel without streams. Programs end first."""
+    await tunnel.end_children()
+    tunnel.sockets.abort_streams(SOCKET_KINDS)
 
 
 def _ended(tunnel: Tunnel, flow: LivingFlow) -> Any:
@@ -149,9 +171,9 @@ async def _find_unsaid(services: Services, candidate: _Candidate, sock: socket.s
     flow = next(flow for flow in candidate.flows if flow.suffix == COMMANDS.suffix)
     heard_bytes, before = candidate.transcript.heard_bytes, None
     for _ in range(MOST_LOOKS):
-        unread_bytes = _count_unread(sock)
+        unread_bytes = count_unread(sock)
         now = await flow.positions()
-        if now.taken_bytes > heard_bytes + _count_unread(sock):
+        if now.taken_bytes > heard_bytes + count_unread(sock):
             raise WrongState("bytes of a command are lost")
         if now == before and _is_settled(now, heard_bytes, unread_bytes):
             return _unsaid(candidate.transcript, now)
@@ -161,20 +183,15 @@ async def _find_unsaid(services: Services, candidate: _Candidate, sock: socket.s
 
 
 def _is_settled(now: FlowPositions, heard_bytes: int, unread_bytes: int) -> bool:
-    return now.queued_bytes == 0 and now.taken_bytes == heard_bytes + unread_bytes
+    """What waits for the peer is being sent, unless the flow is parked."""
+    return (now.is_parked or now.queued_bytes == 0) and now.taken_bytes == heard_bytes + unread_bytes
 
 
 def _unsaid(transcript: Transcript, now: FlowPositions) -> bytes:
-    unsaid = transcript.unsaid(now.sent_bytes)
+    unsaid = transcript.unsaid(now.sent_bytes + now.queued_bytes)
     if unsaid is None:
         raise WrongState("bytes of a reply are lost")
     return unsaid
-
-
-def _count_unread(sock: socket.socket) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(sock, termios.FIONREAD, count)
-    return count[0]
 
 
 def _restore(services: Services, candidate: _Candidate, child: Any) -> Tunnel:
@@ -184,11 +201,12 @@ def _restore(services: Services, candidate: _Candidate, child: Any) -> Tunnel:
     kind = KINDS[owed.kind]
     tunnel = Tunnel(services, kind, candidate.ledger, task, facts["address"], facts["since_s"])
     tunnel.drives.update(state.get("drives", {}))
+    tunnel.parking.before_s = state.get("interrupted_s", 0.0)
     if candidate.job is not None:
         tunnel.disk_import = _restore_import(tunnel, candidate.job, child)
     for suffix in state.get("sockets", [COMMANDS.suffix]):
         _restore_socket(tunnel, suffix)
-    if owed.started and not owed.whole and services.hypervisor.running(tunnel.vmid):
+    if not owed.whole and tunnel.claim.runs():
         tunnel.watch = Task(kind.watch(tunnel))
     return tunnel
 

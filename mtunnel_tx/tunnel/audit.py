@@ -35,7 +35,10 @@ def observe(event: TunnelEvent) -> None:
 def _tell_parking(event: FlowParked | FlowResumed) -> None:
     """One line for a connection that is lost, and one for the next one."""
     facts = {"vmid": event.tunnel.vmid, "flow": event.socket.name, "upid": event.tunnel.upid}
-    if isinstance(event, FlowParked):
+    if isinstance(event, FlowParked) and event.waited_s:
+        facts |= {"reason": event.reason, "waited_s": round(event.waited_s, 1)}
+        log.info("VM {vmid}, {flow}: no connection for {waited_s} s, waiting: {reason}; {upid}", **facts)
+    elif isinstance(event, FlowParked):
         log.info("VM {vmid}, {flow}: connection lost, waiting: {reason}; {upid}", reason=event.reason, **facts)
     else:
         log.info("VM {vmid}, {flow}: resumed after {waited_s} s; {upid}", waited_s=round(event.waited_s, 1), **facts)

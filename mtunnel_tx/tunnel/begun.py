@@ -7,8 +7,9 @@ is done again. What it has made and not named is undone first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import Enum, auto
+from typing import Any
 
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.tunnel import dispatch
@@ -26,12 +27,15 @@ class Course(Enum):
 
 
 def choose(name: str, since: Collection[str], *, runs: bool, locked: bool) -> Course:
-    """Args: since: the words of the records that it has written. runs: QEMU says so. locked: the config has a lock."""
-    if name in ("disk", "disk-import", "start"):
+    """Args: since: the words of the records that it has written. runs: QEMU says so. locked: our lock is in the config.
+
+    `locked` also where the config is gone: nothing is known then.
+    """
+    if name in ("disk", "disk-import") or (name == "start" and "starting" in since):
         return Course.UNDO_FIRST
     is_complete = (
         (name == "config" and "configured" in since)
-        or (name == "resume" and "resuming" in since and runs)
+        or (name == "resume" and not {"resuming", "resuming_partly"}.isdisjoint(since) and runs)
         or (name == "unlock" and "handed_over" in since and not locked)
     )
     return Course.ANSWER if is_complete else Course.DO_AGAIN
@@ -57,9 +61,11 @@ async def _prepare(tunnel: Tunnel, name: str, records: int) -> Course:
     since = [str(record.get("do")) for record in written[records:]]
     state = await tunnel.claim.machine_state() if name == "resume" else None
     runs = state is not None and state.status == "running"
-    course = choose(name, since, runs=runs, locked=tunnel.claim.config_state() != "unlocked")
+    locked = tunnel.claim.config_state() in {*ledger.owed.marks, "absent", "somebody else's"}
+    course = choose(name, since, runs=runs, locked=locked)
     if course is Course.UNDO_FIRST:
-        await _undo(tunnel, name, fold(tunnel.vmid, written[:records]))
+        of_import = [record for record in written[records:] if _is_of_import(tunnel, record)]
+        await _undo(tunnel, name, fold(tunnel.vmid, [*written[:records], *of_import]))
     elif course is Course.ANSWER and name == "resume" and not ledger.owed.resumed:
         await ledger.note("resumed")
     elif course is Course.ANSWER and name == "unlock" and ledger.owed.marks:
@@ -67,12 +73,20 @@ async def _prepare(tunnel: Tunnel, name: str, records: int) -> Course:
     return course
 
 
+def _is_of_import(tunnel: Tunnel, record: Mapping[str, Any]) -> bool:
+    """Whether the disk import that runs beside the command has written it: that it made its volume."""
+    job = tunnel.disk_import
+    return job is not None and record.get("do") == "made" and record.get("volid") == job.made
+
+
 async def _undo(tunnel: Tunnel, name: str, before: Owed) -> None:
-    """Raises: TunnelError."""
-    if name == "start":
-        await tunnel.services.hypervisor.stop(tunnel.vmid)
-        return
+    """Args: before: what was owed without the command. Raises: TunnelError."""
     owed = tunnel.ledger.owed
+    if name == "start":
+        # A QEMU with the whole state, or one that was told to run, may be the only copy of the VM.
+        if not (owed.whole or owed.is_given_up):
+            await tunnel.claim.stop_machine()
+        return
     if tunnel.disk_import is not None and not tunnel.disk_import.over and len(owed.making) > 1:
         # What the import that runs is making has no name yet, and could be taken for what this one has left.
         raise WrongState("the daemon was started again while two volumes were made at once")

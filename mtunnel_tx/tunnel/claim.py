@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
 from mtunnel_tx.errors import NotFound
 from mtunnel_tx.ports.journal import TaskLog
 from mtunnel_tx.ports.machines import MachineState
@@ -9,6 +12,12 @@ from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.tunnel.ledger import Ledger, Owed
 from mtunnel_tx.tunnel.ownership import Ownership
 from mtunnel_tx.tunnel.services import Services
+from mtunnel_tx.tunnel.verdict import ANOTHERS, Verdict
+from mtunnel_tx.waiting import in_time
+
+log = Logger()
+RECORD_S = 3.0
+"""How long the history may take to record what became of a VM."""
 
 
 class Claim:
@@ -48,10 +57,51 @@ class Claim:
         return self.config_state() in self.owed.marks
 
     async def machine_state(self) -> MachineState:
-        """What QEMU says, if this tunnel may have started one. Raises: TunnelError: it does not answer."""
+        """What QEMU says, if this tunnel may have started it. Raises: TunnelError: it does not answer."""
         if not self.owed.started:
             return MachineState(status="off")
+        if self.is_machine_anothers():
+            return ANOTHERS
         return await self.services.hypervisor.state(self.vmid)
+
+    def is_machine_anothers(self) -> bool:
+        """Whether a QEMU runs under this number that is not the one which this tunnel has started: that has ended.
+
+        False where the journal does not say which one it has started. Raises: BackendFailed: nobody knows which runs.
+        """
+        ours = self.owed.process
+        found = self.services.hypervisor.process(self.vmid) if ours is not None else None
+        return found not in (None, ours)
+
+    def runs(self) -> bool:
+        """Whether the QEMU that this tunnel has started is there. Raises: BackendFailed: nobody knows which one is."""
+        return self.owed.started and self.services.hypervisor.running(self.vmid) and not self.is_machine_anothers()
+
+    async def note_machine(self) -> None:
+        """Record which process QEMU is, once it was started."""
+        found = self.services.hypervisor.process(self.vmid)
+        if found is not None:
+            await self.ledger.note("started", boot=found.boot, pid=found.pid, since=found.started)
+
+    async def stop_machine(self) -> None:
+        """End the QEMU that this tunnel may have started, and none else; success where it has ended."""
+        if not self.is_machine_anothers():
+            await self.services.hypervisor.stop(self.vmid)
+
+    async def discharge(self, verdict: Verdict) -> None:
+        """Nothing is owed any more: the journal goes. What became of the VM is recorded first.
+
+        A source that comes late is told that, also where the daemon is killed now. A history that cannot be written in
+        time holds nothing up. Raises: TunnelError: the journal cannot be removed.
+        """
+        services, owed = self.services, self.owed
+        if self.ledger.stands and owed.upid:
+            recorded = Deferred.fromCoroutine(services.record(self.vmid, owed.token, owed.upid, verdict.value))
+            try:
+                await in_time(services.clock, RECORD_S, recorded)
+            except Exception:
+                log.failure("unexpected failure in the record of the end of VM {vmid}", vmid=self.vmid)
+        await self.ledger.discharge()
 
 
 def marked(conf: GuestConfig, lock: str | None) -> GuestConfig:

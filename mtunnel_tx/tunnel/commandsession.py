@@ -47,6 +47,7 @@ class CommandSession:
         self._book = Notebook(tunnel.services.notes, tunnel.vmid, transcript or Transcript(facts=tunnel.lasting()))
         if tunnel.services.store is None:
             self._book.spoil()
+        tunnel.parking.over = lambda: self._book.interrupted(tunnel.parking.before_s)
         self._is_leaving = self._is_left = False
 
     async def listen(self) -> None:
@@ -119,6 +120,11 @@ class CommandSession:
     def disconnected(self) -> None:
         """The connection is over: an end without `quit` is an error of the task."""
         self._finish("" if self.tunnel.leaving else UNEXPECTED)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its end has begun."""
+        return self._end is not None
 
     async def stop(self) -> None:
         """End the tunnel now, and wait until nothing of it is left."""

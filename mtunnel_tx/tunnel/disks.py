@@ -22,6 +22,8 @@ from mtunnel_tx.wire.args import DiskArgs, ImportArgs, NoArgs
 from mtunnel_tx.wire.lines import as_text
 from mtunnel_tx.wire.socketkinds import DISK_IMPORT
 
+_MADE_IN_BYTES = 1024
+
 
 async def allocate(guest: Guest, args: DiskArgs) -> Result:
     """`disk`: an empty volume for a disk that will be mirrored into it."""
@@ -30,6 +32,7 @@ async def allocate(guest: Guest, args: DiskArgs) -> Result:
     size_bytes = _sent_size(args)
     drive = Drive.from_sent(args.drive)
     wanted = choose_format(entry, args.format)
+    check_mirrored_size(wanted, size_bytes)
     volid = await _allocate(tunnel, args.storage, size_bytes, wanted)
     options = {**drive.options, "format": _actual_format(entry, volid, wanted), "size": format_size(size_bytes)}
     drivestr = format_drive(Drive(volid, options))
@@ -41,6 +44,15 @@ async def allocate(guest: Guest, args: DiskArgs) -> Result:
 def choose_format(entry: StorageEntry, wanted: str | None) -> str:
     """The image format of a volume that `disk` makes: what the source would like, or else the storage's own."""
     return wanted if wanted and wanted in entry.valid_formats else entry.default_format
+
+
+def check_mirrored_size(format: str, size_bytes: int) -> None:
+    """Raises: TunnelError: no empty image of the very size can be made, and QEMU mirrors between equals only.
+
+    They are made in KiB and then cut to sectors, which no program can do to a vmdk.
+    """
+    if format == "vmdk" and size_bytes % _MADE_IN_BYTES:
+        raise TunnelError(f"an empty vmdk cannot be made with {size_bytes} bytes, no multiple of {_MADE_IN_BYTES}")
 
 
 def _label(args: DiskArgs, volid: str) -> str:

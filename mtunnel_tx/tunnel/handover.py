@@ -10,6 +10,7 @@ from mtunnel_tx.tunnel.common import DONE, Result
 from mtunnel_tx.tunnel.ending import announce_rollback, roll_back
 from mtunnel_tx.tunnel.sockets import WORKING_KINDS
 from mtunnel_tx.tunnel.tunnel import Guest, State, Tunnel
+from mtunnel_tx.tunnel.verdict import Verdict
 from mtunnel_tx.wire.args import NoArgs, QuitArgs
 
 log = Logger()
@@ -20,10 +21,10 @@ WHOLE_S = 4.0
 async def unlock(guest: Guest, _args: NoArgs) -> Result:
     """Give the VM to this node: it must be whole, and on disk; then the mark, then the lock goes.
 
-    The source may delete its copy as soon as it has the reply.
+    The source may delete its copy as soon as it has the reply. Once the lock is gone, the next one is somebody else's.
     """
     tunnel, conf = guest.tunnel, guest.conf
-    if conf.lock is None:
+    if conf.lock not in tunnel.ledger.owed.marks:
         raise TunnelError("no lock found trying to remove any lock")
     await _check_whole(tunnel)
     await _end_exports(tunnel)
@@ -47,7 +48,7 @@ async def _check_whole(tunnel: Tunnel) -> None:
 
 async def _check_machine(claim: Claim) -> None:
     """A QEMU that was started must have the whole state; one that ran here may have ended since, with its guest."""
-    if claim.owed.resumed:
+    if claim.owed.resumed and not claim.owed.is_in_parts:
         return
     machine = await claim.machine_state()
     if not claim.owed.started or machine.whole:
@@ -59,7 +60,7 @@ async def _check_machine(claim: Claim) -> None:
 
 async def _end_exports(tunnel: Tunnel) -> None:
     """The source writes to no disk any more; a regular one has ended its exports before, by `nbdstop`."""
-    if tunnel.ledger.owed.started and tunnel.services.hypervisor.running(tunnel.vmid):
+    if tunnel.claim.runs():
         await tunnel.services.hypervisor.stop_nbd(tunnel.vmid)
     for kind in WORKING_KINDS:
         tunnel.sockets.drop(kind)
@@ -92,4 +93,4 @@ async def _keep(tunnel: Tunnel) -> None:
         await tunnel.disk_import.cancel()
     if not tunnel.ledger.owed.handed_over:
         log.warn("VM {vmid} is left locked and as it is: its source quit without cleanup", vmid=tunnel.vmid)
-    await tunnel.ledger.discharge()
+    await tunnel.claim.discharge(Verdict.KEEP if tunnel.ledger.owed.is_given_up else Verdict.LEAVE)

@@ -27,8 +27,36 @@ LAST_LINES = 3
 _SUCCESS = re.compile(r"successfully imported '(.+)'\n?")
 
 
+class EndedChild:
+    """A child that has ended well, and that nobody remembers any more (ports.Child)."""
+
+    pid = 0
+
+    def __init__(self, name: str, taken: int) -> None:
+        self.name = name
+        self.taken = taken
+
+    async def next_line(self, _wait_s: float) -> str | None:
+        """See ports.Child."""
+        return None
+
+    def exhausted(self) -> bool:
+        """See ports.Child."""
+        return True
+
+    async def ended(self) -> int:
+        """See ports.Child."""
+        return 0
+
+    async def kill(self) -> None:
+        """See ports.Child."""
+
+
 class ImportJob:
-    """One import; it is over once `query` has returned how it ended."""
+    """One import; it is over once `query` has returned how it ended.
+
+    `made`: the volume, once the child has named it.
+    """
 
     def __init__(self, services: Services, own: Ownership, task: TaskLog, request: ImportRequest, vmid: int) -> None:
         self._services = services
@@ -40,7 +68,7 @@ class ImportJob:
         self._child: Child | None = None
         self._said: deque[str] = deque(maxlen=LAST_LINES)
         self._end: Task | None = None
-        self._made: str | None = None
+        self.made: str | None = None
         self.over = False
 
     @property
@@ -64,13 +92,13 @@ class ImportJob:
         if self.over or self._child is None or not self._child.name:
             return None
         request = {**asdict(self._request), "socket": str(self._request.socket)}
-        return {"request": request, "name": self._child.name, "taken": self._child.taken, "made": self._made}
+        return {"request": request, "name": self._child.name, "taken": self._child.taken, "made": self.made}
 
     def go_on(self, child: Child, made: str | None) -> None:
         """Begin where an earlier daemon has ended. Args: made: the volume, if the child has named it."""
         self._child = child
         if made is not None:
-            self._made = made
+            self.made = made
             self._end = Task(self._succeed(made))
 
     async def query(self) -> dict[str, Any]:
@@ -84,6 +112,8 @@ class ImportJob:
         if not await self._end.wait(self._services.clock, wait_s):
             return {"status": "pending", "msg": ""}
         self.over = True
+        if self._child is not None:
+            await self._child.kill()  # the next daemon does not need its end any more
         return dict(await self._end.result())
 
     async def _next_line(self, wait_s: float) -> str:
@@ -96,7 +126,7 @@ class ImportJob:
         self._task.line(f"disk-import: {line}")
         self._said.append(line)
         if success := _SUCCESS.fullmatch(line):
-            self._made = success[1]
+            self.made = success[1]
             self._end = Task(self._succeed(success[1]))
         return line
 

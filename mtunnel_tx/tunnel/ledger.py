@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from mtunnel_tx.errors import TunnelError, WrongState
 from mtunnel_tx.ports.journal import Journal
+from mtunnel_tx.ports.programs import Program
 from mtunnel_tx.pve.guestlayout import QEMU_LAYOUT
 
 log = Logger()
@@ -33,16 +34,23 @@ OLD_WORDS = {
 class Owed:
     """What stands because of one tunnel.
 
+    `upid`, `address`, `at_s`: of its task, where it was opened from, and when; empty, or 0, where an older daemon's
+    journal does not say.
     `marks` are the states of the config that are our doing: its lock, or `absent`; `before` maps a used storage to
     the volumes that the VMID had there first; `making` are storages where a child may have made a volume that was not
     named yet; `sizes_bytes` tells how large a volume was when it was made; `configured`: the VM's config is written;
-    `started`: there may be a QEMU; `whole`: it has the whole state; `resuming`: it is about to run, `resumed`: and
-    does; `handed_over`: the source gave the VM up; `rolling_back`: a rollback was begun.
+    `started`: there may be a QEMU; `process`: which one, None: that is not known; `whole`: it has the whole state;
+    `resuming`: it is about to run, `split`: before all of its memory is here (post-copy), `resumed`: and does;
+    `handed_over`: the source gave the VM up; `rolling_back`: a rollback was begun; `held`: nobody knew whose it is, or
+    not everything could be undone, and that was told.
     """
 
     vmid: int
     kind: str = ""
     token: str = ""
+    upid: str = ""
+    address: str = ""
+    at_s: int = 0
     marks: frozenset[str] = frozenset()
     before: Mapping[str, frozenset[str]] = field(default_factory=dict)
     making: tuple[str, ...] = ()
@@ -51,11 +59,19 @@ class Owed:
     firewall: bool = False
     configured: bool = False
     started: bool = False
+    process: Program | None = None
     whole: bool = False
     resuming: bool = False
+    split: bool = False
     resumed: bool = False
     handed_over: bool = False
     rolling_back: bool = False
+    held: bool = False
+
+    @property
+    def is_in_parts(self) -> bool:
+        """It may have run here while a part of its memory was at its source; QEMU knows whether all of it came."""
+        return self.split and not self.whole and not self.handed_over
 
     @property
     def is_given_up(self) -> bool:
@@ -75,8 +91,10 @@ def apply(owed: Owed, record: Mapping[str, Any]) -> Owed:
         raise WrongState(f"journal of VM {owed.vmid}: unknown record {record.get('do')!r}")
     if (word == "claim") != (not owed.kind):
         raise WrongState(f"journal of VM {owed.vmid}: it must begin with its claim, and have one only")
+    # That an end came to nothing changes nothing of the config.
+    before = owed if word == "held" else replace(owed, marks=owed.marks - {"absent"})
     try:
-        return change(replace(owed, marks=owed.marks - {"absent"}), record)
+        return change(before, record)
     except (LookupError, TypeError, ValueError) as error:
         raise WrongState(f"journal of VM {owed.vmid}: damaged record {record.get('do')!r}") from error
 
@@ -107,10 +125,11 @@ class Ledger:
         # The watch for the whole state writes beside the command in work: neither may lose the other's record.
         self._writing = DeferredLock()
 
-    async def open(self, kind: str, token: str, at: float) -> None:
+    async def open(self, kind: str, token: str, at: float, *, upid: str = "", address: str = "") -> None:
         """The claim: a guest of this kind. Raises: WrongState: a journal stands already."""
         vmid = self.owed.vmid
         record = {"do": "claim", "vmid": vmid, "kind": kind, "token": token, "at": int(at)}
+        record |= {"upid": upid, "address": address}
         await self._journal.open(vmid, record)
         self.owed = apply(self.owed, record)
         self.stands = True
@@ -131,10 +150,10 @@ class Ledger:
             self.count += 1
         self.written(do)
 
-    async def note(self, do: str) -> None:
+    async def note(self, do: str, **values: object) -> None:
         """Add one record, after a deed that is no failure even if the record cannot be written."""
         try:
-            await self.write(do)
+            await self.write(do, **values)
         except TunnelError as error:
             log.error(
                 "VM {vmid}: '{do}' is not in its journal: {reason}", vmid=self.owed.vmid, do=do, reason=error.text
@@ -157,7 +176,9 @@ def _claim(owed: Owed, record: Mapping[str, Any]) -> Owed:
         raise WrongState(f"journal of VM {owed.vmid}: it is that of VM {record['vmid']}")
     # Version 1 knew QEMU guests only.
     kind = str(record.get("kind", QEMU_LAYOUT.word))
-    return replace(owed, kind=kind, token=record["token"], marks=frozenset({"absent", "create"}))
+    upid, address, at_s = str(record.get("upid", "")), str(record.get("address", "")), int(record.get("at", 0))
+    marks = frozenset({"absent", "create"})
+    return replace(owed, kind=kind, token=record["token"], upid=upid, address=address, at_s=at_s, marks=marks)
 
 
 def _storage(owed: Owed, record: Mapping[str, Any]) -> Owed:
@@ -184,6 +205,11 @@ def _freed(owed: Owed, record: Mapping[str, Any]) -> Owed:
     return replace(owed, volumes=tuple(volid for volid in owed.volumes if volid != record["volid"]))
 
 
+def _started(owed: Owed, record: Mapping[str, Any]) -> Owed:
+    process = Program(boot=str(record["boot"]), pid=int(record["pid"]), started=int(record["since"]))
+    return replace(owed, process=process)
+
+
 _CHANGES: Mapping[str, Callable[[Owed, Mapping[str, Any]], Owed]] = {
     "claim": _claim,
     "storage": _storage,  # before the first use of a storage: the volumes that were there
@@ -194,11 +220,14 @@ _CHANGES: Mapping[str, Callable[[Owed, Mapping[str, Any]], Owed]] = {
     "firewall": lambda owed, _: replace(owed, firewall=True),
     "config": lambda owed, _: replace(owed, marks=frozenset({"create", "migrate"})),
     "configured": lambda owed, _: replace(owed, configured=True, marks=frozenset({"migrate"})),
-    "starting": lambda owed, _: replace(owed, started=True),
+    "starting": lambda owed, _: replace(owed, started=True, process=None),
+    "started": _started,  # after it: as which process
     "whole": lambda owed, _: replace(owed, whole=True),
     "resuming": lambda owed, _: replace(owed, resuming=True),
+    "resuming_partly": lambda owed, _: replace(owed, resuming=True, split=True),
     "resumed": lambda owed, _: replace(owed, resumed=True),
     "handed_over": lambda owed, _: replace(owed, handed_over=True),
     "unlocked": lambda owed, _: replace(owed, marks=frozenset()),  # after it: the next lock is not ours
     "rolling_back": lambda owed, _: replace(owed, rolling_back=True, marks=owed.marks | {"absent"}),  # it goes by us
+    "held": lambda owed, _: replace(owed, held=True),  # after an end that left it to somebody
 }

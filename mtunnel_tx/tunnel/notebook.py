@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtunnel_tx.ports.notes import Notes
-from mtunnel_tx.tunnel.transcript import Transcript, answered, apply, asked, heard, summary
+from mtunnel_tx.tunnel.transcript import Transcript, answered, apply, asked, heard, interrupted, summary
 
+INTERRUPTED_BYTES = 64
+"""About the size of such a note: a source may lose its connections again and again."""
 FOLDED_BYTES = 256 << 10
 """So much may be written beyond what is pending before all notes become one."""
 
@@ -34,6 +36,10 @@ class Notebook:
     def answered(self, reply: bytes, state: Callable[[], Mapping[str, Any]]) -> None:
         """A reply is about to be sent."""
         self._add(answered(reply, state()), len(reply))
+
+    def interrupted(self, before_s: float) -> None:
+        """An outage is over. Args: before_s: how long all of them were."""
+        self._add(interrupted(before_s), INTERRUPTED_BYTES)
 
     def spoil(self) -> None:
         """What happens now cannot be noted: the tunnel ends with this daemon."""

@@ -17,26 +17,33 @@ class _Parkable(Protocol):
 
 
 class Parking:
-    """Args: wall: seconds since the epoch. park_s: how long a flow may be parked. `times`: how often one was."""
+    """Args: seconds: what is counted by; wall: what others are told, since the epoch. park_s: how long a flow may be
+    parked. `times`: how often one was. `before_s`: how long there was a parked flow, in the outages that are over;
+    `over` is called when that has become more.
+    """
 
-    def __init__(self, wall: Callable[[], float], park_s: float) -> None:
+    def __init__(self, seconds: Callable[[], float], wall: Callable[[], float], park_s: float) -> None:
+        self.over: Callable[[], object] = lambda: None
         self.times = 0
+        self.before_s = 0.0
+        self._seconds = seconds
         self._wall = wall
         self._park_s = park_s
         self._since: dict[_Parkable, float] = {}
-        self._began_s = self._before_s = 0.0
+        self._began_s = 0.0
 
-    def park(self, route: _Parkable) -> None:
-        """A flow has lost its connection."""
-        if not self._since:
-            self._began_s = self._wall()
+    def park(self, route: _Parkable, waited_s: float = 0.0) -> None:
+        """A flow has lost its connection, so long ago."""
+        began_s = self._seconds() - waited_s
+        self._began_s = min(began_s, self._began_s) if self._since else began_s
         self.times += 1
-        self._since[route] = self._wall()
+        self._since[route] = self._wall() - waited_s
 
     def forget(self, route: _Parkable) -> None:
         """It has another one, or has ended; nothing happens where it was not parked."""
         if self._since.pop(route, None) is not None and not self._since:
-            self._before_s += self._wall() - self._began_s
+            self.before_s += self._seconds() - self._began_s
+            self.over()
 
     @property
     def has_commands(self) -> bool:
@@ -51,7 +58,7 @@ class Parking:
     @property
     def parked_s(self) -> float:
         """How long there was a parked flow, up to now."""
-        return self._before_s + (self._wall() - self._began_s if self._since else 0.0)
+        return self.before_s + (self._seconds() - self._began_s if self._since else 0.0)
 
     def flows(self) -> tuple[ParkedFlow, ...]:
         """Those that are parked now."""

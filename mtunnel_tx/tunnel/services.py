@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mtunnel_tx.ports.access import Access
 from mtunnel_tx.ports.children import ChildTurn
@@ -18,6 +19,15 @@ from mtunnel_tx.ports.notes import NoNotes, Notes
 from mtunnel_tx.ports.storage import Storage
 from mtunnel_tx.tunnel import audit
 from mtunnel_tx.tunnel.observers import Observers
+
+
+async def forget(_vmid: int, _token: str, _upid: str) -> str | None:
+    """For hosts without a history."""
+    return None
+
+
+async def record_nothing(_vmid: int, _token: str, _upid: str, _outcome: str) -> None:
+    """For hosts without a history."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +53,8 @@ class Services:
     """The ports, joined by the composition root.
 
     `runtime_dir` holds the socket files of tunnels, `machine_dir` those of QEMU; `ticket_key` is 32 bytes;
+    `remember(vmid, token, upid)`: what became of a VM, where an earlier daemon ended its tunnel; None: nobody knows.
+    `record(vmid, token, upid, outcome)` has that found from now on, also after a crash.
     `notes`, `store` and `resume` let tunnels go on in the next daemon; without a store they end with this one.
     `random_bytes(n)` fills MAC addresses; `bridge_exists(name)` looks at this host's network; `observers` are told what
     happens.
@@ -65,6 +77,8 @@ class Services:
     runtime_dir: Path
     machine_dir: Path
     limits: TunnelLimits
+    remember: Callable[[int, str, str], Awaitable[str | None]] = forget
+    record: Callable[[int, str, str, str], Coroutine[Any, Any, None]] = record_nothing
     notes: Notes = field(default_factory=NoNotes)
     store: Store | None = None
     resume: Resume | None = None

@@ -58,7 +58,8 @@ class SocketTable:
     """All sockets of one tunnel by wire name, and all relays that lead to them.
 
     Args: folders: of the tunnel's own sockets, and of those that QEMU makes. `upid`: of the tunnel's task. `parked`,
-    `resumed`: are called for each flow that loses its connection, with the reason, and that has another one.
+    `resumed`: are called for each flow that loses its connection, with the reason and how long ago, and that has
+    another one.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class SocketTable:
         self.flows = 0
         self._count_before = ByteCount(0, 0)
         self.upid = ""
-        self.parked: Callable[[SocketRoute, str], object] = _nobody
+        self.parked: Callable[[SocketRoute, str, float], object] = _nobody
         self.resumed: Callable[[SocketRoute, float], object] = _nobody
         self._began: Callable[[SocketRoute], object] = _nobody
         self._ended: Callable[[SocketRoute, bool], object] = _nobody
@@ -103,7 +104,7 @@ class SocketTable:
         kind = find_socket_kind(f"{self.vmid}{flow.suffix}")
         found = self.find(self.name(kind))
         socket = found or Socket(kind=kind, name=self.name(kind), file=self.file(kind), ended=ended)
-        flow.adopt(SocketRoute(self, socket))
+        flow.adopt(SocketRoute(self, socket, has_room=True))
 
     def find(self, name: str) -> Socket | None:
         """The socket of a wire name, written with one slash in front."""
@@ -156,10 +157,10 @@ class SocketTable:
 class SocketRoute:
     """One websocket's way to a socket (ports.Route); `over` fires when its relay has ended.
 
-    `number` counts the tunnel's flows, from 1 on; 0 before it is one.
+    `number` counts the tunnel's flows, from 1 on; 0 before it is one. Args: has_room: it is counted already.
     """
 
-    def __init__(self, table: SocketTable, socket: Socket) -> None:
+    def __init__(self, table: SocketTable, socket: Socket, *, has_room: bool = False) -> None:
         self.kind = socket.kind
         self.file = socket.file
         self.vmid = table.vmid
@@ -170,9 +171,12 @@ class SocketRoute:
         self.number = 0
         self._table = table
         self._socket = socket
+        self._has_room = has_room
 
     def check_room(self) -> None:
         """Raises: WrongState: there is no room for it."""
+        if self._has_room:
+            return
         taken = self._table.routes
         if self.kind.single and any(other._socket is self._socket for other in taken):
             raise WrongState(f"tunnel of VM {self.vmid} has its command connection already")
@@ -189,10 +193,10 @@ class SocketRoute:
         """What it has carried up to now."""
         return ByteCount(self.stream.bytes_in, self.stream.bytes_out) if self.stream else ByteCount(0, 0)
 
-    def parked(self, reason: str) -> None:
+    def parked(self, reason: str, waited_s: float) -> None:
         """The relay goes on without a connection; a UNIX side that is over has no interest in it."""
         if self in self._table.routes:
-            self._table.parked(self, reason)
+            self._table.parked(self, reason, waited_s)
 
     def resumed(self, waited_s: float) -> None:
         """It has one again."""

@@ -1,9 +1,9 @@
 """What went over a tunnel's command connection, so that each command has its effect once if the daemon is killed.
 
 Notes are written in this order: `heard` when bytes have come, before they are looked at; `asked` before a command is
-begun; `answered` with its reply, before that is sent. They fold into a `Transcript`. The next daemon then knows which
-line it has to begin with, whether its effect may be there already, and, as a flow's positions tell how many bytes the
-peer has sent and received, which bytes of replies were never sent.
+begun; `answered` with its reply, before that is sent. `interrupted` comes after an outage. They fold into a
+`Transcript`. The next daemon then knows which line it has to begin with, whether its effect may be there already, and,
+as a flow's positions tell how many bytes the peer has sent and received, which bytes of replies were never sent.
 """
 
 from __future__ import annotations
@@ -82,6 +82,11 @@ def answered(reply: bytes, state: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"note": "answered", "reply": reply.decode("latin-1"), "state": dict(state)}
 
 
+def interrupted(before_s: float) -> Mapping[str, Any]:
+    """The note after an outage. Args: before_s: how long all of them were, up to now."""
+    return {"note": "interrupted", "s": before_s}
+
+
 def summary(transcript: Transcript) -> Mapping[str, Any]:
     """One note that says what all say together."""
     values = {**asdict(transcript), **{key: getattr(transcript, key).decode("latin-1") for key in _BYTES}}
@@ -111,6 +116,10 @@ def _answered(transcript: Transcript, note: Mapping[str, Any]) -> Transcript:
     )
 
 
+def _interrupted(transcript: Transcript, note: Mapping[str, Any]) -> Transcript:
+    return replace(transcript, state={**transcript.state, "interrupted_s": float(note["s"])})
+
+
 def _summary(_transcript: Transcript, note: Mapping[str, Any]) -> Transcript:
     if note["version"] != VERSION:
         raise ValueError("notes of another version")
@@ -118,4 +127,10 @@ def _summary(_transcript: Transcript, note: Mapping[str, Any]) -> Transcript:
     return Transcript(**{**values, **{key: values[key].encode("latin-1") for key in _BYTES}})
 
 
-_CHANGES = {"heard": _heard, "asked": _asked, "answered": _answered, "summary": _summary}
+_CHANGES = {
+    "heard": _heard,
+    "asked": _asked,
+    "answered": _answered,
+    "interrupted": _interrupted,
+    "summary": _summary,
+}

@@ -91,7 +91,7 @@ class Tunnel:
         self.sockets.upid = task.upid
         self.sockets.watch(self._flow_began, self._flow_ended)
         self.sockets.parked, self.sockets.resumed = self._flow_parked, self._flow_resumed
-        self.parking = Parking(services.wall, services.limits.park_s)
+        self.parking = Parking(services.clock.seconds, services.wall, services.limits.park_s)
         self.requests = OwnedWork(f"the tunnel of {kind.layout.label} {vmid} has ended")
         self.disk_import: ImportJob | None = None
         self.drives: dict[str, str] = {}
@@ -101,6 +101,10 @@ class Tunnel:
     def rights(self) -> Rights:
         """What the token may do now; asked anew each time."""
         return self.services.access.rights(self.token)
+
+    def belongs_to(self, token: str, upid: str) -> bool:
+        """Whether it is that token's tunnel of that task."""
+        return (self.token, self.task.upid) == (token, upid)
 
     def check_token(self) -> None:
         """Raises: Unauthenticated: its user was disabled, or the token is gone or has expired."""
@@ -131,12 +135,15 @@ class Tunnel:
     def _flow_began(self, route: SocketRoute) -> None:
         self.tell(FlowBegan(tunnel=self.facts, number=route.number, socket=route.kind, traffic=route.traffic))
 
-    def _flow_parked(self, route: SocketRoute, reason: str) -> None:
-        self.parking.park(route)
+    def _flow_parked(self, route: SocketRoute, reason: str, waited_s: float) -> None:
+        self.parking.park(route, waited_s)
         if not self.parking.is_told:
             return
-        self.task.line(f"{route.kind.name}: connection lost ({reason}), waiting for another one")
-        self.tell(FlowParked(tunnel=self.facts, number=route.number, socket=route.kind, reason=reason))
+        # The daemon before may have told the loss; what is told now is true in either case.
+        what = f"without a connection for {waited_s:.1f} s" if waited_s else "connection lost"
+        self.task.line(f"{route.kind.name}: {what} ({reason}), waiting for another one")
+        facts = self.facts
+        self.tell(FlowParked(tunnel=facts, number=route.number, socket=route.kind, reason=reason, waited_s=waited_s))
 
     def _flow_resumed(self, route: SocketRoute, waited_s: float) -> None:
         self.parking.forget(route)
@@ -184,7 +191,12 @@ class Tunnel:
     def snapshot(self) -> Mapping[str, Any]:
         """What another daemon needs to go on, besides the journal."""
         job = self.disk_import.snapshot() if self.disk_import is not None else None
-        return {"sockets": self.sockets.suffixes(), "drives": dict(self.drives), "import": job}
+        return {
+            "sockets": self.sockets.suffixes(),
+            "drives": dict(self.drives),
+            "import": job,
+            "interrupted_s": self.parking.before_s,
+        }
 
     def status(self) -> TunnelStatus:
         """One line for `mtunnel status`."""

@@ -15,6 +15,7 @@ from mtunnel_tx.ports.events import (
     ByteCount,
     FlowBegan,
     FlowEnded,
+    FlowParked,
     FlowResumed,
     MoveTold,
     PhaseReached,
@@ -29,6 +30,8 @@ from mtunnel_tx.ports.moves import (
     Finished,
     MoveEvent,
     MovePhase,
+    OutageBegan,
+    OutageEnded,
     Reached,
     TransferKind,
     WasParked,
@@ -65,6 +68,7 @@ class _Coming:
     image: str = "disk"
     mirrors_bytes: int = 0
     flows: dict[int, _Flow] = field(default_factory=dict)
+    parked: set[int] = field(default_factory=set)
     ended_bytes: dict[str, int] = field(default_factory=dict)
 
 
@@ -113,10 +117,15 @@ class Board:
                 self._tell(coming, Reached(phase=_PHASES[phase]))
             case FlowBegan():
                 self._begin_flow(coming, event)
-            case FlowEnded():
+            case FlowEnded(number=number):
+                self._unpark(coming, number)
                 self._end_flow(coming, event)
-            case FlowResumed(parked_s=parked_s):
+            case FlowParked(number=number):
+                coming.parked.add(number)
+                self._tell(coming, OutageBegan())
+            case FlowResumed(number=number, parked_s=parked_s):
                 self._tell(coming, WasParked(parked_s=parked_s))
+                self._unpark(coming, number)
             case TunnelEnded():
                 self._end(coming, event)
 
@@ -138,6 +147,11 @@ class Board:
     def _tell(self, coming: _Coming, *events: MoveEvent) -> None:
         for event in events:
             coming.move = apply(coming.move, event, self._wall_s())
+
+    def _unpark(self, coming: _Coming, number: int) -> None:
+        coming.parked.discard(number)
+        if not coming.parked:
+            self._tell(coming, OutageEnded())
 
     def _hear(self, coming: _Coming, event: MoveTold) -> None:
         if event.by_source:

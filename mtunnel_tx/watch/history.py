@@ -1,6 +1,7 @@
 """The history of moves: one row for each tunnel that is over, and for each move that was sent.
 
-It is a file of SQLite's in the state directory.
+It is a file of SQLite's in the state directory. Beside the rows it has what became of each VM, written before the
+journal of its tunnel goes: a source that comes late is told that.
 
 Rows are written in a thread, after the tunnel has ended: a slow or full disk costs a row and a line in the log, never a
 migration. A file that SQLite cannot read is put aside under another name, and a new one is begun.
@@ -14,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -85,6 +88,19 @@ _COLUMNS = tuple(one.name for one in fields(FinishedMove))
 _INSERT = f"INSERT INTO moves ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - names
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM moves"  # noqa: S608 - names
 
+_OUTCOMES = """
+CREATE TABLE IF NOT EXISTS outcomes (
+    vmid INTEGER NOT NULL,
+    token TEXT NOT NULL,
+    upid TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    at_s REAL NOT NULL,
+    PRIMARY KEY (vmid, token, upid)
+)
+"""
+_PRUNE_OUTCOMES = (
+    "DELETE FROM outcomes WHERE rowid IN (SELECT rowid FROM outcomes ORDER BY at_s DESC, rowid DESC LIMIT -1 OFFSET ?)"
+)
 _PRUNE = "DELETE FROM moves WHERE id IN (SELECT id FROM moves ORDER BY since_s DESC, id DESC LIMIT -1 OFFSET ?)"
 
 
@@ -100,27 +116,58 @@ class HistoryFile:
         self._most_rows = most_rows
         self._most_s = most_days * _DAY_S
         self._now = now
+        self._writing = Lock()
 
     def add(self, move: FinishedMove) -> None:
         """Write a row, and remove those that are too many or too old. Raises: OSError, sqlite3.Error."""
-        try:
-            self._add(move)
-        except sqlite3.DatabaseError as error:
-            if not _is_damaged(error):
-                raise
-            self._put_aside(error)
-            self._add(move)
+        self._write(partial(self._add, move))
 
-    def find(self, *, since_s: float | None = None, vmid: int | None = None, limit: int = 100) -> list[FinishedMove]:
+    def record(self, vmid: int, token: str, upid: str, outcome: str) -> None:
+        """Write what became of the VM of a tunnel; it is on disk then. Raises: OSError, sqlite3.Error."""
+        self._write(partial(self._record, vmid, token, upid, outcome))
+
+    def outcome(self, vmid: int, token: str, upid: str) -> str | None:
+        """What `record` has written. Raises: sqlite3.Error: the file cannot be read."""
+        if not self._path.exists():
+            return None
+        with self._opened() as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'outcomes'").fetchone():
+                return None
+            query = "SELECT outcome FROM outcomes WHERE vmid = ? AND token = ? AND upid = ?"
+            row = database.execute(query, (vmid, token, upid)).fetchone()
+        return None if row is None else str(row[0])
+
+    def find(
+        self, *, since_s: float | None = None, vmid: int | None = None, upid: str | None = None, limit: int = 100
+    ) -> list[FinishedMove]:
         """Returns: the latest moves that fit, the newest first. Raises: sqlite3.Error: the file cannot be read."""
         if not self._path.exists():
             return []
-        where = {"since_s >= ?": since_s, "vmid = ?": vmid}
+        where = {"since_s >= ?": since_s, "vmid = ?": vmid, "upid = ?": upid}
         chosen = {text: value for text, value in where.items() if value is not None}
         condition = f" WHERE {' AND '.join(chosen)}" if chosen else ""
         query = f"{_SELECT}{condition} ORDER BY since_s DESC, id DESC LIMIT ?"
         with self._opened() as database:
             return [_read_row(row) for row in database.execute(query, (*chosen.values(), limit))]
+
+    def _write(self, write: Callable[[], None]) -> None:
+        with self._writing:  # two threads must not make the file at once
+            try:
+                write()
+            except sqlite3.DatabaseError as error:
+                if not _is_damaged(error):
+                    raise
+                self._put_aside(error)
+                write()
+
+    def _record(self, vmid: int, token: str, upid: str, outcome: str) -> None:
+        now_s = self._now()
+        with self._opened() as database, database:
+            database.execute(_OUTCOMES)
+            values = (vmid, token, upid, outcome, now_s)
+            database.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?)", values)
+            database.execute("DELETE FROM outcomes WHERE at_s < ?", (now_s - self._most_s,))
+            database.execute(_PRUNE_OUTCOMES, (self._most_rows,))
 
     def _add(self, move: FinishedMove) -> None:
         values = {**asdict(move), "phases": json.dumps(dict(move.phases))}
@@ -155,6 +202,28 @@ def _is_damaged(error: sqlite3.DatabaseError) -> bool:
 def _read_row(row: tuple[Any, ...]) -> FinishedMove:
     values = dict(zip(_COLUMNS, row, strict=True))
     return FinishedMove(**{**values, "phases": json.loads(values["phases"])})
+
+
+async def find_outcome(file: HistoryFile, threads: Threads, vmid: int, token: str, upid: str) -> str | None:
+    """What became of a VM that came here by that task; None: it is not written there."""
+    try:
+        outcome = await threads.run(file.outcome, vmid, token, upid)
+        if outcome is not None:
+            return outcome
+        moves = await threads.run(partial(file.find, vmid=vmid, upid=upid, limit=10))
+    except (OSError, sqlite3.Error) as error:
+        log.error("the history cannot be read: {reason}", reason=str(error))
+        return None
+    known = [move for move in moves if (move.direction, move.token) == ("in", token)]
+    return max(known, key=lambda move: move.since_s + move.duration_s).outcome if known else None
+
+
+async def record_outcome(file: HistoryFile, threads: Threads, vmid: int, token: str, upid: str, outcome: str) -> None:
+    """Have `find_outcome` find it, also after a crash. A failure is logged."""
+    try:
+        await threads.run(file.record, vmid, token, upid, outcome)
+    except (OSError, sqlite3.Error) as error:
+        log.error("the history lacks what became of VM {vmid}: {reason}", vmid=vmid, reason=str(error))
 
 
 class HistoryObserver:

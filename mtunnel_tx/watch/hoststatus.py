@@ -24,8 +24,9 @@ class HostStatus:
     """One look at the daemon.
 
     listening: `HOST:PORT` or paths. workers: pid, connections and busy ones of each. relay: what runs the streams.
-    moves: those that come and go, and those that ended lately. held: why each VM waits for `mtunnel settle`. limits: by
-    the names of their keys, without `limits.`.
+    survives_restart: tunnels are left to the next daemon when this one ends. moves: those that come and go, and those
+    that ended lately. held: why each VM waits for `mtunnel settle`. limits: by the names of their keys, without
+    `limits.`.
     """
 
     version: str
@@ -35,6 +36,7 @@ class HostStatus:
     workers: tuple[Mapping[str, int], ...]
     relay: str
     is_draining: bool
+    survives_restart: bool = False
     tunnels: tuple[TunnelStatus, ...] = ()
     moves: tuple[MoveState, ...] = ()
     held: Mapping[int, str] = field(default_factory=dict)
@@ -51,6 +53,7 @@ def status_json(status: HostStatus) -> dict[str, Any]:
         "workers": [dict(worker) for worker in status.workers],
         "relay": status.relay,
         "draining": status.is_draining,
+        "survives_restart": status.survives_restart,
         "tunnels": [asdict(tunnel) for tunnel in status.tunnels],
         "moves": [move_json(move) for move in status.moves],
         "held": {str(vmid): reason for vmid, reason in sorted(status.held.items())},

@@ -23,6 +23,9 @@ from mtunnel_tx.watch.shape import move_json, read_move
 
 log = Logger()
 SUFFIX = ".leaving"
+_NEW = ".new"
+STALE_S = 60.0
+"""A program replaces its file once a second."""
 LARGEST_BYTES = 1 << 20
 
 
@@ -36,7 +39,7 @@ class LeavingFile:
     def write(self, move: MoveState) -> None:
         """Replace it. Raises: OSError."""
         text = json.dumps({"program": self._program, "move": move_json(move)})
-        new = self._path.with_name(f"{self._path.name}.new")
+        new = self._path.with_name(f"{self._path.name}{_NEW}")
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -53,23 +56,25 @@ def read_leaving(runtime_dir: Path, programs: Programs) -> list[MoveState]:
     return sorted((move for move in found if move is not None), key=lambda move: move.vmid)
 
 
-def remove_dead(runtime_dir: Path, programs: Programs) -> None:
-    """Remove the files of programs that were killed."""
-    for path in runtime_dir.glob(f"*{SUFFIX}"):
-        if _read(path, programs)[0]:
-            with suppress(OSError):
+def remove_dead(runtime_dir: Path, programs: Programs, now_s: float) -> None:
+    """Remove the files of programs that were killed, and what is old and cannot be read. now_s: since the epoch."""
+    for path in (*runtime_dir.glob(f"*{SUFFIX}"), *runtime_dir.glob(f"*{SUFFIX}{_NEW}")):
+        with suppress(OSError):
+            is_alive = None if path.suffix == _NEW else _read(path, programs)[0]
+            if is_alive is False or (is_alive is None and now_s - path.stat().st_mtime > STALE_S):
                 path.unlink(missing_ok=True)
 
 
-def _read(path: Path, programs: Programs) -> tuple[bool, MoveState | None]:
-    """Returns: whether its program has ended; and the move of one that works."""
+def _read(path: Path, programs: Programs) -> tuple[bool | None, MoveState | None]:
+    """Returns: whether its program works, None: that cannot be read; and the move of one that works."""
+    is_alive = None
     try:
         with path.open("rb") as file:
             values = json.loads(file.read(LARGEST_BYTES))
         is_alive = programs.is_alive(Program(**values["program"]))
-        return not is_alive, read_move(values["move"]) if is_alive else None
+        return is_alive, read_move(values["move"]) if is_alive else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False, None
+        return is_alive, None
 
 
 class Recorder:

@@ -29,6 +29,7 @@ from mtunnel_tx.ports.events import (
     TunnelPhase,
 )
 from mtunnel_tx.ports.moves import StoodStill
+from mtunnel_tx.wire.socketkinds import SOCKET_KINDS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LONG_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
@@ -36,6 +37,18 @@ DOWNTIME_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
 PARKED_S = (0.1, 0.5, 1, 2, 5, 15, 30, 60, 300)
 COMMAND_S = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600)
 DELAY_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+SOCKETS = tuple(kind.name for kind in SOCKET_KINDS)
+OUTCOMES = ("kept", "rolled_back", "held", "left_as_it_is")
+REFUSALS = (
+    "bad_request",
+    "unauthenticated",
+    "forbidden",
+    "wrong_state",
+    "not_implemented",
+    "busy",
+    "failed",
+    "connection",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +76,11 @@ class Metrics:
         self._seconds = seconds
         self._flows: dict[tuple[str, int], tuple[str, Callable[[], ByteCount]]] = {}
         self._phases: dict[str, tuple[TunnelPhase, float]] = {}
-        self._totals: dict[tuple[str, str], int] = {}
+        self._totals = {(name, direction): 0 for name in SOCKETS for direction in ("in", "out")}
         self._stood_still: set[str] = set()
         self._count_tunnels()
         self._count_work()
+        self._begin_at_zero()
         info = Gauge("mtunnel_build_info", "The version, as a label.", ["version"], registry=self.registry)
         info.labels(__version__).set(1)
 
@@ -102,6 +116,19 @@ class Metrics:
         self._fsync = self._histogram(
             "mtunnel_journal_append_seconds", "How long a journal record took to the disk.", DELAY_S
         )
+
+    def _begin_at_zero(self) -> None:
+        """Prometheus sees no increase in a time series that begins at 1, as that of the first failure would."""
+        for outcome in OUTCOMES:
+            self._ended.labels(outcome)
+        for reason in REFUSALS:
+            self._refusals.labels(reason)
+        for phase in TunnelPhase:
+            self._phase.labels(phase.name.lower())
+        for name in SOCKETS:
+            self._parkings.labels(name)
+            for end in ("orderly", "aborted"):
+                self._flow_ends.labels(name, end)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -189,7 +216,7 @@ class Metrics:
         return totals
 
     def _open_flows(self) -> Mapping[str, int]:
-        counts: dict[str, int] = {}
+        counts = dict.fromkeys(SOCKETS, 0)
         for name, _ in self._flows.values():
             counts[name] = counts.get(name, 0) + 1
         return counts

@@ -20,6 +20,8 @@ from mtunnel_tx.ports.moves import (
     MovePhase,
     NamedSource,
     NamedTask,
+    OutageBegan,
+    OutageEnded,
     Reached,
     StoodStill,
     TransferKind,
@@ -76,7 +78,8 @@ class MoveState:
 
     direction: `in` or `out`. vmid: here; target_vmid: at the target. source, target: names or addresses, empty where
     this end does not know. address: the peer's. token: the API token's id. upid: the task at the target. reason: why it
-    ended. downtime_s: None: it did not stand still yet. parked_s: how long flows had no carrier.
+    ended. downtime_s: None: it did not stand still yet. parked_s: how long flows had no carrier, up to the last time
+    that they had one again. outage_since_s: since when one of them has none; None: all have one.
     """
 
     direction: str
@@ -94,6 +97,7 @@ class MoveState:
     wire_out_bytes: int = 0
     downtime_s: float | None = None
     parked_s: float = 0.0
+    outage_since_s: float | None = None
     ended_s: float | None = None
     reason: str = ""
 
@@ -179,13 +183,20 @@ def apply(move: MoveState, event: MoveEvent, at_s: float) -> MoveState:
             return replace(move, downtime_s=max(0.0, downtime_s))
         case WasParked(parked_s=parked_s):
             return replace(move, parked_s=max(parked_s, move.parked_s))
+        case OutageBegan():
+            return replace(move, outage_since_s=at_s if move.outage_since_s is None else move.outage_since_s)
+        case OutageEnded():
+            return replace(move, outage_since_s=None)
 
 
 def _reach(move: MoveState, phase: MovePhase, reason: str, at_s: float) -> MoveState:
     if not phase.is_end:
         return replace(move, phase=phase)
     transfers = tuple(_end(one, at_s) if one.is_running else one for one in move.transfers)
-    return replace(move, phase=phase, reason=reason, ended_s=max(at_s, move.since_s), transfers=transfers)
+    if phase is MovePhase.DONE:
+        transfers = tuple(map(_complete, transfers))
+    ended_s = max(at_s, move.since_s)
+    return replace(move, phase=phase, reason=reason, ended_s=ended_s, outage_since_s=None, transfers=transfers)
 
 
 def _change(move: MoveState, event: Expected | Carried | Finished, at_s: float) -> MoveState:
@@ -244,6 +255,13 @@ def _smooth(transfer: Transfer, done_bytes: int, spent_s: float) -> float:
 def _end(transfer: Transfer, at_s: float) -> Transfer:
     began_s = at_s if transfer.began_s is None else transfer.began_s
     return replace(transfer, began_s=began_s, ended_s=max(at_s, began_s))
+
+
+def _complete(transfer: Transfer) -> Transfer:
+    """The rest of the memory goes while the VM stands still, and nobody counts it then."""
+    if transfer.kind is not TransferKind.MEMORY or transfer.total_bytes is None:
+        return transfer
+    return replace(transfer, done_bytes=max(transfer.done_bytes, transfer.total_bytes))
 
 
 def _size(total_bytes: int | None) -> int | None:

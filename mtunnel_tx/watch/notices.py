@@ -9,7 +9,7 @@ from typing import Any
 
 from mtunnel_tx.ports.events import FlowEnded, FlowParked, FlowResumed, TunnelEnded, TunnelEvent
 from mtunnel_tx.ports.moves import MovePhase
-from mtunnel_tx.watch.move import MoveState
+from mtunnel_tx.watch.move import INCOMING, MoveState
 from mtunnel_tx.watch.shape import move_json
 
 LONGEST_REASON = 500
@@ -37,10 +37,11 @@ class Notice:
     move: MoveState
 
     def as_json(self) -> Mapping[str, Any]:
-        """`event`, `host`, and the move without its transfers (docs/watching.md): less than 4 KiB."""
+        """`event`, `host`, `end`, and the move without its transfers (docs/watching.md): less than 4 KiB."""
         move = move_json(self.move)
         del move["transfers"]
-        return {"event": self.kind.value, "host": self.host, "move": {**move, "reason": self._reason}}
+        end = "target" if self.move.direction == INCOMING else "source"
+        return {"event": self.kind.value, "host": self.host, "end": end, "move": {**move, "reason": self._reason}}
 
     @property
     def _reason(self) -> str:
@@ -97,3 +98,42 @@ class NoticeObserver:
         kind = kind or _ENDS.get(move.phase)
         if kind is not None:
             self._notify(Notice(kind=kind, host=self._host, move=move))
+
+
+class SentNotices:
+    """Makes notices of a move that this program sends; an instance hears its states about once a second.
+
+    Args: as of NoticeObserver.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        notify: Callable[[Notice], object],
+        *,
+        parked_s: float,
+        seconds: Callable[[], float],
+    ) -> None:
+        self._host = host
+        self._notify = notify
+        self._parked_s = parked_s
+        self._seconds = seconds
+        self._since_s: float | None = None
+        self._told: set[NoticeKind] = set()
+
+    def __call__(self, state: MoveState) -> None:
+        """Tell of its end, and of an outage that lasts too long, each once."""
+        if (kind := _ENDS.get(state.phase)) is not None:
+            self._tell(kind, state)
+        elif state.outage_since_s is None:
+            self._since_s = None
+            self._told.discard(NoticeKind.PARKED)
+        elif self._since_s is None:
+            self._since_s = self._seconds()
+        elif self._seconds() - self._since_s >= self._parked_s:
+            self._tell(NoticeKind.PARKED, state)
+
+    def _tell(self, kind: NoticeKind, state: MoveState) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            self._notify(Notice(kind=kind, host=self._host, move=state))

@@ -33,15 +33,15 @@ class StreamDisplay(Protocol):
     def finish(self, label: str) -> None: ...
 
 
-def ignore(_state: MoveState) -> None:
+def ignore(_told: object) -> None:
     """Nobody else wants to know."""
 
 
 class Reporter:
     """Listens to one move (source.links.ProgressListener).
 
-    Args: state: what is known when it begins. wire: payload of all its websockets up to now. changed: told the state
-    once a second, and when a phase is reached; must return at once.
+    Args: state: what is known when it begins. warn: shows what somebody has to act on. wire: payload of all its
+    websockets up to now. changed: told the state once a second, and when a phase is reached; must return at once.
     """
 
     def __init__(
@@ -51,12 +51,14 @@ class Reporter:
         wall_s: WallClock,
         state: MoveState,
         *,
+        warn: Callable[[str], object],
         wire: Callable[[], ByteCount] = lambda: ByteCount(0, 0),
         changed: Callable[[MoveState], object] = ignore,
     ) -> None:
         self.state = state
         self.phases: dict[str, float] = {}
         self._display = display
+        self._warn = warn
         self._clock = clock
         self._wall_s = wall_s
         self._wire = wire
@@ -89,6 +91,10 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line, clean."""
         self._display.say(text)
+
+    def warn(self, text: str) -> None:
+        """One line that somebody has to act on."""
+        self._warn(text)
 
     def tell(self, event: MoveEvent) -> None:
         """Something is known, or has changed."""

@@ -44,7 +44,8 @@ def _rounded(value: float | None) -> float | None:
 
 def read_move(values: Mapping[str, Any]) -> MoveState:
     """The move of such a JSON object; what it derives is derived again. Raises: ValueError, LookupError, TypeError."""
-    known = {name: values[name] for name in _MOVE}
+    # A program of another version may lack what has a default.
+    known = {name: values[name] for name in _MOVE if name in values}
     transfers = tuple(_read_transfer(one) for one in values["transfers"])
     return MoveState(**{**known, "phase": MovePhase(values["phase"]), "transfers": transfers})
 

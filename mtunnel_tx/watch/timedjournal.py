@@ -19,6 +19,7 @@ class TimedJournal:
         self.remove = journal.remove
         self.read = journal.read
         self.standing = journal.standing
+        self.why_taken = journal.why_taken
         self.tidy = journal.tidy
 
     async def append(self, vmid: int, record: Mapping[str, Any]) -> None:

@@ -187,6 +187,7 @@ class MigrateOptions:
     storagemap: Mapping[str, Any] | None
     nbd_proto_version: int | None
     nbd: Mapping[str, Any] | None
+    postcopy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +230,9 @@ _MIGRATE_OPTIONS = Object(
         "network": Property(String(format=CIDR), "of no effect: streams come through the websockets"),
         "storagemap": Property(OpenObject(), "of no effect: volumes are named in `nbd`"),
         "nbd_proto_version": Property(Integer(minimum=1), "of no effect: NBD comes through UNIX sockets"),
+        "postcopy": Property(
+            Boolean(), "whether `resume` may come before all of its memory; mtunnel-tx's own", default=False
+        ),
         "nbd": Property(OpenObject(), "drives to export, by their key: what `disk` replied. Null: no NBD server"),
     }
 )

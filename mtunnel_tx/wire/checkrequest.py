@@ -7,12 +7,10 @@ from typing import Any
 
 from mtunnel_tx.checks import split_list
 from mtunnel_tx.wire.args import CONFIG, DISK_IMPORT, LONGEST_CONFIG, ImportArgs
-from mtunnel_tx.wire.formats import BRIDGE_ID, STORAGE_ID, list_of
+from mtunnel_tx.wire.formats import BRIDGE_ID, MOST_DISKS, STORAGE_ID, list_of
 from mtunnel_tx.wire.requests import VM
 from mtunnel_tx.wire.schema import Boolean, Integer, Object, ParameterSet, Property, Rows, String
 
-MOST_DISKS = 512
-"""Every drive that a config can have, the unused ones included, is fewer."""
 _IMPORT = ("volname", "format", "export_formats", "storage", "with_snapshots", "allow_rename", "convert")
 
 
@@ -38,7 +36,8 @@ class CheckCall:
     """The VM as it would be sent: config and firewall as the command `config` would have them, disks apart.
 
     `delete`: the source would remove it. `machine`: the type that it runs with. `strict_space`: there must be room for
-    all that its disks can become. `sender`: the source's version, for people.
+    all that its disks can become. `postcopy`: it may run before all of its memory is there. `sender`: the source's
+    version, for people.
     """
 
     vmid: int
@@ -51,6 +50,7 @@ class CheckCall:
     delete: bool
     machine: str | None
     strict_space: bool
+    postcopy: bool
     sender: str
 
 
@@ -103,6 +103,9 @@ CHECK = ParameterSet(
             "machine": Property(String(max_length=64), "the machine type that it runs with"),
             "strict_space": Property(
                 Boolean(), "whether there must be room for all that its disks can become", default=False
+            ),
+            "postcopy": Property(
+                Boolean(), "whether it may run at the target before all of its memory is there", default=False
             ),
             "sender": Property(String(max_length=64), "the source's program and version", default=""),
         }

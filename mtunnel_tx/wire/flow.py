@@ -12,6 +12,7 @@ says `a N`, and sends nothing else before it has heard the peer's.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mtunnel_tx.wire.frames import (
@@ -25,27 +26,38 @@ from mtunnel_tx.wire.frames import (
 )
 from mtunnel_tx.wire.records import FlowRecord, RecordKind, record_frame
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 8 * (HEADER_ROOM_BYTES + SENT_PAYLOAD_BYTES)
 WINDOW_BYTES = 16 << 20
 LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 20, 256 << 20
+LEAST_CHARGE_BYTES = 256
+"""What a kept frame takes of the window at least, on average: a small one costs about as much beside its payload."""
 ACK_BYTES = 4 << 20
 ACK_S = 0.02
 """An acknowledgement is sent for each ACK_BYTES taken (a quarter of the window if that is less), or ACK_S later."""
 
-Frame = memoryview | bytes
+Bytes = memoryview | bytes
+Frame = Bytes
+
+
+def _take_from_heap(size_bytes: int) -> memoryview:
+    return memoryview(bytearray(size_bytes))
 
 
 class Chunks:
-    """Memory for kept bytes, CHUNK_BYTES each; shared by the flows of one thread. `lent` counts those in use."""
+    """Memory for kept bytes, CHUNK_BYTES each; shared by the flows of one thread. `lent` counts those in use.
 
-    def __init__(self, most_free: int = 16) -> None:
+    Args: make: where memory of so many bytes comes from. most_free: what is kept for the next ones.
+    """
+
+    def __init__(self, make: Callable[[int], memoryview] = _take_from_heap, *, most_free: int = 8) -> None:
         self.lent = 0
+        self.make = make
         self._free: list[memoryview] = []
         self._most_free = most_free
 
     def lend(self) -> memoryview:
         self.lent += 1
-        return self._free.pop() if self._free else memoryview(bytearray(CHUNK_BYTES))
+        return self._free.pop() if self._free else self.make(CHUNK_BYTES)
 
     def give_back(self, chunk: memoryview) -> None:
         self.lent -= 1
@@ -62,27 +74,29 @@ class _Chunk:
     frames: int = 0
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class _KeptFrame:
-    """A frame in a chunk: its payload is `chunk.view[begin:end]`, at `position` of the way, behind its header."""
+    """A frame in a chunk: its payload is `chunk.view[begin:end]`, up to the position `stop` of the way.
 
-    position: int
+    Never changed, and yet not frozen: to make it would take three times as long, for each frame.
+    """
+
+    stop: int
     chunk: _Chunk
     begin: int
     end: int
-    header_bytes: int
 
     @property
-    def stop(self) -> int:
-        """The position behind its last byte."""
-        return self.position + self.end - self.begin
+    def position(self) -> int:
+        """Of its first byte."""
+        return self.stop - self.end + self.begin
 
     def from_position(self, position: int, role: Role) -> Frame:
         """The frame as it went out, or a new one for what is left of it from `position` on."""
-        if position <= self.position:
-            return self.chunk.view[self.begin - self.header_bytes : self.end]
-        payload = self.chunk.view[self.begin + position - self.position : self.end]
-        return frame_header(role, Opcode.BINARY, len(payload)) + bytes(payload)
+        skipped_bytes = max(0, position - self.position)
+        payload = self.chunk.view[self.begin + skipped_bytes : self.end]
+        header = frame_header(role, Opcode.BINARY, len(payload))
+        return header + bytes(payload) if skipped_bytes else self.chunk.view[self.begin - len(header) : self.end]
 
 
 class _Kept:
@@ -93,25 +107,36 @@ class _Kept:
         self._frames: deque[_KeptFrame] = deque()
         self._filling: _Chunk | None = None
 
+    def __len__(self) -> int:
+        return len(self._frames)
+
     def room(self) -> memoryview:
-        """Where the next payload may go: SENT_PAYLOAD_BYTES, as reads into small rests cost more than they save."""
+        """Where the next frames may be made, each with HEADER_ROOM_BYTES in front of its payload.
+
+        Returns: room for SENT_PAYLOAD_BYTES at least, as reads into small rests cost more than they save.
+        """
         chunk = self._filling
         if chunk is None or len(chunk.view) - chunk.used_bytes < SENT_PAYLOAD_BYTES + HEADER_ROOM_BYTES:
             self._release_filling()
             chunk = self._filling = _Chunk(self._chunks.lend())
-        begin = chunk.used_bytes + HEADER_ROOM_BYTES
-        return chunk.view[begin : begin + SENT_PAYLOAD_BYTES]
+        return chunk.view[chunk.used_bytes :]
 
-    def add(self, position: int, size_bytes: int, header: bytes) -> memoryview:
-        """So many bytes have come into the room. Returns: the frame."""
+    def add(self, position: int, sizes_bytes: Sequence[int]) -> int:
+        """Frames with so many payload bytes were made in the room, each right behind the one before.
+
+        Returns: the position behind them.
+        """
         chunk = self._filling
         assert chunk is not None, "room() comes first"
-        begin = chunk.used_bytes + HEADER_ROOM_BYTES
-        end = chunk.used_bytes = begin + size_bytes
-        chunk.view[begin - len(header) : begin] = header
-        chunk.frames += 1
-        self._frames.append(_KeptFrame(position, chunk, begin, end, len(header)))
-        return chunk.view[begin - len(header) : end]
+        end = chunk.used_bytes
+        for size_bytes in sizes_bytes:
+            begin = end + HEADER_ROOM_BYTES
+            end = begin + size_bytes
+            position += size_bytes
+            self._frames.append(_KeptFrame(position, chunk, begin, end))
+        chunk.used_bytes = end
+        chunk.frames += len(sizes_bytes)
+        return position
 
     def forget(self, position: int) -> None:
         """Everything before `position` was acknowledged."""
@@ -123,17 +148,20 @@ class _Kept:
         if not self._frames:
             self._release_filling()
 
-    def after(self, position: int, role: Role) -> list[Frame]:
-        """What is to be sent again."""
-        return [frame.from_position(position, role) for frame in self._frames if frame.stop > position]
+    def after(self, position: int, role: Role) -> list[tuple[int, Frame]]:
+        """What is to be sent again, each with the position where it begins."""
+        frames = (frame for frame in self._frames if frame.stop > position)
+        return [(max(position, frame.position), frame.from_position(position, role)) for frame in frames]
 
-    def payload(self, position: int) -> bytes:
-        """All bytes from there on."""
-        return b"".join(
-            frame.chunk.view[frame.begin + max(0, position - frame.position) : frame.end]
-            for frame in self._frames
-            if frame.stop > position
-        )
+    def payload(self, position: int, size_bytes: int) -> Bytes:
+        """All bytes from there on. Args: size_bytes: how many they are."""
+        room = self._chunks.make(size_bytes) if size_bytes else memoryview(b"")
+        filled = 0
+        for frame in (frame for frame in self._frames if frame.stop > position):
+            piece = frame.chunk.view[frame.begin + max(0, position - frame.position) : frame.end]
+            room[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return room
 
     def drop(self) -> None:
         """Give everything back."""
@@ -156,7 +184,8 @@ class _Kept:
 class Sending:
     """The sending end of one way.
 
-    Args: role: ours on the websocket. window_bytes: the most that is kept unacknowledged, give or take one frame.
+    Args: role: ours on the websocket. window_bytes: the most that is kept unacknowledged, give or take one frame; in
+    one frame for each LEAST_CHARGE_BYTES of it at most.
     `sent`, `acked`: positions; `ended_at`: where the UNIX side has ended, `is_delivered`: the peer has passed that on;
     `is_synced`: on this connection the peer has said from where.
     """
@@ -169,8 +198,9 @@ class Sending:
         self.is_synced = True
         self._role = role
         self._window_bytes = window_bytes
+        self._most_frames = window_bytes // LEAST_CHARGE_BYTES
         self._kept = _Kept(chunks)
-        self._again: deque[Frame] = deque()
+        self._again: deque[tuple[int, Frame]] = deque()
 
     @property
     def kept_bytes(self) -> int:
@@ -180,7 +210,18 @@ class Sending:
     def takes(self) -> bool:
         """The next bytes of the UNIX side may be read."""
         open_way = self.ended_at is None and self.is_synced and not self._again
-        return open_way and self.kept_bytes < self._window_bytes
+        return open_way and self.kept_bytes < self._window_bytes and len(self._kept) < self._most_frames
+
+    @property
+    def free_frames(self) -> int:
+        """How many frames the window has room for."""
+        by_bytes = -(-(self._window_bytes - self.kept_bytes) // SENT_PAYLOAD_BYTES)
+        return min(by_bytes, self._most_frames - len(self._kept))
+
+    @property
+    def sent_here(self) -> int:
+        """Up to where bytes were given to this connection; what is yet to be sent again begins there."""
+        return self._again[0][0] if self._again else self.sent
 
     @property
     def has_again(self) -> bool:
@@ -188,14 +229,20 @@ class Sending:
         return bool(self._again)
 
     def room(self) -> memoryview:
-        """Where the next bytes of the UNIX side are to be read to."""
+        """Where the next frames are to be made: see `_Kept.room`."""
         return self._kept.room()
 
     def add(self, size_bytes: int) -> memoryview:
         """So many were read. Returns: the frame to be sent; it stays as it is until it is acknowledged."""
-        frame = self._kept.add(self.sent, size_bytes, frame_header(self._role, Opcode.BINARY, size_bytes))
-        self.sent += size_bytes
-        return frame
+        room, header = self._kept.room(), frame_header(self._role, Opcode.BINARY, size_bytes)
+        begin = HEADER_ROOM_BYTES - len(header)
+        room[begin:HEADER_ROOM_BYTES] = header
+        self.note_sent((size_bytes,))
+        return room[begin : HEADER_ROOM_BYTES + size_bytes]
+
+    def note_sent(self, sizes_bytes: Sequence[int]) -> None:
+        """Frames with so many payload bytes were made in the room, headers and all, and sent."""
+        self.sent = self._kept.add(self.sent, sizes_bytes)
 
     def end(self) -> bytes:
         """The UNIX side has ended in order. Returns: the record to be sent; nothing where that comes with a re-send."""
@@ -215,10 +262,11 @@ class Sending:
     def acknowledge(self, position: int) -> None:
         """`a N` came. On a new connection it says where to go on: `next_again` has what follows.
 
-        Raises: FrameError: 1002: a position that was never sent, or was acknowledged before.
+        Raises: FrameError: 1002: a position that was never sent, is yet to be sent again, or was acknowledged before.
         """
-        if not self.acked <= position <= self.sent:
-            text = f"acknowledgement of position {position}, which is not within {self.acked}..{self.sent}"
+        # The frames in `_again` are views of kept ones, whose memory the next flow gets once they are forgotten.
+        if not self.acked <= position <= self.sent_here:
+            text = f"acknowledgement of position {position}, which is not within {self.acked}..{self.sent_here}"
             raise FrameError(CLOSE_PROTOCOL_ERROR, text)
         self.acked = position
         self._kept.forget(position)
@@ -234,18 +282,18 @@ class Sending:
 
     def next_again(self) -> Frame | None:
         """Returns: the next frame to be sent again; it is taken off the list."""
-        return self._again.popleft() if self._again else None
+        return self._again.popleft()[1] if self._again else None
 
-    def kept(self) -> bytes:
+    def kept(self) -> Bytes:
         """The bytes from `acked` to `sent`."""
-        return self._kept.payload(self.acked)
+        return self._kept.payload(self.acked, self.kept_bytes)
 
-    def restore(self, acked: int, kept: bytes, ended_at: int | None) -> None:
+    def restore(self, acked: int, kept: Bytes, ended_at: int | None) -> None:
         """Go on, parked, where another one has stopped. Args: kept: what it kept from `acked` on."""
         self.sent = self.acked = acked
         for start in range(0, len(kept), SENT_PAYLOAD_BYTES):
             piece = kept[start : start + SENT_PAYLOAD_BYTES]
-            self.room()[: len(piece)] = piece
+            self.room()[HEADER_ROOM_BYTES : HEADER_ROOM_BYTES + len(piece)] = piece
             self.add(len(piece))
         self.ended_at = ended_at
         self.park()
@@ -256,10 +304,10 @@ class Sending:
         self._kept.drop()
 
     def _go_on(self, position: int) -> None:
-        self._again.append(record_frame(self._role, FlowRecord(RecordKind.POSITION, position)))
+        self._again.append((position, record_frame(self._role, FlowRecord(RecordKind.POSITION, position))))
         self._again.extend(self._kept.after(position, self._role))
         if self.ended_at is not None and not self.is_delivered:
-            self._again.append(self._say_end())
+            self._again.append((self.sent, self._say_end()))
 
     def _say_end(self) -> bytes:
         assert self.ended_at is not None

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from mtunnel_tx import checks
 from mtunnel_tx.checks import Check
 
+MOST_DISKS = 512
+"""Of one VM in a request: every drive that a config can have, the unused ones included, is fewer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Format:

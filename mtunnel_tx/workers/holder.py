@@ -16,17 +16,18 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, os_reason
+from mtunnel_tx.hold import VERSION
 from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Timer
-from mtunnel_tx.ports.holding import Kept
+from mtunnel_tx.ports.holding import HasDescriptor, Kept
 from mtunnel_tx.sessions import kill_session
 from mtunnel_tx.waiting import Occasion, in_time
-from mtunnel_tx.workers.channel import Message, MessageChannel
+from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked
 
 log = Logger()
 
-VERSION = 1
 NOT_STARTED = 127
 LOST = -9
 AGAIN_S = 1.0
@@ -35,11 +36,17 @@ Ask = Callable[..., "Deferred[tuple[Message, list[socket.socket]]]"]
 
 
 class HeldChild:
-    """A program that the holder runs (ports.Child). Args: taken: lines that an earlier daemon has dealt with."""
+    """A program that the holder runs (ports.Child).
 
-    def __init__(self, reactor: Reactor, ask: Ask, name: str, pid: int = 0, taken: int = 0) -> None:
+    Args: taken: lines that an earlier daemon has dealt with. keeps_end: the holder remembers its end until `kill`.
+    """
+
+    def __init__(
+        self, reactor: Reactor, ask: Ask, name: str, pid: int = 0, taken: int = 0, *, keeps_end: bool = False
+    ) -> None:
         self.pid = pid
         self.taken = taken
+        self.keeps_end = keeps_end
         self._reactor = reactor
         self._ask = ask
         self.name = name
@@ -71,8 +78,11 @@ class HeldChild:
 
     async def kill(self) -> None:
         """See ports.Child."""
+        was_kept, self.keeps_end = self.keeps_end, False
         if self._code is None:
             self._ask("kill", name=self.name)
+        elif was_kept:
+            self._ask("forget", name=self.name)
         await self.ended()
 
     def hear(self, message: Message) -> None:
@@ -145,15 +155,19 @@ class HolderClient:
         if self._channel is not None:
             self._channel.close()
 
-    def put(self, name: str, value: object, sockets: Sequence[socket.socket] = ()) -> None:
+    def put(self, name: str, value: object, sockets: Sequence[HasDescriptor] = ()) -> Deferred[bool]:
         """See ports.Store."""
-        self._ask("put", sockets, name=name, value=value).addErrback(self._warn, name)
+        kept: Deferred[bool] = self._ask("put", sockets, name=name, value=value).addCallback(lambda _: True)
+        return kept.addErrback(self._warn, name)
 
-    def _warn(self, failure: Failure, name: str) -> None:
+    def _warn(self, failure: Failure, name: str) -> bool:
+        """What lay there before is not true any more."""
         if not self._is_closing:
+            self.drop(name)
             log.warn("{name} will not survive a restart: {reason}", name=name, reason=failure.value)
+        return not self._is_closing
 
-    async def get(self, name: str) -> tuple[Any, list[socket.socket]]:
+    async def get(self, name: str) -> tuple[Any, list[Any]]:
         """See ports.Store."""
         said, sockets = await self._ask("get", name=name)
         return said["value"], sockets
@@ -163,10 +177,16 @@ class HolderClient:
         self._tell("drop", name=name)
 
     def spawn(
-        self, name: str, argv: Sequence[str], env: Mapping[str, str], stdin: socket.socket | None = None
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        stdin: socket.socket | None = None,
+        *,
+        keeps_end: bool = False,
     ) -> HeldChild:
         """See ports.Store."""
-        child = self._children[name] = HeldChild(self._reactor, self._tell, name)
+        child = self._children[name] = HeldChild(self._reactor, self._tell, name, keeps_end=keeps_end)
         sockets = () if stdin is None else (stdin,)
 
         def started(said: tuple[Message, list[socket.socket]]) -> None:
@@ -179,9 +199,10 @@ class HolderClient:
     def _not_started(self, name: str, reason: str) -> None:
         self._children.pop(name).fail(f"{reason}\n")
 
-    def adopt(self, name: str, taken: int = 0) -> HeldChild:
+    def adopt(self, name: str, taken: int = 0, *, keeps_end: bool = False) -> HeldChild:
         """See ports.Store."""
-        child = self._children[name] = HeldChild(self._reactor, self._tell, name, self._pids.get(name, 0), taken)
+        pid = self._pids.get(name, 0)
+        child = self._children[name] = HeldChild(self._reactor, self._tell, name, pid, taken, keeps_end=keeps_end)
         return child
 
     def _tell(self, do: str, **values: Any) -> Deferred[Any]:
@@ -189,21 +210,28 @@ class HolderClient:
         return self._ask(do, **values).addErrback(lambda failure: failure.trap(BackendFailed))
 
     def _ask(
-        self, do: str, sockets: Sequence[socket.socket] = (), **values: Any
+        self, do: str, sockets: Sequence[HasDescriptor] = (), **values: Any
     ) -> Deferred[tuple[Message, list[socket.socket]]]:
         if self._channel is None:
             return fail(BackendFailed(ENDED))
         self._number += 1
         answered = self._asked[self._number] = Deferred()
-        self._channel.send({"do": do, "id": self._number, **values}, sockets)
+        try:
+            self._channel.send({"do": do, "id": self._number, **values}, sockets)
+        except OSError as error:
+            del self._asked[self._number]
+            return fail(BackendFailed(os_reason(error)))
         return answered
 
     def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
         if "program" in message:
             self._hear_of(message["program"], message)
             return
-        answered = self._asked.pop(message["id"])
-        if "error" in message:
+        answered = self._asked.pop(message.get("id") or 0, None)
+        if answered is None:
+            close_unasked(sockets)
+            log.error("the holder answers what was not asked: {reason}", reason=clean(str(message.get("error"))))
+        elif "error" in message:
             answered.errback(BackendFailed(f"the holder refuses: {message['error']}"))
         else:
             answered.callback((message, sockets))
@@ -214,7 +242,8 @@ class HolderClient:
             child.hear(message)
         if "code" in message:
             self._children.pop(name, None)
-            self._tell("forget", name=name)
+            if child is None or not child.keeps_end:
+                self._tell("forget", name=name)
 
     def _close(self) -> None:
         self._channel = None
@@ -272,8 +301,18 @@ def start_holder(reactor: Any, path: Path, restart_s: float) -> socket.socket:
     return sock
 
 
+def last_words(path: Path) -> str:
+    """What the holder of this socket has said last on its standard error; empty: nothing."""
+    try:
+        lines = path.with_suffix(".stderr").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return clean(lines[-1]) if lines else ""
+
+
 def _spawn(reactor: Any, listener: socket.socket, restart_s: float, output: Path) -> None:
-    argv = ("setsid", "--", sys.executable, "-P", "-m", "mtunnel_tx.hold", str(restart_s))
+    # The last word is for `ps`.
+    argv = ("setsid", "--", sys.executable, "-P", "-m", "mtunnel_tx.hold", str(restart_s), str(output.parent))
     with output.open("wb") as file:
         fds = {0: listener.fileno(), 1: file.fileno(), 2: file.fileno()}
         reactor.spawnProcess(ProcessProtocol(), "setsid", argv, env=_environment(), childFDs=fds)

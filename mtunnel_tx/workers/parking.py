@@ -7,11 +7,13 @@ file is sealed, so that nobody can change it behind the daemon's back.
 from __future__ import annotations
 
 import fcntl
+import math
+import mmap
 import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
 from mtunnel_tx.checks import clean
@@ -24,13 +26,18 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 LONGEST_REASON = 200
 RUNNING = "running"
 """What a worker says before it runs a resumable flow; without it, nothing has become of the flow."""
+ENDS = ("local", "peer", "closed")
+"""What it says of the UNIX socket, the peer and the connection when they are over."""
+PARKED, KEPT = "parked", "kept"
+"""What a worker says of a flow that it gives back, and what it is answered: until then it keeps the bytes, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFlow:
     """A flow that no worker runs, and what the next one goes on with; it counts as stream.flow.Traffic.
 
-    numbers: of a ParkedValue, checked. file: its bytes; the owner closes it.
+    numbers: of a ParkedValue, checked. file: its bytes; the owner closes it. since_s: when it was parked, by the
+    monotonic clock; None: now.
     """
 
     numbers: Message
@@ -38,6 +45,7 @@ class StoredFlow:
     reason: str
     bytes_in: int
     bytes_out: int
+    since_s: float | None = None
 
     @property
     def bytes_taken(self) -> int:
@@ -50,7 +58,8 @@ class StoredFlow:
 
 def write_value(value: ParkedValue) -> tuple[Message, BinaryIO]:
     """Returns: the numbers, and a sealed file with the bytes; it is the caller's to close. Raises: OSError."""
-    numbers = {name: number for name, number in asdict(value).items() if name != "kept"}
+    numbers = asdict(replace(value, kept=b""))
+    del numbers["kept"]
     number = os.memfd_create("mtunnel-parked", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     file = os.fdopen(number, "w+b")
     file.write(value.kept)
@@ -59,7 +68,13 @@ def write_value(value: ParkedValue) -> tuple[Message, BinaryIO]:
     return numbers, file
 
 
-def begin_stored() -> StoredFlow:
+def write_stored(stored: StoredFlow) -> Message:
+    """What another daemon reads by `read_parked`, beside the file."""
+    counts = {"in": stored.bytes_in, "out": stored.bytes_out}
+    return {**counts, "reason": stored.reason, "value": stored.numbers, "at": stored.since_s}
+
+
+def begin_stored(now_s: float) -> StoredFlow:
     """A flow of which nothing was carried yet. Raises: OSError."""
     way = ParkedWay(sender=Sender.OPEN.name, done=False)
     value = ParkedValue(
@@ -74,15 +89,26 @@ def begin_stored() -> StoredFlow:
         kept=b"",
     )
     numbers, file = write_value(value)
-    return StoredFlow(numbers=numbers, file=file, reason="lost before it was used", bytes_in=0, bytes_out=0)
+    reason = "lost before it was used"
+    return StoredFlow(numbers=numbers, file=file, reason=reason, bytes_in=0, bytes_out=0, since_s=now_s)
 
 
 def read_value(message: Message, file: BinaryIO) -> ParkedValue:
     """The same value; the file is closed."""
     with file:
-        kept = os.pread(file.fileno(), message["sent"] - message["acked"], 0)
+        kept = _map(file, message["sent"] - message["acked"])
     ways = {name: ParkedWay(**message[name]) for name in ("inward", "outward")}
     return ParkedValue(**{**message, **ways, "kept": kept})
+
+
+def _map(file: BinaryIO, size_bytes: int) -> memoryview:
+    """Its bytes where they are, as long as somebody looks at them.
+
+    Privately: kernels before 6.7 refuse to share what is sealed against writing.
+    """
+    if not size_bytes:
+        return memoryview(b"")
+    return memoryview(mmap.mmap(file.fileno(), size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
 
 
 def read_parked(message: Message, files: Sequence[Any], window_bytes: int) -> StoredFlow:
@@ -100,7 +126,12 @@ def read_parked(message: Message, files: Sequence[Any], window_bytes: int) -> St
         reason=clean(str(message.get("reason"))[:LONGEST_REASON]),
         bytes_in=read_count(message, "in"),
         bytes_out=read_count(message, "out"),
+        since_s=_read_time(message.get("at")),
     )
+
+
+def _read_time(sent: object) -> float | None:
+    return sent if isinstance(sent, float) and math.isfinite(sent) else None
 
 
 def _read_numbers(sent: Any, window_bytes: int) -> dict[str, Any]:

@@ -2,99 +2,45 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IAddress
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from mtunnel_tx.checks import clean
 from mtunnel_tx.errors import BackendFailed, TimedOut
-from mtunnel_tx.net.admission import Admission, address_of
+from mtunnel_tx.net.admission import Admission
 from mtunnel_tx.net.kinds import Inner, Reactor
-from mtunnel_tx.ports.holding import Kept, Store
+from mtunnel_tx.ports.holding import Kept, LivingFlow, Store
 from mtunnel_tx.ports.storage import Child
 from mtunnel_tx.stream.flow import Flow, Relay
 from mtunnel_tx.tls.certificate import Certificate
-from mtunnel_tx.workers.channel import Message, MessageChannel, close_unasked, make_pair
-from mtunnel_tx.workers.living import FoundFlow, find_flows
+from mtunnel_tx.workers.channel import make_pair
+from mtunnel_tx.workers.living import Finder, find_flows
+from mtunnel_tx.workers.passing import PassingFactory
 from mtunnel_tx.workers.plaintext import AcceptedClient, PlaintextTransport
-from mtunnel_tx.workers.program import WORKER
+from mtunnel_tx.workers.program import RELEASE, WORKER, WORKERS
 from mtunnel_tx.workers.relay import WorkerRelay, inode_of
+from mtunnel_tx.workers.worker import WorkerProcess, report_failure
 
 log = Logger()
 
 READY_S = 60.0
-LINE_S = 600.0
 RESTART_S, LONGEST_RESTART_S = 0.1, 30.0
-BEAT_S, MOST_MISSED = 10.0, 3
-"""A worker sends a message every second. One that sent none during MOST_MISSED beats hangs, and is killed."""
+BEAT_S = 10.0
+"""How often it is counted which workers have said nothing."""
+MOST_SILENT = int(READY_S / BEAT_S)
+"""So many beats a worker that was begun here has for its first message."""
 STABLE_S = 60.0
 """A worker that has run for this long is started again at once, without the delay of those that end early."""
 
 Spawn = Callable[[int, Store | None], Child]
 """Starts a worker whose standard input is this descriptor, in a store if there is one. Raises: BackendFailed."""
-
-
-class WorkerProcess:
-    """One worker, as the daemon sees it. `ready` fires when it has its certificate; `load`: connections that may be
-    busy.
-
-    Args: sock: our end of its channel. `connections` and `quiet` hold inodes of plaintext sockets; the quiet ones carry
-    commands and cost nothing.
-    """
-
-    def __init__(self, reactor: Reactor, number: int, sock: socket.socket, child: Child) -> None:
-        self.number = number
-        self.child = child
-        self.ready: Deferred[None] = Deferred()
-        self.last_line = "it said nothing"
-        self.connections: dict[int, PlaintextTransport] = {}
-        self.quiet: set[int] = set()
-        self.is_open = True
-        self.missed = 0
-        self.channel = MessageChannel(reactor, sock, self._hear, self._close)
-
-    @property
-    def load(self) -> int:
-        return len(self.connections) - len(self.quiet)
-
-    @property
-    def takes_connections(self) -> bool:
-        return self.is_open and self.ready.called
-
-    def forget(self, inode: int) -> None:
-        """This plaintext socket is closed."""
-        self.connections.pop(inode, None)
-        self.quiet.discard(inode)
-
-    def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
-        close_unasked(sockets)
-        self.missed = 0
-        if "ready" in message and not self.ready.called:
-            self.ready.callback(None)
-
-    def _close(self) -> None:
-        """Nothing can be said to it any more: where it does not end by itself, it has to."""
-        self.is_open = False
-        Deferred.fromCoroutine(self.child.kill()).addErrback(_report)
-
-    async def read(self) -> int:
-        """Log its output, up to its end. Returns: its exit code."""
-        while not self.child.exhausted():
-            line = await self.child.next_line(LINE_S)
-            if line is not None:
-                self.last_line = clean(line.rstrip("\n"))
-                log.info("worker {number}: {line}", number=self.number, line=self.last_line)
-        return await self.child.ended()
+Find = Callable[[WorkerRelay], Finder]
 
 
 class WorkerPool:
@@ -129,15 +75,23 @@ class WorkerPool:
         self._beat.clock = reactor
 
     async def start(self, certificate: Certificate) -> None:
-        """Start all. Raises: BackendFailed: with the last output of one that ended; TimedOut."""
+        """Start all. One of an earlier daemon's that has ended, or hangs, is replaced as it would be later.
+
+        Raises: BackendFailed: with the last output of one that was begun here, and ended; TimedOut: it was not ready.
+        """
         self._certificate = certificate
         found = list(self._workers.values())
         for worker in found:
-            self._send_certificate(worker)
-        workers = found + [self._begin(number) for number in range(len(found), self._count)]
-        for worker in workers:
-            self._keepers.append(Deferred.fromCoroutine(self._keep(worker)).addErrback(_report))
+            worker.ready.addErrback(lambda failure: failure.trap(ConnectionDone))
+            self._retire(worker) if worker.is_old else self._send_certificate(worker)
+        missing = range(sum(not worker.is_old for worker in found), self._count)
+        begun = [self._begin(number) for number in missing]
+        for worker in (*found, *begun):
+            self._keepers.append(Deferred.fromCoroutine(self._keep(worker)).addErrback(report_failure))
         self._beat.start(BEAT_S, now=False)
+        await self._wait_until_ready(begun)
+
+    async def _wait_until_ready(self, workers: Sequence[WorkerProcess]) -> None:
         readiness = gatherResults([worker.ready for worker in workers], consumeErrors=True)
         readiness.addTimeout(READY_S, self._reactor, onTimeoutCancel=_late)
         try:
@@ -147,14 +101,18 @@ class WorkerPool:
             why = said if reason is None else f"{reason}; it said: {said}"
             raise BackendFailed(f"worker process cannot start: {why}") from error
 
-    async def go_on(self, store: Store, kept: Kept) -> Sequence[FoundFlow]:
-        """Run workers so that they outlive us, and take those of an earlier daemon. Returns: their flows."""
+    async def go_on(self, store: Store, kept: Kept, find: Find) -> Sequence[LivingFlow]:
+        """Run workers so that they outlive us, and take those of an earlier daemon. Returns: its flows."""
         self._store = self.relay.store = store
         names = [name for name in kept.programs if name.startswith(WORKER) and name in kept.names]
-        for number, name in enumerate(names):
-            _, (sock,) = await store.get(name)
-            self._workers[number] = WorkerProcess(self._reactor, number, sock, store.adopt(name))
-        return await find_flows(self._reactor, self.relay, store, kept)
+        strangers = [name for name in kept.programs if name.startswith(WORKERS) and not name.startswith(WORKER)]
+        if strangers:
+            log.warn("{count} workers of another version are ended, with their streams", count=len(strangers))
+        entries = [entry for name in names if (entry := await _read_entry(store, name)) is not None]
+        for number, (is_old, name, sock) in enumerate(sorted(entries, key=lambda entry: entry[0])):
+            worker = WorkerProcess(self._reactor, number + is_old * self._count, sock, store.adopt(name), is_old=is_old)
+            self._workers[worker.number] = worker
+        return await find_flows(find(self.relay), store, kept)
 
     async def leave(self) -> None:
         """Let all workers be: they wait for the next daemon."""
@@ -184,7 +142,18 @@ class WorkerPool:
     def status(self) -> list[dict[str, int]]:
         """For each worker that takes connections: process id, connections, and those of them that may be busy."""
         able = [worker for worker in self._workers.values() if worker.takes_connections]
-        return [{"pid": one.child.pid, "connections": len(one.connections), "busy": one.load} for one in able]
+        return [
+            {
+                "pid": one.child.pid,
+                "connections": len(one.connections) + len(self.relay.adopted(one.child.pid)),
+                "busy": self._load(one),
+            }
+            for one in able
+        ]
+
+    def _load(self, worker: WorkerProcess) -> int:
+        """Connections that may be busy; those of an earlier daemon's flows have no plaintext socket here."""
+        return worker.load + sum(not flow.is_urgent for flow in self.relay.adopted(worker.child.pid))
 
     def _begin(self, number: int) -> WorkerProcess:
         ours, theirs = make_pair()
@@ -195,8 +164,9 @@ class WorkerPool:
                 ours.close()
                 raise
         if self._store is not None:
-            self._store.put(child.name, None, [ours])
+            self._store.put(child.name, RELEASE, [ours])
         worker = self._workers[number] = WorkerProcess(self._reactor, number, ours, child)
+        worker.most_missed = MOST_SILENT
         self._send_certificate(worker)
         return worker
 
@@ -209,6 +179,10 @@ class WorkerPool:
                 "handshake_s": self._handshake_s,
             }
         )
+
+    def _retire(self, worker: WorkerProcess) -> None:
+        log.info("worker process {pid} is of another release: it carries on what it has", pid=worker.child.pid)
+        worker.channel.send({"retire": True})
 
     async def _keep(self, worker: WorkerProcess) -> None:
         """Start a worker again whenever it ends; the delay doubles each time it ends early."""
@@ -234,7 +208,7 @@ class WorkerPool:
             self._store.drop(worker.child.name)
         if not worker.ready.called:
             worker.ready.errback(ConnectionDone("it has ended"))
-        if not self._stopping:
+        if not self._stopping and not worker.is_old:
             log.error("worker {number} has ended, code {code}", number=worker.number, code=code)
 
     def _begin_again(self, number: int) -> WorkerProcess | None:
@@ -250,12 +224,12 @@ class WorkerPool:
 
     def factory(self, site: Inner, admission: Admission) -> Factory:
         """The factory of a listening port: admits connections and passes them to workers."""
-        return _PassingFactory(self, site, admission)
+        return PassingFactory(self, site, admission)
 
     def find(self) -> WorkerProcess | None:
         """The worker with the fewest busy connections; None: no worker takes any."""
         able = [worker for worker in self._workers.values() if worker.takes_connections]
-        return min(able, key=lambda worker: worker.load, default=None)
+        return min(able, key=self._load, default=None)
 
     def pass_on(self, worker: WorkerProcess, sock: socket.socket, client: AcceptedClient, inner: Inner) -> None:
         """Give a connection to a worker; `sock` is duplicated. Raises: OSError: no descriptor is left."""
@@ -270,82 +244,37 @@ class WorkerPool:
         """Count beats, not seconds: after the whole host was suspended, no worker is to blame."""
         for worker in self._workers.values():
             worker.missed += 1
-            if worker.takes_connections and worker.missed > MOST_MISSED:
+            if worker.is_open and worker.missed > worker.most_missed:
                 self._kill(worker, "hangs")
 
-    def _disobeyed(self, inode: int) -> None:
+    def _disobeyed(self, pid: int) -> None:
         for worker in self._workers.values():
-            if inode in worker.connections:
+            if worker.is_open and worker.child.pid == pid:
                 self._kill(worker, "does not end a flow")
 
     def _kill(self, worker: WorkerProcess, reason: str) -> None:
         log.error("worker {number} {reason}: it is killed", number=worker.number, reason=reason)
-        Deferred.fromCoroutine(worker.child.kill()).addErrback(_report)
+        Deferred.fromCoroutine(worker.child.kill()).addErrback(report_failure)
 
-    def _note(self, inode: int, flow: Flow) -> None:
-        """Flows that carry commands do not count as load."""
+    def _note(self, inode: int, flow: Flow) -> int:
+        """Flows that carry commands do not count as load. Returns: the worker's process; 0: its connection is gone."""
         for worker in self._workers.values():
-            if inode in worker.connections and flow.terms.urgent:
-                worker.quiet.add(inode)
+            if inode in worker.connections:
+                if flow.terms.urgent:
+                    worker.quiet.add(inode)
+                return worker.child.pid
+        return 0
 
 
-class _PassingFactory(Factory):
-    """Asks for a place for each connection, and finds a worker that takes it."""
-
-    noisy = False
-
-    def __init__(self, pool: WorkerPool, site: Inner, admission: Admission) -> None:
-        self._pool = pool
-        self._site = site
-        self._admission = admission
-
-    def doStart(self) -> None:
-        self._site.doStart()
-
-    def doStop(self) -> None:
-        self._site.doStop()
-
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        """Returns: None: there is no place, or no worker."""
-        worker = self._pool.find()
-        if worker is None:
-            log.warn("connection from {address} refused: no worker runs", address=address_of(addr))
-            return None
-        place = self._admission.enter(addr)
-        if place is None:
-            return None
-
-        def pass_on(transport: Any) -> None:
-            client = AcceptedClient(peer=transport.getPeer(), host=transport.getHost(), place=place)
-            try:
-                self._pool.pass_on(worker, transport.getHandle(), client, self._site.buildProtocol(addr))
-            except OSError as error:
-                log.warn("connection from {address} refused: {reason}", address=address_of(addr), reason=str(error))
-                place.leave()
-
-        return _PassedConnection(pass_on)
-
-
-class _PassedConnection(Protocol):
-    """An accepted connection that goes to a worker at once."""
-
-    transport: Any
-
-    def __init__(self, pass_on: Callable[[Any], None]) -> None:
-        self._pass_on = pass_on
-
-    def connectionMade(self) -> None:
-        """Give it away, then close the daemon's descriptor without shutting the connection down."""
-        self.transport.pauseProducing()
-        self._pass_on(self.transport)
-        os.close(self.transport.getHandle().detach())
-        self.transport.connectionLost(Failure(ConnectionDone()))
+async def _read_entry(store: Store, name: str) -> tuple[bool, str, socket.socket] | None:
+    """Whether a worker is of another release, and its channel; None: it cannot be used, and is ended unadopted."""
+    try:
+        release, (sock,) = await store.get(name)
+    except (BackendFailed, LookupError, TypeError, ValueError) as error:
+        log.warn("a worker of an earlier daemon is ended, with its streams: {reason}", reason=str(error))
+        return None
+    return release != RELEASE, name, sock
 
 
 def _late(_result: object, timeout_s: float) -> None:
     raise TimedOut(f"worker process is not ready within {timeout_s:g} s")
-
-
-def _report(failure: Failure) -> None:
-    if failure.check(CancelledError) is None:
-        log.failure("unexpected failure while a worker was watched", failure)

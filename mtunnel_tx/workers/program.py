@@ -8,18 +8,22 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from mtunnel_tx import __version__
 from mtunnel_tx.backends.child import spawn_child
 from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.ports.holding import Store
 from mtunnel_tx.ports.storage import Child
+from mtunnel_tx.workers.channel import VERSION
 from mtunnel_tx.workers.reachable import find_closed
 
-VERSION = 1
-"""Of what a worker and its daemon say to each other; a worker of another version is ended, with its flows."""
-WORKER = f"worker/{VERSION}/"
-"""How their names in a store begin."""
+WORKERS = "worker/"
+WORKER = f"{WORKERS}{VERSION}/"
+"""How their names in a store begin. A worker that speaks another version is ended, with its flows."""
+RELEASE = f"{__version__}, {Path(__file__).parents[1]}"
+"""Of this program, and where it lies; a worker that runs another one gets no more connections."""
 KEPT_VARIABLES = ("PATH", "LANG", "PYTHONPATH", "COVERAGE_PROCESS_START")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
@@ -16,11 +18,15 @@ from mtunnel_tx.net.kinds import Reactor
 
 @implementer(IHalfCloseableProtocol)
 class SendBack(Protocol):
-    """Sends back what comes, then the end of file."""
+    """Sends back what comes, then the end of file.
+
+    Args: done: called with whether the kernel has all of it.
+    """
 
     transport: Any
 
-    def __init__(self, sock: socket.socket, reactor: Reactor, first: bytes) -> None:
+    def __init__(self, sock: socket.socket, reactor: Reactor, first: bytes, done: Callable[[bool], None]) -> None:
+        self._done = done
         protocol: Any = self
         line = Connection(sock, protocol, reactor)
         line.connected = 1
@@ -38,4 +44,4 @@ class SendBack(Protocol):
         """Never called: this side closes both halves at once."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The worker has everything, or has ended."""
+        self._done(reason.check(ConnectionDone) is not None)

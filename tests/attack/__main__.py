@@ -44,6 +44,8 @@ def look(cell: Cell, name: str, status: int) -> list[str]:
     overlap_ms = cell.overlap_ms()
     settle = f"; `mtunnel settle` at the {' and the '.join(waits)}" if waits else ""
     print(f"{name}: exit status {status}; source {here}, target {there}{settle}; beats {lost} lost, {doubled} twice")
+    if status:
+        print(f"  it said: {cell.said.strip().rpartition(chr(10))[2]}", flush=True)
     wrong = [f"on both sides for {overlap_ms:.0f} ms"] if overlap_ms > 0 else []
     if doubled:
         wrong.append("beats were seen twice")

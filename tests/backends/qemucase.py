@@ -72,6 +72,9 @@ class Volumes:
         os.truncate(file, size_bytes)
         return f"local:100/{name}"
 
+    def path_of(self, name):
+        return self._folder / name
+
     def read(self, name):
         return (self._folder / name).read_bytes()
 

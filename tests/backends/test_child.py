@@ -247,6 +247,16 @@ class EndTests(TestCase):
         await child.kill()
 
 
+class NameTests(TestCase):
+    def test_what_logs_show(self):
+        for words, shown in (
+            (("prlimit", "--as=1", "--", "qemu-img", "info", "--secret"), "qemu-img info"),
+            (("/usr/bin/notify", "--key=secret"), "notify"),
+            (("qm", "start", "100"), "qm start"),
+        ):
+            self.assertEqual(children._shown(words), shown)
+
+
 class RunTests(TestCase):
     async def test_output(self):
         self.assertEqual(await run(reactor, ["sh", "-c", "echo a; echo b >&2"], ENV, patience_s()), "a\nb\n")

@@ -32,7 +32,16 @@ class JournalTest(TestCase):
                 await other.open(100, {"do": "claim"})
             self.assertEqual(caught.exception.text, "VM 100 waits for 'mtunnel settle 100'")
             self.assertEqual((one.standing(), other.standing()), ([100], []))
+            told = "VM 100 waits for 'mtunnel settle 100'"
+            self.assertEqual((one.why_taken(100), other.why_taken(100), one.why_taken(101)), (told, told, None))
             await one.remove(100)
+            self.assertIsNone(other.why_taken(100))
+
+    async def test_nothing_can_be_written(self):
+        self.assertIsNone(self.journal.why_taken(100))
+        self.state.mkdir()
+        self.file.parent.touch()
+        self.assertEqual(self.journal.why_taken(100), f"'{self.file.parent}' is no folder")
 
     async def test_life(self):
         self.assertIsNone(self.journal.read(100))

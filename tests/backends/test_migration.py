@@ -5,9 +5,10 @@ import os
 import signal
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
+from mtunnel_tx.backends import blocknodes
 from mtunnel_tx.backends.process import listen_unix
 from mtunnel_tx.backends.qmp import connect_monitor
 from mtunnel_tx.errors import BackendFailed, WrongState
@@ -91,7 +92,10 @@ class Whole(Migrating):
         self.assertEqual((state.status, state.whole), ("paused", True))
         await machines.stop_nbd(200)
         self.assertEqual(self.got.beats, [])
+        reopened = []
+        self.patch(blocknodes, "_reopen", lambda _, node: succeed(reopened.append(node["node-name"])))
         await machines.resume(200)
+        self.assertEqual(reopened, ["drive-scsi0"])
         self.assertEqual((await machines.state(200)).status, "running")
         await self.until(lambda: len(self.got.beats) >= 5, "ticks here")
         await self.there.machines.stop(100)

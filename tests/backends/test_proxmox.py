@@ -54,6 +54,8 @@ class PidFiles(SynchronousTestCase):
         os.close(pidfd)
         self.assertEqual(pid, process.pid)
         machines = ProxmoxMachines(reactor, command=["qm"], environ={}, guests=None, folder=self.folder)
+        self.assertEqual(machines.process(100).pid, process.pid)
+        self.addCleanup(machines.close)
         open_before = len([*Path("/proc/self/fd").iterdir()])
         self.assertEqual([machines.running(vmid) for vmid in (100, 101)], [True, False])
         self.assertEqual(len([*Path("/proc/self/fd").iterdir()]), open_before)

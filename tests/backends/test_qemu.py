@@ -6,9 +6,12 @@ import signal
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest
 
+from mtunnel_tx.backends.blocknodes import restore
 from mtunnel_tx.backends.firmware import find_firmware
+from mtunnel_tx.backends.qmpactions import export_nodes
 from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
 from mtunnel_tx.ports.machines import Incoming
 from mtunnel_tx.pve.moved import mark_moved
@@ -103,6 +106,10 @@ class Starting(QemuCase):
 
     async def test_ovmf_without_its_disk(self):
         """It gets variables for this run."""
+        try:
+            find_firmware("2m", secure=False)
+        except TunnelError as error:
+            raise SkipTest("no OVMF of 2 MiB is installed: UEFI WITHOUT AN EFI DISK IS NOT TESTED") from error
         host = self.host()
         conf = guest(host.volumes.make("a.raw", ticker()), "bios: ovmf", memory=128)
         await host.machines.local_start(100, conf, self.report)
@@ -225,6 +232,35 @@ class Waiting(QemuCase):
         await host.machines.stop_nbd(100)
         await host.machines.stop(100)
         self.assertEqual(list(host.runtime_dir.iterdir()), [])
+
+    async def zero(self, nbd):
+        """Zeros as a mirror writes them where its disk has a hole."""
+        uri = f"nbd+unix:///drive-scsi0?socket={nbd}"
+        argv = ["qemu-io", "-f", "raw", "-d", "unmap", "-c", "write -q -z -u 0 1M", uri]
+        await deferToThread(run_program, argv, check=True, capture_output=True)
+
+    async def test_holes_stay_holes_while_it_is_filled(self):
+        """The guest may unmap nothing then; a disk that was allocated as a whole stays so."""
+        for allocated, limits in ((False, ""), (False, ",mbps=1000"), (True, "")):
+            host = self.host()
+            volid = host.volumes.make("a.raw")
+            file = host.volumes.path_of("a.raw")
+            if allocated:
+                os.posix_fallocate((fd := os.open(file, os.O_RDWR)), 0, file.stat().st_size)
+                os.close(fd)
+            before = file.stat().st_blocks
+            nbd = host.runtime_dir / "100_nbd.migrate"
+            incoming = self.incoming(host, nbd_socket=nbd, exports={"scsi0": volid})
+            await host.machines.start(100, guest(volid + limits), incoming, self.report)
+            await self.zero(nbd)
+            self.assertEqual(file.stat().st_blocks, before)
+            await host.machines.stop_nbd(100)
+            async with host.machines._get(100).monitor() as monitor:
+                await restore(monitor, host.pid(100))
+                await export_nodes(monitor, nbd, {"scsi0": "drive-scsi0"})
+            await self.zero(nbd)
+            self.assertGreaterEqual(file.stat().st_blocks * 512, 1 << 20)
+            await host.machines.stop(100)
 
     async def test_an_nbd_server_without_drives(self):
         host = self.host()

@@ -13,13 +13,17 @@ class FoundAgain(QemuCase):
     async def test_a_new_daemon_takes_over(self):
         host = self.host()
         await host.machines.local_start(100, guest(host.volumes.make("a.raw", ticker())), self.report)
+        started = host.machines.process(100)
         host.machines.close()
         later = self.host()
         self.assertTrue(later.machines.running(100))
         self.assertEqual((await later.machines.state(100)).status, "running")
         pid = later.pid(100)
+        self.assertEqual(later.machines.process(100), started)
+        self.assertEqual(started.pid, pid)
         await later.machines.stop(100)
         self.assertFalse(alive(pid))
+        self.assertIsNone(later.machines.process(100))
         self.assertEqual(later.files(100), [])
         self.assertFalse(self.host().machines.running(100))
 

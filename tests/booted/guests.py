@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from mtunnel_tx.backends.process import read_record
-from tests.booted.real import BOOTED, CONFIG, ETC, RUNTIME, STATE, run, shown
+from tests.booted.real import BOOTED, CONFIG, RUNTIME, STATE, install_units, run, shown
 from tests.cli.vmcase import CONF
 from tests.guest.ticker import ticker
 from tests.patience import wait_for
@@ -23,8 +23,7 @@ class GuestsTests(SynchronousTestCase):
     def setUp(self) -> None:
         if not BOOTED.is_dir() or os.geteuid() != 0:
             raise SkipTest("systemd is not PID 1 here: NO SERVICE IS TRIED (make booted boots it)")
-        shutil.copy(ETC / UNIT, "/etc/systemd/system")
-        run("systemctl", "daemon-reload")
+        install_units(UNIT)
         CONFIG.parent.mkdir(exist_ok=True)
         CONFIG.write_text('node = "booted"\n')
         self.addCleanup(self.end_all)
@@ -69,6 +68,6 @@ class GuestsTests(SynchronousTestCase):
 
     def test_one_that_somebody_started_by_hand(self) -> None:
         """It outlives the session, here a unit of its own, in which it was started."""
-        run("systemd-run", "--wait", "--collect", "--unit=session", "/opt/mtunnel/bin/mtunnel", "vm", "start", "100")
+        run("systemd-run", "--wait", "--collect", "--unit=session", shutil.which("mtunnel") or "", "vm", "start", "100")
         self.assertIn("mtunnel-vm-100.scope", self.cgroup(100))
         self.assertIn("running", run("mtunnel", "vm", "status", "100"))

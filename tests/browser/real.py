@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.browser.chromium import Chromium, require
 from tests.patience import patience_s, wait_for
 from tests.whole.node import SECRET, TOKEN, Node
-from tests.whole.peer import Tunnel
+from tests.whole.peer import Tunnel, hold
 from tests.whole.test_online import OnlineCase
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -49,14 +49,6 @@ class BrowserCase(OnlineCase):
         browser.save(folder / name)
         self.assertLess((folder / name).stat().st_size, LARGEST_BYTES)
 
-    def held(self, node: Node, vmid: int) -> None:
-        """A tunnel with a disk, whose config somebody else takes over, so that it waits for a decision."""
-        tunnel = Tunnel(node, vmid, storages="local", bridges="")
-        tunnel.ask(cmd="disk", storage="local", drive={"size": 1 << 20})
-        node.guest_file(vmid).write_text("lock: backup\n")
-        tunnel.leave()
-        wait_for("what is held", lambda: str(vmid) in node.ask(cmd="status")["held"])
-
 
 class MoveTests(BrowserCase):
     def test_a_running_vm_arrives(self) -> None:
@@ -64,7 +56,7 @@ class MoveTests(BrowserCase):
         browser = self.enter(self.browse(width=760, height=860), self.there)
         browser.wait_for_text("live", "#connection")
         self.assertIn("Nothing moves", browser.text("#moves"))
-        self.held(self.there, 300)
+        hold(self.there, 300)
         browser.wait_for_text("VM 300", "#held")
         self.boot(burst=0)
         self.fill_disk()
@@ -105,7 +97,7 @@ class MoveTests(BrowserCase):
 
 class DecisionTests(BrowserCase):
     def test_settled_by_a_click(self) -> None:
-        self.held(self.there, 300)
+        hold(self.there, 300)
         browser = self.enter(self.browse(), self.there)
         browser.wait_for_text("live", "#connection")
         self.assertFalse(browser.one("#held button.discard").is_displayed())
@@ -137,7 +129,7 @@ class DecisionTests(BrowserCase):
 
     def test_narrow(self) -> None:
         """Nothing stands out on a small telephone, with a held VM, a move and a history."""
-        self.held(self.there, 300)
+        hold(self.there, 300)
         tunnel = Tunnel(self.there, 301, storages="local", bridges="")
         tunnel.ask(cmd="disk", storage="local", drive={"size": 3 << 20})
         browser = self.enter(self.browse(width=NARROW_PX, height=700), self.there)
@@ -151,13 +143,33 @@ class DecisionTests(BrowserCase):
             ".filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 120))"
         )
         self.assertEqual(browser.run(wider), [])
+        broken = (
+            "return [...document.querySelectorAll('dt')].filter(one => one.offsetHeight > 30).map(one => one.innerText)"
+        )
+        self.assertEqual(browser.run(broken), [], "words are broken into letters")
         self.picture(browser, "page-narrow.png")
         tunnel.ask(cmd="quit", cleanup=1)
         tunnel.leave()
 
+    def test_by_keyboard(self) -> None:
+        """What the keyboard is at stays where it is when the section changes."""
+        hold(self.there, 300)
+        browser = self.enter(self.browse(), self.there)
+        browser.wait_for_text("1 VM waits for a decision", "header")
+        browser.one("header a").click()
+        browser.run("document.querySelector('#held summary').focus()")
+        browser.driver.switch_to.active_element.send_keys("\ue007")
+        hold(self.there, 299)
+        browser.wait_for_text("VM 299", "#held")
+        browser.wait_for_text("2 VMs wait for a decision", "header")
+        where = "const one = document.activeElement; return [one.tagName, one.closest('[data-vmid]')?.dataset.vmid]"
+        self.assertEqual(browser.run(where), ["SUMMARY", "300"])
+        self.assertTrue(browser.one("#held [data-vmid='300'] button.discard").is_displayed())
+        self.assert_quiet(browser)
+
     def test_without_javascript(self) -> None:
         """It is how things were; forms do what they do with it."""
-        self.held(self.there, 300)
+        hold(self.there, 300)
         browser = self.browse(script=False)
         browser.driver.get(json.loads(self.there.run("mtunnel_tx.cli", "page", "--json").stdout)["link"])
         source = browser.driver.page_source

@@ -42,7 +42,7 @@ class Check(VmCase):
         self.add_ticker()
         status, found = self.findings()
         self.assertEqual(status, 0, found)
-        self.assertLessEqual(set(found), {"kvm", "cpu models", "port 8016", "firewall"})
+        self.assertLessEqual(set(found), {"kvm", "cpu models", "port 8016", "firewall", "workers"})
         status, out = self.check()
         self.assertEqual(status, 0)
         self.assertTrue(out.startswith("WHAT"))

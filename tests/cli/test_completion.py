@@ -1,6 +1,7 @@
 """Completion: the scripts, run by the shells themselves where they are installed."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -10,7 +11,10 @@ from mtunnel_tx.cli.main import COMMANDS, SHELLS, all_places
 from tests.cli.test_main import run
 from tests.processes import run_program
 
-BASH = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mtunnel; printf "%s\\n" "${COMPREPLY[@]}"'
+BASH = """
+compopt() { :; }
+source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mtunnel; printf "%s\\n" "${COMPREPLY[@]}"
+"""
 FISH = 'source $argv[1]; complete -C "$argv[2]"'
 ZSH = """
 compdef() { : }
@@ -44,12 +48,12 @@ class ShellCase:
         self.script = Path(self.mktemp()).absolute()
         self.script.write_text(make_script(self.shell, all_places()))
 
-    def complete(self, *words):
-        """Returns: what the shell offers for the last word, which is not finished."""
-        raise NotImplementedError
+    complete: Callable[..., set[str]]
+    """Returns: what the shell offers for the last word, which is not finished."""
 
     def program(self, *argv):
-        done = run_program([self.shell, *argv], capture_output=True, text=True, check=False)
+        folder = self.script.parent
+        done = run_program([self.shell, *argv], capture_output=True, text=True, check=False, cwd=folder)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         return done.stdout.splitlines()
 
@@ -63,7 +67,24 @@ class ShellCase:
         self.assertIn("--json", self.complete("vm", "create", "--js"))
 
     def test_choices(self):
-        self.assertEqual(self.complete("migrate", "--on-timeout", ""), {"abort", "pause"})
+        self.assertEqual(self.complete("migrate", "--on-timeout", ""), {"abort", "pause", "postcopy"})
+        self.assertEqual(self.complete("vm", "autostart", "100", "o"), {"on", "off"})
+
+    def test_an_option_before_the_command(self):
+        """Its value is no command, whatever it is called."""
+        self.assertEqual(self.complete("--config", "token", "vm", "autos"), {"autostart"})
+        self.assertEqual(self.complete("vm", "--config", "disk", "snapshot", "--js"), {"--json"})
+
+    def test_files_only_where_one_is_taken(self):
+        self.assertTrue(self.offers_files("vm", "import", ""))
+        self.assertTrue(self.offers_files("--config", ""))
+        self.assertTrue(self.offers_files("migrate", "100", "--endpoint-file", ""))
+        self.assertFalse(self.offers_files("vm", "start", ""))
+        self.assertFalse(self.offers_files("history", ""))
+
+    def offers_files(self, *words):
+        """Whether a file of the folder is offered; bash and fish look into it themselves."""
+        return self.script.name in self.complete(*words)
 
 
 class BashTests(ShellCase, SynchronousTestCase):
@@ -88,3 +109,6 @@ class ZshTests(ShellCase, SynchronousTestCase):
         """It offers all, and takes those that begin with the word itself."""
         lines = self.program("-f", "-c", ZSH, "x", str(self.script), "mtunnel", *words)
         return {name for line in lines if (name := line.partition(":")[0]).startswith(words[-1])}
+
+    def offers_files(self, *words):
+        return "FILES" in self.complete(*words)

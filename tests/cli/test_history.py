@@ -43,14 +43,14 @@ class HistoryTests(Case):
         self.assertEqual(move["bytes_in"], 1 << 40)
 
     def test_choices(self):
-        self.add(since_s=time.time() - 3600, vmid=7)
-        self.add(since_s=time.time() - 7200, vmid=8)
+        self.add(since_s=time.time() - 3600, vmid=107)
+        self.add(since_s=time.time() - 7200, vmid=108)
         vmids = lambda *words: [move["vmid"] for move in json.loads(self.shown("--json", *words))]  # noqa: E731
-        self.assertEqual(vmids(), [8, 7])
-        self.assertEqual(vmids("--since", "90m"), [7])
-        self.assertEqual(vmids("--since", "2020-01-01"), [8, 7])
-        self.assertEqual(vmids("--vmid", "8"), [8])
-        self.assertEqual(vmids("--limit", "1"), [7])
+        self.assertEqual(vmids(), [108, 107])
+        self.assertEqual(vmids("--since", "90m"), [107])
+        self.assertEqual(vmids("--since", "2020-01-01"), [108, 107])
+        self.assertEqual(vmids("--vmid", "108"), [108])
+        self.assertEqual(vmids("--limit", "1"), [107])
 
     def test_what_is_no_time(self):
         for word in ("yesterday", "7x", "2026-13-01"):
@@ -63,4 +63,4 @@ class HistoryTests(Case):
         (self.folder / "state/history.sqlite3").write_bytes(b"rubbish" * 1000)
         status, out, err = run("--config", self.config, "history")
         self.assertEqual((status, out), (1, ""))
-        self.assertEqual(err, "mtunnel: the history cannot be read: file is not a database\n")
+        self.assertEqual(err, "mtunnel history: the history cannot be read: file is not a database\n")

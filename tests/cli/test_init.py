@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from mtunnel_tx.backends.access import read_users
 from mtunnel_tx.cli.answers import InitAnswers
-from mtunnel_tx.cli.init import configured, find_place
+from mtunnel_tx.cli.init import SERVICE, configured, find_place, how_to_start
 from mtunnel_tx.config import load_settings
 from mtunnel_tx.config.manual import example_file
 from mtunnel_tx.pve.storagecfg import parse_storage_config
@@ -38,7 +38,7 @@ class Init(Case):
         named = {line.removeprefix("made ") for line in out.splitlines() if line.startswith("made ")}
         for path in (state, state / "pve/storage.cfg", state / "pve/user.cfg", state / "tls/key.pem"):
             self.assertIn(str(path), named)
-        self.assertIn(f"twistd -n mtunnel --config {self.config}", out)
+        self.assertIn(f"mtunnel-twistd -n mtunnel --config {self.config}", out)
 
     def test_modes(self):
         self.init()
@@ -61,9 +61,21 @@ class Init(Case):
     def test_twice(self):
         self.init()
         before = self.snapshot()
-        said = f"state: {self.folder}/state\nready: twistd -n mtunnel --config {self.config}\n"
+        said = f"state: {self.folder}/state\nready: mtunnel-twistd -n mtunnel --config {self.config}\n"
         self.assertEqual(self.init(), (0, said, ""))
         self.assertEqual(self.snapshot(), before)
+
+    def test_the_service_is_named_where_there_is_one(self):
+        """Only for the configuration that it reads, and where systemd runs."""
+        environ = {"HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
+        default = find_place(None, environ)
+        (self.folder / "units").mkdir()
+        folders = (self.folder / "nothing", self.folder / "units")
+        self.assertIn("mtunnel-twistd -n", how_to_start(default, folders, self.folder))
+        (self.folder / "units" / SERVICE).touch()
+        self.assertEqual(how_to_start(default, folders, self.folder), f"systemctl enable --now {SERVICE}")
+        self.assertIn("mtunnel-twistd -n", how_to_start(default, folders, self.folder / "nothing"))
+        self.assertIn("mtunnel-twistd -n", how_to_start(find_place(self.config, environ), folders, self.folder))
 
     def test_what_is_there_stays(self):
         (self.folder / "state" / "pve").mkdir(parents=True, mode=0o700)
@@ -155,7 +167,9 @@ class Init(Case):
         # Once more, the same token; what contradicts the file is refused by name.
         self.assertEqual(run("init", "--config", file, *words)[1].splitlines()[-1], endpoint)
         status, _, err = run("init", "--config", file, "--port", "9001")
-        self.assertEqual((status, err), (1, f"mtunnel: {file}: listen: is ('tcp6:9000',) already; change it there\n"))
+        self.assertEqual(
+            (status, err), (1, f"mtunnel init: {file}: listen: is ('tcp6:9000',) already; change it there\n")
+        )
 
     def test_options_that_are_none(self):
         wrong = {"--node": "a.b", "--port": "0", "--state-dir": "x", "--storage": "x", "--token": "root"}

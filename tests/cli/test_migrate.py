@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import re
@@ -7,18 +6,15 @@ import signal
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import Clock, LoopingCall, deferLater
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.trial.unittest import TestCase
 
 import mtunnel_tx
 from mtunnel_tx.backends.orphans import end_orphans
-from mtunnel_tx.cli.progress import Bars, Lines, make_display
 from mtunnel_tx.pve.maps import format_endpoint
-from mtunnel_tx.source.amounts import describe_pace, format_amount, format_rate, format_time
 from tests.patience import patience_s
 from tests.source.target import SECRET, RecordedTarget
 
@@ -120,6 +116,19 @@ class ProgramTest(TestCase):
             "mtunnel migrate: hostpci0: a PCI device of this host cannot move: 00:01.0",
         ])  # fmt: skip
         self.assertEqual({request[0] for request in self.target.requests}, {"GET"})
+
+    async def test_json(self):
+        """One object about how it ended, and nothing else."""
+        program = await self.run_program("--json")
+        self.assertEqual((program.status, program.err), (0, b""))
+        said = json.loads(program.out)
+        self.assertEqual((said["success"], said["msg"]), (True, ""))
+        self.assertEqual((said["move"]["phase"], said["move"]["done_bytes"]), ("done", (1 << 20) + 8))
+        self.conf_file.write_text(CONF + "lock: backup\n")
+        program = await self.run_program("--json")
+        self.assertEqual((program.status, program.err), (1, b""))
+        said = json.loads(program.out)
+        self.assertEqual((said["success"], said["msg"]), (False, "VM 100 is locked (backup)"))
 
     async def test_a_failure(self):
         self.target.fail["config"] = "format error\nscsi0: no\n"
@@ -229,114 +238,38 @@ class ProgramTest(TestCase):
         starting.stop()
         self.assertEqual((program.status, program.err, ended), (0, b"", 0))
 
+    def notify(self, *urls):
+        """Returns: the file to which the command writes each notice, as a line."""
+        file = self.folder / "notices"
+        told = json.dumps(
+            [sys.executable, "-c", f"import sys; open({str(file)!r}, 'a').write(sys.stdin.read() + '\\n')"]
+        )
+        text = f"[notify]\ncommand = {told}\nurls = {json.dumps(urls)}\nend_s = {patience_s():.0f}\n"
+        self.config.write_text(self.config.read_text() + text)
+        return file
+
+    async def test_people_are_told(self):
+        file = self.notify()
+        self.assertEqual((await self.run_program()).status, 0)
+        self.target.fail["config"] = "format error"
+        self.conf_file.write_text(CONF)
+        self.assertEqual((await self.run_program()).status, 1)
+        notices = [json.loads(line) for line in file.read_text().splitlines()]
+        self.assertEqual([(one["event"], one["end"], one["host"]) for one in notices],
+                         [("done", "source", "here"), ("failed", "source", "here")])  # fmt: skip
+        self.assertEqual((notices[0]["move"]["target_vmid"], notices[0]["move"]["direction"]), (300, "out"))
+        self.assertIn("format error", notices[1]["move"]["reason"])
+
+    async def test_who_is_not_told_is_named(self):
+        self.notify("http://127.0.0.1:9/SECRET")
+        self.config.write_text(re.sub("end_s = .*", "end_s = 0.1", self.config.read_text()))
+        program = await self.run_program()
+        self.assertEqual(program.status, 0)
+        self.assertIn(b"mtunnel migrate: 127.0.0.1:9 was not told that the move of VM 100 is done: ", program.err)
+
     async def test_without_fingerprint_somebody_has_to_vouch(self):
         endpoint = format_endpoint(self.target.endpoint).partition(",fingerprint=")[0]
         program = await self.run_program(endpoint=endpoint)
         self.assertEqual(program.status, 1)
         self.assertIn(b"its certificate has another fingerprint", program.err)
         self.assertEqual(self.target.requests, [])
-
-
-class ProgressTest(SynchronousTestCase):
-    def test_amounts(self):
-        self.assertEqual([format_amount(n) for n in (0, 1023, 1536, 5 << 30, 3 << 50)],
-                         ["0.0 MiB", "0.0 MiB", "0.0 MiB", "5120.0 MiB", "3221225472.0 MiB"])  # fmt: skip
-        self.assertEqual(format_rate(10 << 20, 2), "5.0 MiB/s")
-        self.assertEqual([format_time(s) for s in (0, 61, 3723)], ["0:00", "1:01", "1:02:03"])
-
-    def test_a_rate_over_no_time_is_not_told(self):
-        paces = [describe_pace(16 << 20, seconds) for seconds in (0, 0.001, 0.9, 2)]
-        self.assertEqual(paces, ["in 0:00", "in 0:00", "in 0:00", "in 0:02, 8.0 MiB/s"])
-
-    def test_lines(self):
-        out, clock = io.StringIO(), Clock()
-        with Lines(out, clock) as lines:
-            lines.begin("scsi0", 40 << 20)
-            for _ in range(7):
-                clock.advance(1)
-                lines.advance("scsi0", 1 << 20)
-            lines.finish("scsi0")
-            lines.say("target: x")
-        self.assertEqual(out.getvalue().splitlines(), [
-            "scsi0: sending 40.0 MiB",
-            "scsi0: 5.0 MiB of 40.0 MiB, 1.0 MiB/s, 0:35 left",
-            "scsi0: 7.0 MiB of 40.0 MiB in 0:07, 1.0 MiB/s",
-            "target: x",
-        ])  # fmt: skip
-
-    def test_bars(self):
-        out = io.StringIO()
-        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
-            bars.begin("scsi0", 1 << 20)
-            bars.advance("scsi0", 1 << 19)
-            bars.say("target: [red]x")
-            bars.advance("scsi0", 1 << 19)
-            bars.finish("scsi0")
-        self.assertIn("scsi0", out.getvalue())
-        self.assertIn("1.0 of 1.0 MiB", out.getvalue())
-        self.assertIn("target: [red]x", out.getvalue())
-
-    def test_units_of_bars(self):
-        """One unit for all, however large; and no decimal ones."""
-        out = io.StringIO()
-        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
-            bars.begin("scsi0", 4 << 30)
-            bars.advance("scsi0", 1 << 30)
-            bars.finish("scsi0")
-        self.assertIn("1024.0 of 4096.0 MiB", out.getvalue())
-        self.assertNotRegex(out.getvalue(), r"\d (MB|GB|GiB)")
-
-    def test_one_bar_for_what_is_sent_again(self):
-        out = io.StringIO()
-        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
-            bars.begin("all", 2 << 20)
-            for _ in range(2):
-                bars.begin("scsi0", 1 << 20)
-                bars.finish("scsi0")
-        last = re.findall(r"(scsi0|all) ", out.getvalue())[-4:]
-        self.assertEqual(last, ["scsi0", "all"] * 2, "two bars, and what is for all stands below")
-
-    def test_several_at_once(self):
-        out, clock = io.StringIO(), Clock()
-        with Lines(out, clock) as lines:
-            lines.begin("scsi0", 2 << 20)
-            lines.begin("memory", 4 << 20)
-            clock.advance(2)
-            lines.advance("memory", 3 << 20)
-            lines.advance("scsi0", 2 << 20)
-            lines.resize("memory", 6 << 20)
-            lines.finish("scsi0")
-            clock.advance(4)
-            lines.advance("memory", 1 << 20)
-        self.assertEqual(out.getvalue().splitlines(), [
-            "scsi0: sending 2.0 MiB",
-            "memory: sending 4.0 MiB",
-            "scsi0: 2.0 MiB of 2.0 MiB in 0:02, 1.0 MiB/s",
-            "memory: 4.0 MiB of 6.0 MiB, 0.7 MiB/s, 0:03 left",
-        ])  # fmt: skip
-
-    def test_a_bar_for_each(self):
-        out = io.StringIO()
-        with Bars(Console(file=out, force_terminal=True, width=120)) as bars:
-            for label in ("scsi0", "virtio1", "memory"):
-                bars.begin(label, 1 << 20)
-            bars.resize("memory", 4 << 20)
-            bars.advance("memory", 2 << 20)
-            bars.advance("virtio1", 1 << 20)
-            bars.finish("virtio1")
-        last = out.getvalue().rpartition("scsi0")[2]
-        self.assertIn("0.0 of 1.0 MiB", last.partition("virtio1")[0])
-        self.assertIn("1.0 of 1.0 MiB", last.partition("virtio1")[2].partition("memory")[0])
-        self.assertIn("2.0 of 4.0 MiB", last.partition("memory")[2])
-
-    def test_nobody_listens_any_more(self):
-        """What runs is not ended by a pager that was."""
-        reader, writer = os.pipe()
-        os.close(reader)
-        with os.fdopen(writer, "w") as out, make_display(out, Clock()) as lines:
-            lines.say("a")
-            lines.begin("scsi0", 1)
-            lines.finish("scsi0")
-
-    def test_which(self):
-        self.assertIsInstance(make_display(io.StringIO(), Clock()), Lines)

@@ -91,7 +91,7 @@ class Status(Case):
         (self.folder / "state" / "journal" / "300.jsonl").touch()
         status, out, err = self.status()
         self.assertEqual(status, 1)
-        self.assertIn(f"mtunnel: no daemon answers at '{self.folder}/run/control.sock'", err)
+        self.assertIn(f"mtunnel status: no daemon answers at '{self.folder}/run/control.sock'", err)
         self.assertIn("VM 300: a tunnel did not end", out)
         status, out, _ = self.status("--json")
         self.assertEqual((status, json.loads(out)["journals"]), (1, [300]))
@@ -102,8 +102,8 @@ class Status(Case):
         reason = f"{self.folder}/state/journal: Not a directory"
         status, out, err = self.status()
         self.assertEqual((status, out), (1, ""))
-        self.assertIn(f"mtunnel: no daemon answers at '{self.folder}/run/control.sock'", err.splitlines()[0])
-        self.assertEqual(err.splitlines()[1:], [f"mtunnel: {reason}"])
+        self.assertIn(f"mtunnel status: no daemon answers at '{self.folder}/run/control.sock'", err.splitlines()[0])
+        self.assertEqual(err.splitlines()[1:], [f"mtunnel status: {reason}"])
         status, out, err = self.status("--json")
         found = json.loads(out)
         self.assertEqual((status, err, found["journals"], found["journals_msg"]), (1, "", [], reason))
@@ -114,7 +114,7 @@ class Status(Case):
             raise TimedOut("no reply")
 
         self.patch(status_module, "ask_daemon", refuse)
-        self.assertEqual(run("status", "--config", self.config), (1, "", "mtunnel: no reply\n"))
+        self.assertEqual(run("status", "--config", self.config), (1, "", "mtunnel status: no reply\n"))
         status, out, err = run("status", "--json", "--config", self.config)
         self.assertEqual((status, json.loads(out), err), (1, {"success": False, "msg": "no reply"}, ""))
 

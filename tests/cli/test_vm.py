@@ -6,7 +6,9 @@ import signal
 import socket
 from pathlib import Path
 
-from tests.cli.vmcase import CONF, VmCase
+from mtunnel_tx.ports.programs import Program
+from mtunnel_tx.source.departure import Power, claim
+from tests.cli.vmcase import CONF, NOBODY, VmCase
 
 LISTED = "; mtunnel vm list shows those that are there"
 
@@ -63,7 +65,23 @@ class Vm(VmCase):
     def test_a_locked_one_is_left_alone(self):
         (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
         for action in ("start", "stop", "shutdown"):
-            self.assertEqual(self.refused(action, "100"), "VM 100 is locked (migrate)")
+            self.assertEqual(self.refused(action, "100"), f"VM 100 is locked (migrate){NOBODY}")
+
+    def test_who_holds_it(self):
+        """A journal stands: of one that comes, or of one on its way out; only `mtunnel settle` decides about it."""
+        (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
+        journal = self.folder / "state" / "journal"
+        journal.mkdir()
+        (journal / "100.jsonl").write_text("{}\n")
+        reason = self.refused("start", "100")
+        self.assertIn("VM 100 is locked (migrate): it comes from another host, or came from one and waits", reason)
+        self.assertIn("'mtunnel status' says which, 'mtunnel settle 100' decides", reason)
+        (journal / "100.jsonl").unlink()
+        where = {"host": "b", "target_vmid": 200, "token": "mig@pve!t1", "at_s": 0, "delete": False}
+        record = claim(program=Program(boot="x", pid=1, started=1), power=Power.OFF, **where)
+        (journal / "source-100.jsonl").write_text(json.dumps({"version": 2, **record}) + "\n")
+        text = "was on its way to b as VM 200; its program has ended: run 'mtunnel settle 100'"
+        self.assertEqual(self.refused("start", "100"), f"VM 100 is locked (migrate): {text}")
 
     def test_a_guest_that_ignores_its_power_button(self):
         """The ticker knows no ACPI."""
@@ -77,7 +95,7 @@ class Vm(VmCase):
         self.assertEqual(self.vm("start", "100")[0], 0)
         self.stop_guest()
         (self.guests / "100.conf").write_text(CONF + "lock: migrate\n")
-        self.assertEqual(self.refused("resume", "100"), "VM 100 is locked (migrate)")
+        self.assertEqual(self.refused("resume", "100"), f"VM 100 is locked (migrate){NOBODY}")
         self.assertEqual(self.status("100"), "status: paused\n")
         for action in ("unlock", "unlock", "resume", "resume"):
             self.assertEqual(self.vm(action, "100"), (0, "", ""))
@@ -109,7 +127,7 @@ class Vm(VmCase):
 
     def test_a_proxmox_node_has_its_own(self):
         self.write('profile = "proxmox"\n')
-        expected = "mtunnel: VMs belong to Proxmox here; run instead:\nqm start 100\n"
+        expected = "mtunnel vm: VMs belong to Proxmox here; run instead:\nqm start 100\n"
         self.assertEqual(self.vm("start", "100"), (1, "", expected))
 
 

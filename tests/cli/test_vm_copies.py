@@ -1,11 +1,14 @@
 """`mtunnel vm clone` and `destroy`."""
 
+import fcntl
 import os
 import pty
+import signal
+import termios
 
 from mtunnel_tx.pve.nic import parse_nic
 from tests.cli.slowness import Slowness
-from tests.cli.vmcase import CONF, ActCase, VmCase
+from tests.cli.vmcase import CONF, NOBODY, ActCase, VmCase
 from tests.patience import wait_for
 from tests.processes import run_program, started_process
 
@@ -46,6 +49,16 @@ class Clone(ActCase):
         await self.act("clone", "100", "copy", "--start")
         self.assertEqual((await self.act("status", "copy"))["status"], "running")
         await self.act("stop", "copy")
+
+    async def test_one_that_was_moved_away(self):
+        """The clone is another VM, and may start; that there are two of these disks then is said."""
+        self.add_ticker(conf=f"{CONF}moved: to b as VM 200 on 2026-10-01 12:00 UTC\n")
+        await self.act("clone", "100", "copy")
+        self.assertEqual(self.notes, [
+            "VM 100 was moved to b as VM 200 on 2026-10-01 12:00 UTC: "
+            "this makes a second VM of the disks, as they were when it left"
+        ])  # fmt: skip
+        self.assertNotIn("moved", self.conf(101).options)
 
     async def test_elsewhere_and_otherwise(self):
         self.add_ticker()
@@ -101,7 +114,7 @@ class Destroy(ActCase):
     async def test_what_stays(self):
         self.add_ticker()
         for more, reason in (
-            ("lock: migrate\n", "VM 100 is locked (migrate)"),
+            ("lock: migrate\n", f"VM 100 is locked (migrate){NOBODY}"),
             ("protection: 1\n", "VM 100 is protected; allow it first: mtunnel vm set 100 protection=0"),
         ):
             (self.guests / "100.conf").write_text(CONF + more)
@@ -119,30 +132,69 @@ class Asked(Slowness, VmCase):
         self.add_ticker()
 
     def test_nobody_to_ask(self):
-        self.assertEqual(self.refused("destroy", "100"), "--yes is needed where nobody can be asked")
+        self.add_snapshot()
+        remove = ("snapshot", "100", "before", "--remove")
+        for words in (("destroy", "100"), ("disk", "remove", "100", "scsi0"), ("rollback", "100", "before"), remove):
+            self.assertEqual(self.refused(*words), "--yes is needed where nobody can be asked", words)
+        self.assertEqual(self.refused("rollback", "100", "none"), "VM 100 has no snapshot 'none'")
+        self.assertEqual(self.refused("disk", "remove", "100", "scsi7"), "VM 100 has no drive 'scsi7'")
 
-    def answer(self, text):
-        """Run it at a terminal. Returns: its exit status, and what was to be seen."""
+    def add_snapshot(self):
+        with (self.guests / "100.conf").open("a") as file:
+            file.write("\n[before]\nscsi0: disks:100/vm-100-disk-0.raw\nsnaptime: 1700000000\n")
+
+    def answer(self, text, *words):
+        """Run it at a terminal, type `text` or send a signal. Returns: its exit status, and what was to be seen."""
         ours, theirs = pty.openpty()
         self.addCleanup(os.close, ours)
         process = started_process(
-            self.addCleanup, self.command("destroy", "100"), stdin=theirs, stdout=theirs, stderr=theirs
+            self.addCleanup,
+            self.command(*words),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(theirs)
         seen = b""
         while b"[y/N]" not in seen:
             seen += os.read(ours, 1000)
-        os.write(ours, text)
+        if isinstance(text, signal.Signals):
+            process.send_signal(text)
+        else:
+            os.write(ours, text)
         wait_for("its end", lambda: process.poll() is not None)
         return process.returncode, seen.decode()
 
     def test_at_a_terminal(self):
-        status, seen = self.answer(b"n\n")
+        status, seen = self.answer(b"n\n", "destroy", "100")
         self.assertEqual(status, 1)
         self.assertIn("VM 100 'ticker' is removed for good, with disks:100/vm-100-disk-0.raw.", seen)
         self.assertTrue((self.guests / "100.conf").exists())
-        self.assertEqual(self.answer(b"y\n")[0], 0)
+        self.assertEqual(self.answer(b"y\n", "destroy", "100")[0], 0)
         self.assert_nothing_is_left()
+
+    def test_what_else_is_lost(self):
+        self.add_snapshot()
+        disk = self.answer(b"\n", "disk", "remove", "100", "scsi0")
+        self.assertEqual(disk[0], 1)
+        self.assertIn("scsi0 of VM 100, disks:100/vm-100-disk-0.raw, is removed for good.", disk[1])
+        back = self.answer(b"no\n", "rollback", "100", "before")
+        self.assertEqual(back[0], 1)
+        self.assertIn("the disks of VM 100 since 2023-11-14 22:13:20 UTC is lost.", back[1])
+
+        snapshot = self.answer(b"no\n", *("snapshot", "100", "before", "--remove"))
+        self.assertEqual(snapshot[0], 1)
+        self.assertIn("The snapshot 'before' of VM 100, of 2023-11-14 22:13:20 UTC, is removed for good.", snapshot[1])
+
+    def test_a_signal_ends_the_question(self):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            self.assertEqual(self.answer(number, "destroy", "100")[0], -number)
+            self.assertTrue((self.guests / "100.conf").exists())
+
+    def test_ctrl_c_is_a_no(self):
+        self.assertEqual(self.answer(b"\x03", "destroy", "100")[0], 1)
+        self.assertTrue((self.guests / "100.conf").exists())
 
     def test_killed_in_the_middle(self):
         """What was begun is finished: half a VM is of no use."""

@@ -47,6 +47,31 @@ class Create(ActCase):
         self.assertEqual((self.folder / "images/template/iso/debian.iso").read_bytes(), iso.read_bytes())
         self.assert_nothing_stands()
 
+    async def test_a_number_whose_way_out_is_not_over(self):
+        """What is left to do for the earlier VM would meet the new one."""
+        journal = self.folder / "state" / "journal" / "source-100.jsonl"
+        journal.parent.mkdir(exist_ok=True)
+        journal.write_text("{}\n")
+        made = await self.act("create", "web", "--disk", "8M")
+        self.assertEqual(made["vmid"], 101)
+        reason = "its journal (journal/source-100.jsonl) stands: run 'mtunnel settle 100' first"
+        for words in (("create", "new", "--disk", "8M"), ("clone", "101", "new")):
+            self.assertIn(reason, await self.refusal(*words, "--vmid", "100"))
+        self.assertEqual((self.left_configs(), self.files()), (["101.conf"], ["images/101/vm-101-disk-0.qcow2"]))
+        self.assert_nothing_stands()
+
+    async def test_before_there_is_a_storage(self):
+        (self.pve / "storage.cfg").unlink()
+        reason = "no storage takes images: 'mtunnel init' makes the first one"
+        self.assertEqual(await self.refusal("create", "web", "--disk", "8M"), reason)
+        (self.pve / "storage.cfg").write_text(f"dir: disks\n\tpath {self.folder}/images\n\tcontent iso\n")
+        self.assertEqual(
+            await self.refusal("create", "web", "--disk", "8M"), "no storage takes images: see storage.cfg"
+        )
+
+    def left_configs(self):
+        return sorted(file.name for file in self.guests.iterdir())
+
     async def test_it_starts(self):
         words = ["--memory", "64M", "--disk", "1G", "--start", "--vmid", "4711", "--format", "raw", "--bus", "virtio"]
         made = await self.act("create", "web", *words)

@@ -50,7 +50,7 @@ class Disks(ActCase):
         await self.act("start", "100")
         await self.act("disk", "resize", "100", "scsi0", "16M")
         self.assertEqual((self.size("vm-100-disk-0.raw"), self.conf().options["scsi0"]), (16 << 20, f"{OWN},size=16M"))
-        for words in (["add", "100", "--size", "1G"], ["remove", "100", "scsi0"]):
+        for words in (["add", "100", "--size", "1G"], ["remove", "100", "scsi0", "--yes"]):
             reason = "VM 100 runs; shut it down first: mtunnel vm shutdown 100"
             self.assertEqual(await self.refusal("disk", *words), reason)
         await self.act("stop", "100")
@@ -62,22 +62,22 @@ class Disks(ActCase):
         await self.act("disk", "remove", "100", "scsi0", "--keep")
         options = self.conf().options
         self.assertEqual((options["unused0"], options["boot"], "scsi0" in options), (OWN, "order=net0", False))
-        await self.act("disk", "remove", "100", "unused0")
+        await self.act("disk", "remove", "100", "unused0", "--yes")
         self.assertEqual((self.files(), "unused0" in self.conf().options), ([], False))
         self.assert_nothing_stands()
 
     async def test_one_that_others_need_stays(self):
         (self.guests / "101.conf").write_text(f"scsi1: {OWN}\n")
-        await self.act("disk", "remove", "100", "scsi0")
+        await self.act("disk", "remove", "100", "scsi0", "--yes")
         self.assertEqual(self.files(), ["images/100/vm-100-disk-0.raw"])
         (self.guests / "100.conf").write_text(f"{CONF}\n[before]\nscsi0: {OWN}\n")
         reason = "scsi0: snapshot 'before' needs it"
-        self.assertEqual(await self.refusal("disk", "remove", "100", "scsi0"), reason)
+        self.assertEqual(await self.refusal("disk", "remove", "100", "scsi0", "--yes"), reason)
 
     async def test_what_is_not_its_own_is_not_touched(self):
         (self.guests / "100.conf").write_text(CONF + "ide2: disks:iso/a.iso,media=cdrom\nscsi1: /etc/passwd\n")
         for key in ("ide2", "scsi1"):
-            self.assertIn("is no disk of VM 100", await self.refusal("disk", "remove", "100", key))
+            self.assertIn("is no disk of VM 100", await self.refusal("disk", "remove", "100", key, "--yes"))
             self.assertIn("is no disk of VM 100", await self.refusal("disk", "resize", "100", key, "1G"))
 
 

@@ -2,7 +2,8 @@
 
 from mtunnel_tx.pve.guestconf import format_guest_config
 from mtunnel_tx.pve.moved import mark_moved
-from tests.cli.vmcase import CONF, ActCase
+from tests.cli.test_main import run
+from tests.cli.vmcase import CONF, NOBODY, ActCase
 
 
 class Set(ActCase):
@@ -39,6 +40,18 @@ class Set(ActCase):
         self.assertEqual((self.conf().options["memory"], self.conf().pending), ("48", None))
         await self.act("stop", "100")
 
+    def test_options_that_are_keys(self):
+        for words, meant in (
+            (("--memory", "4G"), "; keys are set as KEY=VALUE: memory=4096"),
+            (("--memory=512M",), "; keys are set as KEY=VALUE: memory=512"),
+            (("--onboot", "yes"), "; keys are set as KEY=VALUE: onboot=1"),
+            (("--colour", "red"), ""),
+            (("--delte", "vga"), "; did you mean '--delete'?"),
+        ):
+            status, _, err = run("vm", "set", "100", *words)
+            self.assertEqual(status, 2)
+            self.assertTrue(err.endswith(f"unrecognized arguments: {words[0].partition('=')[0]}{meant}\n"), err)
+
     async def test_what_is_refused_changes_nothing(self):
         before = (self.guests / "100.conf").read_text()
         cases = {
@@ -62,7 +75,7 @@ class Set(ActCase):
             self.assertEqual(await self.refusal("set", "100", *words), reason)
         self.assertEqual((self.guests / "100.conf").read_text(), before)
         (self.guests / "100.conf").write_text(CONF + "lock: backup\n")
-        self.assertEqual(await self.refusal("set", "100", "cores=2"), "VM 100 is locked (backup)")
+        self.assertEqual(await self.refusal("set", "100", "cores=2"), f"VM 100 is locked (backup){NOBODY}")
 
     async def test_a_config_that_was_wrong_before_may_be_mended(self):
         (self.guests / "100.conf").write_text(CONF + "hostpci0: 00:02.0\ncores: 2\n")

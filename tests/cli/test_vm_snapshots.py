@@ -1,6 +1,8 @@
 """`mtunnel vm snapshot, rollback, snapshots`: in the images and in the config, also after a kill in the middle."""
 
+from mtunnel_tx.guests.changing import new_change
 from mtunnel_tx.guests.snapshots import read_snapshot_name
+from mtunnel_tx.guests.snapshotsteps import ROLL_BACK, rolled_back
 from tests.cli.slowness import Slowness
 from tests.cli.vmcase import ActCase, VmCase
 from tests.processes import run_program
@@ -66,15 +68,15 @@ class Snapshots(SnapshotHost, ActCase):
         await self.act("snapshot", "web", "after")
         self.put("third")
         self.assertEqual(await self.names(), [("before", ""), ("after", "before")])
-        await self.act("rollback", "100", "before")
+        await self.act("rollback", "100", "before", "--yes")
         self.assertEqual((self.words(), self.conf().options["memory"]), (["first", "first"], "32"))
         self.assertEqual((self.conf().options["parent"], self.conf().lock), ("before", None))
-        await self.act("rollback", "100", "after")
+        await self.act("rollback", "100", "after", "--yes")
         self.assertEqual((self.words(), self.conf().options["memory"]), (["second", "second"], "64"))
-        await self.act("snapshot", "100", "before", "--remove")
+        await self.act("snapshot", "100", "before", "--remove", "--yes")
         self.assertEqual(await self.names(), [("after", "")])
         self.assertEqual((self.tags(0), self.tags(1)), (["after"], ["after"]))
-        await self.act("snapshot", "100", "after", "--remove")
+        await self.act("snapshot", "100", "after", "--remove", "--yes")
         self.assertEqual((self.tags(0), await self.names(), "parent" in self.conf().options), ([], [], False))
         self.assertEqual(self.words(), ["second", "second"])
         self.assert_nothing_stands()
@@ -82,7 +84,7 @@ class Snapshots(SnapshotHost, ActCase):
     async def test_a_disk_that_came_later_stays_unused(self):
         await self.act("snapshot", "100", "before")
         await self.act("disk", "add", "100", "--size", "1M")
-        await self.act("rollback", "100", "before")
+        await self.act("rollback", "100", "before", "--yes")
         options = self.conf().options
         self.assertEqual((options["unused0"], "scsi1" in options), ("disks:100/vm-100-disk-2.qcow2", False))
 
@@ -100,6 +102,38 @@ class Snapshots(SnapshotHost, ActCase):
         self.assertEqual((self.tags(0), self.tags(1)), (["before"], ["before"]))
         self.assert_nothing_stands()
 
+    async def test_times_that_no_calendar_has(self):
+        """A config may have come from elsewhere."""
+        with (self.guests / "100.conf").open("a") as file:
+            file.write(f"\n[far]\nsnaptime: {'9' * 18}\n\n[long]\nsnaptime: {'9' * 5000}\n")
+        entries = (await self.act("snapshots", "100"))["snapshots"]
+        self.assertEqual([(one["name"], one["taken_s"]) for one in entries], [("long", 0), ("far", int("9" * 18))])
+
+    async def test_a_copy_that_was_moved(self):
+        """The VM lives elsewhere: its copy keeps the mark, or it would run twice."""
+        await self.act("snapshot", "100", "before")
+        file = self.guests / "100.conf"
+        text = f"moved: to pve2 as VM 200 on 2026-10-01 12:00 UTC\n{file.read_text()}"
+        file.write_text(text)
+        for words in (("snapshot", "100", "after"), ("rollback", "100", "before", "--yes")):
+            self.assertIn("'mtunnel vm forget-move 100' makes this copy the VM", await self.refusal(*words))
+            self.assertEqual(file.read_text(), text)
+        self.assertEqual((self.tags(0), self.words()), (["before"], ["first", "first"]))
+        self.assert_nothing_stands()
+
+    async def test_what_is_no_part_of_the_past_stays(self):
+        """Whose it is, also where the mark came after a rollback began; and that nobody may remove it."""
+        moved = "to pve2 as VM 200 on 2026-10-01 12:00 UTC"
+        await self.act("snapshot", "100", "before")
+        conf = self.conf()
+        conf.options |= {"moved": moved, "protection": "1"}
+        change = new_change(self.host, 100, ROLL_BACK, snapshot="before")
+        back = rolled_back(self.host, conf, change).options
+        self.assertEqual((back["moved"], back["protection"]), (moved, "1"))
+        conf.sections["before"].options |= {"moved": moved, "protection": "1"}
+        del conf.options["moved"], conf.options["protection"]
+        self.assertEqual({"moved", "protection"} & rolled_back(self.host, conf, change).options.keys(), set())
+
     async def test_a_raw_disk(self):
         self.add_ticker(101)
         reason = "scsi0: 'disks:101/vm-101-disk-0.raw' cannot have snapshots, only a qcow2 image can"
@@ -107,17 +141,87 @@ class Snapshots(SnapshotHost, ActCase):
         self.assertEqual(self.conf(101).sections, {})
 
     async def test_one_disk_that_fails(self):
-        self.disk(1).write_bytes(b"garbage")
+        self.mark_corrupt()
         self.assertIn("qemu-img snapshot", await self.refusal("snapshot", "100", "before"))
         self.assertEqual((self.tags(0), self.conf().sections, self.conf().lock), ([], {}, None))
+
+    def mark_corrupt(self):
+        """The second disk can be looked at, and not be written."""
+        image = bytearray(self.disk(1).read_bytes())
+        image[79] |= 2
+        self.disk(1).write_bytes(image)
+
+    async def test_a_disk_that_cannot_be_read(self):
+        self.disk(1).write_bytes(b"garbage")
+        self.assertIn("qemu-img info", await self.refusal("snapshot", "100", "before"))
+        self.assertEqual((self.tags(0), self.conf().sections, self.conf().lock), ([], {}, None))
+
+    def take_foreign(self, *numbers):
+        """Snapshots in images of which the config knows nothing."""
+        for number in numbers:
+            run_program(["qemu-img", "snapshot", "-c", "before", self.disk(number)])
+
+    async def test_an_image_has_one_of_the_name(self):
+        self.take_foreign(1)
+        text = (self.guests / "100.conf").read_text()
+        reason = f"'{self.disk(1)}' has a snapshot 'before' already, which the config of VM 100 does not know"
+        self.assertIn(reason, await self.refusal("snapshot", "100", "before"))
+        self.assertEqual((self.tags(0), self.tags(1)), ([], ["before"]))
+        self.assertEqual((self.guests / "100.conf").read_text(), text)
+        self.assert_nothing_stands()
+
+    async def test_a_refused_one_leaves_the_foreign_one(self):
+        """Also where another disk could not have taken it."""
+        self.take_foreign(0)
+        self.mark_corrupt()
+        self.assertIn("has a snapshot 'before' already", await self.refusal("snapshot", "100", "before"))
+        self.assertEqual((self.tags(0), self.conf().sections, self.conf().lock), (["before"], {}, None))
+
+    async def test_a_name_that_an_image_has_twice(self):
+        """It would be the older one, whosever that is."""
+        await self.act("snapshot", "100", "before")
+        self.put("second")
+        self.take_foreign(1)
+        text = (self.guests / "100.conf").read_text()
+        for words in (("rollback", "100", "before", "--yes"), ("snapshot", "100", "before", "--remove", "--yes")):
+            self.assertIn(f"'{self.disk(1)}' has 2 snapshots 'before'", await self.refusal(*words))
+            self.assertEqual((self.guests / "100.conf").read_text(), text)
+        self.assertEqual((self.tags(0), self.tags(1)), (["before"], ["before", "before"]))
+        self.assertEqual(self.words(), ["second", "second"])
+        self.assert_nothing_stands()
+
+    async def test_a_lock_of_somebody_else(self):
+        """What is refused for a lock is not carried out as if that were its own."""
+        await self.act("snapshot", "100", "before")
+        self.put("second")
+        file = self.guests / "100.conf"
+        text = file.read_text()
+        cases = [
+            ("rollback", "", ["rollback", "100", "before", "--yes"]),
+            ("snapshot", "snapstate: prepare\n", ["snapshot", "100", "before"]),
+        ]
+        for lock, state, words in cases:
+            locked = f"lock: {lock}\n{text}".replace("[before]\n", f"[before]\n{state}")
+            file.write_text(locked)
+            self.assertIn(f"locked ({lock})", await self.refusal(*words))
+            self.assertEqual(file.read_text(), locked)
+        self.assertEqual((self.tags(0), self.words()), (["before"], ["second", "second"]))
+        self.assert_nothing_stands()
+
+    async def test_a_destruction_by_somebody_else(self):
+        file = self.guests / "100.conf"
+        file.write_text("lock: destroyed\n" + file.read_text())
+        self.assertIn("destroyed", await self.refusal("destroy", "100", "--yes"))
+        self.assertEqual((file.exists(), self.disk(0).exists()), (True, True))
+        self.assert_nothing_stands()
 
     async def test_a_disk_that_lacks_the_snapshot(self):
         """Nothing is rolled back where not everything can be."""
         await self.act("snapshot", "100", "before")
         self.put("second")
         run_program(["qemu-img", "snapshot", "-d", "before", self.disk(1)])
-        self.assertIn("has no snapshot 'before'", await self.refusal("rollback", "100", "before"))
-        self.assertEqual(self.words(), ["second", "second"])
+        self.assertIn("has no snapshot 'before'", await self.refusal("rollback", "100", "before", "--yes"))
+        self.assertEqual((self.words(), self.conf().lock), (["second", "second"], None))
 
     def test_names(self):
         for name in ("1st", "a b", "current", "x" * 41):
@@ -149,7 +253,7 @@ class Killed(SnapshotHost, Slowness, VmCase):
         self.said("snapshot", "100", "before")
         self.put("second")
         self.slow("/usr/bin/qemu-img", "*' -a '*disk-0*")
-        self.kill_in("rollback", "100", "before")
+        self.kill_in("rollback", "100", "before", "--yes")
         self.assertEqual((self.words(), self.conf().lock), (["first", "second"], "rollback"))
         self.assertEqual(self.refused_start(), "VM 100 is locked (rollback)")
         self.clean_up("rollback")
@@ -162,7 +266,7 @@ class Killed(SnapshotHost, Slowness, VmCase):
     def test_while_it_is_removed(self):
         self.said("snapshot", "100", "before")
         self.slow("/usr/bin/qemu-img", "*' -d '*disk-0*")
-        self.kill_in("snapshot", "100", "before", "--remove")
+        self.kill_in("snapshot", "100", "before", "--remove", "--yes")
         self.assertEqual((self.tags(0), self.tags(1), self.conf().lock), ([], ["before"], "snapshot-delete"))
         self.clean_up("snapshot --remove")
         self.assertEqual((self.tags(1), self.conf().sections), ([], {}))

@@ -5,6 +5,8 @@ import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 from rich.console import Console
 from twisted.internet import defer
@@ -14,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mtunnel_tx.cli import watch as watch_module
 from mtunnel_tx.cli.moves import move_line, moves_table
 from mtunnel_tx.cli.watch import ChangeLines, Screen, WatchLoop, make_viewer
+from mtunnel_tx.errors import BackendFailed, TimedOut
 from mtunnel_tx.ports.moves import Carried, Expected, MovePhase, Reached, StoodStill, TransferKind
 from mtunnel_tx.watch.move import apply
 from tests.watch.test_move import MIB, NEW
@@ -92,8 +95,39 @@ class Ends(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.start(101, [MOVE])), 1)
         self.assertIn("VM 101 does not move", err.getvalue())
 
+    def test_it_does_not_move_as_json(self):
+        reactor = Clock()
+        loop = WatchLoop(reactor, None, make_viewer(as_json=True), as_json=True)
+        out = io.StringIO()
+        self.patch(sys, "stdout", out)
+        self.assertEqual(self.successResultOf(defer.Deferred.fromCoroutine(loop._after(101, None))), 1)
+        self.assertEqual(json.loads(out.getvalue()), {"success": False, "msg": "VM 101 does not move"})
+
     def test_without_a_vmid_it_goes_on(self):
         self.assertNoResult(self.start(None, [MOVE], [DONE], []))
+
+    def test_without_a_daemon(self):
+        """It is said once for each time, and what is waited for."""
+        err = io.StringIO()
+        self.patch(sys, "stderr", err)
+        answers = [BackendFailed("no daemon answers"), TimedOut("no reply"), {"moves": []}, BackendFailed("gone again")]
+
+        async def ask(*_):
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        self.patch(watch_module, "ask", ask)
+        self.patch(watch_module, "deferToThread", lambda *_: defer.succeed([]))
+        loop = WatchLoop(self.clock, SimpleNamespace(runtime_dir=Path("/nowhere")), ChangeLines(move_line))
+        watching = defer.Deferred.fromCoroutine(loop.run(None))
+        self.clock.pump([1] * 9)
+        self.assertNoResult(watching)
+        rest = "; only moves that go from here are shown, as soon as there are any\n"
+        self.assertEqual(err.getvalue(), f"mtunnel watch: no daemon answers{rest}mtunnel watch: gone again{rest}")
+        self.assertEqual(self.successResultOf(defer.Deferred.fromCoroutine(loop.run(101))), 1)
+        self.assertIn("VM 101 does not move; whether it comes here is not known: gone again\n", err.getvalue())
 
     def test_json(self):
         self.patch(watch_module.sys, "stdout", self.out)

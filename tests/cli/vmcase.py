@@ -42,6 +42,9 @@ vga: serial0
 
 PAGE = Path(__file__).parents[2] / "docs" / "vm.md"
 
+NOBODY = "; where nothing works on it any more, 'mtunnel vm unlock 100' removes that"
+"""Behind `VM 100 is locked (…)`, where nobody is known to hold it."""
+
 
 class PlainHostFolder:
     """A mixin: a host without Proxmox below a folder of its own."""

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.backends.host import PROGRAM
 from mtunnel_tx.demo.live import LEFT_OUT
+from mtunnel_tx.demo.nodes import why_no_workers
 from mtunnel_tx.demo.show import volumes
 from tests.patience import patience_s
 from tests.processes import run_program, started_process
@@ -63,6 +64,8 @@ class Demo(SynchronousTestCase):
         moved = ("none is missing, none came twice", "has cut all connections 3 times", "connection lost 3 times")
         for text in moved if shutil.which(PROGRAM) else (LEFT_OUT,):
             self.assertIn(text, done.stdout)
+        if shutil.which(PROGRAM) and why_no_workers() is None:
+            self.assertRegex(done.stdout, r"daemon was killed, pid (\d+), and started again, pid (?!\1;)\d+;")
         self.assertTrue(done.stdout.endswith("The VM arrived, every disk is the same.\n"))
         self.assert_nothing_left()
 

@@ -91,6 +91,7 @@ def seeds() -> Mapping[str, list[bytes]]:
     return {
         "lines": [line.encode() for line in dict.fromkeys(lines)],
         "frames": list(_frames()),
+        "batches": [*_frames(), *_batches()],
         "guest-file": [conf.encode() for conf in dict.fromkeys(configs)],
         "guest-sent": [conf.encode() for conf in dict.fromkeys(configs)],
         "drive": [line.partition(": ")[2].encode() for line in GUEST.splitlines() if re.search(":100/|cdrom", line)],
@@ -127,6 +128,15 @@ def _frames() -> Iterator[bytes]:
         )
         yield bytes([0x89, mask_bit | 2]) + mask + b"hi" + bytes([0x88, mask_bit | 2]) + mask + b"\x03\xe8"
         yield bytes([0x82, mask_bit | 127]) + struct.pack(">Q", 70_000) + mask + b"and more"
+
+
+def _batches() -> Iterator[bytes]:
+    """Frames in a row, records and pings between them."""
+    for mask_bit, mask in ((0x80, MASK), (0x80, bytes(4)), (0, b"")):
+        small = bytes([0x82, mask_bit | 126]) + struct.pack(">H", 300) + mask + bytes(range(256)) + bytes(44)
+        record = bytes([0x81, mask_bit | 3]) + mask + b"a 5"
+        yield small * 5 + record + small + bytes([0x89, mask_bit]) + mask + small * 3 + record * 2 + small[:100]
+        yield bytes([0x82, mask_bit | 126]) + struct.pack(">H", 5000) + mask + bytes(5000) + small * 2
 
 
 def _images() -> Iterator[bytes]:

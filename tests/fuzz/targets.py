@@ -7,6 +7,7 @@ AssertionError about what must hold for any input, or that it does not come back
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -35,6 +36,7 @@ from mtunnel_tx.wire.lines import command_name, encode_failure, encode_ok, handl
 from mtunnel_tx.wire.requests import MTUNNEL, WEBSOCKET
 from mtunnel_tx.wire.ticket import check_ticket, make_ticket, normalise
 from tests.pve.sections import format_sections
+from tests.stream.decoding import by_native, by_pure
 
 DECLARED = (TunnelError, FormatError)
 KEY = bytes(range(32))
@@ -91,6 +93,16 @@ def read_frames(data: bytes) -> None:
         whole = decode([data], role)
         assert decode([data[at : at + 1] for at in range(len(data))], role) == whole
         assert whole[2] in (0, 1002, 1007, 1009)
+
+
+def read_batches(data: bytes) -> None:
+    """Frames by the native module and without it, in one piece and in small ones: alike, up to the UNIX socket."""
+    for role, records in itertools.product(Role, (False, True)):
+        payload, events, code = by_pure([data], role, records=records)
+        assert code in (0, 1002, 1007, 1009)
+        for size in (len(data), 5, 64):
+            pieces = [data[at : at + size] for at in range(0, len(data), size or 1)]
+            assert by_native(pieces, role, records=records) == (payload, events, code), (role, records, size)
 
 
 def read_guest_file(data: bytes) -> None:
@@ -204,6 +216,7 @@ def attempt(read: Callable[[Any], object], value: object) -> None:
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "lines": read_line,
     "frames": read_frames,
+    "batches": read_batches,
     "guest-file": read_guest_file,
     "guest-sent": read_guest_sent,
     "drive": read_drive,
@@ -213,6 +226,10 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "image": read_image,
     "names": read_names,
 }
+
+
+NEED_NATIVE = frozenset({"batches"})
+"""Targets for which the native module has to be there."""
 
 
 def run(name: str, data: bytes) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.fuzz.seeds import seeds
-from tests.fuzz.targets import TARGETS, run
+from tests.fuzz.targets import NEED_NATIVE, TARGETS, run
 from tests.patience import patience_s
+from tests.stream.decoding import NATIVE
 
 SEEDS = seeds()
+EXAMPLES = int(os.environ.get("MTUNNEL_FUZZ_EXAMPLES", "60"))
 Edit = tuple[int, int, bytes]
 """Where, how many bytes go, what comes instead."""
 TELLING = [b"\n", b",", b":", b"=", b"[", b"]", b"\0", b"\xff", b"%", b'"', b"{", b" ", b"-1", b"1" * 20, b"\xc3\xa4"]
@@ -29,9 +32,12 @@ def edit(data: bytes, edits: list[Edit]) -> bytes:
 
 class TargetTests(SynchronousTestCase):
     def check(self, name: str) -> None:
+        _skip_without_native(name)
         # Longer than this is a hang.
         limit = timedelta(seconds=patience_s(5))
-        patient = settings(max_examples=60, deadline=limit, suppress_health_check=list(HealthCheck), database=None)
+        patient = settings(
+            max_examples=EXAMPLES, deadline=limit, suppress_health_check=list(HealthCheck), database=None
+        )
 
         @patient
         @given(st.binary(max_size=300))
@@ -54,8 +60,16 @@ class TargetTests(SynchronousTestCase):
         self.assertEqual(SEEDS.keys(), TARGETS.keys())
         for name, found in SEEDS.items():
             self.assertTrue(found, name)
-            for data in found:
+
+    def test_seeds_are_read_well(self) -> None:
+        for name in TARGETS.keys() - NEED_NATIVE:
+            for data in SEEDS[name]:
                 run(name, data)
+
+
+def _skip_without_native(name: str) -> None:
+    if name in NEED_NATIVE and NATIVE.module is None:
+        raise SkipTest(f"the native module is not there: {NATIVE.reason}")
 
 
 def _add(name: str) -> None:

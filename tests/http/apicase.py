@@ -22,8 +22,9 @@ from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.http.resumptions import ResumeLimits, Resumptions
 from mtunnel_tx.ports.guests import GuestEntry
 from mtunnel_tx.ports.storage import Volume
-from mtunnel_tx.ports.tunnels import Opened
+from mtunnel_tx.ports.tunnels import LateAnswer, Opened
 from mtunnel_tx.pve.storagecfg import parse_storage_config
+from mtunnel_tx.wire.socketkinds import COMMANDS, SocketKind
 
 NOW = 1_800_000_000.0
 FINGERPRINT = ":".join(["AB"] * 32)
@@ -33,6 +34,7 @@ USERS = """\
 user:mig@pve:1:0::::::
 token:mig@pve!t1:0:0::
 token:mig@pve!poor:0:1::
+token:mig@pve!none:0:1::
 token:mig@pve!old:1000:0::
 user:off@pve:0:0::::::
 token:off@pve!t1:0:0::
@@ -48,7 +50,8 @@ acl:1:/vms/101:mig@pve!poor:PVEVMUser:
 acl:1:/storage/iso:mig@pve!poor:PVEDatastoreUser:
 """
 TOKENS = "".join(
-    f"{name} {SECRET}\n" for name in ("late@pve!t1", "mig@pve!old", "mig@pve!poor", "mig@pve!t1", "off@pve!t1")
+    f"{name} {SECRET}\n"
+    for name in ("late@pve!t1", "mig@pve!none", "mig@pve!old", "mig@pve!poor", "mig@pve!t1", "off@pve!t1")
 )
 STORAGES = """\
 dir: local
@@ -76,9 +79,10 @@ class FakeRoute:
     token: str
     file: Path = Path("/nowhere")
     upid: str = "UPID:x:"
+    kind: SocketKind = COMMANDS
     said: list = field(default_factory=list)
 
-    def parked(self, reason):
+    def parked(self, reason, waited_s):
         self.said.append(reason)
 
     def resumed(self, waited_s):
@@ -113,6 +117,13 @@ class FakeTunnels:
 
     async def abandon(self, vmid, token, upid):
         raise NotFound(f"VM {vmid} has no such tunnel of yours")
+
+    async def come_late(self, vmid, token, upid, decision=None):
+        if (vmid, upid) != (300, "UPID:x:"):
+            raise NotFound(f"VM {vmid} has no such tunnel of yours")
+        if decision is None:
+            return LateAnswer(verdict="held", machine="paused", is_whole=True)
+        return LateAnswer(verdict=f"{decision.value} by {token}")
 
     async def digest(self, vmid, token, volid, *, content=False):
         if volid != "local:300/vm-300-disk-0.raw":
@@ -219,7 +230,9 @@ class ApiCase(SynchronousTestCase):
         self.tasks = FileTasks(self.root, NODE, self.clock.seconds)
         self.upgraded = []
         self.upgrade_failure = None
-        self.resumptions = Resumptions(self.clock, bytes(32), os.urandom, ResumeLimits(park_s=60, parked_bytes=1000))
+        self.resumptions = Resumptions(
+            self.clock, bytes(32), os.urandom, ResumeLimits(park_s=60, parked_bytes=1000, windows_bytes=1 << 40)
+        )
         self.site = make_site(self.parts(), self.clock, self.limits)
 
     def parts(self):

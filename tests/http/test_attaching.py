@@ -1,12 +1,20 @@
 """Attaching another connection to a flow: who may, in which order that is checked, and how long a flow waits."""
 
+import os
 from types import SimpleNamespace
 
 from twisted.internet.defer import Deferred
 from twisted.web.http import HTTPChannel
 
 from mtunnel_tx.http import resumptions
-from mtunnel_tx.http.resumptions import MOST_TOMBSTONES
+from mtunnel_tx.http.resumptions import (
+    FORGOTTEN,
+    MOST_ATTACHES,
+    MOST_TOMBSTONES,
+    Lasting,
+    ResumeLimits,
+    Resumptions,
+)
 from mtunnel_tx.ports.events import TunnelEnded
 from mtunnel_tx.stream.flow import FlowOutcome
 from mtunnel_tx.wire.resuming import (
@@ -44,6 +52,11 @@ class AttachCase(ApiCase):
         resumption = self.resumptions.begin(FakeRoute(vmid, token))
         resumption.begin(FakeFlow(kept_bytes))
         return resumption
+
+    def end_tunnel(self, outcome, upid="UPID:x:"):
+        facts = SimpleNamespace(upid=upid)
+        ended = {"reason": "", "problem": None, "traffic": None, "duration_s": 1.0}
+        self.resumptions.observe(TunnelEnded(tunnel=facts, outcome=outcome, **ended))
 
     def attach(self, resumption, *, vmid=300, token="t1", flow_id=None, key=None, generation=1, header=None):
         offer = resumption.offer
@@ -101,10 +114,36 @@ class WhoMayAttach(AttachCase):
         response = self.attach(flow).response()
         self.assertEqual(response.line, "HTTP/1.1 410 the flow has ended: ended")
         self.assertEqual(response.data, {"verdict": "ended", "reason": "", "orderly": True})
-        facts = SimpleNamespace(upid="UPID:x:")
-        ended = {"reason": "", "problem": None, "traffic": None, "duration_s": 1.0}
-        self.resumptions.observe(TunnelEnded(tunnel=facts, outcome="kept", **ended))
+        self.end_tunnel("kept")
         self.assertEqual(self.attach(flow).response().data["verdict"], "kept")
+
+    def test_a_flow_that_this_daemon_does_not_know(self):
+        """Its key shows that there was one, and whose; how it has ended nobody knows."""
+        flow = self.flow()
+        self.resumptions.drop(flow)
+        response = self.attach(flow).response()
+        self.assertEqual(response.line, "HTTP/1.1 410 the flow has ended: ended")
+        self.assertEqual((response.data["verdict"], response.data["orderly"]), ("ended", False))
+        self.assertEqual(response.data["reason"], "it is not known here any more, as after a restart")
+        self.assert_refused_late(self.attach(flow, key="x" * 43))
+        self.assert_refused_late(self.attach(flow, token="poor"))
+
+    def test_the_flow_of_the_commands_is_told_the_verdict_whichever_ends_first(self):
+        first, second = self.flow(), self.flow()
+        first.flow.end(orderly=False, reason="no connection came")
+        line = self.attach(first).response().line
+        self.assertEqual(line, "HTTP/1.1 503 the tunnel of VM 300 is being ended")
+        self.end_tunnel("held")
+        second.flow.end(orderly=False, reason="cancelled")
+        for flow in (first, second):
+            response = self.attach(flow).response()
+            self.assertEqual(response.line, "HTTP/1.1 410 the flow has ended: held")
+            self.assertEqual((response.data["verdict"], response.data["orderly"]), ("held", False))
+
+    def test_verdicts_are_few(self):
+        for number in range(MOST_TOMBSTONES + 5):
+            self.end_tunnel("kept", f"UPID:{number}:")
+        self.assertEqual(len(self.resumptions._verdicts), MOST_TOMBSTONES)
 
     def test_the_right_one_becomes_a_websocket(self):
         flow, left = self.flow(), []
@@ -118,6 +157,49 @@ class WhoMayAttach(AttachCase):
         header = write_claim(AttachClaim(key=flow.offer.key, generation=1))
         path = f"/nodes/localhost/qemu/300/mtunnelattach?id={flow.offer.id}"
         self.assertIn(" 400 ", self.ask("GET", path, headers=(f"Mtunnel-Resume: {header}",)).line)
+
+
+class Floods(AttachCase):
+    def test_connections_of_one_flow(self):
+        flow, other = self.flow(), self.flow()
+        self.patch(HTTPChannel, "requestDone", lambda _channel, _request: None)
+        for generation in range(1, 1 + MOST_ATTACHES):
+            self.attach(flow, generation=generation)
+            self.clock.advance(0)
+        self.assertEqual(flow.generation, MOST_ATTACHES)
+        for _ in range(3):
+            line = self.attach(flow, generation=100).response().line
+            self.assertEqual(line, "HTTP/1.1 503 too many connections were attached to this flow")
+        self.assertEqual((flow.generation, flow.flow.aborted), (MOST_ATTACHES, False))
+        self.attach(other)
+        self.clock.advance(1)
+        self.assertEqual(other.generation, 1)
+        for generation in (100, 101, 102):
+            self.attach(flow, generation=generation)
+            self.clock.advance(0)
+        self.assertEqual(flow.generation, 101)
+
+    def test_windows_of_one_token_and_in_all(self):
+        limits = ResumeLimits(window_bytes=4 << 20, windows_bytes=20 << 20)
+        self.resumptions = Resumptions(self.clock, bytes(32), os.urandom, limits)
+        windows = [self.flow().offer.window_bytes for _ in range(3)]
+        self.assertEqual(windows, [4 << 20, 4 << 20, 2 << 20])
+        self.assertIsNone(self.resumptions.begin(FakeRoute(300, TOKEN)))
+        others = [self.flow(token="a@pve!b") for _ in range(3)]
+        self.assertIsNone(self.resumptions.begin(FakeRoute(300, "c@pve!d")))
+        others[0].flow.end()
+        self.assertEqual(self.flow(token="c@pve!d").offer.window_bytes, 4 << 20)
+
+    def test_windows_of_an_earlier_daemons_flows_count_and_none_of_them_is_ended(self):
+        limits = ResumeLimits(window_bytes=4 << 20, windows_bytes=20 << 20)
+        self.resumptions = Resumptions(self.clock, bytes(32), os.urandom, limits)
+        lasting = [Lasting(id=f"{n:032x}", generation=1, window_bytes=16 << 20, park_s=60.0) for n in range(2)]
+        restored = [self.resumptions.restore(FakeRoute(300, TOKEN), one, None) for one in lasting]
+        self.assertEqual([one.offer.window_bytes for one in restored], [16 << 20] * 2)
+        self.assertIsNone(self.resumptions.begin(FakeRoute(301, "a@pve!b")))
+        for one in restored:
+            self.resumptions.drop(one)
+        self.assertEqual(self.flow().offer.window_bytes, 4 << 20)
 
 
 class HowLongAFlowWaits(AttachCase):
@@ -168,11 +250,14 @@ class HowLongAFlowWaits(AttachCase):
         flows = [self.flow() for _ in range(MOST_TOMBSTONES + 1)]
         for flow in flows:
             flow.flow.end()
-        self.assert_refused_late(self.attach(flows[0]))
-        self.assertIn(" 410 ", self.attach(flows[1]).response().line)
+        self.assert_told(flows[0], FORGOTTEN)
+        self.assert_told(flows[1], "")
         self.clock.advance(61)
         self.flow().flow.end()
-        self.assert_refused_late(self.attach(flows[1]))
+        self.assert_told(flows[1], FORGOTTEN)
+
+    def assert_told(self, flow, reason):
+        self.assertEqual(self.attach(flow).response().data["reason"], reason)
 
 
 class Headers(ApiCase):

@@ -20,7 +20,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, Unauthenticated, Unreachable
 from mtunnel_tx.http import client
-from mtunnel_tx.http.client import open_stream, pinned_agent
+from mtunnel_tx.http.client import NotReached, open_stream, pinned_agent
 from mtunnel_tx.http.handshake import check_handshake
 from mtunnel_tx.http.upgrade import upgrade
 from mtunnel_tx.pve.maps import Endpoint
@@ -182,7 +182,7 @@ class Streams(TestCase):
     async def test_nobody_listens(self):
         with socket.create_server(("127.0.0.1", 0)) as closed:
             number = closed.getsockname()[1]
-        await self.assert_refused(Unreachable, "cannot connect", port=number)
+        await self.assert_refused(NotReached, "cannot connect", port=number)
 
     async def test_target_that_closes_in_the_handshake(self):
         class Rude(Protocol):
@@ -191,7 +191,7 @@ class Streams(TestCase):
 
         port = reactor.listenTCP(0, Factory.forProtocol(Rude), interface="127.0.0.1")
         try:
-            await self.assert_refused(Unreachable, "", port=port.getHost().port)
+            await self.assert_refused(NotReached, "", port=port.getHost().port)
         finally:
             await port.stopListening()
 
@@ -200,7 +200,18 @@ class Streams(TestCase):
             def dataReceived(self, data):
                 self.transport.write(self.factory.answer)
 
-        for answer in (b"hello\r\n\r\n", b"HTTP/1.1 101 Yes\r\n\r\n", b"HTTP/1.1 \xff\xfe\r\n\r\n", b"x" * 70000):
+        long = b"9" * 5000
+        ended = b'{"data": {"verdict": "rolled back", "reason": "its disk is full", "orderly": false}}'
+        gone = b"HTTP/1.1 410 Gone\r\nContent-Length: %d\r\n\r\n%b" % (len(ended), ended)
+        for answer, text in (
+            (b"hello\r\n\r\n", "answer"),
+            (b"HTTP/1.1 101 Yes\r\n\r\n", "answer"),
+            (b"HTTP/1.1 \xff\xfe\r\n\r\n", "answer"),
+            (b"x" * 70000, "answer"),
+            (b"HTTP/1.1 " + long + b" No\r\n\r\n", "cannot be read"),
+            (b"HTTP/1.1 410 Gone\r\nContent-Length: " + long + b"\r\n\r\n" + b" " * 40000, "has ended the flow"),
+            (gone, "has ended the flow: rolled back (its disk is full)"),
+        ):
             factory = Factory.forProtocol(Odd)
             factory.answer = answer
             folder = Path(self.mktemp())
@@ -209,7 +220,7 @@ class Streams(TestCase):
             print_ = fingerprint((folder / "node.pem").read_bytes())
             port = reactor.listenTCP(0, TlsFactory(context, factory, reactor), interface="127.0.0.1")
             try:
-                await self.assert_refused(BackendFailed, "answer", port=port.getHost().port, fingerprint=print_)
+                await self.assert_refused(BackendFailed, text, port=port.getHost().port, fingerprint=print_)
             finally:
                 await port.stopListening()
             self.ours, self.far = socket.socketpair()

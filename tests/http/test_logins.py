@@ -1,4 +1,4 @@
-"""Failed logins: the count, its bounds, and the one line, against what docs/operations.md gives to fail2ban."""
+"""Failed logins: the count, its bounds, and the one line, against our filter for fail2ban."""
 
 import io
 import re
@@ -14,16 +14,15 @@ from mtunnel_tx.http.logins import FORGET_S, LINES_IN_ALL, LINES_OF_ADDRESS, MOS
 from tests.http.apicase import SECRET, ApiCase
 from tests.processes import run_program
 
-TREE = Path(__file__).parents[2]
+FILTER = Path(__file__).parents[2] / "etc" / "fail2ban" / "filter.conf"
 ADDRESS = r"(?P<address>[0-9a-f.:%a-z]+)"
 DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}")
 
 
 def failregex():
-    """The expression as an operator copies it, for Python: `<ADDR>` is fail2ban's word for an address."""
-    page = (TREE / "docs" / "operations.md").read_text("utf-8")
-    found = re.search(r"^ *failregex = (.+)$", page, re.M)
-    assert found, "docs/operations.md has no failregex"
+    """The expression of our filter, for Python: `<ADDR>` is fail2ban's word for an address."""
+    found = re.search(r"^failregex = (.+)$", FILTER.read_text("utf-8"), re.M)
+    assert found, "etc/fail2ban/filter.conf has no failregex"
     return found[1]
 
 
@@ -129,6 +128,9 @@ class LineTests(ApiCase):
             file.write(self.lines(self.bad(), self.bad()))
             file.flush()
             done = run_program(
-                [program, "--out", "ip", file.name, failregex()], capture_output=True, text=True, check=False
+                [program, "--out", "ip", file.name, FILTER],
+                capture_output=True,
+                text=True,
+                check=False,
             )
         self.assertEqual(done.stdout.split(), ["192.168.1.1"] * 2, done.stderr)

@@ -23,6 +23,19 @@ class OpenTests(ApiCase):
         self.assertEqual(response.json, {"data": expected})
         self.assertEqual(self.tunnels.opened, [(300, "mig@pve!t1", ("a1", "b1"), ("vmbr0",))])
 
+    def late(self, **fields):
+        body = json.dumps({"upid": "UPID:x:", **fields}).encode()
+        headers = ["Content-Type: application/json"]
+        return self.ask("POST", "/nodes/localhost/qemu/300/mtunnellate", headers=headers, body=body)
+
+    def test_a_source_that_comes_late(self):
+        expected = {"verdict": "held", "machine": "paused", "whole": 1, "given-up": 0}
+        self.assertEqual(self.late().data, expected)
+        for decision in ("run", "keep", "discard"):
+            self.assertEqual(self.late(decision=decision).data["verdict"], f"{decision} by mig@pve!t1")
+        self.assertIn(" 500 VM 300 has no such tunnel of yours", self.late(upid="UPID:y:").line)
+        self.assertIn(" 400 ", self.late(decision="burn").line)
+
     def opened(self, body, **more):
         self.post(body=body, **more)
         return self.tunnels.opened[-1]

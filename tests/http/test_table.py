@@ -38,6 +38,7 @@ NEEDS = {
         "Sys.Incoming on / once more, of a flow that the token may attach to",
     ],
     "POST /nodes/{node}/qemu/{vmid}/mtunnelabandon": [],
+    "POST /nodes/{node}/qemu/{vmid}/mtunnellate": ["VM.Allocate on /vms/{vmid}", "Sys.Incoming on /"],
     "GET /nodes/{node}/qemu/{vmid}/mtunneldigest": [],
     "GET /cluster/resources": ["VM.Audit on /vms/{vmid} for each guest that is shown"],
     "GET /nodes/{node}/storage": [

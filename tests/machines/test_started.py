@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from mtunnel_tx.backends.drives import volumes
+from mtunnel_tx.backends.firmware import firmware_of
 from mtunnel_tx.backends.host import check_devices
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.guestconf import parse_guest_config
@@ -38,15 +39,17 @@ class Started(QemuCase):
             conf = self.config(host, row)
             try:
                 if conf is not None:
-                    check_devices(resolve_machine(read_hardware(conf, local=True), known.machines), known)
+                    hardware = resolve_machine(read_hardware(conf, local=True), known.machines)
+                    check_devices(hardware, known)
+                    firmware_of(hardware)
             except TunnelError:
-                continue  # a version, or a module, that this QEMU has not
+                continue  # a version, a module or a firmware that this host has not
             if conf is None:
                 continue
             with self.context(row):
                 await self.check(host, conf)
             count += 1
-        self.assertGreater(count, len(rows) // 3)
+        self.assertGreater(count, len(rows) // 4)
 
     def context(self, row):
         return _Named(row.name)

@@ -13,6 +13,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from mtunnel_tx.demo.ticker import read_beats, read_ring, ticker
+from tests.matrix.insisting import ANSWERS
+from tests.matrix.nginx import start_nginx
 from tests.matrix.proxy import API, COMMANDS, DISK, MEMORY, Proxy
 from tests.matrix.serial import Listener
 from tests.matrix.spy import Spy, make_shim, overlap_ms
@@ -45,10 +47,11 @@ HERE, THERE = 100, 200
 class Side(Node):
     """A node whose QEMUs are watched."""
 
-    def __init__(self, name: str, shims: Path, park_s: float = 600) -> None:
+    def __init__(self, name: str, shims: Path, park_s: float = 600, restart_s: float | None = None) -> None:
         self.shims = shims
         make_shim(shims)
-        super().__init__(name, extra=f"[limits]\npark_s = {park_s}")
+        workers = "" if restart_s is None else 'workers = 1\nuser = "nobody"\n'
+        super().__init__(name, extra=f"{workers}[limits]\npark_s = {park_s}\nrestart_s = {restart_s or 0}")
         self.spies: list[Spy] = []
 
     @property
@@ -100,15 +103,25 @@ class Side(Node):
 class Cell:
     """Two nodes, a ticking guest on the first one, and `mtunnel migrate --online`."""
 
-    def __init__(self, *, small_disk: bool = False, park_s: float = 600) -> None:
+    def __init__(
+        self,
+        *,
+        small_disk: bool = False,
+        park_s: float = 600,
+        restart_s: float | None = None,
+        program: str = "mtunnel_tx.cli",
+        behind_nginx: bool = False,
+    ) -> None:
         self._owner = ExitStack()
+        self._program = program
         self.folder = Path(tempfile.mkdtemp(prefix="mx-"))
-        self.here, self.there = Side("here", self.folder / "a"), Side("there", self.folder / "b", park_s)
+        self.here, self.there = Side("here", self.folder / "a"), Side("there", self.folder / "b", park_s, restart_s)
         self.mounted: Path | None = None
         if small_disk:
             self._mount()
         self.there.start()
-        self.proxy = Proxy(self.there.port, self._kind, lambda: self.holds())
+        port = start_nginx(self._owner, self.there) if behind_nginx else self.there.port
+        self.proxy = Proxy(port, self._kind, lambda: self.holds())
         self.migration: subprocess.Popen[str] | None = None
         self.said = ""
         self.before = Listener(self.here.runtime / f"{HERE}.serial0")
@@ -163,11 +176,16 @@ class Cell:
     def migrate(self, *options: str) -> None:
         """Begin; the program runs on its own."""
         endpoint = self.there.endpoint.replace(f"port={self.there.port}", f"port={self.proxy.own_port}")
-        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", str(HERE), "--online", "--target-vmid", str(THERE)]
+        argv = [sys.executable, "-m", self._program, "migrate", str(HERE), "--online", "--target-vmid", str(THERE)]
         argv += ["--target-storage", "local", "--bwlimit", str(LIMIT_KIB_S), *options]
-        environ = {**self.here.environ, "MTUNNEL_ENDPOINT": endpoint}
+        environ = {**self.here.environ, "MTUNNEL_ENDPOINT": endpoint, ANSWERS: str(self.answers)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.migration = started_process(self._owner.callback, argv, env=environ, **pipes)
+
+    @property
+    def answers(self) -> Path:
+        """Where a source that insists writes what it was told."""
+        return self.folder / "answers.json"
 
     def finish(self) -> int:
         """The migration's exit status; what it said is in `said`."""

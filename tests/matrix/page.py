@@ -23,8 +23,9 @@ _COLUMNS = """\
 Seen in every cell: the guest never ran on both sides (both QEMUs' STOP and RESUME events, by the clock of the host);
 where the VM stayed at the source or was settled back to it, the next migration succeeded.
 
-*Stood still*: the longest time in which the guest ran nowhere, before somebody decided. *Beats*: numbers that no serial
-port showed, and numbers that two showed. *Disk*: whether each number that was counted is on the owner's.
+*Stood still*: the longest time in which the guest ran nowhere, before somebody decided; where a guest in two parts
+waits for a part of its memory, that does not count. *Beats*: numbers that no serial port showed, and numbers that two
+showed. *Disk*: whether each number that was counted is on the owner's.
 """
 
 
@@ -50,7 +51,9 @@ def _overview(outcomes: Sequence[Outcome]) -> str:
 def _owner(outcome: Outcome | None) -> str:
     if outcome is None or outcome.impossible:
         return ""
-    return f"{outcome.end.partition(':')[0].partition(',')[0]}{' **WRONG**' if outcome.wrong else ''}"
+    owner = outcome.end.partition(":")[0].partition(",")[0]
+    late = ", then target" if outcome.then.startswith("target") else ""
+    return f"{owner}{late}{' **WRONG**' if outcome.wrong else ''}"
 
 
 def _details(outcomes: Sequence[Outcome]) -> str:

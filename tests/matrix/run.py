@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from tests.matrix.cell import HERE, THERE, Cell, Side
 from tests.matrix.faults import Fault
+from tests.matrix.joining import BROKEN_OFF, find_state, join
 from tests.matrix.phases import PHASES, Phase
 from tests.matrix.rules import RULES, End
 from tests.matrix.serial import Listener
@@ -18,7 +19,7 @@ from tests.patience import wait_for
 
 MORE_BEATS = 3
 _RUNS_HERE, _RUNS_THERE = (End.SOURCE,), (End.TARGET, End.TARGET_FULL)
-_HELD = (End.HELD, End.HELD_OFF)
+_QEMU_LEFT = {"off": "", "running": ", QEMU with a part of the memory"}
 PROGRAM_KILLED = "source program killed"
 
 
@@ -55,7 +56,13 @@ def run_cell(fault: Fault, phase: Phase) -> Outcome:
         return outcome
     cell = None
     try:
-        cell = Cell(small_disk=fault.small_disk, park_s=fault.park_s)
+        cell = Cell(
+            small_disk=fault.small_disk,
+            park_s=fault.park_s,
+            restart_s=fault.restart_s,
+            program=fault.program,
+            behind_nginx=fault.behind_nginx,
+        )
         Trial(cell, fault, phase, outcome).run()
     except Exception:
         said = f"\nthe migration said: {cell.said}" if cell is not None else ""
@@ -104,7 +111,7 @@ class Trial:
         self.expect("the end", end, self.expected)
         left = self.find_left(end)
         self.outcome.left = ", ".join(left) or "nothing"
-        if end not in _HELD and self.fault.name != PROGRAM_KILLED:
+        if end not in (End.HELD, End.PARTS) and self.fault.name != PROGRAM_KILLED:
             self.expect("what is left", left, [])
 
     def find_end(self) -> End:
@@ -114,8 +121,7 @@ class Trial:
         here, there = cell.here.status(), cell.there.status()
         config = cell.there.guest(THERE)
         if cell.held():
-            self.expect("the source", here in ("paused", "postmigrate"), True)
-            return End.HELD_OFF if there == "off" else End.HELD
+            return self.find_held(here)
         if config is None:
             self.expect("volumes at the target", cell.there.images(THERE), [])
             self.expect("QEMU at the target", there, "off")
@@ -124,18 +130,25 @@ class Trial:
         self.expect("QEMU at the source", here == "running", False)
         return {"running": End.TARGET, "io-error": End.TARGET_FULL}.get(there, End.TARGET_OFF)
 
+    def find_held(self, here: str) -> End:
+        if BROKEN_OFF not in (states := find_state(self.cell)):
+            self.expect("the source", here in ("paused", "postmigrate"), True)
+            return End.HELD
+        self.expect("both parts", (here, *states), ("finish-migrate", BROKEN_OFF, BROKEN_OFF))
+        return End.PARTS
+
     def find_left(self, end: End) -> list[str]:
         """Everything that is neither the owner's nor gone."""
         cell, left = self.cell, []
         if cell.there.journal():
-            left.append("target: journal, config, volumes" + (", paused QEMU" if cell.there.status() != "off" else ""))
+            left.append(f"target: journal, config, volumes{_QEMU_LEFT.get(cell.there.status(), ', paused QEMU')}")
         if cell.here.leaving():
             left.append("source: journal, locked config")
         if end not in (End.SOURCE, End.SOURCE_OFF) and cell.here.status() != "off":
             left.append("source: paused QEMU")
         left += [f"source: {path.name}" for path in cell.here.runtime.glob(f"{HERE}.out*")]
         for name in cell.there.left_over()["sockets"]:
-            if end in (End.SOURCE, End.SOURCE_OFF):
+            if end in (End.SOURCE, End.SOURCE_OFF) and name != "hold.sock":
                 left.append(f"target: {name}")
         return left
 
@@ -144,10 +157,12 @@ class Trial:
         cell = self.cell
         self.outcome.still_ms = round(self.longest_rest_ms())
         steps = []
-        if self.expected in _HELD:
-            steps = self.settle()
-        elif self.fault.name == PROGRAM_KILLED and self.expected is End.TARGET:
+        if self.fault.name == PROGRAM_KILLED and self.expected in (End.HELD, End.TARGET):
             steps = self.tidy_up()
+        elif self.expected is End.HELD:
+            steps = self.come_late()
+        elif self.expected is End.PARTS:
+            steps = self.join_again()
         if self.expected in _RUNS_THERE:
             self.check_copy()
         if self.fault.small_disk:
@@ -159,25 +174,31 @@ class Trial:
         if self.owner() is not None:
             self.await_beats()
 
-    def settle(self) -> list[str]:
-        """By hand: where the memory is at the target, and in some cells at the source as well, there is a choice."""
-        cell = self.cell
-        resume = self.expected is End.HELD and self.fault.name != "daemon SIGTERM"
-        choices = ("--resume", "--there") if resume else ("--discard", "--here")
-        cell.there.run("mtunnel_tx.cli", "settle", str(THERE), choices[0])
-        cell.here.run("mtunnel_tx.cli", "settle", str(HERE), choices[1])
-        self.expect("the journals", (cell.there.journal(), cell.here.leaving()), ("", False))
-        self.expected = End.TARGET if resume else End.SOURCE
-        if resume:
-            self.check_copy()
-        return [f"target: `mtunnel settle {choices[0]}`", f"source: `mtunnel settle {choices[1]}`"]
+    def come_late(self) -> list[str]:
+        """The network is back, and the source asks, and finishes what it had begun."""
+        done = self.cell.here.run("mtunnel_tx.cli", "settle", str(HERE), self.cell.there.endpoint, check=False)
+        self.expect("the source, late", (done.returncode, done.stderr), (0, ""))
+        self.arrive()
+        return ["target, runs there: the source is back, and `mtunnel settle` asks"]
+
+    def join_again(self) -> list[str]:
+        """Nothing is lost where somebody joins both parts, and tells both sides."""
+        self.expect("what joins them", join(self.cell), [])
+        self.arrive()
+        return ["target, runs there: joined again by `migrate-recover`, and `mtunnel settle` at both"]
+
+    def arrive(self) -> None:
+        self.expect("the journals", (self.cell.there.journal(), self.cell.here.leaving()), ("", False))
+        self.expected = End.TARGET
 
     def tidy_up(self) -> list[str]:
         """The next attempt finds out that the VM is the target's, and ends what is left of it here."""
         done = self.attempt()
         told = "since then" in done.stderr and "has ended before it was done" in done.stdout
         self.expect("the next attempt", (done.returncode, told), (1, True))
-        return ["the next attempt says that it is there, and tidies up"]
+        is_held = self.expected is End.HELD
+        self.arrive()
+        return ["target, runs there: the next attempt asks"] if is_held else ["the next attempt says so, and tidies up"]
 
     def check_copy(self) -> None:
         """What is left at the source of a VM that is the target's: a copy that does not start."""

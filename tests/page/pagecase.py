@@ -97,6 +97,7 @@ class PageCase(SynchronousTestCase):
         self.gate = Gate(self.clock)
         self.status, self.rows, self.owners = STATUS, [], {}
         self.looks, self.done, self.failure = 0, [], None
+        self.refusals = []
         self.sessions = Sessions(
             FileAccess(self.root, self.clock.seconds), self.clock, node=NODE, most=8, age_s=3600
         )  # fmt: skip
@@ -111,6 +112,7 @@ class PageCase(SynchronousTestCase):
             node=NODE, reach=self.reach, age_s=3600, clock=self.clock, threads=FakeThreads(), gate=self.gate,
             sessions=self.sessions, looker=self.looker, feed=self.feed,
             actions=PageActions(settle=self.settle, drain=lambda: self.done.append("drained")),
+            refused=self.refusals.append,
         )  # fmt: skip
 
     async def look(self):

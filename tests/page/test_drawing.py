@@ -108,7 +108,7 @@ class SightTests(SynchronousTestCase):
 
     def test_with_audit_on_the_node(self):
         shown = self.shown(visitor(STRONG))
-        self.assertEqual(set(shown), {"now", "node", "moves", "held", "history", "workers", "limits"})
+        self.assertEqual(set(shown), {"now", "waits", "node", "moves", "held", "history", "workers", "limits"})
         for text in ("VM 200", "VM 201"):
             self.assertIn(text, shown["moves"])
         self.assertIn("why-weak", shown["held"])
@@ -116,7 +116,7 @@ class SightTests(SynchronousTestCase):
     def test_a_token_sees_its_own(self):
         shown = self.shown(visitor(WEAK))
         everything = "".join(shown.values())
-        self.assertEqual(set(shown), {"now", "moves", "held", "history"})
+        self.assertEqual(set(shown), {"now", "waits", "moves", "held", "history"})
         self.assertEqual(set(titles_for(visitor(WEAK))), {"moves", "held", "history"})
         self.assertIn("VM 201", shown["moves"])
         self.assertIn("why-weak", shown["held"])

@@ -37,7 +37,7 @@ class UpdateTests(FeedCase):
         wire = self.follow(self.operator())
         ((name, first),) = self.events(wire)
         self.assertEqual(
-            (name, set(first)), ("sections", {"now", "node", "moves", "held", "history", "workers", "limits"})
+            (name, set(first)), ("sections", {"now", "waits", "node", "moves", "held", "history", "workers", "limits"})
         )
         self.status = replace(self.status, moves=(a_move(),))
         self.second()

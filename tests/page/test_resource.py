@@ -6,6 +6,7 @@ from twisted.logger import capturedLogs, formatEvent
 
 from mtunnel_tx.errors import Unauthenticated
 from mtunnel_tx.http.gate import REFUSAL_S
+from mtunnel_tx.page import resource
 from mtunnel_tx.page.sessions import LINK_S, MOST_LINKS
 from tests.http.apicase import SECRET, USERS
 from tests.page.pagecase import AWAY, HERE, STRONG, WEAK, PageCase, PageWire, a_move
@@ -19,6 +20,11 @@ class ReachTests(PageCase):
         answer = self.ask("GET", "/mtunnel/", peer=AWAY)
         self.assertTrue(answer.line.startswith("HTTP/1.1 501"), answer.line)
 
+    def test_from_an_address_of_this_host(self):
+        """The link leads there where the daemon listens on one address only."""
+        self.patch(resource, "is_this_host", lambda address: address == AWAY.host)
+        self.assertIn(b"Log in", self.ask("GET", "/mtunnel/", peer=AWAY).body)
+
     def test_everything_else_is_the_api(self):
         for path in ("/", "/api2/json/version", "/mtunnelx", "/mtunnel.html", "//mtunnel/"):
             self.assertTrue(self.ask("GET", path).line.startswith("HTTP/1.1 501"), path)
@@ -30,6 +36,15 @@ class ReachTests(PageCase):
         for method, path in (("GET", "x"), ("GET", "login"), ("POST", ""), ("PUT", ""), ("GET", "../page.js")):
             answer = self.ask(method, f"/mtunnel/{path}", cookie=self.operator())
             self.assertEqual(answer.line, "HTTP/1.1 404 Not Found", path)
+        self.assertEqual(self.refusals, ["failed"] * 5)
+
+    def test_refusals_are_counted(self):
+        self.ask("POST", "/mtunnel/drain", cookie=self.operator())
+        self.ask("GET", "/mtunnel/events")
+        wire = PageWire(self.site, HERE)
+        wire.write(self.raw("POST", "/mtunnel/login", REFUSED))
+        self.clock.advance(REFUSAL_S)
+        self.assertEqual(self.refusals, ["forbidden", "unauthenticated", "unauthenticated"])
 
 
 class EverywhereTests(PageCase):
@@ -110,6 +125,17 @@ class LogInTests(PageCase):
         wire.write(self.raw("GET", f"/mtunnel/enter?key={key}"))
         self.clock.advance(REFUSAL_S)
         self.assertEqual(wire.response().line, "HTTP/1.1 401 Unauthorized")
+
+    def test_tokens_leave_places_to_the_operator(self):
+        first = self.operator()
+        access = self.sessions._access
+        for number in range(20):
+            self.patch(access, "authenticate", lambda _, number=number: f"mig@pve!t{number}")
+            self.sessions.log_in("x")
+        self.sessions.find(first)
+        self.operator()
+        self.sessions.find(first)
+        self.assertEqual(len(self.sessions._sessions), 8)
 
     def test_links_are_few(self):
         first = self.sessions.make_link()

@@ -265,8 +265,8 @@ class Transfer:
                 last_s = time.monotonic()
                 continue
             assert time.monotonic() - last_s < patience_s(120), f"nothing moves: {self._state(peer, local)}"
-            _watch(poll, peer.tls.sock, not peer.ended, peer.wants_to_send and not peer.ended)
-            _watch(poll, local.sock, not local.ended, local.wants_to_send)
+            watch(poll, peer.tls.sock, not peer.ended, peer.wants_to_send and not peer.ended)
+            watch(poll, local.sock, not local.ended, local.wants_to_send)
             poll.poll(_IDLE_MS)
 
     def _state(self, peer: Peer, local: Local) -> str:
@@ -301,7 +301,7 @@ def _until_the_end(end: Peer | Local, sock: socket.socket) -> None:
             assert select.select([sock], [], [], patience_s(120))[0], "the end does not come"
 
 
-def _watch(poll: select.poll, sock: socket.socket, reads: bool, writes: bool) -> None:
+def watch(poll: select.poll, sock: socket.socket, reads: bool, writes: bool) -> None:
     mask = (select.POLLIN if reads else 0) | (select.POLLOUT if writes else 0)
     if mask:
         poll.register(sock, mask)

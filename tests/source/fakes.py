@@ -38,6 +38,7 @@ class FolderStorage:
         self.children = []
         self.freed = []
         self.backing = {}
+        self.damaged = {}
         self.facts = {}
         self.written = {}
         self.stuck = set()
@@ -75,6 +76,10 @@ class FolderStorage:
         facts = self.facts.get(volid, ImageFacts(format="raw", size_bytes=0))
         return replace(facts, elsewhere=self.backing.get(volid))
 
+    async def verify(self, volid):
+        if volid in self.damaged:
+            raise BackendFailed(f"'pvesm verify' failed with exit code 255: {self.damaged[volid]}")
+
     async def written_bytes(self, volid):
         return self.written.get(volid)
 
@@ -105,6 +110,7 @@ class Watcher:
 
     def __init__(self):
         self.said = []
+        self.warned = []
         self.begun = []
         self.resized = []
         self.moved = 0
@@ -114,6 +120,10 @@ class Watcher:
 
     def say(self, text):
         self.said.append(text)
+
+    def warn(self, text):
+        self.said.append(text)
+        self.warned.append(text)
 
     def begin(self, label, total_bytes):
         self.begun.append((label, total_bytes))

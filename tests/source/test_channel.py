@@ -9,6 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import BackendFailed, TimedOut
 from mtunnel_tx.source.channel import OWED_LIMIT, CommandChannel, CommandRefused, one_line, read_reply
+from mtunnel_tx.source.outages import Outages
+from tests.source.test_outages import FakeStream
 
 
 class CommandsTest(SynchronousTestCase):
@@ -39,6 +41,22 @@ class CommandsTest(SynchronousTestCase):
         reply = self.call("start")
         self.commands.dataReceived(b'{"success":false,"msg":"failed\\u001b to\\n\\nstart: x\\n"}\n')
         self.assertEqual(self.failureResultOf(reply, CommandRefused).value.text, "target: failed? to; start: x")
+
+    def test_a_loss_may_be_noticed_late(self):
+        """The clock stands still from then on, and until then a reply that does not come may be lost."""
+        outages, stream = Outages(self.clock, lambda _text: None), FakeStream()
+        commands = CommandChannel(outages.commands, outages.notice_s)
+        commands.makeConnection(StringTransport())
+        outages.watch(stream, longest_s=600.0, notice_s=22.5, carries_commands=True)
+        reply = Deferred.fromCoroutine(commands.call("ticket", 10))
+        self.clock.advance(22.4)
+        stream.lose()
+        self.clock.advance(500)
+        stream.find()
+        self.clock.advance(9.9)
+        self.assertNoResult(reply)
+        self.clock.advance(0.3)
+        self.assertEqual(self.failureResultOf(reply, TimedOut).value.text, "no reply to 'ticket' within 32.5 s")
 
     def test_a_late_reply_is_not_the_next_one(self):
         late = self.call("disk-import", 600)

@@ -65,6 +65,20 @@ class MirrorWatchTest(SynchronousTestCase):
         steps = [advice[0].writes_bytes_s for advice in self.said(mirror(0, 16), *states, every_s=10) if advice]
         self.assertEqual(steps, [6 * MIB, 3 * MIB, 3 * MIB // 2, MIB, None])
 
+    def test_a_limit_that_is_not_needed_any_more_goes(self):
+        behind = (mirror(0, 16), mirror(15, 20), mirror(25, 26), mirror(65, 76))
+        level = [mirror(76 + number, 76 + number, ready=True) for number in (0, 1, 2)]
+        *_, first, (advice,) = self.said(*behind, *level[:2], every_s=5)
+        self.assertEqual((first, advice.drive, advice.writes_bytes_s), ([], "scsi0", 0))
+        self.assertEqual(advice.say, "scsi0: its copy is level; the guest may write as fast as it likes again")
+        self.assertEqual(self.said(*behind, *level, every_s=5)[-1], [])
+
+    def test_one_that_is_needed_is_raised_in_small_steps(self):
+        behind = (mirror(0, 16), mirror(15, 20), mirror(25, 26), mirror(65, 76))
+        level = [mirror(76 + number, 76 + number, ready=True) for number in (0, 28)]
+        *_, (advice,) = self.said(*behind, *level, every_s=5)
+        self.assertEqual(advice.writes_bytes_s, 7.5 * MIB)
+
     def test_it_is_said_again_after_a_while(self):
         states = [mirror(16 + number, 20 + 2 * number) for number in range(9)]
         said = [advice[0].say for advice in self.said(mirror(0, 16), *states, every_s=10) if advice]
@@ -132,7 +146,7 @@ class LimitsTest(LiveCase):
 
     def copy(self, clock):
         pace = Pace(disks={"scsi0": 0}, memory_bytes_s=0, downtime_ms=100)
-        return LiveCopy(self.machines, replace(self.world(), reactor=clock), pace, Patience())
+        return LiveCopy(self.machines, replace(self.world(), reactor=clock), pace, Patience(), None)
 
     async def test_a_disk_that_falls_behind_while_the_memory_is_sent(self):
         clock = Clock()

@@ -98,6 +98,23 @@ class JudgeTest(SynchronousTestCase):
             self.assertIs(self.whose(*LIVE[:3], machine=machine), owner, migration)
         self.assertIs(self.whose(*LIVE[:3], machine=GONE), Owner.UNKNOWN)
 
+    def test_ours_once_it_runs_on_here(self):
+        """Also where QEMU here has ended since."""
+        for machine in (GONE, RUNNING, SENT):
+            self.assertIs(self.whose(*LIVE[:3], "runs_on", machine=machine), Owner.HERE)
+        self.assertEqual(
+            describe(departure(*LIVE[:3], "runs_on")), "was on its way to pve2 as VM 200, and was let run on here"
+        )
+        for word in ("resuming", "handed_over"):
+            with self.assertRaises(WrongState):
+                self.whose(*LIVE[:3], "runs_on", word)
+
+    def test_nobodys_where_a_stopped_one_was_refused(self):
+        """The target may have written that it is its own, and then failed."""
+        self.assertIs(self.whose("opened", "handing_over", "refused", power="off", machine=GONE), Owner.UNKNOWN)
+        self.assertIs(self.whose("opened", "handing_over", "refused", "kept", power="off", machine=GONE), Owner.HERE)
+        self.assertIn("and said no", explain(departure("opened", "handing_over", "refused", power="off"), GONE))
+
     def test_nobody_knows_what_was_not_answered(self):
         for words, power in ((LIVE[:4], "running"), (PAUSED[:4], "paused"), (STOPPED[:2], "off")):
             for machine in (GONE, SENT):
@@ -108,6 +125,34 @@ class JudgeTest(SynchronousTestCase):
                              (STOPPED, "off")):  # fmt: skip
             for machine in (GONE, SENT):
                 self.assertIs(self.whose(*words, power=power, machine=machine), Owner.THERE)
+
+    def test_by_post_copy_nobodys_until_all_of_it_is_there(self):
+        split = ("opened", "starting", "postcopy", "completing", "resuming", "resumed")
+        for state in ("postcopy-active", "postcopy-paused", "none"):
+            machine = LocalMachine(status="finish-migrate", migration=state)
+            for length in (4, 5, 6):
+                self.assertIs(self.whose(*split[:length], machine=machine), Owner.UNKNOWN, (state, length))
+        self.assertIs(self.whose(*split, machine=GONE), Owner.UNKNOWN)
+        self.assertIs(self.whose(*split, machine=SENT), Owner.THERE)
+        self.assertIs(self.whose(*split, "whole", machine=GONE), Owner.THERE)
+        self.assertIs(self.whose(*split, "handed_over", machine=GONE), Owner.THERE)
+        self.assertIs(self.whose(*split, "kept", machine=GONE), Owner.HERE)
+        with self.assertRaises(WrongState):
+            self.whose(*split, "whole", "kept")
+
+    def test_by_post_copy_ours_until_the_target_was_asked(self):
+        machine = LocalMachine(status="postmigrate", migration="cancelled")
+        self.assertIs(self.whose("opened", "starting", "postcopy", "completing", machine=machine), Owner.HERE)
+        asked = ("opened", "starting", "postcopy", "completing", "resuming", "refused")
+        self.assertIs(self.whose(*asked, machine=machine), Owner.UNKNOWN)
+        self.assertIs(self.whose(*asked, "kept", machine=machine), Owner.HERE)
+
+    def test_two_parts_in_words(self):
+        split = departure("opened", "starting", "postcopy", "completing", "resuming", "resumed")
+        text = explain(split, LocalMachine(status="finish-migrate", migration="postcopy-paused"))
+        for part in ("in two parts", "runs it; QEMU here has the rest, and waits", "--here", "--there", "--discard"):
+            self.assertIn(part, text)
+        self.assertIn("QEMU here, which had the rest, is gone. One part has to go", explain(split, GONE))
 
     def test_ours_where_they_removed_everything(self):
         for machine in (RUNNING, GONE, SENT):

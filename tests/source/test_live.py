@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
+from mtunnel_tx.source.patience import OnTimeout, Patience
 from mtunnel_tx.source.qemu.forwards import Forwards
 from tests.source.case import SourceCase
 from tests.source.machines import FakeMachine
+
+STATE = {"status": "active", "passes": 1, "throttle_percent": 0, "dirty_bytes_s": 2.0, "sent_bytes_s": 1.0}
+STATE |= {"transferred_bytes": 1, "remaining_bytes": 9}
 
 
 class LiveCase(SourceCase):
@@ -54,6 +59,51 @@ class LiveCase(SourceCase):
         for text in ("nobody here knows who owns VM 100", *texts):
             self.assertIn(text, self.watcher.said[-1])
         self.assertTrue({"run", "end"}.isdisjoint(self.machines.deeds), self.machines.deeds)
+
+
+class PostcopyTest(LiveCase):
+    def setUp(self):
+        super().setUp()
+        self.machines.memory_states = [SimpleNamespace(**STATE)]
+        self.target.http["GET", "/version"] = {"version": "9.2.0", "release": "9.2", "repoid": "mtunnel-tx-1.0"}
+        self.target.http["POST", f"{self.target.guest}/mtunnelcheck"] = {"findings": [], "disks": []}
+
+    def migrate(self, **changes):
+        patience = Patience(timeout_s=1e-6, on_timeout=OnTimeout.POSTCOPY)
+        return super().migrate(patience=patience, **changes)
+
+    async def test_it_runs_there_before_all_of_it_is_there(self):
+        await self.migrate()
+        self.assertEqual(self.machines.deeds, ["mirror", "post-copy", "memory", "level", "rest", "end"])
+        self.assertEqual((self.written["resume"], self.written["unlock"]), ("resuming", "whole"))
+        self.assertIn("post-copy: 3.0 MiB remain", self.watcher.said)
+        self.assert_moved()
+
+    async def test_the_rest_does_not_come_there(self):
+        self.machines.breaks = True
+        with self.assertRaises(TunnelError):
+            await self.migrate()
+        self.assertTrue({"stop", "quit", "unlock"}.isdisjoint(self.told()), self.told())
+        self.assertTrue({"run", "end", "cancel"}.isdisjoint(self.machines.deeds), self.machines.deeds)
+        self.assertIn("VM 100 is in two parts (post-copy)", self.watcher.said[-1])
+
+    async def test_the_target_does_not_let_it_run(self):
+        """QEMU takes it back while the target's still lives; it runs here once that has cleaned up."""
+        self.target.replies["resume"] = {"success": False, "msg": "no"}
+        await self.fails("no")
+        self.assert_back("cancel", "adopt scsi0", "adopt virtio1", "run", said="runs on here")
+
+    async def test_the_exports_do_not_end(self):
+        self.target.replies["nbdstop"] = {"success": False, "msg": "no"}
+        await self.fails("no")
+        self.assert_back("cancel", "run", "adopt scsi0", "adopt virtio1", said="runs on here")
+
+    async def test_a_target_that_cannot(self):
+        del self.target.http["POST", f"{self.target.guest}/mtunnelcheck"]
+        with self.assertRaises(TunnelError) as caught:
+            await self.migrate()
+        self.assertIn("--on-timeout postcopy: only an mtunnel-tx", caught.exception.text)
+        self.assertEqual(self.told(), [])
 
 
 class MovedTest(LiveCase):
@@ -159,7 +209,7 @@ class BackTest(LiveCase):
 
     async def test_it_runs_on_before_the_target_is_told(self):
         """The network may be what is lost: nobody who stands still waits for an answer then."""
-        for deed in ("memory", "level"):
+        for deed in ("memory", "level", "rest"):
             self.setUp()
             self.machines.late = deed
             asked = self.target.when("stop")
@@ -176,11 +226,52 @@ class BackTest(LiveCase):
         self.machines.fails = "rest"
         await self.fails("Broken pipe")
         self.assert_back(said="runs on here")
+        self.assertEqual((self.written["stop"], self.machines.is_sped_up), ("runs_on", True))
+
+    async def test_it_is_written_before_it_runs_on(self):
+        """The target may have all of it, and would be told to run it once QEMU here is gone."""
+        run, written = self.machines.run, []
+
+        async def note():
+            written.append(self.journal.read(100)[-1]["do"])
+            await run()
+
+        self.machines.run = note
+        self.machines.before = "paused"
+        self.machines.late = "rest"
+        self.machines.cancel_migration = self.cancel
+        await self.fails("not level")
+        self.assertEqual(written[0], "runs_on")
+
+    async def cancel(self):
+        self.machines.memory, self.machines.now = "cancelled", "paused"
 
     async def test_the_target_does_not_let_it_run(self):
         self.target.fail["resume"] = "its QEMU is gone"
         await self.fails("its QEMU is gone")
         self.assert_back("run", said="runs on here")
+
+    async def test_one_of_ours_that_said_no_is_not_told_to_end_it(self):
+        """It may run there all the same: QEMU had not answered in time."""
+        self.target.http["GET", "/version"] = {"version": "9.2.0", "release": "9.2", "repoid": "mtunnel-tx-1.0"}
+        self.target.http["POST", f"{self.target.guest}/mtunnelcheck"] = {"findings": [], "disks": []}
+        self.target.fail["resume"] = "QEMU did not answer 'cont' within 10 s"
+        await self.fails("QEMU did not answer")
+        self.assertNotIn("stop", self.told())
+        self.assert_back("run", said="runs on here")
+
+    async def test_one_that_does_not_answer_to_unlock_is_looked_at(self):
+        """The memory of a paused VM is nowhere else, where QEMU here has died."""
+        self.machines.now = "paused"
+        self.target.replies["unlock"] = Deferred()
+        reached = self.target.when("unlock")
+        running = self.migrate()
+        await reached
+        self.machines.is_on = False
+        self.target.command_wire.sendMessage(b"5\n", isBinary=True)
+        with self.assertRaises(TunnelError):
+            await running
+        self.assert_held("was told that it is its own, and did not answer; it is off here")
 
     async def test_a_paused_one_comes_back_paused(self):
         self.machines.now = "paused"

@@ -5,7 +5,9 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from mtunnel_tx.errors import BackendFailed, TunnelError, WrongState
 from mtunnel_tx.pve.maps import parse_map
+from mtunnel_tx.source.migration import LAST_WORDS_S
 from mtunnel_tx.source.survey import Obstructed
+from mtunnel_tx.waiting import pause
 from tests.patience import patience_s
 from tests.source.case import CONF, FIREWALL, QCOW2, RAW, SourceCase
 from tests.source.target import TOKEN, make_reply
@@ -46,7 +48,9 @@ class WholeMigrationTest(SourceCase):
 
     def test_http_requests(self):
         post = ("POST", "/nodes/pvetest/qemu/300/mtunnel", {}, {"storages": "tank", "bridges": "vmbr9"})
-        self.assertEqual(self.target.requests, [*((*look, {}) for look in LOOKS), post])
+        *looks, last = self.target.requests
+        self.assertCountEqual(looks, [(*look, {}) for look in LOOKS])  # they are asked beside each other
+        self.assertEqual(last, post)
         for headers in self.target.headers:
             self.assertEqual(headers.getRawHeaders("authorization"), [TOKEN])
 
@@ -270,7 +274,7 @@ class FailuresTest(SourceCase):
         self.target.fail = {"config": "no", "quit": "neither"}
         await self.fails("command - no")
         said = "cleanup at the target failed: target: failed to handle 'quit' command - neither"
-        self.assertIn(said, self.watcher.said)
+        self.assertIn(said, self.watcher.warned)
 
     async def test_interrupted(self):
         for event in ("POST /nodes/pvetest/qemu/300/mtunnel", "version", "disk-import", "payload", "config"):
@@ -325,6 +329,26 @@ class FailuresTest(SourceCase):
     async def test_target_that_is_not_waited_for_at_its_last_word(self):
         await self.not_waited_for("quit")
         self.assert_moved()
+
+    async def test_target_of_our_own_that_does_not_hear_the_last_words(self):
+        """A moment at most: whoever interrupts twice does not wait."""
+        last_words = "POST /nodes/localhost/qemu/300/mtunnellate"
+        self.target.http["GET", "/version"] = {"version": "9.2.0", "release": "9.2", "repoid": "mtunnel-tx-1.0"}
+        self.target.silent = "config"
+        reached, asked = self.target.when("config"), self.target.when(last_words)
+        running = self.migrate()
+        await reached
+        await pause(reactor, 0)
+        self.target.silent = last_words
+        running.cancel()
+        self.world_now.impatient.callback(None)
+        await asked
+        began = reactor.seconds()
+        with self.assertRaises((CancelledError, TunnelError)):
+            await running
+        self.assertLess(reactor.seconds() - began, patience_s(LAST_WORDS_S + 15))
+        self.assertIn("was not waited for: it may hold VM 300", self.watcher.said[-1])
+        self.assert_unlocked()
 
     async def test_interrupted_before_the_tunnel(self):
         reached = self.target.when("GET /version")

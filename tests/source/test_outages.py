@@ -3,6 +3,7 @@
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from mtunnel_tx.ports.moves import OutageBegan, OutageEnded, WasParked
 from mtunnel_tx.source.outages import Outages, StandingClock
 
 
@@ -51,8 +52,8 @@ class OutageTests(SynchronousTestCase):
         self.told = []
         self.outages = Outages(self.clock, self.said.append, self.told.append)
         self.commands, self.memory = FakeStream(), FakeStream()
-        self.outages.watch(self.commands, longest_s=600.0, carries_commands=True)
-        self.outages.watch(self.memory, longest_s=600.0, carries_commands=False)
+        self.outages.watch(self.commands, longest_s=600.0, notice_s=20.0, carries_commands=True)
+        self.outages.watch(self.memory, longest_s=600.0, notice_s=20.0, carries_commands=False)
 
     def test_what_is_said(self):
         self.memory.lose()
@@ -63,9 +64,13 @@ class OutageTests(SynchronousTestCase):
         self.memory.find()
         lost = "connection lost, waiting ({} of 10:00)"
         self.assertEqual(self.said, [lost.format("0:00"), lost.format("0:10"), "resumed after 0:14"])
-        self.assertEqual((self.outages.summary(), self.told), ("connection lost once, 0:14 in all", [14.0]))
+        self.assertEqual(self.outages.summary(), "connection lost once, 0:14 in all")
+        self.assertEqual(self.told, [OutageBegan(), WasParked(parked_s=14.0), OutageEnded()])
         self.memory.lose()
+        self.outages.forget(self.commands)
+        self.assertEqual(self.told[3:], [OutageBegan()])
         self.outages.forget(self.memory)
+        self.assertEqual(self.told[3:], [OutageBegan(), OutageEnded()])
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertEqual(self.outages.summary(), "connection lost 2 times, 0:14 in all")
 
@@ -83,5 +88,7 @@ class OutageTests(SynchronousTestCase):
 
     def test_a_plain_stream_is_not_waited_for(self):
         plain = FakeStream()
-        Outages(self.clock, self.said.append).watch(plain, longest_s=0.0, carries_commands=True)
+        outages = Outages(self.clock, self.said.append)
+        outages.watch(plain, longest_s=0.0, notice_s=20.0, carries_commands=True)
         self.assertFalse(hasattr(plain, "lose"))
+        self.assertEqual((self.outages.notice_s(), outages.notice_s()), (20.0, 0.0))

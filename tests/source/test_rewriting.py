@@ -1,7 +1,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.pve.guestconf import parse_guest_config
-from mtunnel_tx.source.rewriting import find_bridges, rewrite_config
+from mtunnel_tx.source.rewriting import find_bridges, rewrite_config, sent_firewall
 
 CONF = """#a note
 boot: order=scsi0;net0
@@ -52,6 +52,17 @@ class RewritingTest(SynchronousTestCase):
         volids = {"local:100/vm-100-disk-0.raw": "thin:vm-300-disk-0", "local:100/vm-100-disk-0.qcow2": "t:300/a.raw"}
         sent = rewrite_config(conf, volids, str, str)
         self.assertEqual(sent, "scsi0: thin:vm-300-disk-0,discard=on,format=raw\nscsi1: t:300/a.raw,discard=on\n")
+
+    def test_a_drive_that_cannot_be_read(self):
+        """It is refused by whoever reads it, and a look at both sides has to come to its end."""
+        text = "scsi0: local:100/vm-100-disk-0.raw,cache=often\nscsi1: local:100/vm-100-disk-1.raw,new=1\n"
+        self.assertEqual(rewrite_config(parse_guest_config(text), {}, str, str), text)
+
+    def test_firewall_rules(self):
+        """No byte is lost, and every one can be sent."""
+        read = b"IN DROP # caf\xe9 \xff\x80 caf\xc3\xa9\n".decode("utf-8", "surrogateescape")
+        self.assertEqual(sent_firewall(read), "IN DROP # caf\u00e9 \u00ff\u0080 caf\u00e9\n")
+        self.assertIsNone(sent_firewall(None))
 
     def test_bridges(self):
         conf = parse_guest_config("net0: virtio,bridge=b\nnet1: virtio,bridge=a\nnet2: virtio,bridge=b\nnet3: virtio\n")

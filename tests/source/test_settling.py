@@ -7,7 +7,9 @@ from mtunnel_tx.ports.programs import Program
 from mtunnel_tx.pve.moved import find_move
 from mtunnel_tx.source.departure import Power, claim
 from mtunnel_tx.source.earlier import finish_earlier, settle
+from mtunnel_tx.source.journal import find_departure
 from mtunnel_tx.source.owner import Owner
+from mtunnel_tx.source.removal import is_another
 from mtunnel_tx.source.settling import OwnerUnknown
 from mtunnel_tx.source.survey import Obstructed
 from tests.source.case import CONF, MOVED, WHEN_S, SourceCase
@@ -142,9 +144,38 @@ class GoneThereTest(LeftCase):
         self.assertEqual((self.guests.read(100).lock, self.journal.standing()), ("migrate", []))
         self.assertIn("its copy stays here, locked, as qm leaves it", self.watcher.said[-1])
 
+    async def test_somebody_removed_or_changed_the_lock(self):
+        """The copy is marked all the same, and it is said; a lock that is somebody else's stays."""
+        for before, after, said in (("", "", "removed"), ("lock: backup\n", "backup", "changed to 'backup'")):
+            machine = FakeMachine("postmigrate", "completed")
+            await self.leave("opened", "starting", "completing", "resuming", "resumed", machine=machine)
+            self.conf_file.write_text(before + CONF)
+            await self.settle()
+            conf = self.guests.read(100)
+            self.assertEqual((conf.lock or "", self.journal.standing()), (after, []))
+            self.assertEqual(find_move(conf), "moved to pve2 as VM 200 on 2026-10-01 12:00 UTC")
+            self.assertIn(f"does not start any more (its 'lock: migrate' was {said} here", self.watcher.said[-1])
+
+    async def test_a_mark_of_before_a_crash_stays(self):
+        await self.leave("opened", "handing_over", "handed_over", power="off")
+        marked = MOVED.replace("127.0.0.1 as VM 300", "pve2 as VM 200").replace("2026-10-01", "2026-09-30")
+        self.conf_file.write_text(marked)
+        await self.settle()
+        self.assertEqual((self.conf_file.read_text(), self.journal.standing()), (marked, []))
+
+    async def test_proxmox_has_no_room_and_the_lock_is_gone(self):
+        await self.leave("opened", "handing_over", "handed_over", power="off")
+        self.conf_file.write_text(CONF)
+        self.marks_moves = False
+        await self.settle()
+        self.assertEqual((self.conf_file.read_text(), self.journal.standing()), (CONF, []))
+        self.assertIn("its copy here CAN START", self.watcher.said[-1])
+        self.assertIn("'qm set 100 --lock migrate'", self.watcher.said[-1])
+
 
 class BegunRemovalTest(LeftCase):
     WORDS = ("opened", "handing_over", "handed_over", "removing")
+    RUN_WORDS = ("opened", "starting", "completing", "resuming", "resumed", "handed_over", "removing")
 
     async def test_everything_is_finished(self):
         await self.leave(*self.WORDS, power="off")
@@ -158,16 +189,73 @@ class BegunRemovalTest(LeftCase):
         await self.settle()
         self.assertEqual((self.storage.freed, self.journal.standing()), (VOLUMES[1:], []))
 
-    async def test_a_new_vm_of_this_number_keeps_its_config_and_its_volumes(self):
-        """Also one that comes from another host, whose lock is called like ours."""
-        await self.leave(*self.WORDS, power="off")
+    async def test_a_new_vm_of_this_number_is_left_alone(self):
+        """Also one that comes from another host, whose lock is called like ours; its QEMU is not ended."""
         for text in ("memory: 512\n", "lock: migrate\nmemory: 512\n"):
-            self.conf_file.write_text(text)
-            with self.assertRaises(WrongState) as caught:
+            for status in ("off", "paused", "io-error", "running"):
+                await self.leave(*self.RUN_WORDS, machine=FakeMachine(status, "none"))
+                self.conf_file.write_text(text)
                 await self.settle()
-            self.assertIn(f"'{VOLUMES[0]}' (a new VM 100 is there)", caught.exception.text)
-            self.assertEqual((self.storage.freed, self.journal.standing()), ([], [100]))
-            self.assertEqual(self.conf_file.read_text(), text)
+                self.assertEqual((self.storage.freed, self.journal.standing()), ([], []))
+                self.assertEqual((self.conf_file.read_text(), self.machines.deeds), (text, []))
+                for volid in VOLUMES:
+                    self.assertIn(f"'{volid}'", self.watcher.said[-1])
+
+    async def test_a_config_that_was_edited_is_no_new_vm(self):
+        await self.leave(*self.WORDS, power="off")
+        self.conf_file.write_text(f"lock: migrate\n{CONF}tags: x\n")
+        self.assertFalse(is_another(self.host(), find_departure(self.host(), 100)))
+
+    async def test_a_vm_restored_with_the_same_volumes_loses_nothing(self):
+        """Nothing tells it from the old config, edited: a backup has the old ids too. It is marked, and kept."""
+        await self.leave(*self.WORDS, power="off")
+        self.conf_file.write_text(f"{CONF}description: restored\n")
+        await self.settle()
+        self.assertEqual((self.storage.freed, self.journal.standing()), ([], []))
+        self.assertIsNotNone(find_move(self.guests.read(100)))
+        self.assert_not_removed("'mtunnel vm destroy 100' removes it")
+        self.assertIn("VM 100 was NOT removed here", self.watcher.warned[-1])
+
+    async def test_a_restored_vm_that_runs_is_left_alone(self):
+        await self.leave(*self.RUN_WORDS, machine=FakeMachine("running", "none"))
+        self.conf_file.write_text(f"{CONF}description: restored\n")
+        with self.assertRaises(WrongState) as caught:
+            await self.settle()
+        self.assertIn("but it runs here too", caught.exception.text)
+        self.assertEqual((self.storage.freed, self.machines.deeds), ([], []))
+
+    async def test_a_config_that_was_edited_stays_with_its_volumes_and_is_marked(self):
+        for lock, left in (("lock: migrate\n", None), ("", None), ("lock: backup\n", "backup")):
+            await self.leave(*self.WORDS, power="off")
+            self.conf_file.write_text(f"{lock}{CONF}tags: x\n")
+            await self.settle()
+            conf = self.guests.read(100)
+            self.assertEqual((conf.lock, conf.options["tags"]), (left, "x"))
+            self.assertIsNotNone(find_move(conf))
+            self.assertEqual((self.storage.freed, self.journal.standing()), ([], []))
+            self.assert_not_removed("'mtunnel vm destroy 100' removes it")
+
+    async def test_a_config_whose_lock_alone_is_gone_stays_too(self):
+        await self.leave(*self.WORDS, power="off")
+        self.conf_file.write_text(CONF)
+        await self.settle()
+        self.assertIsNotNone(find_move(self.guests.read(100)))
+        self.assertEqual((self.storage.freed, self.journal.standing()), ([], []))
+        self.assert_not_removed("'mtunnel vm destroy 100' removes it")
+
+    async def test_an_edited_config_of_proxmox_stays_locked(self):
+        await self.leave(*self.WORDS, power="off")
+        self.conf_file.write_text(f"lock: migrate\n{CONF}tags: x\n")
+        self.marks_moves = False
+        await self.settle()
+        self.assertEqual((self.guests.read(100).lock, self.storage.freed), ("migrate", []))
+        self.assert_not_removed("'qm unlock 100 && qm destroy 100' removes it")
+
+    def assert_not_removed(self, command):
+        said = self.watcher.said[-1]
+        for text in ("VM 100 was NOT removed here", *VOLUMES, command):
+            self.assertIn(text, said)
+        self.assertNotIn("VM 100 was removed here", self.watcher.said)
 
 
 class UndecidedTest(LeftCase):
@@ -236,7 +324,7 @@ class AgainTest(LeftCase):
 
     async def test_a_program_that_works_on_it_is_left_alone(self):
         await self.leave("opened", power="off", program=program_of(os.getppid()))
-        for work in (self.migrate(), self.settle(), finish_earlier(self.host(), 100)):
+        for work in (self.migrate(), self.settle(), finish_earlier(self.host(), 100, self.host().target)):
             with self.assertRaises(WrongState) as caught:
                 await work
             self.assertIn("is on its way to pve2 as VM 200: process", caught.exception.text)

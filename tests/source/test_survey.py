@@ -4,6 +4,7 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred
 
 from mtunnel_tx.errors import NotFound
+from mtunnel_tx.pve.drive import TPM_STATE_BYTES
 from mtunnel_tx.pve.imagefile import ImageFacts
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.survey import Obstructed
@@ -47,9 +48,49 @@ class SurveyTest(SourceCase):
         self.assertEqual((report.target, report.findings), (there, ()))
         self.assert_untouched()
 
+    async def test_it_came_and_is_not_settled(self):
+        """Then no journal of its way out can be opened."""
+        journal = self.folder / "state/journal/100.jsonl"
+        journal.parent.mkdir(parents=True)
+        journal.touch()
+        self.assertEqual(await self.obstacles(), ["VM 100 waits for 'mtunnel settle 100'"])
+
+    async def test_a_damaged_image(self):
+        """The target would see it too, once all of it was there."""
+        self.storage.damaged["local:100/vm-100-disk-1.qcow2"] = "image is cut short: it ends at 1 of 2 bytes"
+        told = "virtio1: 'local:100/vm-100-disk-1.qcow2' cannot be sent: image is cut short: it ends at 1 of 2 bytes"
+        self.assertEqual(await self.obstacles(), [f"{told}; 'qemu-img check' tells more"])
+
+    async def test_both_sides_are_looked_at_at_the_same_time(self):
+        asked, measure = Deferred(), self.storage.size_bytes
+        path = ("GET", "/nodes/localhost/storage")
+        listed = self.target.http[path]
+
+        async def size_bytes(volid):
+            if not asked.called:
+                await asked
+            return await measure(volid)
+
+        def answer(query):
+            asked.callback(None)
+            return listed(query) if callable(listed) else listed
+
+        self.patch(self.storage, "size_bytes", size_bytes)
+        self.target.http[path] = answer
+        self.assertEqual((await self.check()).findings, ())
+
     async def test_permissions_that_are_none(self):
         self.target.http["GET", "/access/permissions"] = lambda query: {query["path"]: 5}
         await self.check()
+
+    async def test_the_state_of_a_tpm_is_looked_at_only(self):
+        """swtpm has cut the file to what it uses; it is sent as what it was made as."""
+        self.write("tpmstate0: local:100/vm-100-disk-5.raw,version=v2.0")
+        path = self.storage._path("local:100/vm-100-disk-5.raw")
+        path.write_bytes(b"x" * 1000)
+        report = await self.check()
+        (disk,) = [disk.disk for disk in report.disks if disk.disk.label == "tpmstate0"]
+        self.assertEqual((disk.size_bytes, path.stat().st_size), (TPM_STATE_BYTES, 1000))
 
     async def test_everything_at_once(self):
         self.running = True
@@ -141,6 +182,54 @@ class SurveyTest(SourceCase):
         )
         await self.check(online=True, drop_snapshots=True)
 
+    async def test_what_cannot_move_while_it_runs(self):
+        """QEMU itself knows what it cannot send, and says so only after the disks where it is not asked before."""
+        self.write("scsi3: local:100/vm-100-disk-3.raw,ro=1")
+        self.storage.add("100/vm-100-disk-3.raw", bytes(1024))
+        await self.check(online=True)
+        self.machines = FakeMachine()
+        self.machines.opened["scsi3"] = ("/d/vm-100-disk-3.raw", 1024)
+        self.machines.blocked = ["The vmdk format used by node 'drive-virtio1' does not support live migration"]
+        self.assertEqual(
+            await self.obstacles(online=True),
+            [
+                "scsi3: it is read-only (ro=1), and cannot be copied while the VM runs: shut it down first",
+                f"VM 100 cannot move while it runs: {self.machines.blocked[0]}",
+            ],
+        )
+
+    async def test_qemu_has_other_memory_than_the_config(self):
+        self.machines = FakeMachine()
+        self.machines.memory_mib = 1024
+        (text,) = await self.obstacles(online=True)
+        self.assertRegex(text, "^the VM runs with 1024 MiB of memory, but its config says 512 MiB")
+
+    async def test_memory_that_cannot_be_read(self):
+        self.machines = FakeMachine()
+        self.conf_file.write_text(CONF.replace("memory: 512", "memory: 16M"))
+        (text,) = await self.obstacles(online=True)
+        self.assertRegex(text, "^memory: cannot be read: .* - got '16M'$")
+
+    async def test_qemu_has_other_disks_than_the_config(self):
+        """A mirror would bring what QEMU has, under the name of what the config has."""
+        self.write("scsi3: local:100/vm-100-disk-3.raw")
+        self.storage.add("100/vm-100-disk-3.raw", bytes(1024))
+        self.machines = FakeMachine()
+        self.machines.opened = {
+            "scsi0": ("/d/vm-100-disk-9.raw", 1048576),
+            "virtio1": ("/d/vm-100-disk-1.qcow2", 209408),
+            "sata4": ("/d/vm-100-disk-4.raw", 512),
+        }
+        self.assertEqual(
+            await self.obstacles(online=True),
+            [
+                "scsi0: the VM runs with another file, '/d/vm-100-disk-9.raw'",
+                "scsi3: the VM runs without this disk: it comes with its next start",
+                "virtio1: the VM runs with 209408 bytes of it, but 'local:100/vm-100-disk-1.qcow2' has 209920",
+                "sata4: the VM runs with this disk, which its config does not name",
+            ],
+        )
+
     async def test_a_protected_one_that_is_to_be_deleted(self):
         self.write("protection: 1")
         await self.check()
@@ -227,17 +316,18 @@ class SurveyTest(SourceCase):
         self.target.http["GET", "/cluster/status"] = make_reply(401, "Authentication failed!")
         self.assertEqual(await self.obstacles(), ["target: 401 Authentication failed!"])
         self.assertEqual(len(self.target.requests), 1)
+        self.assertEqual(len(self.target.requests), 1)
 
     async def test_another_certificate(self):
         self.target.fingerprint = ":".join(["AA"] * 32)
         (reason,) = await self.obstacles()
-        self.assertIn("target: cannot talk to the target: TLS: ", reason)
+        self.assertIn(": TLS: ", reason)
         self.assertEqual(self.target.requests, [])
 
     async def test_nobody_there(self):
         await self.target.close()
         (reason,) = await self.obstacles()
-        self.assertIn("cannot talk to the target: Connection was refused", reason)
+        self.assertIn(": Connection refused", reason)
 
     async def test_a_strange_answer(self):
         for answer in ((200, "OK", []), (200, "OK", {"x": 1}), (200, "OK", "x")):

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 import mtunnel_tx
 from mtunnel_tx.pve.maps import parse_map
 from mtunnel_tx.source.survey import Obstructed
+from mtunnel_tx.source.targetcheck import LONGEST_BYTES
 from mtunnel_tx.wire.checkrequest import CHECK
 from tests.source.case import CONF, SourceCase
 from tests.source.machines import FakeMachine
@@ -106,6 +107,20 @@ class OwnTargetTest(SourceCase):
         self.target.http["POST", self.path] = make_reply(413, "Request Entity Too Large")
         report = await Deferred.fromCoroutine(self.migration().check())
         self.assertIn("the config is too long to be checked by the target before a move", report.unknown)
+
+    async def test_one_that_no_target_takes(self):
+        self.target.http["POST", self.path] = make_reply(413, "Request Entity Too Large")
+        self.conf_file.write_text(f"#{'x' * LONGEST_BYTES}\n{CONF}")
+        self.firewall_file.write_text("# \u00e4\n" * LONGEST_BYTES)
+        told = [f"target: the {what} of VM 100 is longer than 1048576 bytes" for what in ("config", "firewall config")]
+        with self.assertRaises(Obstructed) as caught:
+            await self.migrate()
+        self.assertEqual(list(caught.exception.obstacles), told)
+
+    async def test_firewall_rules_that_are_no_utf8(self):
+        self.firewall_file.write_bytes(b"[RULES]\n\nIN ACCEPT # caf\xe9, caf\xc3\xa9\n")
+        await Deferred.fromCoroutine(self.migration().check())
+        self.assertEqual(self.asked()["firewall-config"], "[RULES]\n\nIN ACCEPT # caf\u00e9, caf\u00e9\n")
 
     async def test_a_strange_answer(self):
         self.target.http["POST", self.path] = [5]

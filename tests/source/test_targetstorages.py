@@ -105,8 +105,12 @@ class LeftoverTests(StorageCase):
 
     async def test_one_that_is_of_no_use(self):
         self.leave("vm-300-cloudinit.raw")
+        """A warning, which is said by a command that says nothing else, too."""
+        text = f"{LEFT.format('vm-300-cloudinit.raw')}: it stays"
         report = await Deferred.fromCoroutine(self.migration().check())
-        self.assertEqual(report.remarks, (f"{LEFT.format('vm-300-cloudinit.raw')}: it stays",))
+        self.assertEqual(report.remarks, (text,))
+        await self.migrate()
+        self.assertEqual(self.watcher.warned, [text])
 
     async def test_what_a_peer_says_is_clean(self):
         self.leave("a\x1b[2J")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import select
 import socket
 
 SSL = ctypes.CDLL("libssl.so.3")
@@ -14,6 +15,8 @@ TLS12, TLS13 = 0x0303, 0x0304
 _CTRL_MODE, _PARTIAL_AND_MOVING = 33, 1 | 2
 _CTRL_READ_AHEAD = 41
 _CTRL_MAX_PROTO = 124
+_DEMAND_BYTES = 5 + 5 + 1 + 16
+"""A record with a KeyUpdate: header, message, type, tag."""
 
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 for _name, _result, _arguments in (
@@ -59,6 +62,7 @@ class Tls:
     def __init__(self, sock: socket.socket, version: int = TLS13) -> None:
         self.sock = sock
         self.version = version
+        self._demanding = False
         self.ssl = SSL.SSL_new(CONTEXTS[version])
         SSL.SSL_set_fd(self.ssl, sock.fileno())
         sock.settimeout(None)
@@ -99,6 +103,26 @@ class Tls:
         """Goes out with the next write; TLS 1.3 only. Where a write is unfinished, nothing happens."""
         if SSL.SSL_key_update(self.ssl, requested) != 1:
             CRYPTO.ERR_clear_error()
+
+    def demand_keys(self) -> bool:
+        """Send a demand for new keys. Returns: False: the network takes nothing; to be called again. Raises: Lost."""
+        if not self._demanding and SSL.SSL_key_update(self.ssl, REQUESTED) != 1:
+            raise Lost("no new keys")
+        self._demanding = self._result(SSL.SSL_do_handshake(self.ssl)) is None
+        return not self._demanding
+
+    def flood(self, most_bytes: int, wait_s: float) -> int:
+        """Demand new keys again and again, and read nothing, until the other side has taken nothing for so long.
+
+        Returns: how many bytes were sent, about; at most about `most_bytes`. Raises: Lost.
+        """
+        sent = 0
+        while sent < most_bytes:
+            if self.demand_keys():
+                sent += _DEMAND_BYTES
+            elif not select.select([], [self.sock], [], wait_s)[1]:
+                break
+        return sent
 
     def say_end(self) -> None:
         """Send a close_notify."""

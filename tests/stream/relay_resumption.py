@@ -102,6 +102,26 @@ class Resumption(Scenes):
         self.assertTrue(scene.outcome().orderly)
 
     @in_thread
+    def test_an_end_comes_again_with_the_bytes_before_it_that_were_not_taken(self):
+        """The end was heard already, as it stood in the same block as they."""
+        scene, payload = self.resumable(limits={"dead_peer_s": 2}), random.Random(5).randbytes(250_000)
+        scene.flow.local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        scene.peer.data(payload)
+        self.say(scene, f"e {len(payload)}")
+        wait_for("the first bytes", lambda: waiting_bytes(scene.local) > 0)
+        self.lose(scene)
+        scene.reconnect()
+        taken = int(self.hear(scene).removeprefix("a "))
+        self.assertLess(taken, len(payload))
+        self.say(scene, "a 0", f"p {taken}")
+        self.assertEqual(self.hear(scene), "p 0")
+        scene.peer.data(payload[taken:])
+        self.say(scene, f"e {len(payload)}")
+        self.assertEqual(read_all(scene.local), payload)
+        while (heard := self.hear(scene)) != "d":
+            self.assertTrue(heard.startswith("a "), heard)
+
+    @in_thread
     def test_the_window_stops_the_reading(self):
         scene = self.resumable()
         threading.Thread(target=scene.local.sendall, args=(bytes(8 * MIB),), daemon=True).start()
@@ -210,6 +230,7 @@ class Resumption(Scenes):
         former.local.close()
         scene.reconnect()
         self.assertEqual(self.hear(scene), "a 3")
+        self.assertIsNone(scene.flow.value, "its bytes are kept twice")
         self.say(scene, "a 2", "p 3")
         self.assertEqual(self.hear(scene), "p 2")
         self.assertEqual(scene.peer.payload(4), b"cdef")

@@ -1,11 +1,13 @@
 """What TLS has of its own in the middle of a stream: new keys, close_notify, alerts. Nothing happens without TLS."""
 
+import contextlib
 import os
 import random
 import select
 import socket
 import threading
 
+from mtunnel_tx.stream import native, sides
 from tests.patience import patience_s
 from tests.stream.openssl import NOT_REQUESTED, REQUESTED, TLS12, TLS13, Lost, Tls
 from tests.stream.scene import MIB, Scenes, codes, in_thread, read_all, read_exactly, waiting_bytes
@@ -91,6 +93,21 @@ class TlsThemes(Scenes):
         without, unasked, asked = sizes
         self.assertEqual(unasked, without)
         self.assertGreater(asked, without)
+
+    @in_thread
+    def test_a_peer_that_demands_new_keys_and_reads_none(self):
+        """Each demand is answered, and the answers would take memory for as long as it goes on."""
+        for module in (sides, native):
+            self.patch(module, "MOST_UNSENT_BYTES", 4096)
+        for window_bytes in (None, MIB) if self.tls else ():
+            scene = self.scene(client=KeyedSocket, window_bytes=window_bytes)
+            scene.peer.data(b"x")
+            self.assertEqual(read_exactly(scene.local, 1), b"x")
+            scene.flow.traffic.carrier.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            with contextlib.suppress(Lost):  # the end of a connection of which nothing is read may not be seen
+                scene.peer.sock.tls.flood(4 * MIB, patience_s(0.5))
+            reason = scene.outcome().reason if window_bytes is None else scene.parked.get(timeout=patience_s())
+            self.assertIn(sides.UNREAD, reason)
 
     @in_thread
     def test_close_notify_without_a_close_frame(self):

@@ -4,7 +4,10 @@ import contextlib
 import itertools
 import socket
 import struct
+import sys
 import threading
+from types import ModuleType
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,12 +16,25 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
 from mtunnel_tx.stream.native import SWITCH, NativeSide, find_native
 from mtunnel_tx.stream.sides import BLOCK_BYTES, Blocks
-from mtunnel_tx.wire.frames import Decoder, Event, FrameError, Role, close_frame, unmask_bytes
+from mtunnel_tx.wire.frames import (
+    HEADER_ROOM_BYTES,
+    SENT_PAYLOAD_BYTES,
+    Decoder,
+    Event,
+    FrameError,
+    Opcode,
+    Role,
+    close_frame,
+    frame_header,
+    unmask_bytes,
+)
 from tests.stream.scene import shake_hands, tcp_pair
 
 NATIVE = find_native()
 SPAN = struct.Struct("II")
 LIMIT = 1 << 26
+FRAME_BYTES = HEADER_ROOM_BYTES + SENT_PAYLOAD_BYTES
+PAYLOAD = bytes(i * 11 & 0xFF for i in range(150_000))
 GATHER = 4096
 
 
@@ -230,6 +246,93 @@ class SideTests(NativeCase):
         self.assertEqual(self.blocks.lent, 0)
         self.assertGreater(self.side.sent_bytes, len(data))
 
+    def forward(self, room, most, **how):
+        """Send what a UNIX socket has in frames. Returns: what `NativeSide.forward` says, and what has come."""
+        local, far = socket.socketpair()
+        self.addCleanup(local.close)
+        local.setblocking(False)
+        far.sendall(PAYLOAD)
+        far.close()
+        moved = self.side.forward(local, room, most, **how)
+        role, pieces, payload = Role.SERVER if how["masked"] else Role.CLIENT, [], b""
+        while len(payload) < sum(moved.sizes_bytes):
+            pieces.append(self.peer.recv(1 << 18))
+            payload, _ = pure(pieces, role)
+        return moved, payload
+
+    def test_batches_of_frames(self):
+        for masked, keeps, most in itertools.product((False, True), (False, True), (1, 2, 4)):
+            with self.subTest(masked=masked, keeps=keeps, most=most):
+                room = memoryview(bytearray(FRAME_BYTES * 4))
+                moved, payload = self.forward(room, most, masked=masked, keeps=keeps)
+                sizes = [
+                    min(SENT_PAYLOAD_BYTES, len(PAYLOAD) - at) for at in range(0, len(PAYLOAD), SENT_PAYLOAD_BYTES)
+                ]
+                self.assertEqual((list(moved.sizes_bytes), moved.failure), (sizes[:most], None))
+                self.assertEqual(payload, PAYLOAD[: sum(sizes[:most])])
+                if keeps:
+                    starts = itertools.accumulate(
+                        moved.sizes_bytes[:-1], lambda at, size: at + HEADER_ROOM_BYTES + size, initial=0
+                    )
+                    kept = [
+                        room[at + HEADER_ROOM_BYTES :][:size]
+                        for at, size in zip(starts, moved.sizes_bytes, strict=True)
+                    ]
+                    self.assertEqual(b"".join(kept), payload)
+
+    def test_no_frame_without_room_for_a_whole_one(self):
+        moved, _ = self.forward(memoryview(bytearray(FRAME_BYTES + 100)), 4, masked=False, keeps=True)
+        self.assertEqual(list(moved.sizes_bytes), [SENT_PAYLOAD_BYTES])
+        self.assertTrue(moved.more)
+        moved, _ = self.forward(memoryview(bytearray(FRAME_BYTES - 1)), 4, masked=False, keeps=True)
+        self.assertEqual(list(moved.sizes_bytes), [])
+
+    def test_another_read_follows_one_of_half_a_frame_or_more(self):
+        half = SENT_PAYLOAD_BYTES // 2
+        for size, more in ((half, False), (half - 1, True)):
+            local, far = socket.socketpair()
+            local.setblocking(False)
+            far.sendall(bytes(size))
+            moved = self.side.forward(local, memoryview(bytearray(FRAME_BYTES)), 4, masked=False, keeps=False)
+            self.assertEqual((list(moved.sizes_bytes), moved.more), ([size], more))
+            local.close()
+            far.close()
+
+    def test_an_end_of_the_unix_socket_comes_behind_its_bytes(self):
+        local, far = socket.socketpair()
+        self.addCleanup(local.close)
+        local.setblocking(False)
+        room = memoryview(bytearray(FRAME_BYTES))
+        moved = self.side.forward(local, room, 4, masked=False, keeps=False)
+        self.assertEqual((list(moved.sizes_bytes), moved.more, moved.local_failure), ([], False, None))
+        far.sendall(b"last")
+        far.close()
+        moved = self.side.forward(local, room, 4, masked=False, keeps=False)
+        self.assertEqual((list(moved.sizes_bytes), moved.more, moved.local_failure), ([4], True, None))
+        moved = self.side.forward(local, room, 4, masked=False, keeps=False)
+        self.assertEqual((list(moved.sizes_bytes), moved.local_failure), ([], (StreamEnded, "end of file")))
+        self.assertEqual(self.peer.recv(100), b"\x82\x04last")
+
+    def test_headers_are_those_of_wire(self):
+        for size, masked in itertools.product((1, 125, 126, 65535, 65536), (False, True)):
+            local, far = socket.socketpair()
+            far.sendall(bytes(size))
+            local.setblocking(False)
+            room = memoryview(bytearray(FRAME_BYTES))
+            self.side.forward(local, room, 1, masked=masked, keeps=True)
+            header = frame_header(Role.CLIENT if masked else Role.SERVER, Opcode.BINARY, size)
+            self.assertEqual(room[HEADER_ROOM_BYTES - len(header) : HEADER_ROOM_BYTES], header)
+            local.close()
+            far.close()
+
+    def test_bad_arguments_are_errors(self):
+        side, good = self.side, [memoryview(bytearray(FRAME_BYTES)), SENT_PAYLOAD_BYTES, 4, False, False, bytearray(9)]
+        for index, value in [(0, b"const"), (1, 0), (1, 1 << 33), (2, 17), (2, -1), (5, b"const")]:
+            with self.subTest(index=index):
+                args = [*good[:index], value, *good[index + 1 :]]
+                call = [side._ssl, side._out, side._number, 0, *args]
+                self.assertRaises((ValueError, OverflowError, BufferError), NATIVE.module.forward, *call)
+
     def test_a_full_socket_keeps_what_is_left(self):
         while not self.side.waits:
             self.side.write(bytes(131072))
@@ -284,3 +387,8 @@ class SwitchTests(SynchronousTestCase):
         native = find_native({SWITCH: "0"})
         self.assertEqual((native.module, native.reason), (None, "switched off by MTUNNEL_NATIVE=0"))
         self.assertEqual(native.summary(), "pure Python (switched off by MTUNNEL_NATIVE=0)")
+
+    def test_built_from_another_version(self):
+        with patch.dict(sys.modules, {"mtunnel_tx.stream._batch": ModuleType("_batch")}):
+            native = find_native({})
+        self.assertEqual(native.summary(), "pure Python (built from another version: install mtunnel-tx again)")

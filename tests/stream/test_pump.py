@@ -1,10 +1,14 @@
 """The pump: the same as the relay on the reactor, in threads; with TLS, both ways to OpenSSL; with and without it."""
 
 import queue
+import sys
 import threading
+from types import ModuleType
+from unittest.mock import patch
 
 from twisted.internet import reactor
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from mtunnel_tx.stream.engine import NativeEngine, PublicEngine, best_engine
 from mtunnel_tx.stream.gathering import SHORT_REST_S
@@ -127,6 +131,10 @@ class PublicPump(PumpTests, TestCase):
 
 
 class Choice(SynchronousTestCase):
+    def setUp(self):
+        if sys.prefix == sys.base_prefix and find_native() is None:
+            raise SkipTest("this system's autobahn has no masker in native code")
+
     def test_this_environment_has_the_fast_ways(self):
         self.assertIs(best_engine(), NativeEngine)
         self.assertIsNotNone(find_native())
@@ -140,3 +148,28 @@ class Choice(SynchronousTestCase):
                 unmask_slowly(memoryview(expected)[start : start + size], b"\x11\x22\x33\x44")
                 unmask(memoryview(data)[start : start + size], b"\x11\x22\x33\x44")
                 self.assertEqual(data, expected)
+
+
+class MaskWarning(SynchronousTestCase):
+    """Autobahn's masker is not there, as in Debian's package of it."""
+
+    def setUp(self):
+        gone = patch.dict(sys.modules, {"_nvx_xormasker": None})  # a copy of the table would not be asked
+        gone.start()
+        self.addCleanup(gone.stop)
+        self.warnings = []
+        globalLogPublisher.addObserver(self.heed)
+        self.addCleanup(globalLogPublisher.removeObserver, self.heed)
+
+    def heed(self, event):
+        text = formatEvent(event)
+        if event["log_level"] is LogLevel.warn and "masker" in text:  # other tests' objects may say something, too
+            self.warnings.append(text)
+
+    def test_none_where_the_native_module_undoes_masks(self):
+        Pump(reactor, native=Native(ModuleType("batch")))
+        self.assertEqual(self.warnings, [])
+
+    def test_said_where_python_does(self):
+        Pump(reactor, native=Native(None, "the test wants none"))
+        self.assertEqual(self.warnings, ["autobahn's native masker is missing: masked streams will be slow"])

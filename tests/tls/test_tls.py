@@ -1,6 +1,8 @@
 """Our own TLS under HTTP, on real sockets."""
 
+import contextlib
 import datetime
+import select
 import socket
 import ssl
 from pathlib import Path
@@ -21,9 +23,10 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from mtunnel_tx.errors import TunnelError
-from mtunnel_tx.tls.protocol import TlsContext, TlsFactory, fingerprint, make_certificate
+from mtunnel_tx.tls.protocol import MANY_KEYS, TlsContext, TlsFactory, fingerprint, make_certificate
 from tests.patience import patience_s
-from tests.stream.scene import client_context, read_all
+from tests.stream.openssl import Lost, Tls
+from tests.stream.scene import MIB, client_context, read_all
 
 
 def write_pair(folder, name="node", mode=0o600):
@@ -244,6 +247,48 @@ class Listening(TestCase):
                 self.assertRaises(ConnectionResetError, sock.recv, 1)
 
         return deferToThread(play)
+
+    def test_new_keys_before_a_request(self):
+        number = self.listen(Site(Large()))
+
+        def play():
+            tls = self.connect_own(number)
+            for _ in range(100):
+                self.assertTrue(tls.demand_keys())
+            tls.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            got = b""
+            while not got.startswith(b"HTTP/1.1 200 OK"):
+                self.assertTrue(select.select([tls.sock], [], [], patience_s())[0])
+                got += tls.receive(1 << 16) or b""
+            tls.close()
+
+        return deferToThread(play)
+
+    def test_a_peer_that_demands_new_keys_again_and_again(self):
+        """Each demand is answered; nobody knows yet who it is."""
+        lost = Deferred()
+
+        class Inner(Protocol):
+            def connectionLost(self, reason):
+                lost.callback(reason.getErrorMessage())
+
+        number = self.listen(Factory.forProtocol(Inner))
+
+        def play():
+            tls = self.connect_own(number)
+            with contextlib.suppress(Lost):  # the end of a connection of which nothing is read may not be seen
+                tls.flood(4 * MIB, patience_s(0.5))
+            return tls
+
+        def check(tls):
+            tls.close()
+            return lost.addCallback(lambda reason: self.assertIn(MANY_KEYS, reason))
+
+        return deferToThread(play).addCallback(check)
+
+    @staticmethod
+    def connect_own(number):
+        return Tls(socket.create_connection(("127.0.0.1", number), patience_s()))
 
     def test_plain_http_to_the_tls_port(self):
         number = self.listen(Site(Large()))

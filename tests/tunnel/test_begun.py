@@ -12,6 +12,8 @@ from mtunnel_tx.tunnel.begun import Course, answer_again, choose
 from mtunnel_tx.tunnel.ledger import Ledger, fold
 from mtunnel_tx.tunnel.tunnel import Tunnel
 from tests.tunnel.case import CONFIG, DISK, TunnelCase
+from tests.tunnel.test_machine import INCOMING
+from tests.tunnel.test_table import START
 
 
 class CourseTests(TunnelCase):
@@ -30,8 +32,11 @@ class CourseTests(TunnelCase):
         self.assertIs(choose("config", ["config"], runs=False, locked=True), Course.DO_AGAIN)
 
     def test_what_has_made_something_is_undone_first(self):
-        for name in ("disk", "disk-import", "start"):
-            self.assertIs(choose(name, ["making", "made"], runs=True, locked=True), Course.UNDO_FIRST)
+        for name, words in (("disk", ["making"]), ("disk-import", ["making", "made"]), ("start", ["starting"])):
+            self.assertIs(choose(name, words, runs=True, locked=True), Course.UNDO_FIRST)
+
+    def test_a_start_that_has_started_nothing_is_done_again(self):
+        self.assertIs(choose("start", [], runs=True, locked=True), Course.DO_AGAIN)
 
 
 class AgainTests(TunnelCase):
@@ -47,6 +52,15 @@ class AgainTests(TunnelCase):
         self.tunnel = Tunnel(self.fake.services, old.kind, ledger, self.task, "")
         line = json.dumps(request).encode()
         return json.loads(self.successResultOf(Deferred.fromCoroutine(answer_again(self.tunnel, line, since))))
+
+    def test_a_start_whose_qemu_is_anothers_by_now(self):
+        self.connect()
+        self.ask(**CONFIG)
+        since = len(self.records())
+        self.ask(**START)
+        self.fake.machines.replace(INCOMING)
+        self.assertIn("already running", self.again(START, since)["msg"])
+        self.assertEqual(self.fake.machines.now, INCOMING)
 
     def test_a_disk(self):
         """One volume stays, whose name the source is told."""
@@ -87,6 +101,19 @@ class AgainTests(TunnelCase):
             self.assertIsNone(self.fake.guests.configs[100].lock)
             self.assertEqual(self.tunnel.ledger.owed.marks, frozenset())
 
+    def test_an_unlock_before_a_lock_of_somebody_else(self):
+        for is_noted in (False, True):
+            self.setUp()
+            self.connect()
+            self.ask(**CONFIG)
+            since = len(self.records())
+            self.ask(cmd="unlock")
+            if not is_noted:
+                self.cut_behind("handed_over", since)
+            self.fake.guests.configs[100].options["lock"] = "backup"
+            self.assertEqual(self.again({"cmd": "unlock"}, since), {"success": True})
+            self.assertEqual(self.fake.guests.configs[100].lock, "backup")
+
     def test_a_resume(self):
         for status, is_whole in (("running", True), ("paused", True)):
             self.setUp()
@@ -107,6 +134,34 @@ class AgainTests(TunnelCase):
         self.fake.machines.now = MachineState(status="inmigrate")
         self.again({"cmd": "start"}, since)
         self.assertTrue(any("stop" in event for event in self.events), self.events)
+
+    def test_a_start_that_is_refused_ends_nothing(self):
+        """A second one, of a VM that runs here already or is about to."""
+        for words in ([], ["whole"], ["whole", "resuming"], ["whole", "resuming", "resumed"]):
+            self.setUp()
+            self.begin_start()
+            self.records().extend({"do": word} for word in words)
+            self.assert_start_is_refused(len(self.records()))
+
+    def test_a_start_never_ends_what_may_be_the_only_copy(self):
+        for word in ("whole", "resuming"):
+            self.setUp()
+            since = self.begin_start()
+            self.records().append({"do": word})
+            self.assert_start_is_refused(since)
+
+    def begin_start(self) -> int:
+        """A QEMU runs here. Returns: how many records there were before its start."""
+        self.connect()
+        self.ask(**CONFIG)
+        self.records().append({"do": "starting"})
+        self.fake.machines.now = MachineState(status="running", whole=True)
+        return len(self.records()) - 1
+
+    def assert_start_is_refused(self, since: int) -> None:
+        reply = self.again(START, since)
+        self.assertIn("already running", reply["msg"])
+        self.assertNotIn("stop QEMU", self.events)
 
     def test_nonsense_is_refused_as_ever(self):
         self.connect()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from mtunnel_tx.errors import BackendFailed
 from mtunnel_tx.pve.findings import MOST_FINDINGS
 from mtunnel_tx.wire.checkrequest import CHECK
 from tests.fakes import TOKEN
@@ -72,7 +73,6 @@ class CheckTests(CheckCase):
                 ("refuse", "key", "tags", "vm 100"),
                 ("refuse", "key", "newkey", "vm 100"),
                 ("refuse", "vm", "", "vm 100"),
-                ("refuse", "key", "hookscript", "script 'local:snippets/x.pl' does not exist"),
                 ("refuse", "key", "affinity", "only root can set 'affinity' config"),
                 ("refuse", "key", "args", "only root can set 'args' config"),
                 ("refuse", "key", "hookscript", "only root can set 'hookscript' config"),
@@ -87,11 +87,33 @@ class CheckTests(CheckCase):
     def test_config_says_the_first_of_them(self) -> None:
         """One place: what is found beforehand is what the command itself says."""
         conf = f"{CONF.replace(f'scsi0: {HERE},size=1G', 'onboot: 1')}args: -S\nhookscript: local:snippets/x.pl\n"
-        first, second, _ = (text for *_, text in self.found(conf, ()))
+        first, second = (text for *_, text in self.found(conf, ()))
         self.connect()
         self.assertIn(first, self.msg(cmd="config", conf=conf))
-        conf = conf.replace("hookscript: local:snippets/x.pl\n", "")
+        conf = conf.replace("args: -S\n", "")
         self.assertIn(second, self.msg(cmd="config", conf=conf))
+
+    def test_who_may_not_set_a_script_learns_not_which_there_are(self) -> None:
+        """Alike in the check and in the command, whether there is such a script or not."""
+        conf = f"{CONF}hookscript: local:snippets/x.pl\n"
+        told = [("refuse", "key", "hookscript", "only root can set 'hookscript' config")]
+        self.assertEqual(self.found(conf), told)
+        self.fake.storage.sizes["local:snippets/x.pl"] = 1
+        self.assertEqual(self.found(conf), told)
+        self.connect()
+        self.assertIn("only root can set 'hookscript' config", self.msg(cmd="config", conf=conf))
+
+    def test_what_is_too_long_is_not_read(self) -> None:
+        most = self.fake.services.limits.config_bytes
+        found = self.found(f"nonsense\n{'x' * most}\n", ())
+        self.assertEqual([text for *_, text in found], [f"vm 100 - config is longer than {most} bytes"])
+        found = self.found(**{"firewall-config": "nonsense\n" + "x" * most})
+        self.assertEqual([text for *_, text in found], [f"vm 100 - firewall config is longer than {most} bytes"])
+
+    def test_post_copy(self) -> None:
+        self.fake.machines.refusal = BackendFailed("no post-copy here: x")
+        self.assertEqual(self.found(online=1), [])
+        self.assertEqual(self.found(online=1, postcopy=1), [("refuse", "vm", "", "no post-copy here: x")])
 
     def test_a_vmid_that_waits_to_be_settled(self) -> None:
         self.fake.journal.records[100] = []
@@ -171,6 +193,22 @@ class DiskTests(CheckCase):
         answer = self.answer(disks=[{**disk, "mirrored": True}], online=True)
         self.assertEqual(answer["findings"][0]["text"], "qcow2 becomes raw on storage 'thin'")
         self.assertEqual((answer["findings"][0]["severity"], answer["disks"][0]["format"]), ("change", "raw"))
+
+    def test_an_empty_vmdk_of_an_odd_size(self) -> None:
+        """One that a stream fills is made of that; one that is mirrored into is made empty, in KiB."""
+        disk = {**DISK, "format": "vmdk", "size": (1 << 20) + 512, "mirrored": True}
+        text = "an empty vmdk cannot be made with 1049088 bytes, no multiple of 1024"
+        expected = ("refuse", "disk", "scsi0", f"cannot go to storage 'local': {text}")
+        self.assertEqual(self.found(disks=[disk], online=True), [expected])
+        self.assertEqual(self.found(disks=[{**disk, "size": (1 << 20) + 1024}], online=True), [])
+
+    def test_where_nothing_can_be_written(self) -> None:
+        self.fake.guests.unwritable = "nothing can be written in '/pve'"
+        self.fake.storage.unwritable["local"] = "'/images/100' is a symbolic link"
+        told = [each[3] for each in self.found()]
+        self.assertEqual(
+            told, ["nothing can be written in '/pve'", "storage 'local': '/images/100' is a symbolic link"]
+        )
 
     def test_room(self) -> None:
         self.fake.storage.free_bytes = 1 << 24

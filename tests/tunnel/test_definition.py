@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.pve.rights import Rights
 from tests.threads import FakeThreads
 from tests.tunnel.case import DISK, TunnelCase
 
@@ -136,7 +137,8 @@ class ConfigTests(TunnelCase):
     def test_privileges_key_by_key(self) -> None:
         self.assertEqual(self.refused("memory: 512\nargs: -S\n"), "only root can set 'args' config\n")
 
-    def test_hookscript_has_to_exist_first(self) -> None:
+    def test_a_script_has_to_exist_where_the_token_may_set_one(self) -> None:
+        self.patch(Rights, "is_root", True)
         text = "400 Parameter verification failed.\nhookscript: script 'local:snippets/x.pl' does not exist\n\n"
         self.assertEqual(self.refused("memory: 512\nhookscript: local:snippets/x.pl\n"), text)
 

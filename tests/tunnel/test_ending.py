@@ -100,7 +100,8 @@ class EndWithoutQuitTests(TunnelCase):
         self.assertNotIn(other, self.fake.storage.sizes)
         self.assertEqual(self.fake.guests.configs[100].lock, "create")
         self.assertIn("cannot free", self.registry.held[100])
-        self.assertEqual(self.fake.journal.records[100][-2:], [{"do": "rolling_back"}, {"do": "freed", "volid": other}])
+        expected = [{"do": "rolling_back"}, {"do": "freed", "volid": other}, {"do": "held"}]
+        self.assertEqual(self.fake.journal.records[100][-3:], expected)
 
 
 class NamedTests(TunnelCase):
@@ -262,6 +263,7 @@ class SettleTests(TunnelCase):
 
     def test_keep(self) -> None:
         self._end("lock: backup\n")
+        self.fake.guests.set(100, "lock: create\n")
         self.assertEqual(self.settle(discard=False), [self.volid])
         self.assertIn(self.volid, self.fake.storage.sizes)
 

@@ -49,6 +49,15 @@ class AfterUnlockTests(TunnelCase):
         text = "failed to handle 'unlock' command - no lock found trying to remove any lock\n"
         self.assertEqual(self.msg(cmd="unlock"), text)
 
+    def test_the_next_lock_is_somebody_elses(self) -> None:
+        """Nor do the exports of a backup end."""
+        for lock in ("backup", "migrate"):
+            self.fake.guests.set(100, f"lock: {lock}\nmemory: 512\n")
+            text = "failed to handle 'unlock' command - no lock found trying to remove any lock\n"
+            self.assertEqual(self.msg(cmd="unlock"), text)
+            self.assertEqual(self.fake.guests.configs[100].lock, lock)
+        self.assertEqual(self.events, [])
+
     def test_the_time_is_limited(self) -> None:
         limit_s = self.fake.services.limits.unlocked_s
         self.fake.clock.advance(limit_s - 1)

@@ -38,7 +38,9 @@ class ImportTests(TunnelCase):
         self.child.lines.append(f"successfully imported '{VOLID}'\n")
         self.fake.storage.sizes[VOLID] = 1
         self.child.exit(0)
+        self.assertFalse(self.child.let_go)
         self.assertEqual(self.query(), {"success": True, "status": "complete", "volid": VOLID})
+        self.assertTrue(self.child.let_go)
         text = "failed to handle 'query-disk-import' command - no disk import running\n"
         self.assertEqual(self.msg(cmd="query-disk-import"), text)
         self.assertIn("unknown socket", self._ticket_error())

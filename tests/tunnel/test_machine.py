@@ -7,9 +7,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.errors import BackendFailed, TimedOut, TunnelError, WrongState
 from mtunnel_tx.ports.machines import MachineState
 from mtunnel_tx.tunnel.ledger import Owed
+from mtunnel_tx.tunnel.sockets import SocketTable
 from mtunnel_tx.tunnel.verdict import Verdict, judge
 from tests.fakes import FakeHost
 from tests.tunnel.case import CONFIG, DISK, TunnelCase
@@ -18,6 +19,7 @@ OFF, INCOMING, PAUSED, RUNNING, BROKEN = (
     MachineState(status=status, whole=whole)
     for status, whole in (("off", False), ("inmigrate", False), ("paused", True), ("running", True), ("io-error", True))
 )
+PARTLY = MachineState(status="running", partly=True)
 
 
 class JudgeTests(TunnelCase):
@@ -31,6 +33,11 @@ class JudgeTests(TunnelCase):
             ("started whole resuming resumed", ((OFF, keep), (PAUSED, keep), (RUNNING, keep), (BROKEN, keep))),
             ("started whole handed_over", ((OFF, keep), (PAUSED, keep))),
             ("started whole resuming resumed handed_over", ((OFF, keep), (RUNNING, keep))),
+            ("started resuming split", ((OFF, hold), (PARTLY, hold), (PAUSED, hold), (RUNNING, keep))),
+            ("started resuming split resumed", ((OFF, hold), (PARTLY, hold), (RUNNING, keep))),
+            ("started resuming split resumed whole", ((OFF, keep), (RUNNING, keep))),
+            ("started resuming split resumed handed_over", ((OFF, keep), (RUNNING, keep))),
+            ("started", ((PARTLY, hold),)),
             ("started rolling_back", ((OFF, back), (INCOMING, back), (PAUSED, back))),
             ("handed_over", ((OFF, keep),)),
         ):
@@ -67,7 +74,7 @@ class StartTests(RunningCase):
             "drives": {"scsi0": {"drivestr": drivestr, "nbd_uri": uri, "volid": volid}},
         }
         self.assertEqual(self.start_with_disk(), expected)
-        self.assertEqual(self.events, ["journal starting", "start QEMU"])
+        self.assertEqual(self.events, ["journal starting", "start QEMU", "journal started"])
         for path in (addr, *sockets):
             self.assertTrue(self.ask(cmd="ticket", path=path)["success"])
 
@@ -112,6 +119,59 @@ class ResumeTests(RunningCase):
         self.assertEqual(self.ask(cmd="resume"), {"success": True})
         self.assertEqual(self.events, [f"sync {self.disk['volid']}", "journal resuming", "cont", "journal resumed"])
         self.assertEqual(self.ask(cmd="resume"), {"success": True})
+
+    def test_before_all_of_its_memory_is_here(self) -> None:
+        """By post-copy; then `unlock` waits for the rest, and is refused without it."""
+        self.start_with_disk()
+        self.fake.machines.arrive_partly()
+        del self.events[:]
+        waiting = self.begin(cmd="resume")
+        self.fake.clock.advance(0.1)
+        self.assertEqual(self.successResultOf(waiting), {"success": True})
+        expected = [f"sync {self.disk['volid']}", "journal resuming_partly", "cont", "journal resumed"]
+        self.assertEqual(self.events, expected)
+        refused = self.begin(cmd="unlock")
+        self.fake.clock.advance(5)
+        self.assertIn("the state of VM 100 has not arrived in full", self.successResultOf(refused)["msg"])
+        self.assertIn("running here", self.msg(cmd="quit", cleanup=1))
+
+    def test_not_where_its_source_is_out_of_reach(self) -> None:
+        """By post-copy: the rest of its memory would never come."""
+        self.start_with_disk()
+        self.fake.machines.now = MachineState(status="paused", partly=True, cut=True)
+        waiting = self.begin(cmd="resume")
+        self.fake.clock.advance(26)
+        self.assertIn("still waits for its state", self.successResultOf(waiting)["msg"])
+        self.assertNotIn("journal resuming_partly", self.events)
+
+    def unanswered(self, error: TunnelError, *, later: MachineState = PAUSED) -> dict[str, Any]:
+        """QEMU does not say whether it lets the VM run. Returns: the reply, and what was ended."""
+        self.start_with_disk()
+        self.fake.machines.arrive()
+
+        async def fail(_vmid: int, *, partly: bool = False) -> None:
+            self.fake.machines.now = later
+            raise error
+
+        self.fake.machines.resume = fail  # type: ignore[method-assign]
+        ended: list[str] = []
+        self.patch(SocketTable, "abort_streams", lambda _, kinds=(): ended.extend(kind.name for kind in kinds))
+        waiting = self.begin(cmd="resume")
+        if not waiting.called:
+            self.fake.clock.advance(11)
+        return {**self.successResultOf(waiting), "ended": ended}
+
+    def test_an_answer_of_qemu_that_comes_too_late(self) -> None:
+        self.assertEqual(self.unanswered(TimedOut("late"), later=RUNNING), {"success": True, "ended": []})
+        self.assertEqual(self.events[-1], "journal resumed")
+
+    def test_an_answer_of_qemu_that_never_comes(self) -> None:
+        """The source would take a failure for a no, and go on with the VM: it has no answer."""
+        self.assertEqual(self.unanswered(BackendFailed("lost"))["ended"], ["commands"])
+
+    def test_a_no_of_qemu_is_one(self) -> None:
+        reply = self.unanswered(WrongState("QEMU refuses 'cont'"))
+        self.assertEqual((reply["success"], reply["ended"]), (False, []))
 
     def test_waits_for_the_whole_state(self) -> None:
         self.start_with_disk()
@@ -214,6 +274,16 @@ class EndTests(RunningCase):
         self.assertEqual(self.ask(cmd="quit", cleanup=1), {"success": True})
         self.assertEqual(self.left(), (False, False, False))
 
+    def test_what_was_told_to_run_is_not_stopped(self) -> None:
+        """A source that was told no may believe that it does not run."""
+        self.start_with_disk()
+        self.fake.machines.arrive()
+        self.ask(cmd="resume")
+        self.assertIn("refusing to stop VM 100: it was told to run here", self.msg(cmd="stop"))
+        self.assertEqual(self.fake.machines.now.status, "running")
+        self.fake.machines.now = OFF
+        self.assertEqual(self.ask(cmd="stop"), {"success": True})
+
     def test_settle_resume(self) -> None:
         self.test_whole_but_not_told_to_run_is_held()
         del self.events[:]
@@ -237,6 +307,7 @@ class CrashTests(RunningCase):
         after = FakeHost(self.mktemp())
         after.guests.configs, after.storage.sizes = self.fake.guests.configs, self.fake.storage.sizes
         after.journal.records, after.machines.now = self.fake.journal.records, machine
+        after.machines.pid = self.fake.machines.pid
         self.now(after.registry.recover())
         return after
 

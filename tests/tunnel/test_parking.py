@@ -15,8 +15,32 @@ class Route:
 class ParkingTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.parking = Parking(self.clock.seconds, 600.0)
+        self.steps_s = 1000.0
+        self.parking = Parking(self.clock.seconds, self.wall, 600.0)
         self.commands, self.memory = Route(COMMANDS), Route(MEMORY)
+
+    def wall(self):
+        return self.clock.seconds() + self.steps_s
+
+    def test_what_waited_under_an_earlier_daemon_has_waited_longer(self):
+        self.clock.advance(100)
+        self.parking.park(self.memory, 30.0)
+        self.parking.park(self.commands, 40.0)
+        self.assertEqual([flow.since for flow in self.parking.flows()], [1070.0, 1060.0])
+        self.assertEqual(self.parking.parked_s, 40)
+        self.clock.advance(2)
+        self.parking.forget(self.commands)
+        self.parking.forget(self.memory)
+        self.assertEqual(self.parking.parked_s, 42)
+
+    def test_a_clock_that_is_set_changes_nothing(self):
+        self.parking.park(self.memory)
+        self.steps_s += 3600
+        self.clock.advance(5)
+        self.assertEqual(self.parking.parked_s, 5)
+        self.assertEqual([flow.since for flow in self.parking.flows()], [1000.0])
+        self.parking.forget(self.memory)
+        self.assertEqual(self.parking.parked_s, 5)
 
     def test_time_counts_once_however_many_are_parked(self):
         self.parking.park(self.memory)

@@ -151,13 +151,25 @@ class RouteTests(TunnelCase):
         for vmid, token, upid in ((101, TOKEN, opened.upid), (100, "else@pve!t1", opened.upid), (100, TOKEN, "UPID:x")):
             self.failureResultOf(Deferred.fromCoroutine(self.registry.abandon(vmid, token, upid)), NotFound)
         self.failureResultOf(Deferred.fromCoroutine(self.registry.abandon(100, TOKEN, opened.upid)), WrongState)
-        route.parked("reset")
+        route.parked("reset", 0.0)
         self.assertEqual([flow.socket for flow in self.registry.live()[0].parked], ["commands"])
         work = Deferred.fromCoroutine(self.registry.abandon(100, TOKEN, opened.upid))
         self.now(route.closed(orderly=False))
         self.fake.clock.advance(10)
         self.successResultOf(work)
         self.assertEqual(self.registry.live(), [])
+
+    def test_a_loss_is_told_once(self) -> None:
+        """Where the flow was parked before this daemon came, it is told that it still is."""
+        opened = self.open()
+        route = self.registry.route(100, opened.socket, TOKEN, opened.ticket)
+        route.opened(FakeStream())
+        for waited_s in (0.0, 4.25):
+            route.parked("reset", waited_s)
+            route.resumed(5.0)
+        lines = [line for line in self.task.lines if line.startswith("commands: ")]
+        self.assertEqual(lines[0], "commands: connection lost (reset), waiting for another one")
+        self.assertEqual(lines[2], "commands: without a connection for 4.2 s (reset), waiting for another one")
 
     def test_streams_are_bounded_and_counted(self) -> None:
         object.__setattr__(self.fake.services, "limits", TunnelLimits(streams_per_tunnel=1))
@@ -214,6 +226,16 @@ class EndTests(TunnelCase):
         self.now(route.closed(orderly=False))
         self.successResultOf(stopping)
         self.assertEqual(self.fake.journal.records, {})
+
+    def test_nothing_is_settled_while_others_end(self) -> None:
+        opened = self.open()
+        route = self.registry.route(100, opened.socket, TOKEN, opened.ticket)
+        route.opened(FakeStream())
+        stopping = Deferred.fromCoroutine(self.registry.stop())
+        text = self.fails(self.registry.settle(101, discard=True), WrongState).text
+        self.assertEqual(text, "this daemon is being stopped")
+        self.now(route.closed(orderly=False))
+        self.successResultOf(stopping)
 
     def test_stop_ends_what_is_just_being_opened(self) -> None:
         create, created = self.fake.guests.create, Deferred[None]()

@@ -76,7 +76,7 @@ class Version1Tests(TunnelCase):
             host, file = self.found(name, machine)
             self.assertEqual((self.left(host), host.guests.configs[100].lock), (({100}, {VOLID}), "migrate"), name)
             self.assertIn(reason, host.registry.held[100])
-            self.assertEqual(file.read_text(), (RECORDED / f"{name}.jsonl").read_text())
+            self.assertEqual(file.read_text(), (RECORDED / f"{name}.jsonl").read_text() + '{"do":"held"}\n')
 
     def test_settled(self) -> None:
         host, file = self.found("whole", PAUSED)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from mtunnel_tx.cli.moves import move_line
+from mtunnel_tx.ports.events import FlowEnded, FlowParked, FlowResumed
 from mtunnel_tx.ports.moves import MovePhase
 from mtunnel_tx.watch.board import OVER_S, Board
 from mtunnel_tx.watch.move import MoveState
+from mtunnel_tx.wire.socketkinds import NBD
 from tests.fakes import FakeStream
 from tests.tunnel.case import CONFIG, DISK, IMPORT, TunnelCase
+from tests.watch.test_metrics import FACTS
 
 MIB = 1 << 20
 SECOND = {**DISK, "drive": {"interface": "scsi", "index": 1, "size": 1 << 30}}
@@ -71,6 +77,21 @@ class AnySource(BoardCase):
         (image,) = self.move.transfers
         self.assertEqual((image.label, image.done_bytes, image.total_bytes), ("vm-100-disk-0", MIB, None))
         self.assertEqual((self.move.phase, self.move.percent, self.move.wire_in_bytes), (MovePhase.DISKS, None, MIB))
+
+    def test_an_outage(self) -> None:
+        """It lasts until no flow is parked."""
+        self.connect()
+        tunnel = replace(FACTS, upid=self.move.upid)
+        for number in (1, 2):
+            self.board(FlowParked(tunnel=tunnel, number=number, socket=NBD, reason="lost"))
+            self.fake.clock.advance(5)
+        since_s = self.fake.services.wall() - 10
+        self.board(FlowResumed(tunnel=tunnel, number=1, socket=NBD, waited_s=10, parked_s=10))
+        self.assertEqual((self.move.parked_s, self.move.outage_since_s), (10, since_s))
+        self.assertRegex(move_line(self.move), r"checking, no connection since \d\d:\d\d:\d\d$")
+        self.board(FlowEnded(tunnel=tunnel, number=2, socket=NBD, traffic=tunnel.traffic(), orderly=False))
+        self.assertIsNone(self.move.outage_since_s)
+        self.assertTrue(move_line(self.move).endswith("checking, parked 0:10"))
 
     def test_ends(self) -> None:
         self.connect()

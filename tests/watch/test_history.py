@@ -20,7 +20,7 @@ from mtunnel_tx.ports.events import (
     TunnelPhase,
 )
 from mtunnel_tx.watch import history
-from mtunnel_tx.watch.history import FinishedMove, HistoryFile, HistoryObserver
+from mtunnel_tx.watch.history import FinishedMove, HistoryFile, HistoryObserver, find_outcome, record_outcome
 from tests.processes import started_process
 
 DAY_S = 86400.0
@@ -35,6 +35,11 @@ FACTS = TunnelFacts(
 ENDED = TunnelEnded(
     tunnel=FACTS, reason="", outcome="kept", problem=None, traffic=ByteCount(1 << 40, 3), duration_s=2.5
 )
+
+
+class Threads:
+    async def run(self, call, *args):
+        return call(*args)
 
 
 class Case(SynchronousTestCase):
@@ -67,6 +72,54 @@ class FileTests(Case):
         self.assertEqual(times(vmid=101), [1003, 1001])
         self.assertEqual(times(since_s=1002), [1004, 1003, 1002])
         self.assertEqual(times(since_s=1001, vmid=100, limit=1), [1004])
+
+    def test_what_became_of_a_tunnel(self):
+        held = replace(MOVE, outcome="held", since_s=1000.7)
+        settled = replace(MOVE, outcome="rolled back", duration_s=60.0)  # its journal has whole seconds
+        others = [replace(MOVE, upid="UPID:y"), replace(MOVE, token="a@pve!b"), replace(MOVE, direction="out")]
+        for move in (held, settled, *others):
+            self.file.add(move)
+        self.assertEqual(self.outcome(100, "mig@pve!t1", "UPID:x"), "rolled back")
+        self.assertIsNone(self.outcome(101, "mig@pve!t1", "UPID:x"))
+        self.assertIsNone(self.outcome(100, "c@pve!d", "UPID:x"))
+        self.path.write_bytes(b"no database" * 100)
+        self.assertIsNone(self.outcome(100, "mig@pve!t1", "UPID:x"))
+
+    def outcome(self, vmid, token, upid):
+        return self.successResultOf(Deferred.fromCoroutine(find_outcome(self.file, Threads(), vmid, token, upid)))
+
+    def record(self, outcome, upid="UPID:x"):
+        work = record_outcome(self.file, Threads(), 100, "mig@pve!t1", upid, outcome)
+        self.successResultOf(Deferred.fromCoroutine(work))
+
+    def test_what_was_recorded_before_the_end_was_told(self):
+        """A VM that was held has a row that says so."""
+        self.record("kept")
+        self.assertEqual((self.outcome(100, "mig@pve!t1", "UPID:x"), self.file.find()), ("kept", []))
+        for other in ((101, "mig@pve!t1", "UPID:x"), (100, "x", "UPID:x"), (100, "mig@pve!t1", "UPID:y")):
+            self.assertIsNone(self.outcome(*other))
+        self.file.add(replace(MOVE, outcome="held"))
+        self.record("rolled back")
+        self.assertEqual(self.outcome(100, "mig@pve!t1", "UPID:x"), "rolled back")
+
+    def test_old_and_surplus_records_go(self):
+        self.file = self.open(most_rows=2)
+        for number in range(3):
+            self.now_s += 1
+            self.record("kept", f"UPID:{number}")
+        found = [self.outcome(100, "mig@pve!t1", f"UPID:{number}") for number in range(3)]
+        self.assertEqual(found, [None, "kept", "kept"])
+        self.now_s += 11 * DAY_S
+        self.record("kept")
+        self.assertIsNone(self.outcome(100, "mig@pve!t1", "UPID:2"))
+
+    def test_a_record_in_a_damaged_file_or_none(self):
+        self.path.write_bytes(b"this is no database at all" * 100)
+        self.record("kept")
+        self.assertEqual(self.outcome(100, "mig@pve!t1", "UPID:x"), "kept")
+        self.file = HistoryFile(Path("/proc/no/history"), most_rows=1, most_days=1)
+        self.record("kept")
+        self.assertEqual(len(self.flushLoggedErrors()), 0)
 
     def test_old_and_surplus_rows_go(self):
         file = self.open(most_rows=3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.backends.programs import HostPrograms
-from mtunnel_tx.watch.leaving import LeavingFile, read_leaving, remove_dead
+from mtunnel_tx.watch.leaving import STALE_S, LeavingFile, read_leaving, remove_dead
 from tests.watch.test_move import NEW
 
 
@@ -41,8 +42,18 @@ class Leaving(SynchronousTestCase):
         LeavingFile(self.folder, 100, replace(dead, pid=1)).write(NEW)
         self.file.write(NEW)
         self.assertEqual(self.read(), [100])
-        remove_dead(self.folder, self.programs)
+        remove_dead(self.folder, self.programs, time.time())
         self.assertEqual(len(list(self.folder.iterdir())), 1)
+
+    def test_what_is_half_written_goes_when_it_is_old(self) -> None:
+        self.file.write(NEW)
+        for name in ("99-7.leaving", "99-7.leaving.new"):
+            (self.folder / name).write_text("{")
+        remove_dead(self.folder, self.programs, time.time())
+        self.assertEqual(len(list(self.folder.iterdir())), 3)
+        remove_dead(self.folder, self.programs, time.time() + STALE_S + 1)
+        self.assertEqual(len(list(self.folder.iterdir())), 1)
+        self.assertEqual(self.read(), [100])
 
     def test_a_second_program_does_not_hide_the_first(self) -> None:
         """It is refused, and removes its own file only."""

@@ -6,6 +6,7 @@ import shutil
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from mtunnel_tx.http.replies import refusal_word
 from mtunnel_tx.ports.events import (
     ByteCount,
     CommandAnswered,
@@ -21,7 +22,8 @@ from mtunnel_tx.ports.events import (
     TunnelPhase,
 )
 from mtunnel_tx.ports.moves import StoodStill
-from mtunnel_tx.watch.metrics import LiveFacts, Metrics
+from mtunnel_tx.tunnel.verdict import Verdict
+from mtunnel_tx.watch.metrics import OUTCOMES, REFUSALS, LiveFacts, Metrics
 from mtunnel_tx.wire.socketkinds import MEMORY, NBD
 from tests.processes import run_program
 
@@ -47,6 +49,25 @@ class Case(SynchronousTestCase):
 
     def value(self, name, **labels):
         return self.samples()[name, tuple(sorted(labels.items()))]
+
+
+class Zeroes(Case):
+    """A series that begins at 1 has no increase for Prometheus."""
+
+    def test_every_word_is_known_before_it_happens(self):
+        self.assertEqual(sorted(OUTCOMES), sorted(verdict.value.replace(" ", "_") for verdict in Verdict))
+        words = {refusal_word(status) for status in range(400, 600)} | {"connection"}
+        self.assertEqual(set(REFUSALS), words)
+
+    def test_they_begin_at_zero(self):
+        for outcome in OUTCOMES:
+            self.assertEqual(self.value("mtunnel_tunnels_ended_total", outcome=outcome), 0)
+        for reason in REFUSALS:
+            self.assertEqual(self.value("mtunnel_refusals_total", reason=reason), 0)
+        self.assertEqual(self.value("mtunnel_payload_bytes_total", socket="nbd", direction="in"), 0)
+        self.assertEqual(self.value("mtunnel_flows_parked_total", socket="memory"), 0)
+        self.assertEqual(self.value("mtunnel_flows", socket="memory"), 0)
+        self.assertEqual(self.value("mtunnel_phase_duration_seconds_count", phase="serving"), 0)
 
 
 class EventTests(Case):
@@ -78,7 +99,7 @@ class EventTests(Case):
             ("mtunnel_payload_bytes_total", (("direction", "out"), ("socket", "nbd"))): 7,
         }.items():
             self.assertEqual(self.value(name, **dict(labels)), value, name)
-        self.assertNotIn(("mtunnel_flows", (("socket", "memory"),)), self.samples())
+        self.assertEqual(self.value("mtunnel_flows", socket="memory"), 0)
 
     def test_parked_flows(self):
         self.metrics(FlowParked(tunnel=FACTS, number=1, socket=NBD, reason="lost"))

@@ -63,6 +63,15 @@ def follow(steps, move=EXPECTED):
     return move
 
 
+class Ends(SynchronousTestCase):
+    def test_the_rest_of_the_memory(self):
+        """It went while the VM stood still."""
+        move = apply(NEW, Expected(label="memory", kind=TransferKind.MEMORY, total_bytes=10 * MIB), 1000.0)
+        move = apply(move, Carried(label="memory", done_bytes=8 * MIB), 1001.0)
+        for phase, done_mib in ((MovePhase.DONE, 10), (MovePhase.ROLLED_BACK, 8)):
+            self.assertEqual(apply(move, Reached(phase=phase), 1002.0).done_bytes, done_mib * MIB)
+
+
 class Laws(SynchronousTestCase):
     @given(_steps)
     @settings(max_examples=150, deadline=None)

@@ -52,6 +52,7 @@ class ReporterCase(SynchronousTestCase):
             self.clock,
             lambda: 1000 + self.clock.seconds(),
             NEW,
+            warn=self.shown.say,
             wire=lambda: self.wire,
             changed=self.states.append,
         )

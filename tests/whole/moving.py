@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.leaks import is_kept
 from tests.patience import patience_s, wait_for
 from tests.processes import run_program
 from tests.whole.node import Node
@@ -191,16 +192,17 @@ def is_locked(node: Node, vmid: int) -> bool:
 
 
 def processes_of(node: Node) -> list[int]:
-    """Every process that was started for this node, however deep."""
+    """Every process that was started for this node, however deep, but for storage programs that the daemon keeps."""
     word = f"MTUNNEL_CONFIG={node.config}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 marked = word in (folder / "environ").read_bytes().split(b"\0")
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
             except OSError:
                 continue
-            if marked:
+            if marked and not is_kept(command):
                 found.append(int(folder.name))
     return found
 
@@ -214,3 +216,8 @@ def reboot(node: Node) -> None:
         node.process.wait(patience_s())
         node.process = None
     run_program(["find", str(node.runtime), "-mindepth", "1", "-delete"])
+
+
+def kept(found: dict[str, Any]) -> dict[str, Any]:
+    """What a daemon with workers has besides: its holder's socket, and processes."""
+    return {"sockets": ["control.sock", "hold.sock"], "processes": found["processes"]}

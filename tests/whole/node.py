@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
+from mtunnel_tx.cli import init
+from mtunnel_tx.config import load_settings
 from mtunnel_tx.tls.certificate import fingerprint
-from tests.leaks import Account, assert_nothing_left, take_account
+from tests.leaks import Account, assert_nothing_left, is_kept, take_account
 from tests.patience import patience_s, wait_for
 from tests.processes import end_processes_of, run_program, started_process
 
@@ -33,15 +35,22 @@ acl:1:/:mig@pve:Administrator:
 SECRET = "5c2b6e0a-0000-4000-8000-000000000001"
 TOKEN = "mig@pve!t1"
 NOBODY = 65534
+_WORKERS = re.compile(r"^workers *=", re.MULTILINE)
 _NOBODYS = re.compile(r"""user = ["']nobody""")
 
 
 @cache
-def _can_become_nobody() -> bool:
+def can_become_nobody() -> bool:
     """Whether that user can read this tree and its Python: below /root, for one, it cannot."""
     become = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--")
     argv = (*become, sys.executable, "-P", "-c", "import mtunnel_tx.workers.process.service")
     return os.geteuid() != 0 or run_program(argv, check=False, capture_output=True).returncode == 0
+
+
+def find_twistd() -> str:
+    """The one beside this Python; Debian's package puts the major version behind its name."""
+    beside = (Path(sys.executable).with_name(name) for name in ("twistd", "twistd3"))
+    return str(next(path for path in beside if path.exists()))
 
 
 class Node:
@@ -54,7 +63,7 @@ class Node:
         extra: str = "",
         listen: str = "tcp:0:interface=127.0.0.1",
     ) -> None:
-        if _NOBODYS.search(extra) and not _can_become_nobody():
+        if _NOBODYS.search(extra) and not can_become_nobody():
             raise SkipTest("user 'nobody' cannot read this folder: NO WORKER RUNS IN THIS TEST")
         self._owner = ExitStack()
         self.root = Path(tempfile.mkdtemp(prefix="mtunnel-test-"))
@@ -73,6 +82,7 @@ class Node:
             f'listen = ["{listen}"]',
             f'state_dir = "{self.state}"',
             f'runtime_dir = "{self.runtime}"',
+            "" if _WORKERS.search(extra) else "workers = 0",
             extra.format(root=self.root),
         ]
         self.config.write_text("\n".join(lines) + "\n")
@@ -83,8 +93,9 @@ class Node:
             (self.pve / "storage.cfg").write_text(storages.format(root=self.root))
 
     def prepare(self) -> None:
-        """Make what the daemon expects to be there."""
-        self.run("mtunnel_tx.cli", "init")
+        """Make what the daemon expects to be there, as `mtunnel init` does, but without a process for it."""
+        for _ in init.prepare(load_settings(self.config, self.environ)):
+            pass
 
     # -- programs
 
@@ -108,6 +119,12 @@ class Node:
         self.before = self._settled_account()
         return self
 
+    def keep_port(self) -> Node:
+        """Let the next daemon listen where this one does."""
+        text = self.config.read_text()
+        self.config.write_text(text.replace("tcp:0:", f"tcp:{self.port}:"))
+        return self
+
     def _settled_account(self) -> Account:
         """What the daemon has once our own questions to its control socket are over."""
         assert self.process is not None
@@ -118,8 +135,7 @@ class Node:
 
     def launch(self, *argv: str) -> None:
         """Start the daemon, and wait for nothing."""
-        twistd = str(Path(sys.executable).parent / "twistd")
-        argv = argv or (twistd, "-n", "--pidfile=", "mtunnel", "--config", str(self.config))
+        argv = argv or (find_twistd(), "-n", "--pidfile=", "mtunnel", "--config", str(self.config))
         with self.log.open("ab") as log:
             self.process = started_process(self._owner.callback, argv, env=self.environ, stdout=log, stderr=log)
 
@@ -223,7 +239,7 @@ class Node:
         return next(self.state.glob(f"tasks/?/{upid}")).read_text()
 
     def left_over(self) -> dict[str, list[str]]:
-        """What a finished tunnel must not leave: sockets but the control socket, journals, children but workers."""
+        """What a finished tunnel must not leave: sockets but one, journals, children but workers and kept programs."""
         assert self.process is not None
         return {
             "sockets": sorted(
@@ -231,7 +247,9 @@ class Node:
             ),
             "journals": sorted(path.name for path in self.state.glob("journal/*")),
             "children": [
-                command for command in children(self.process.pid) if "mtunnel_tx.workers.process" not in command
+                command
+                for command in children(self.process.pid)
+                if "mtunnel_tx.workers.process" not in command and not is_kept(command)
             ],
             "descriptors": descriptors(self.process.pid),
         }

@@ -20,6 +20,7 @@ from wsproto.events import (
     TextMessage,
 )
 
+from tests.patience import wait_for
 from tests.whole.node import Node
 
 
@@ -177,3 +178,12 @@ class Tunnel:
         """Close the command connection as a source's helper does."""
         self.commands.send_close()
         self.commands.drop()
+
+
+def hold(node: Node, vmid: int) -> None:
+    """A tunnel with a disk, whose config somebody else takes over, so that it waits for a decision."""
+    tunnel = Tunnel(node, vmid, storages="local", bridges="")
+    tunnel.ask(cmd="disk", storage="local", drive={"size": 1 << 20})
+    node.guest_file(vmid).write_text("lock: backup\n")
+    tunnel.leave()
+    wait_for("what is held", lambda: str(vmid) in node.ask(cmd="status")["held"])

@@ -79,8 +79,7 @@ class Lane:
         moment, number = point
         if number >= self.kept_from + (moment == "before"):
             return moved(vmid, self.image, DIED)
-        # The task begins after the claim.
-        return nothing(*[DIED] * (number > 1))
+        return nothing(DIED)
 
 
 def restart(_node: Node) -> None:

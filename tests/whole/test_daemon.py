@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.patience import patience_s
-from tests.whole.node import Node
+from tests.whole.node import Node, find_twistd
 from tests.whole.peer import Tunnel, call
 
 
@@ -36,8 +34,7 @@ class LogTests(SynchronousTestCase):
         """What the daemon logs of a tunnel with a disk, from its start to its end, without dates."""
         node = Node()
         self.addCleanup(node.close)
-        twistd = str(Path(sys.executable).parent / "twistd")
-        node.start(twistd, "-n", "--pidfile=", "mtunnel", "--config", str(node.config), *options)
+        node.start(find_twistd(), "-n", "--pidfile=", "mtunnel", "--config", str(node.config), *options)
         tunnel = Tunnel(node, 100, storages="local", bridges="")
         self.assertTrue(tunnel.ask(cmd="disk", storage="local", drive={"size": 1 << 20}, format="raw")["success"])
         self.assertTrue(tunnel.ask(cmd="quit", cleanup=1)["success"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import resource
 import ssl
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from mtunnel_tx.config import load_settings
 from mtunnel_tx.daemon.descriptors import count_needed
 from tests.patience import patience_s, wait_for
 from tests.whole.limited import Case
-from tests.whole.node import Node
+from tests.whole.node import Node, find_twistd
 from tests.whole.peer import Websocket, call
 
 VMID = 100
@@ -44,8 +43,7 @@ def descriptors_left(node: Node, count: int) -> Iterator[None]:
 
 class StartTests(SynchronousTestCase):
     def argv(self, node: Node, soft: int, hard: int) -> tuple[str, ...]:
-        twistd = str(Path(sys.executable).parent / "twistd")
-        argv = (twistd, "-n", "--pidfile=", "mtunnel", "--config", str(node.config))
+        argv = (find_twistd(), "-n", "--pidfile=", "mtunnel", "--config", str(node.config))
         return ("prlimit", f"--nofile={soft}:{hard}", *argv)
 
     def node(self, extra: str = "") -> Node:
@@ -65,13 +63,26 @@ class StartTests(SynchronousTestCase):
         assert node.process is not None
         self.assertEqual(node.process.wait(patience_s()), 1)
         needed = count_needed(load_settings(node.config, {}))
-        text = f"limits: connections = 1024 and tunnels = 64 need {needed} open files, and the hard limit is 1024"
+        limits = "connections = 1024, tunnels = 64 and streams_per_tunnel = 64"
+        text = f"limits: {limits} need {needed} open files, and the hard limit is 1024"
         self.assertIn(text, node.log.read_text())
         node.process = None
 
     def test_smaller_limits_need_less(self) -> None:
         node = self.node("[limits]\nconnections = 100\ntunnels = 4")
         node.start(*self.argv(node, 128, 1024))
+
+    def test_parked_flows_of_a_daemon_without_workers_are_counted(self) -> None:
+        """They keep their UNIX sockets, and need no connection."""
+        extra = "[limits]\nconnections = 10\ntunnels = 2\nstreams_per_tunnel = "
+        few, many = (count_needed(load_settings(self.node(f"{extra}{count}").config, {})) for count in (1, 100))
+        self.assertGreaterEqual(many - few, 2 * 99)
+
+    def test_parked_flows_are_counted(self) -> None:
+        """They lie in the holder, and need no connection."""
+        extra = 'workers = 1\nuser = "nobody"\n[limits]\nconnections = 10\nchildren = 1\ntunnels = '
+        few, many = (count_needed(load_settings(self.node(f"{extra}{count}").config, {})) for count in (1, 10))
+        self.assertGreaterEqual(many - few, 9 * 64 * 3)
 
 
 class StreamTests(Case):

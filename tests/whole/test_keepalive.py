@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +22,9 @@ from tests.whole.hostile import (
     start_import,
 )
 from tests.whole.limited import Case
-from tests.whole.node import Node
+from tests.whole.node import Node, find_twistd
 from tests.whole.peer import Tunnel
+from tests.whole.resuming import ResumableTunnel
 
 
 class KeepaliveTests(Case):
@@ -66,8 +66,7 @@ class FarNode(Node):
         case.addCleanup(self.close)
 
     def launch(self, *argv: str) -> None:
-        twistd = str(Path(sys.executable).parent / "twistd")
-        argv = argv or (twistd, "-n", "--pidfile=", "mtunnel", "--config", str(self.config))
+        argv = argv or (find_twistd(), "-n", "--pidfile=", "mtunnel", "--config", str(self.config))
         super().launch("ip", "netns", "exec", self.spaces[0], *argv)
 
     @staticmethod
@@ -125,6 +124,20 @@ class DeadPeerTests(SynchronousTestCase):
         self.node.assert_idle()
         self.assertEqual((self.node.guest(100), self.node.images(100)), (None, []))
         tunnel.commands.drop()
+
+    def test_a_loss_in_silence(self) -> None:
+        """Nothing is on its way that would not be acknowledged, and no ping is due: keepalives tell."""
+        tunnel = ResumableTunnel(self.node, 100)
+        tunnel.ask(cmd="version")
+        began = time.monotonic()
+        self.node.cut()
+        wait_for("a parked flow", tunnel.parked)
+        self.assertLess(time.monotonic() - began, patience_s(10))
+        self.node.mend()
+        tunnel.lose()
+        wait_for("another connection", tunnel.comes_back)
+        tunnel.leave()
+        self.node.assert_idle()
 
     def test_a_peer_that_only_has_nothing_to_say(self) -> None:
         tunnel = Tunnel(self.node, 100, storages="local", bridges="")

@@ -183,6 +183,12 @@ class OnlineTests(OnlineCase):
         self.assertIsNone(self.there.guest(200))
         self.assertEqual(self.there.images(200), [])
 
+
+class UnheardTests(OnlineCase):
+    def make_target(self) -> Node:
+        """A source that nobody waits for may end before its last words are on their way."""
+        return Node("there", extra="[limits]\npark_s = 30").start()
+
     def test_interrupted_twice_while_the_target_says_nothing(self) -> None:
         """Nobody waits for it; the VM runs on here, and the target cleans up once it can."""
         before = self.boot()

@@ -12,6 +12,7 @@ from typing import Any
 from mtunnel_tx.backends.proxmox import find_qemu
 from tests.guest.ticker import read_beats
 from tests.patience import wait_for
+from tests.processes import started_process
 from tests.proxmox.node import ProxmoxNode
 from tests.proxmox.online import Monitor, OnlineSource
 from tests.proxmox.source import Released
@@ -190,6 +191,25 @@ class FailureTests(ProxmoxCase):
         tunnel.commands.drop()
         self.there.start()
         self.assert_undone()
+
+    def test_a_qemu_that_is_anothers_by_now(self) -> None:
+        """Our tunnel's has ended; another node of the cluster moves its own VM of this number here."""
+        tunnel, start = self.begin()
+        self.assertTrue(tunnel.ask(**start)["success"])
+        self.there.stop(signal.SIGKILL)
+        tunnel.commands.drop()
+        self.kill_machines(self.there)
+        (self.there.own / "qemu-server" / "200.conf").unlink()
+        words = ["-nodefaults", "-display", "none", "-accel", "tcg", "-S", "-incoming", "defer"]
+        folder = self.there.machines
+        words += ["-pidfile", str(folder / "200.pid"), "-qmp", f"unix:{folder / '200.qmp'},server=on,wait=off"]
+        theirs = started_process(self.addCleanup, ["qemu-system-x86_64", *words])
+        wait_for("their QEMU", lambda: self.pid == theirs.pid)
+        self.there.start()
+        self.assertEqual(self.pid, theirs.pid)
+        self.assertEqual(self.status(self.there, 200), "inmigrate")
+        self.assertEqual(len(self.there.images(200)), 1)
+        self.assertIn("200", str(self.there.ask(cmd="status")["held"]))
 
     def test_qm_that_fails_says_why(self) -> None:
         tunnel, start = self.begin("vga: serial0")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.patience import wait_for
+from tests.patience import patience_s, wait_for
 from tests.processes import started_process
 from tests.whole.hostile import start_import
 from tests.whole.node import Node
@@ -93,12 +95,15 @@ class ProxyCase(SynchronousTestCase):
         places = {"folder": folder, "tls": node.state / "tls", "port": port, "daemon": node.port}
         configuration = folder / "nginx.conf"
         configuration.write_text(CONFIGURATION.format(timeouts=timeouts, **places))
-        with (folder / "nginx.log").open("wb") as log:
-            command = [find_nginx(), "-p", str(folder), "-c", str(configuration)]
-            started_process(self.addCleanup, command, stdout=log, stderr=log)
-        behind = Behind(node, port)
-        wait_for(f"nginx\n{folder}", lambda: self.answers(behind))
-        return behind
+        self.behind = Behind(node, port)
+        self.start_nginx(folder)
+        return self.behind
+
+    def start_nginx(self, folder: Path) -> None:
+        with (folder / "nginx.log").open("ab") as log:
+            command = [find_nginx(), "-p", str(folder), "-c", str(folder / "nginx.conf")]
+            self.nginx = started_process(self.addCleanup, command, stdout=log, stderr=log)
+        wait_for(f"nginx\n{folder}", lambda: self.answers(self.behind))
 
     def answers(self, behind: Behind) -> bool:
         try:
@@ -142,12 +147,31 @@ class MoveTests(OnlineCase, ProxyCase):
     def make_target(self) -> Node:
         return Node("there", extra="[limits]\nping_s = 1").start()
 
-    def test_online(self) -> None:
-        self.boot()
+    def find_endpoint(self) -> str:
         behind = self.in_front_of(self.there, SHORT)
         endpoint = self.there.endpoint.replace(f"port={self.there.port}", f"port={behind.port}")
         self.assertNotEqual(endpoint, self.there.endpoint)
-        argv = ("migrate", "100", endpoint, "--online", "--target-vmid", "200", "--target-storage", "local")
+        return endpoint
+
+    def test_nginx_is_restarted(self) -> None:
+        """It says goodbye on all connections, and for a while nobody listens."""
+        self.boot()
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", self.find_endpoint(), "--online"]
+        migration = self.start([*argv, "--target-vmid", "200", "--target-storage", "local", "--bwlimit", "4096"])
+        wait_for("data", lambda: any(one["bytes_in"] > 4 << 20 for one in self.there.ask(cmd="status")["tunnels"]))
+        self.nginx.terminate()
+        self.nginx.wait(patience_s())
+        wait_for("parked flows", lambda: self.there.ask(cmd="status")["tunnels"][0]["parked"])
+        self.start_nginx(self.there.root / "nginx")
+        out, err = migration.communicate(timeout=patience_s(120))
+        self.assertEqual(migration.returncode, 0, (out, err))
+        self.assertRegex(out, r"connection lost, waiting (?s:.*)resumed after 0:\d\d")
+        self.assertIn("running", self.status(self.there, 200))
+        wait_for("the end of the tunnel", lambda: not self.there.ask(cmd="status")["tunnels"])
+
+    def test_online(self) -> None:
+        self.boot()
+        argv = ("migrate", "100", self.find_endpoint(), "--online", "--target-vmid", "200", "--target-storage", "local")
         began_s = time.monotonic()
         self.here.run("mtunnel_tx.cli", *argv, "--bwlimit", "2048")
         self.assertGreater(time.monotonic() - began_s, 6)

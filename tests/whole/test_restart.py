@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.guest.ticker import read_beats
 from tests.patience import patience_s, tries, wait_for
 from tests.whole.hostile import import_child
-from tests.whole.moving import Move, make_qcow2, moved, state_of
+from tests.whole.moving import Move, kept, make_qcow2, moved, state_of
 from tests.whole.node import Node
 from tests.whole.test_online import Listener, OnlineCase
 from tests.whole.test_workers import workers
@@ -37,6 +37,20 @@ class RestartCase(SynchronousTestCase):
         self.assertEqual(workers(self.node), before)
 
 
+class StatusTests(SynchronousTestCase):
+    """Packages ask before they restart the service."""
+
+    def survives(self, extra: str) -> bool:
+        node = Node(extra=extra)
+        self.addCleanup(node.close)
+        return bool(node.start().ask(cmd="status")["survives_restart"])
+
+    def test_it_says_whether_a_restart_cuts_moves(self) -> None:
+        self.assertTrue(self.survives(EXTRA))
+        self.assertFalse(self.survives(""))
+        self.assertFalse(self.survives("[limits]\nrestart_s = 120\n"))
+
+
 class OfflineTests(RestartCase):
     def move_with_restarts(self, signal_number: int, *others: str) -> None:
         """The daemon is restarted in the middle of a disk, and before some steps. No connection is made anew."""
@@ -46,6 +60,8 @@ class OfflineTests(RestartCase):
         stream, payload = move.begin("raw"), move.payload("raw")
         importer, half = import_child(self.node), len(payload) // 2
         stream.send(payload[:half])
+        # A stream whose upgrade was just answered would end with the daemon.
+        wait_for("its first half", lambda: self.node.ask(cmd="status")["tunnels"][0]["bytes_in"] >= half)
         self.restart(signal_number)
         self.assertEqual(import_child(self.node), importer)
         stream.send(payload[half:])
@@ -65,6 +81,18 @@ class OfflineTests(RestartCase):
 
     def test_the_daemon_is_asked_to_end(self) -> None:
         self.move_with_restarts(signal.SIGTERM)
+
+    def test_a_worker_that_ends_while_no_daemon_runs(self) -> None:
+        """The next daemon starts, and has another one."""
+        (worker,) = workers(self.node)
+        Move(self.node, 100, make_qcow2()).version()
+        usual = self.node.before
+        self.node.stop(signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+        self.node.start()
+        wait_for("another worker", lambda: self.node.ask(cmd="status")["workers"])
+        self.assertNotEqual(workers(self.node), [worker])
+        self.node.before = usual  # with a worker
 
 
 class OnlineTests(OnlineCase):
@@ -106,8 +134,3 @@ def connected(port: int) -> set[str]:
     """The peers of the connections to this port of the loopback that are established."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {peer for _, own, peer, state, *_ in lines if own == f"0100007F:{port:04X}" and state == "01"}
-
-
-def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """What a daemon of this kind has besides: its holder's socket, and processes."""
-    return {"sockets": ["control.sock", "hold.sock"], "processes": found["processes"]}

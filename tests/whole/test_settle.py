@@ -67,15 +67,17 @@ class SettleTests(Case):
 
     def test_discard_keeps_what_a_config_names(self) -> None:
         volid = self.held(self.use_disk)
-        self.assertEqual(
-            self.mtunnel("settle", str(VMID), "--discard"), f"VM {VMID} is settled\nvolume {volid} stays\n"
-        )
+        done = self.node.run("mtunnel_tx.cli", "settle", str(VMID), "--discard", "--quiet")
+        self.assertEqual((done.stdout, done.stderr), ("", f"mtunnel settle: volume {volid} stays\n"))
         self.assertEqual(self.node.images(VMID), [f"vm-{VMID}-disk-0.raw"])
 
     def test_resume_keeps_everything(self) -> None:
         volid = self.held(self.back_up)
+        why = self.mtunnel("settle", str(VMID), "--resume", fails=True)
+        self.assertIn(f"the config of VM {VMID} is no longer ours. Put that right by hand and settle again", why)
+        self.node.guest_file(VMID).write_text("lock: create\n")
         self.assertEqual(self.mtunnel("settle", str(VMID), "--resume"), f"VM {VMID} is settled\nvolume {volid} stays\n")
-        self.assertEqual(self.node.guest(VMID), "lock: backup\nmemory: 512\n")
+        self.assertEqual(self.node.images(VMID), [f"vm-{VMID}-disk-0.raw"])
         self.assertEqual(self.node.ask(cmd="status")["held"], {})
 
     def test_what_was_held_stays_held_after_a_restart(self) -> None:
@@ -98,7 +100,7 @@ class SettleTests(Case):
         journal.write_text('{"version":3,"do":"claim"}\n')
         self.node.start()
         error = self.mtunnel("settle", str(VMID), "--discard", fails=True)
-        self.assertEqual(error, f"mtunnel: the journal of VM {VMID} has an unknown version\n")
+        self.assertEqual(error, f"mtunnel settle: the journal of VM {VMID} has an unknown version\n")
         self.assertTrue(journal.exists())
 
     def test_refusals(self) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from unittest import SkipTest
@@ -20,11 +19,11 @@ from mtunnel_tx.config import load_settings
 from mtunnel_tx.daemon.service import Daemon
 from tests.patience import patience_s, wait_for
 from tests.processes import run_program
-from tests.whole.node import Node
+from tests.whole.node import Node, find_twistd
 from tests.whole.peer import Tunnel, call
 
 TREE = Path(__file__).parents[2]
-TWISTD = Path(sys.executable).parent / "twistd"
+TWISTD = find_twistd()
 MOST_EXPOSURE = 4.0
 CLEAN = (0, -signal.SIGTERM)
 """A service manager takes both for success."""
@@ -154,7 +153,7 @@ class SocketActivationTests(SynchronousTestCase):
         self.addCleanup(node.close)
         with socket.create_server(("127.0.0.1", 0)) as free:
             node.port = free.getsockname()[1]
-        twistd = [str(TWISTD), "-n", "--pidfile=", "mtunnel", "--config", str(node.config)]
+        twistd = [TWISTD, "-n", "--pidfile=", "mtunnel", "--config", str(node.config)]
         keep = [f"--setenv={name}" for name in node.environ if name.isidentifier()]
         node.launch(activate, f"--listen=127.0.0.1:{node.port}", "--fdname=mtunnel", *keep, *twistd)
         # The first connection is what starts the daemon; it waits in the backlog.
@@ -188,10 +187,10 @@ class UnitTests(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         text = (TREE / "etc" / "mtunnel.service").read_text()
         self.service = self.folder / "mtunnel.service"
-        self.service.write_text(text.replace("/opt/mtunnel/bin/twistd", str(TWISTD)))
+        self.service.write_text(text.replace("/opt/mtunnel/bin/mtunnel-twistd", TWISTD))
         shutil.copy(TREE / "etc" / "mtunnel.socket", self.folder)
         text = (TREE / "etc" / "mtunnel-guests.service").read_text()
-        command = str(TWISTD.with_name("mtunnel"))
+        command = str(Path(TWISTD).with_name("mtunnel"))
         (self.folder / "mtunnel-guests.service").write_text(text.replace("/opt/mtunnel/bin/mtunnel", command))
 
     def run_analyze(self, *arguments: str) -> subprocess.CompletedProcess[str]:

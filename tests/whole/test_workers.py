@@ -30,7 +30,7 @@ from tests.whole.hostile import (
     start_import,
     stopped,
 )
-from tests.whole.moving import Move, make_qcow2, moved, state_of
+from tests.whole.moving import Move, kept, make_qcow2, moved, state_of
 from tests.whole.node import NOBODY, Node
 from tests.whole.peer import Tunnel, call
 
@@ -127,7 +127,8 @@ class MigrationTests(Case):
         move = Move(self.node, 100, image)
         move.run(*Move.STEPS)
         move.leave()
-        self.assertEqual(state_of(self.node, 100), moved(100, image, "TASK OK"))
+        found = state_of(self.node, 100)
+        self.assertEqual(found, {**moved(100, image, "TASK OK"), **kept(found)})
         for pid, account in zip(pids, before, strict=True):
             assert_nothing_left(account, pid, self.node.root)
 
@@ -177,6 +178,12 @@ class MigrationTests(Case):
             blocker.close()
         self.leave(tunnel)
 
+
+class NoSuccessorTests(Case):
+    """Nothing is kept for another daemon."""
+
+    extra = "[limits]\nrestart_s = 0\n"
+
     def test_a_worker_that_hangs_is_killed(self) -> None:
         """It cannot keep a stream alive whose tunnel has ended."""
         tunnel = self.open()
@@ -184,6 +191,21 @@ class MigrationTests(Case):
         os.kill(victim, signal.SIGSTOP)
         self.node.stop()
         self.assertFalse(is_alive(victim))
+        tunnel.commands.drop()
+
+    def test_they_die_with_the_daemon(self) -> None:
+        pids, tunnel = workers(self.node), self.open()
+        self.node.stop(signal.SIGKILL)
+        wait_for("their end", lambda: not any(map(is_alive, pids)))
+        tunnel.commands.drop()
+        self.node.start()
+        wait_for("the rollback", lambda: self.node.guest(100) is None)
+
+    def test_they_end_with_the_daemon(self) -> None:
+        pids, tunnel = workers(self.node), self.open()
+        self.node.stop()
+        self.assertFalse(any(map(is_alive, pids)))
+        self.assertEqual(self.node.guest(100), None)
         tunnel.commands.drop()
 
 
@@ -316,21 +338,6 @@ class ProcessTests(Case):
             der = sock.getpeercert(binary_form=True)
         assert der is not None
         return fingerprint(ssl.DER_cert_to_PEM_cert(der).encode())
-
-    def test_they_die_with_the_daemon(self) -> None:
-        pids, tunnel = workers(self.node), self.open()
-        self.node.stop(signal.SIGKILL)
-        wait_for("their end", lambda: not any(map(is_alive, pids)))
-        tunnel.commands.drop()
-        self.node.start()
-        wait_for("the rollback", lambda: self.node.guest(100) is None)
-
-    def test_they_end_with_the_daemon(self) -> None:
-        pids, tunnel = workers(self.node), self.open()
-        self.node.stop()
-        self.assertFalse(any(map(is_alive, pids)))
-        self.assertEqual(self.node.guest(100), None)
-        tunnel.commands.drop()
 
     def test_drain(self) -> None:
         pids, tunnel = workers(self.node), self.open()

@@ -208,6 +208,7 @@ class StartTests(ReaderCase):
             "storagemap": {"a": "b"},
             "nbd_proto_version": "1",
             "nbd": {},
+            "postcopy": 1,
         }
         start = self.read(params, options)
         self.assertEqual(start.params.nets_host_mtu, "net0=1500,net1=9000")
@@ -223,6 +224,7 @@ class StartTests(ReaderCase):
                 storagemap={"a": "b"},
                 nbd_proto_version=1,
                 nbd={},
+                postcopy=True,
             ),
         )
 

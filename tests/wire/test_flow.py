@@ -1,14 +1,16 @@
 """Flows over connections that are cut anywhere: every byte arrives once, and so do both ends."""
 
+import os
 import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.wire.flow import ACK_S, CHUNK_BYTES, Chunks, Receiving, Sending
-from mtunnel_tx.wire.frames import SENT_PAYLOAD_BYTES, Decoder, Event, FrameError, Role, unmask_bytes
+from mtunnel_tx.wire.flow import ACK_S, CHUNK_BYTES, LEAST_CHARGE_BYTES, Chunks, Receiving, Sending
+from mtunnel_tx.wire.frames import HEADER_ROOM_BYTES, SENT_PAYLOAD_BYTES, Decoder, Event, FrameError, Role, unmask_bytes
 from mtunnel_tx.wire.records import RecordKind, parse_record
+from tests.leaks import memory_bytes
 
 WINDOW = 1 << 20
 OTHER = {Role.CLIENT: Role.SERVER, Role.SERVER: Role.CLIENT}
@@ -41,7 +43,7 @@ class End:
             return
         piece = self.content[self.read : self.read + min(size, SENT_PAYLOAD_BYTES)]
         if piece:
-            self.sending.room()[: len(piece)] = piece
+            self.sending.room()[HEADER_ROOM_BYTES : HEADER_ROOM_BYTES + len(piece)] = piece
             self.read += len(piece)
             self.wire += self.sending.add(len(piece))
         else:
@@ -141,7 +143,7 @@ class SendingTests(SynchronousTestCase):
         self.sending = Sending(Role.SERVER, self.chunks, WINDOW)
 
     def send(self, data):
-        self.sending.room()[: len(data)] = data
+        self.sending.room()[HEADER_ROOM_BYTES : HEADER_ROOM_BYTES + len(data)] = data
         return bytes(self.sending.add(len(data)))
 
     def again(self):
@@ -158,6 +160,19 @@ class SendingTests(SynchronousTestCase):
         self.sending.acknowledge(1)
         self.assertTrue(self.sending.takes)
 
+    def test_small_frames_count_for_what_they_cost(self):
+        before_bytes = memory_bytes(os.getpid())
+        while self.sending.takes:
+            self.assertGreater(self.sending.free_frames, 0)
+            self.send(b"sixteen bytes...")
+        self.assertEqual(self.sending.kept_bytes, WINDOW // LEAST_CHARGE_BYTES * 16)
+        self.assertLess(memory_bytes(os.getpid()) - before_bytes, 4 * WINDOW)
+        self.sending.acknowledge(15)
+        self.assertFalse(self.sending.takes)
+        self.sending.acknowledge(16)
+        self.assertTrue(self.sending.takes)
+        self.assertEqual(self.sending.free_frames, 1)
+
     def test_going_on_in_the_middle_of_a_frame(self):
         self.send(b"abcdef")
         second = self.send(b"ghi")
@@ -166,6 +181,19 @@ class SendingTests(SynchronousTestCase):
         self.sending.acknowledge(4)
         self.assertEqual(self.again(), [b"\x81\x03p 4", b"\x82\x02ef", second])
         self.assertTrue(self.sending.takes)
+
+    def test_frames_that_somebody_else_has_made_go_out_again_as_they_are(self):
+        frames, room, at = [b"\x82\x03abc", b"\x82\x7e\x00\x80" + bytes(128)], self.sending.room(), 0
+        for size, frame in zip((3, 128), frames, strict=True):
+            end = at + HEADER_ROOM_BYTES + size
+            room[end - len(frame) : end] = frame
+            at = end
+        self.sending.note_sent((3, 128))
+        third = self.send(b"def")
+        self.assertEqual((self.sending.sent, self.sending.kept_bytes), (134, 134))
+        self.sending.park()
+        self.sending.acknowledge(3)
+        self.assertEqual(self.again(), [b"\x81\x03p 3", frames[1], third])
 
     def test_an_end_is_said_again_until_it_was_delivered(self):
         self.send(b"abc")
@@ -192,6 +220,21 @@ class SendingTests(SynchronousTestCase):
         self.assertRaises(FrameError, self.sending.deliver)
         self.sending.end()
         self.assertRaises(FrameError, self.sending.deliver)
+
+    def test_what_is_yet_to_be_sent_again_cannot_be_acknowledged(self):
+        """Its memory would go to another flow before it was sent."""
+        for data in (b"abc", b"def", b"ghi"):
+            self.send(data)
+        self.sending.park()
+        self.sending.acknowledge(1)
+        self.assertEqual([bytes(self.sending.next_again()) for _ in range(2)], [b"\x81\x03p 1", b"\x82\x02bc"])
+        self.sending.acknowledge(2)
+        self.sending.acknowledge(3)
+        for position in (4, 9):
+            self.assertEqual(self.assertRaises(FrameError, self.sending.acknowledge, position).code, 1002)
+        self.assertEqual(self.again(), [b"\x82\x03def", b"\x82\x03ghi"])
+        self.sending.acknowledge(9)
+        self.assertEqual(self.chunks.lent, 0)
 
     def test_an_idle_way_takes_no_memory(self):
         chunks = Chunks()

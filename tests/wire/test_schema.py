@@ -213,6 +213,7 @@ class FormatTests(SynchronousTestCase):
         return True
 
     @example("100\x85")
+    @example(".;")
     @given(st.text(alphabet="ab1Z-_.,; !/:é") | st.from_regex(CIDR.pattern) | st.from_regex(VMID.pattern))
     def test_a_pattern_describes_its_format(self, text):
         for form in (STORAGE_ID, BRIDGE_ID, VMID, NODE_NAME, CPU_MODEL, list_of(STORAGE_ID), list_of(BRIDGE_ID)):

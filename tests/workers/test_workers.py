@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import os
 import socket
@@ -10,6 +12,7 @@ from typing import ClassVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from mtunnel_tx.errors import BackendFailed
@@ -19,10 +22,20 @@ from mtunnel_tx.stream.parkedvalue import ParkedValue, ParkedWay
 from mtunnel_tx.stream.reactorrelay import ReactorRelay
 from mtunnel_tx.tls.certificate import Certificate
 from mtunnel_tx.wire.frames import Role
-from mtunnel_tx.workers.channel import MessageChannel, Nonsense, close_unasked, make_pair, read_count
+from mtunnel_tx.workers import channel
+from mtunnel_tx.workers.channel import (
+    MESSAGE_BYTES,
+    MOST_SOCKETS,
+    MessageChannel,
+    Nonsense,
+    close_unasked,
+    make_pair,
+    read_count,
+)
 from mtunnel_tx.workers.parking import StoredFlow, read_parked, read_value, write_value
-from mtunnel_tx.workers.pool import BEAT_S, MOST_MISSED, WorkerPool
+from mtunnel_tx.workers.pool import BEAT_S, WorkerPool
 from mtunnel_tx.workers.terms import read_terms, write_terms
+from mtunnel_tx.workers.worker import MOST_MISSED
 
 FILES = Certificate(b"the certificate", b"the key")
 
@@ -251,6 +264,7 @@ class ChannelTests(SynchronousTestCase):
                 self.assertEqual((message, one.recv(9)), ({"a": 1}, b"x"))
 
     def test_nonsense_ends_it_and_leaves_nothing_open(self) -> None:
+        gc.collect()  # what other tests have left must not be closed in between
         before = open_descriptors()
         for data in (b"nonsense", b"[]", b"[" * 100_000, b'"text"', b"{}"):
             ours, theirs = make_pair()
@@ -260,6 +274,16 @@ class ChannelTests(SynchronousTestCase):
                 self.reactor.spin()
         self.assertEqual((self.heard, self.closed), ([], ["nonsense"] * 5))
         self.assertEqual(open_descriptors(), before)
+
+    def test_a_message_of_which_the_rest_is_lost(self) -> None:
+        """What has come of it may look like a whole one."""
+        ours, theirs = make_pair()
+        MessageChannel(self.reactor, ours, self.hear, lambda: self.closed.append("long"))
+        with theirs, capturedLogs() as events:
+            theirs.send(b"{}" + b" " * MESSAGE_BYTES)
+            self.reactor.spin()
+        self.assertEqual((self.heard, self.closed), ([], ["long"]))
+        self.assertIn("a message is longer than 131072 bytes", str([formatEvent(event) for event in events]))
 
     def test_counts_that_are_none(self) -> None:
         for count in (None, -1, True, 1.5, "1", [], 1 << 63):
@@ -272,6 +296,43 @@ class ChannelTests(SynchronousTestCase):
         with one, self.assertRaises(Nonsense):
             close_unasked([other])
         self.assertEqual(other.fileno(), -1)
+
+    def test_a_message_that_is_too_long(self) -> None:
+        with self.assertRaises(OSError):
+            self.here.send({"a": "x" * MESSAGE_BYTES})
+        self.here.send({"b": 1})
+        self.reactor.spin()
+        self.assertEqual([message for message, _ in self.heard], [{"b": 1}])
+
+    def test_a_message_that_is_lost(self) -> None:
+        """Nothing may come after it."""
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ETOOMANYREFS, "too many references")
+
+        patch = self.patch(socket, "send_fds", refuse)
+        self.here.send({"a": 1})
+        patch.restore()
+        self.here.send({"b": 2})
+        self.reactor.advance(0)
+        self.reactor.spin()
+        self.assertEqual((self.heard, self.closed), ([], ["here", "there"]))
+
+    def test_descriptors_that_do_not_fit(self) -> None:
+        """The message comes without them."""
+        before = open_descriptors()
+        with Path(os.devnull).open("rb") as file:
+            socket.send_fds(self.here.sock, [b"{}"], [file.fileno()] * (MOST_SOCKETS + 3))
+            self.reactor.spin()
+        self.assertEqual((self.heard, open_descriptors()), ([({}, [])], before))
+
+    def test_one_that_never_stops_talking(self) -> None:
+        """What was not taken yet comes later."""
+        self.patch(channel, "MOST_DRAINED", 5)
+        for number in range(8):
+            self.there.send({"number": number})
+        self.here.drain()
+        self.assertEqual(len(self.heard), 5)
 
     def test_what_is_said_before_the_end_is_heard(self) -> None:
         """Also where the other end takes it later than the kernel can hold it."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from mtunnel_tx.checks import clean
+from mtunnel_tx.cli.parser import Parser
 from mtunnel_tx.cli.program import read_vmid
+from mtunnel_tx.cli.vm.agreeing import add_yes, agree
 from mtunnel_tx.cli.vm.making import finish, placement, read_guest_name
 from mtunnel_tx.cli.vm.program import Actions, Answer, add_guest_action
-from mtunnel_tx.errors import BadRequest, WrongState
+from mtunnel_tx.errors import BadRequest
 from mtunnel_tx.guests import autostart, running
+from mtunnel_tx.guests.blueprint import checked, read_memory
 from mtunnel_tx.guests.cloning import clone_guest
 from mtunnel_tx.guests.plainhost import PlainHost
-from mtunnel_tx.guests.removal import Destruction, destroy, plan_destruction
+from mtunnel_tx.guests.removal import destroy, plan_destruction
 from mtunnel_tx.guests.settings import read_assignments, set_options
 from mtunnel_tx.pve.guestconf import GuestConfig
 
@@ -29,6 +31,8 @@ def configure(actions: Actions) -> None:
         actions, "set", _set, "set and remove keys of a VM's config; where it runs, most count from its next start on"
     )
     change.add_argument("assignments", nargs="*", metavar="KEY=VALUE", help="as in Proxmox's config")
+    if isinstance(change, Parser):
+        change.hint = hint_at_key
     change.add_argument("--delete", action="append", default=[], metavar="KEY", help="back to its default")
     boot = add_guest_action(actions, "autostart", _autostart, "have a VM started after a boot, or not", qm="set")
     boot.add_argument("choice", choices=("on", "off"))
@@ -51,13 +55,23 @@ def configure(actions: Actions) -> None:
     clone.add_argument("--format", choices=("qcow2", "raw", "vmdk"), help="of its disks (default: the original's)")
     clone.add_argument("--start", action="store_true", help="start it at once")
     end = add_guest_action(actions, "destroy", _destroy, "remove a VM that is off, with its disks and snapshots")
-    end.add_argument("--yes", action="store_true", help="do not ask")
+    add_yes(end)
 
 
 def _read_number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) <= _LONGEST_DELAY_S):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to {_LONGEST_DELAY_S}")
     return int(text)
+
+
+def hint_at_key(option: str, value: str) -> str:
+    """What was probably meant by an option that is a key: `--memory 4G` is `memory=4096`; empty where it is none."""
+    key = option.removeprefix("--")
+    try:
+        text = read_memory(value) if key == "memory" else checked(key, value)
+    except BadRequest:
+        return ""
+    return f"; keys are set as KEY=VALUE: {key}={text}"
 
 
 async def _show(args: argparse.Namespace, host: PlainHost) -> Answer:
@@ -121,20 +135,10 @@ async def _clone(args: argparse.Namespace, host: PlainHost) -> Answer:
 async def _destroy(args: argparse.Namespace, host: PlainHost) -> Answer:
     vmid = host.find(args.guest)
     plan = await plan_destruction(host, vmid)
-    if not args.yes and not _agrees(plan):
-        raise WrongState("nothing was removed")
+    volumes = ", ".join(plan.volumes) or "no disks"
+    agree(args, f"VM {plan.vmid} '{plan.name}' is removed for good, with {volumes}.")
     done = await destroy(host, vmid)
     return Answer(asdict(done), [*_listed("removed", done.volumes, done.kept), *_listed("kept", done.kept)])
-
-
-def _agrees(plan: Destruction) -> bool:
-    """Ask. Raises: BadRequest: there is nobody to ask."""
-    if not sys.stdin.isatty():
-        raise BadRequest("--yes is needed where nobody can be asked")
-    volumes = ", ".join(map(clean, plan.volumes)) or "no disks"
-    print(f"VM {plan.vmid} '{clean(plan.name)}' is removed for good, with {volumes}.", file=sys.stderr)
-    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _listed(word: str, volids: Sequence[str], but: Sequence[str] = ()) -> list[str]:

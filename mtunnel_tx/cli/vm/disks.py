@@ -6,10 +6,11 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from mtunnel_tx.cli.vm.agreeing import add_yes, agree
 from mtunnel_tx.cli.vm.making import BUSES, IMAGE_FORMATS, placement
 from mtunnel_tx.cli.vm.program import Actions, Answer, add_guest_action
 from mtunnel_tx.errors import BadRequest
-from mtunnel_tx.guests.disks import DiskChange, NewDisk, add_disk, remove_disk, resize_disk
+from mtunnel_tx.guests.disks import DiskChange, NewDisk, add_disk, find_disk, remove_disk, resize_disk
 from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.guests.volumes import read_size
 from mtunnel_tx.pve.sizes import format_size
@@ -36,6 +37,7 @@ def configure(actions: Actions) -> None:
     )
     remove.add_argument("disk", metavar="DISK", help="scsi0, virtio1, unused0, …")
     remove.add_argument("--keep", action="store_true", help="do not free it: the config names it as unusedN")
+    add_yes(remove)
 
 
 async def _add(args: argparse.Namespace, host: PlainHost) -> Answer:
@@ -51,7 +53,10 @@ async def _resize(args: argparse.Namespace, host: PlainHost) -> Answer:
 
 
 async def _remove(args: argparse.Namespace, host: PlainHost) -> Answer:
-    done = await remove_disk(host, host.find(args.guest), args.disk, keep=args.keep)
+    vmid = host.find(args.guest)
+    if not args.keep:
+        agree(args, f"{args.disk} of VM {vmid}, {find_disk(host, vmid, args.disk)}, is removed for good.")
+    done = await remove_disk(host, vmid, args.disk, keep=args.keep)
     return Answer(asdict(done), [f"{done.key}: {done.volume} is {'unused' if args.keep else 'removed'}"])
 
 

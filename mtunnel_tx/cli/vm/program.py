@@ -6,9 +6,9 @@ import argparse
 import json
 import os
 import shlex
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -18,17 +18,20 @@ from mtunnel_tx.backends.changes import FileChanges
 from mtunnel_tx.backends.files import ReactorThreads
 from mtunnel_tx.backends.journal import LEAVING, FileJournal
 from mtunnel_tx.backends.orphans import VARIABLE
+from mtunnel_tx.backends.programs import HostPrograms
 from mtunnel_tx.backends.qemuimg import QemuImages
 from mtunnel_tx.backends.virsh import Virsh
 from mtunnel_tx.checks import FormatError, clean, dns_name
-from mtunnel_tx.cli.output import FAILED
+from mtunnel_tx.cli.output import fail, forget_output, print_failure, warn
 from mtunnel_tx.cli.program import read_vmid, run_reactor
+from mtunnel_tx.cli.vm.departures import settle_kept
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.errors import NoSuchGuest, TunnelError, os_reason
 from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.local import make_environ, make_guests, make_machines, make_storage
 from mtunnel_tx.ports.storage import Report
+from mtunnel_tx.source.journal import describe_departure
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns: the exit status."""
     if settings.profile == "proxmox":
         words = ["qm", *shlex.split(args.qm), *([str(args.guest)] if getattr(args, "guest", None) else [])]
-        return _fail(args, f"VMs belong to Proxmox here; run instead:\n{shlex.join(words)}", "mtunnel")
+        return print_failure(args, f"VMs belong to Proxmox here; run instead:\n{shlex.join(words)}")
     from twisted.internet import reactor
 
     follow: list[Callable[[], int]] = []
@@ -109,7 +112,7 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings, follo
     try:
         make_private_directory(settings.machine_dir)
         threads = ReactorThreads(reactor, reactor.getThreadPool())
-        host = make_host(threads, settings, note=notes.append if args.json else _say_note)
+        host = make_host(threads, settings, note=notes.append if args.json else partial(warn, args))
         machines = host.machines
         await machines.find_all()
         answer: Answer = await args.act(args, host)
@@ -117,11 +120,15 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings, follo
         follow += [answer.then] if answer.then and not args.json else []
         return answer.status
     except NoSuchGuest as error:
-        return _fail(args, f"there is no VM {error.vmid}; mtunnel vm list shows those that are there")
-    except (TunnelError, OSError) as error:
-        return _fail(args, error.text if isinstance(error, TunnelError) else os_reason(error))
+        return print_failure(args, f"there is no VM {error.vmid}; mtunnel vm list shows those that are there")
+    except BrokenPipeError:
+        return forget_output()
+    except TunnelError as error:
+        return fail(args, error)
+    except OSError as error:
+        return print_failure(args, clean(os_reason(error)))
     except CancelledError:
-        _fail(args, "interrupted")
+        print_failure(args, "interrupted")
         raise
     finally:
         if machines is not None:
@@ -131,6 +138,7 @@ async def _act(reactor: Any, args: argparse.Namespace, settings: Settings, follo
 def make_host(threads: ReactorThreads, settings: Settings, note: Report) -> PlainHost:
     """This host, as its configuration describes it."""
     owner = f"{settings.state_dir}/changes:{os.getpid()}:{uuid4()}"
+    departures = FileJournal(threads, settings.state_dir, LEAVING)
     storage = make_storage(threads.reactor, settings, owner=owner)
     return PlainHost(
         guests=make_guests(threads, settings),
@@ -139,15 +147,13 @@ def make_host(threads: ReactorThreads, settings: Settings, note: Report) -> Plai
         images=QemuImages(threads, {**make_environ(settings, os.environ), VARIABLE: owner}),
         libvirt=Virsh(threads.reactor, os.environ),
         journal=FileJournal(threads, settings.state_dir),
-        departures=FileJournal(threads, settings.state_dir, LEAVING),
+        departures=departures,
         changes=FileChanges(threads, state_dir=settings.state_dir, lock_dir=settings.lock_dir),
         owner=owner,
         note=note,
+        settle_kept=partial(settle_kept, threads, settings, storage, note),
+        departing=partial(describe_departure, departures, HostPrograms()),
     )
-
-
-def _say_note(text: str) -> None:
-    print(f"mtunnel vm: {clean(text)}", file=sys.stderr, flush=True)
 
 
 def _show(args: argparse.Namespace, answer: Answer, notes: Sequence[str]) -> None:
@@ -155,11 +161,3 @@ def _show(args: argparse.Namespace, answer: Answer, notes: Sequence[str]) -> Non
         print(json.dumps({"success": True, **answer.data, "notes": [clean(note) for note in notes]}, indent=2))
     for line in () if args.json else answer.lines:
         print(line)
-
-
-def _fail(args: argparse.Namespace, reason: str, name: str = "mtunnel vm") -> int:
-    if args.json:
-        print(json.dumps({"success": False, "msg": reason}))
-    else:
-        print(f"{name}: {clean(reason) if name != 'mtunnel' else reason}", file=sys.stderr)
-    return FAILED

@@ -9,6 +9,9 @@
   const choices = (place) => [...place.querySelectorAll("details")];
   const nameOf = (choice) => choice.closest("[data-vmid]")?.dataset.vmid ?? "";
 
+  // What the keyboard is at keeps it.
+  const wordOf = (one) => `${nameOf(one)} ${one.tagName} ${one.value ?? ""}`;
+
   const source = new EventSource("events");
   source.addEventListener("open", () => say("live"));
   source.addEventListener("error", () => {
@@ -22,9 +25,14 @@
     for (const [name, markup] of Object.entries(JSON.parse(event.data))) {
       const place = document.querySelector(`[data-live="${CSS.escape(name)}"]`);
       if (place) {
+        const focused = place.contains(document.activeElement) ? wordOf(document.activeElement) : "";
         const opened = new Set(choices(place).filter((choice) => choice.open).map(nameOf));
         place.innerHTML = markup;
         for (const choice of choices(place)) choice.open = opened.has(nameOf(choice));
+        if (focused) {
+          const again = [...place.querySelectorAll("a, button, summary")].find((one) => wordOf(one) === focused);
+          again?.focus({ preventScroll: true });
+        }
       }
     }
   });

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from mtunnel_tx.config import make_private_directory
 from mtunnel_tx.errors import BackendFailed, NotFound, TimedOut
+from mtunnel_tx.filelocks import try_lock
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.pve.volume import DirVolume
 
@@ -59,7 +59,7 @@ class ImageFolders:
 
     def _wait_for_lock(self, fd: int) -> None:
         end_s = time.monotonic() + LOCK_WAIT_S
-        while not _try_lock(fd):
+        while not try_lock(fd):
             if time.monotonic() > end_s:
                 raise TimedOut(f"cannot acquire lock 'storage-{self.id}' - got timeout")
             time.sleep(_LOCK_RETRY_S)
@@ -94,11 +94,3 @@ class ImageFolders:
         """Remove a guest's folder if nothing is in it."""
         with suppress(OSError):
             (self.folder("images") / str(vmid)).rmdir()
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

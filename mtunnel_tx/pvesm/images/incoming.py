@@ -20,7 +20,6 @@ from mtunnel_tx.pvesm.header import read_size
 from mtunnel_tx.pvesm.images.allocation import create, preallocation
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.nbd import opened_image, write_disk
-from mtunnel_tx.pvesm.images.qcow2tables import refuse_missing_clusters
 from mtunnel_tx.pvesm.images.qemuimg import delete_snapshot, verify_image
 from mtunnel_tx.pvesm.images.reservation import Choose, Reservation, reserve
 from mtunnel_tx.pvesm.output import say, warn
@@ -128,9 +127,7 @@ def _receive_image(
 
     facts = inspect_image(format, read, received)
     _check_facts(facts, size_bytes)
-    verify_image(reservation.part, facts)
-    if format == "qcow2":
-        refuse_missing_clusters(read, received)
+    verify_image(reservation.part, facts, read)
 
 
 def _formatting(reservation: Reservation, format: str, size_bytes: int, preallocated: str) -> str:

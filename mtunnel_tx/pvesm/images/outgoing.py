@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from mtunnel_tx.pvesm.header import send_size
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.imagemap import data_ranges
 from mtunnel_tx.pvesm.images.nbd import opened_image, read_disk
+from mtunnel_tx.pvesm.images.qemuimg import verify_image
 from mtunnel_tx.pvesm.sparse import send_all, send_extents, send_file
 
 _MISSING = 1
@@ -40,8 +42,7 @@ def send_image(folders: ImageFolders, plugin: str, name: str, order: ExportOrder
     path = folders.file(volume)
     with _opened(str(path)) as source:
         length = os.fstat(source).st_size
-        facts = inspect_image(volume.format, lambda offset, count: os.pread(source, count, offset), length)
-        _refuse_dependent(order.volid, facts)
+        facts = _inspect(order.volid, volume.format, source)
         if order.stream_format == f"{volume.format}+size":
             send_size(facts.size_bytes, target)
             send_file(source, length, target)
@@ -52,6 +53,27 @@ def send_image(folders: ImageFolders, plugin: str, name: str, order: ExportOrder
             with opened_image(path, volume.format) as connection:
                 send = _send_disk if STREAM_FORMATS[order.stream_format].dense is None else _send_used
                 send(connection, path, facts, target)
+
+
+def verify_source(folders: ImageFolders, name: str, volid: str) -> None:
+    """Raises: TunnelError: an import would refuse the image's file once all of it was sent."""
+    volume = parse_dir_volume(name)
+    path = folders.file(volume)
+    with _opened(str(path)) as source:
+        facts = _inspect(volid, volume.format, source)
+        if facts.format != "raw":
+            verify_image(path, facts, partial(_read, source))
+
+
+def _inspect(volid: str, format: str, source: int) -> ImageFacts:
+    facts = inspect_image(format, partial(_read, source), os.fstat(source).st_size)
+    if facts.why_not_alone:
+        raise BackendFailed(f"cannot export '{volid}': {facts.why_not_alone}")
+    return facts
+
+
+def _read(source: int, offset: int, count: int) -> bytes:
+    return os.pread(source, count, offset)
 
 
 def _stream_formats(folders: ImageFolders, volume: DirVolume, order: ExportOrder) -> list[str]:
@@ -73,11 +95,6 @@ def _opened(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _refuse_dependent(volid: str, facts: ImageFacts) -> None:
-    if facts.why_not_alone:
-        raise BackendFailed(f"cannot export '{volid}': {facts.why_not_alone}")
 
 
 def _send_disk(connection: socket.socket, _path: Path, facts: ImageFacts, target: int) -> None:

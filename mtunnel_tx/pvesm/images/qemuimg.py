@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mtunnel_tx.errors import BackendFailed, TimedOut
-from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused, read_image_info
+from mtunnel_tx.pve.imagefile import ImageFacts, ImageRefused, Read, read_image_info
 from mtunnel_tx.pvesm.images.imagemap import refuse_missing_data
+from mtunnel_tx.pvesm.images.qcow2tables import refuse_missing_clusters
 
 _GIB = 1 << 30
 # `info` reads a header only; `check` needs memory for a reference count of each cluster, in holes of the file too.
@@ -23,6 +24,7 @@ _INFO_S = 120
 _CHECK_S = 24 * 3600
 _CHECK_LEAKS = 3
 _CHECK_UNSUPPORTED = 63
+_UNCLOSED = "; QEMU did not close it: a start of its VM puts that right"
 _FORMATTING = re.compile(r"^Formatting '.*', (?=fmt=)", re.DOTALL)
 
 
@@ -37,16 +39,19 @@ def create_image(path: Path, format: str, size_bytes: int, preallocation: str | 
     return _FORMATTING.sub("", output).strip()
 
 
-def verify_image(path: Path, facts: ImageFacts) -> None:
-    """Check with qemu-img that the image is whole and agrees with its header.
+def verify_image(path: Path, facts: ImageFacts, read: Read) -> None:
+    """Check that the image is whole, by qemu-img and by its tables, and agrees with its header.
 
-    Raises: ImageRefused, BackendFailed, TimedOut.
+    Args: read: reads the same file. Raises: ImageRefused, BackendFailed, TimedOut.
     """
-    _compare(_info(path, facts.format), facts)
-    _check(path, facts)
+    told = _info(path, facts.format)
+    _compare(told, facts)
+    _check(path, facts, is_unclosed=told.unclosed)
     refuse_missing_data(path, facts.format)
     if facts.format == "vmdk" and "compressed" in facts.options:
         _read_all(path)
+    if facts.format == "qcow2":
+        refuse_missing_clusters(read, path.stat().st_size)
 
 
 def _read_all(path: Path) -> None:
@@ -72,7 +77,7 @@ def _compare(told: ImageFacts, facts: ImageFacts) -> None:
         raise ImageRefused(f"image has {told.size_bytes} bytes, its header says {facts.size_bytes}")
 
 
-def _check(path: Path, facts: ImageFacts) -> None:
+def _check(path: Path, facts: ImageFacts, *, is_unclosed: bool) -> None:
     _refuse_many_clusters(path, facts)
     argv = ["check", "-f", facts.format, "--output=json", "--", str(path)]
     output = _run(argv, limits=_CHECK_LIMITS, timeout_s=_CHECK_S, allowed=(0, 2, _CHECK_LEAKS, _CHECK_UNSUPPORTED))
@@ -81,7 +86,7 @@ def _check(path: Path, facts: ImageFacts) -> None:
     found = json.loads(output)
     faults = found.get("corruptions", 0) + found.get("check-errors", 0)
     if faults:
-        raise ImageRefused(f"qemu-img check found {faults} errors in the image")
+        raise ImageRefused(f"qemu-img check found {faults} errors in the image{_UNCLOSED if is_unclosed else ''}")
     _refuse_missing_end(found, path, int(facts.options.get("cluster_size", 0)))
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from mtunnel_tx.config import Settings
 from mtunnel_tx.errors import TunnelError
 from mtunnel_tx.pve.storagecfg import StorageEntry
-from mtunnel_tx.pve.volume import parse_dir_volume
+from mtunnel_tx.pve.volume import VolumeId, parse_dir_volume
 from mtunnel_tx.pvesm.driver import Announce, ExportOrder, ImportOrder, ListedVolume, NewImage, StorageUsage
 from mtunnel_tx.pvesm.images.allocation import allocate_image
 from mtunnel_tx.pvesm.images.folders import ImageFolders
 from mtunnel_tx.pvesm.images.incoming import receive_image
 from mtunnel_tx.pvesm.images.listing import list_volumes
-from mtunnel_tx.pvesm.images.outgoing import send_image
+from mtunnel_tx.pvesm.images.outgoing import send_image, verify_source
 from mtunnel_tx.pvesm.images.removal import remove_volume
 from mtunnel_tx.pvesm.images.reservation import sweep
 
@@ -80,6 +80,10 @@ class DirDriver:
     def send(self, name: str, order: ExportOrder, target: int) -> None:
         """See Driver."""
         send_image(self._folders, self.plugin, name, order, target)
+
+    def verify(self, volume: VolumeId) -> None:
+        """See Driver."""
+        verify_source(self._folders, volume.name, str(volume))
 
 
 def _is_mounted(path: Path) -> bool:

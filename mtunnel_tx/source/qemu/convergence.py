@@ -24,6 +24,8 @@ NEAR_BYTES = 1 << 20
 """So much may be left of a disk that is level."""
 FIRST_SHARE = 0.75
 """Of what is copied: so much the guest may write at first, where it is ahead."""
+RAISE = 1.25
+"""So many times more it may write after a while in which the copy was level."""
 LEAST_WRITES_BYTES_S = 1 << 20
 """Slower, a guest would take its disk for broken: it may have some MiB of writes under way, and waits for 30 s."""
 
@@ -46,6 +48,7 @@ class _Mirror:
     """A mirror: how much there was to copy at first, and how far it was at the beginning of the last look.
 
     `limit_bytes_s`: what the guest may write; 0: no limit. `said_s`: when it was last spoken of.
+    `level_s`: since when it is level all the time, with `level_bytes` in all then; None: it is not.
     """
 
     first_bytes: int
@@ -54,6 +57,8 @@ class _Mirror:
     at_s: float
     limit_bytes_s: int = 0
     said_s: float | None = None
+    level_s: float | None = None
+    level_bytes: int = 0
 
     def begin(self, now_s: float, state: MirrorState) -> None:
         """Look at it anew."""
@@ -76,9 +81,27 @@ class MirrorWatch:
         seen = self._mirrors.setdefault(state.drive, fresh)
         if state.done_bytes < seen.first_bytes or _left_bytes(state) <= (NEAR_BYTES if state.ready else 0):
             seen.begin(now_s, state)
-        elif now_s - seen.at_s >= LAG_S:
+            return self._relieve(now_s, state, seen)
+        seen.level_s = None
+        if now_s - seen.at_s >= LAG_S:
             return self._judge(now_s, state, seen)
         return None
+
+    def _relieve(self, now_s: float, state: MirrorState, seen: _Mirror) -> Advice | None:
+        """A limit goes where the guest does not reach it any more; else it is raised in small steps."""
+        if not state.ready or not seen.limit_bytes_s:
+            return None
+        if seen.level_s is None:
+            seen.level_s, seen.level_bytes = now_s, state.total_bytes
+        spent_s = now_s - seen.level_s
+        if spent_s < LAG_S:
+            return None
+        written = (state.total_bytes - seen.level_bytes) / spent_s
+        seen.limit_bytes_s = 0 if written < seen.limit_bytes_s / 2 else round(seen.limit_bytes_s * RAISE)
+        seen.level_s = None
+        rate = format_rate(seen.limit_bytes_s, 1) if seen.limit_bytes_s else "as fast as it likes again"
+        said = f"{state.drive}: its copy is level; the guest may write {rate}"
+        return Advice(say=said, drive=state.drive, writes_bytes_s=seen.limit_bytes_s)
 
     def _judge(self, now_s: float, state: MirrorState, seen: _Mirror) -> Advice | None:
         spent_s = now_s - seen.at_s

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from mtunnel_tx.errors import TimedOut
 from mtunnel_tx.ports.moves import MovePhase, Reached
-from mtunnel_tx.source.amounts import format_rate
-from mtunnel_tx.source.host import SourceHost
+from mtunnel_tx.source.amounts import format_amount, format_rate
+from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.links import MemoryState, MirrorState, Running
+from mtunnel_tx.source.order import SourceWorld
 from mtunnel_tx.source.pace import Pace
 from mtunnel_tx.source.patience import OnTimeout, Patience
-from mtunnel_tx.source.qemu.convergence import Advice, MemoryWatch, MirrorWatch, compare
+from mtunnel_tx.source.qemu.convergence import SAY_EVERY_S, Advice, MemoryWatch, MirrorWatch, compare
 from mtunnel_tx.source.qemu.meters import Meters
 
 _UNDER_WAY = "active"
@@ -26,8 +27,11 @@ def find_max_downtime_ms(pace: Pace, patience: Patience) -> int:
 class LiveCopy:
     """Copies a VM that goes on writing. Its time runs from when this is made."""
 
-    def __init__(self, running: Running, host: SourceHost, pace: Pace, patience: Patience) -> None:
+    def __init__(
+        self, running: Running, host: SourceWorld, pace: Pace, patience: Patience, journal: DepartureJournal
+    ) -> None:
         self._running = running
+        self._journal = journal
         self._clock = host.reactor
         self._progress = host.progress
         self._pace = pace
@@ -50,7 +54,8 @@ class LiveCopy:
             async def told(states: Sequence[MirrorState]) -> None:
                 meters.mirrors(states)
                 await self._follow(self._watch.see(self._clock.seconds(), states))
-                await self._look_at_the_clock("its disks are not level")
+                if not self._patience.may_split:  # which is for its memory: that begins late then
+                    await self._look_at_the_clock("its disks are not level")
 
             await self._running.until_ready(told)
 
@@ -60,7 +65,9 @@ class LiveCopy:
         max_downtime_ms = find_max_downtime_ms(pace, patience)
         limits = {"limit_bytes_s": pace.memory_bytes_s, "downtime_ms": pace.downtime_ms}
         self._progress.say(self._describe_limits(max_downtime_ms))
-        await self._running.start_migration(socket, **limits, auto_converge=patience.auto_converge)
+        await self._running.start_migration(
+            socket, **limits, auto_converge=patience.auto_converge, postcopy=patience.may_split
+        )
         self._progress.tell(Reached(phase=MovePhase.MEMORY))
         watch = MemoryWatch(pace.downtime_ms, max_downtime_ms)
         with Meters(self._progress) as meters:
@@ -103,5 +110,25 @@ class LiveCopy:
         took = f"it was not there within {self._patience.timeout_s:g} s: {state}"
         if self._patience.on_timeout is OnTimeout.ABORT:
             raise TimedOut(took)
+        if self._patience.on_timeout is OnTimeout.POSTCOPY and await self._running.status() == "running":
+            await self._journal.announce("postcopy")
+            await self._running.start_postcopy()
+            self._progress.say(f"{took}; it goes on there before all of its memory is there (post-copy)")
+            return
         await self._running.pause()
         self._progress.say(f"{took}; it stands still until it is there")
+
+    async def rest_of_memory(self) -> None:
+        """Wait until the memory of a VM that runs there by post-copy is all there. Raises: BackendFailed."""
+        self._progress.tell(Reached(phase=MovePhase.POSTCOPY))
+        said_s = -SAY_EVERY_S
+        with Meters(self._progress) as meters:
+
+            async def told(state: MemoryState) -> None:
+                nonlocal said_s
+                meters.memory(state)
+                if self._clock.seconds() - said_s >= SAY_EVERY_S and state.remaining_bytes:
+                    said_s = self._clock.seconds()
+                    self._progress.say(f"post-copy: {format_amount(state.remaining_bytes)} remain")
+
+            await self._running.until_sent(told)

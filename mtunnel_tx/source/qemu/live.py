@@ -17,12 +17,12 @@ from mtunnel_tx.pve.drive import is_drive_key, parse_drive
 from mtunnel_tx.pve.guestconf import GuestConfig
 from mtunnel_tx.pve.guestformats import AGENT
 from mtunnel_tx.source.channel import CommandRefused
-from mtunnel_tx.source.departure import STANDING, Power
-from mtunnel_tx.source.host import SourceHost
+from mtunnel_tx.source.departure import STANDING, Power, Stage
 from mtunnel_tx.source.inventory import SourceDisk
 from mtunnel_tx.source.journal import DepartureJournal
 from mtunnel_tx.source.links import Json, Running
-from mtunnel_tx.source.owner import MIGRATION_OVER
+from mtunnel_tx.source.order import SourceWorld
+from mtunnel_tx.source.owner import MIGRATION_OVER, POSTCOPY
 from mtunnel_tx.source.pace import Pace
 from mtunnel_tx.source.patience import SWITCH_S, Patience
 from mtunnel_tx.source.qemu.copying import LiveCopy, find_max_downtime_ms
@@ -46,6 +46,11 @@ def is_online(conf: GuestConfig, disk: SourceDisk) -> bool:
     return not parse_drive(key, conf.options[key]).is_cdrom
 
 
+def is_read_only(conf: GuestConfig, disk: SourceDisk) -> bool:
+    """Whether QEMU has it open to read only; the one that receives it then cannot let anybody write to it."""
+    return parse_drive(disk.label, conf.options[disk.label]).options.get("ro") == "1"
+
+
 def wants_trim(conf: GuestConfig) -> bool:
     """Whether its config has the guest agent asked for a trim of disks that were copied."""
     agent = AGENT.parse(conf.options["agent"]) if "agent" in conf.options else {}
@@ -65,7 +70,7 @@ class LiveMove:
     """One VM that has a QEMU; `journal` is written before each step after which somebody else might own it."""
 
     def __init__(
-        self, tunnel: TargetTunnel, running: Running, forwards: Forwards, host: SourceHost, journal: DepartureJournal
+        self, tunnel: TargetTunnel, running: Running, forwards: Forwards, host: SourceWorld, journal: DepartureJournal
     ) -> None:
         self._tunnel = tunnel
         self._running = running
@@ -73,16 +78,19 @@ class LiveMove:
         self._host = host
         self._journal = journal
         self._switch_s = SWITCH_S
+        self._copy: LiveCopy | None = None
+        self._may_split = False
 
     async def approach(self, drives: Mapping[str, Json], pace: Pace, patience: Patience) -> None:
         """Start the VM there, copy its disks and its memory, until it stands still here and only the rest is left.
 
         Args: drives: for each mirrored drive the whole reply of `disk`. Raises: TunnelError.
         """
+        self._may_split = patience.may_split
         fields = await self._start_fields(drives)
         await self._journal.announce("starting")
         memory_socket, mirrors = self._open_forwards(await self._tunnel.start(fields), drives)
-        copy = LiveCopy(self._running, self._host, pace, patience)
+        copy = self._copy = LiveCopy(self._running, self._host, pace, patience, self._journal)
         try:
             await copy.disks(mirrors)
             await copy.memory(memory_socket)
@@ -101,30 +109,57 @@ class LiveMove:
         self._host.progress.tell(Reached(phase=MovePhase.HAND_OVER))
         try:
             await together(self._running.complete_mirrors(), self._journal.announce("completing"))
+            await self._running.switch_over(limit_s=self._switch_s)
+            if drives:
+                await self._tunnel.stop_nbd()
         except TunnelError:
             await self._run_on()
             raise
-        await self._running.switch_over(limit_s=self._switch_s)
-        if drives:
-            await self._tunnel.stop_nbd()
         if self._journal.departure.power is Power.RUNNING:
             await self._resume()
             downtime_s = self._host.reactor.seconds() - stopped_s
             self._host.progress.tell(StoodStill(downtime_s=downtime_s))
             self._host.progress.say(f"it runs there; downtime {1000 * downtime_s:.0f} ms")
+            await self._see_the_rest_there()
             self._forwards.close()
+
+    async def _see_the_rest_there(self) -> None:
+        """Raises: BackendFailed: by post-copy it runs there, and a part of its memory stays here."""
+        if self._journal.departure.is_in_parts:
+            assert self._copy is not None, "the memory has been sent"
+            await self._copy.rest_of_memory()
+            await self._journal.note("whole")
 
     async def _run_on(self) -> None:
         """Let it run on here at once: the rest was not sent, and a target that is out of reach keeps nobody waiting.
 
-        All else is done when the target was told (settling.py).
+        The journal has it first, so that the target never gets it later, whatever becomes of QEMU here. All else is
+        done when the target was told (settling.py). Where all was sent, it does not run here.
         """
+        await self._take_back()
         self._forwards.close()
         with suppress(TunnelError):  # QEMU has ended, or does not answer: it is looked at again then
             if await self._running.migration() not in MIGRATION_OVER:
                 await self._running.cancel_migration()
-            if self._journal.departure.power is Power.RUNNING and await self._running.status() in STANDING:
-                await self._running.run()
+            if await self._running.migration() != "completed":
+                await self._let_run()
+                await self._running.speed_up()
+
+    async def _let_run(self) -> None:
+        departure = self._journal.departure
+        if departure.power is not Power.RUNNING:
+            return
+        if departure.stage is Stage.COMPLETING:
+            await self._journal.announce("runs_on")
+        if await self._running.status() in STANDING:
+            await self._running.run()
+
+    async def _take_back(self) -> None:
+        """QEMU takes a VM back from post-copy only while there is a connection."""
+        if self._journal.departure.split:
+            with suppress(TunnelError):
+                if await self._running.migration() in POSTCOPY:
+                    await self._running.cancel_migration()
 
     async def _resume(self) -> None:
         await self._journal.announce("resuming")
@@ -132,6 +167,7 @@ class LiveMove:
             await self._tunnel.resume()
         except CommandRefused:
             await self._journal.note("refused")
+            await self._take_back()
             raise
         await self._journal.note("resumed")
 
@@ -145,6 +181,8 @@ class LiveMove:
         node = self._host.guests.node
         options: dict[str, Json] = {"type": "websocket", "migratedfrom": node, "remote_node": node}
         options |= {"nbd_proto_version": 1, "nbd": dict(drives)}
+        if self._may_split:
+            options["postcopy"] = 1
         return {"start_params": params, "migrate_opts": options}
 
     def _open_forwards(

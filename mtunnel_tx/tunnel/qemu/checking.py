@@ -10,13 +10,12 @@ from typing import Any
 
 from mtunnel_tx.errors import TunnelError, refusing
 from mtunnel_tx.ports.storage import Volume
-from mtunnel_tx.pve.drive import Drive
-from mtunnel_tx.pve.findings import Findings, Severity, judge_room
+from mtunnel_tx.pve.findings import Findings, Severity, judge_leftover, judge_room
 from mtunnel_tx.pve.guestconf import GuestConfig, read_sent_config
 from mtunnel_tx.pve.rights import Rights
 from mtunnel_tx.pve.storagecfg import StorageEntry
 from mtunnel_tx.tunnel.checks import check_bridge, usable_storage
-from mtunnel_tx.tunnel.disks import choose_format, plan_import
+from mtunnel_tx.tunnel.disks import check_mirrored_size, choose_format, plan_import
 from mtunnel_tx.tunnel.qemu.conditions import Conditions
 from mtunnel_tx.tunnel.services import Services
 from mtunnel_tx.wire.checkrequest import CheckCall, ComingDisk
@@ -76,16 +75,24 @@ class _Look:
             machine=call.machine,
             refused=refused,
         )
-        for what, text in (("config", call.conf), ("firewall config", call.firewall or "")):
-            with refusing(refused):
-                conditions.check_length(what, text)
-        if call.firewall is not None:
+        if call.firewall is not None and self._is_short(conditions, "firewall config", call.firewall):
             _, warnings = await conditions.read_firewall(call.firewall)
             self._tell(warnings)
+        if not self._is_short(conditions, "config", call.conf):
+            return
         conf, warnings = await self._services.threads.run(read_sent_config, call.conf, call.vmid, refused)
         self._tell(warnings)
         await conditions.check(conf, {disk.volume: disk.size_bytes for disk in call.disks})
         await self._look_at_host(conf)
+
+    def _is_short(self, conditions: Conditions, what: str, text: str) -> bool:
+        """What is too long is refused, and not read."""
+        try:
+            conditions.check_length(what, text)
+        except TunnelError as error:
+            self._findings.refused("", error)
+            return False
+        return True
 
     def _tell(self, warnings: Sequence[str]) -> None:
         for text in warnings:
@@ -98,6 +105,9 @@ class _Look:
             if not any(finding.severity is Severity.REFUSE for finding in findings):
                 with refusing(findings.refused):
                     await hypervisor.check_room(conf, self._call.machine)
+            if self._call.postcopy:
+                with refusing(findings.refused):
+                    await hypervisor.check_postcopy()
         else:
             hypervisor.check(conf, findings.refused if self._call.delete else findings.warned)
 
@@ -113,6 +123,7 @@ class _Look:
         try:
             if disk.mirrored:
                 format = choose_format(entry, disk.how.format)
+                check_mirrored_size(format, disk.size_bytes)
             else:
                 _, stream = plan_import(self._services, self._call.vmid, entry, disk.how)
         except TunnelError as error:
@@ -133,9 +144,12 @@ class _Look:
                 free_bytes = await storage.available_bytes(name)
             async with turn(self._rights.token, None):
                 found = await storage.volumes(name, self._call.vmid)
+            reason = await storage.why_unwritable(name, self._call.vmid)
         except TunnelError as error:
             self._findings.add("storage", name, f"storage '{name}' does not answer: {error.line}")
             return None
+        if reason is not None:
+            self._findings.add("storage", name, f"storage '{name}': {reason}")
         for finding in judge_room(
             name,
             size_bytes=sum(disk.size_bytes for disk in disks),
@@ -144,23 +158,18 @@ class _Look:
             strict=self._call.strict_space,
         ):
             self._findings.add(finding.about, finding.name, finding.text, finding.severity)
-        self._find_leftovers(name, found, disks)
+        await self._find_leftovers(name, found, disks)
         return free_bytes
 
-    def _find_leftovers(self, storage: str, found: Sequence[Volume], disks: Sequence[ComingDisk]) -> None:
+    async def _find_leftovers(self, storage: str, found: Sequence[Volume], disks: Sequence[ComingDisk]) -> None:
         """Volumes of the VMID that no guest's config names; a cloud-init drive is made of a config, and no loss.
 
         Where the VMID is taken they may be those of a VM that is on its way, or waits for `mtunnel settle`.
         """
         if not self._is_vmid_free:
             return
-        for volume in found:
-            if volume.content not in _IMAGES or self._services.guests.naming(volume.volid):
-                continue
-            text = f"storage '{storage}' has '{volume.volid}' of VM {self._call.vmid}, which no VM has"
-            if not Drive(volume.volid).is_cloudinit:
-                self._findings.add("disk", volume.volid, f"{text}: remove it, or choose another VMID")
-            elif any(disk.how.volname == volume.volid.rpartition("/")[2] for disk in disks):
-                self._findings.add("disk", volume.volid, f"{text}: it is made anew", Severity.CHANGE)
-            else:
-                self._findings.add("disk", volume.volid, f"{text}: it stays", Severity.WARN)
+        coming = {disk.how.volname for disk in disks}
+        for volid in [volume.volid for volume in found if volume.content in _IMAGES]:
+            if not await self._services.threads.run(self._services.guests.naming, volid):
+                finding = judge_leftover(storage, volid, self._call.vmid, coming, remakes=True)
+                self._findings.add(finding.about, finding.name, finding.text, finding.severity)

@@ -62,9 +62,9 @@ class Conditions:
         refused = self.refused
         with refusing(refused):
             require_options(conf)
-        await self._check_hookscript(conf)
         # A network card may name some thousand VLANs, each with a right of its own.
         await self.services.threads.run(check_config_privileges, conf, self.vmid, self.rights, refused)
+        await self._check_hookscript(conf)
         if "vmstatestorage" in conf.options:
             with refusing(refused, "vmstatestorage"):
                 known_storage(self.services, conf.options["vmstatestorage"])
@@ -78,8 +78,9 @@ class Conditions:
         return await self._check_volumes(conf, coming)
 
     async def _check_hookscript(self, conf: GuestConfig) -> None:
+        """Only root may set one, and nobody else learns which there are."""
         script = conf.options.get("hookscript")
-        if script is not None and await self._size_of(script) is None:
+        if script is not None and self.rights.is_root and await self._size_of(script) is None:
             with refusing(self.refused, "hookscript"):
                 raise InvalidParameters({"hookscript": f"script '{script}' does not exist\n"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from mtunnel_tx.errors import TimedOut, TunnelError, WrongState
@@ -13,12 +14,15 @@ from mtunnel_tx.pve.drive import is_drive_key
 from mtunnel_tx.pve.memory import configured_bytes
 from mtunnel_tx.tunnel.common import DONE, Result
 from mtunnel_tx.tunnel.tunnel import Guest, Tunnel
-from mtunnel_tx.waiting import Task
+from mtunnel_tx.waiting import Task, pause
 from mtunnel_tx.wire.args import NoArgs, StartArgs
-from mtunnel_tx.wire.socketkinds import MEMORY, NBD
+from mtunnel_tx.wire.socketkinds import COMMANDS, MEMORY, NBD
 
 WHOLE_S = 25.0
 """How long `resume` waits for the rest of the state; a source waits 30 s for the reply."""
+UNSURE_S = 10.0
+"""How long it is looked at, where QEMU did not answer when it was to let the VM run."""
+_LOOK_S = 0.05
 
 
 async def start(guest: Guest, args: StartArgs) -> Result:
@@ -35,6 +39,7 @@ async def start(guest: Guest, args: StartArgs) -> Result:
     memory = Expected(label="memory", kind=TransferKind.MEMORY, total_bytes=configured_bytes(conf.options))
     await tunnel.ledger.write("starting")
     spice_port = await tunnel.services.hypervisor.start(tunnel.vmid, conf, _incoming(tunnel, args), tunnel.task.line)
+    await tunnel.claim.note_machine()
     tunnel.watch = Task(watch(tunnel))
     tunnel.tell(MoveTold(tunnel=tunnel.facts, said=(memory,)))
     return _started(tunnel, nbd, spice_port)
@@ -51,6 +56,7 @@ def _incoming(tunnel: Tunnel, args: StartArgs) -> Incoming:
         cpu=args.params.forcecpu,
         nets_host_mtu=args.params.nets_host_mtu,
         spice_ticket=args.options.spice_ticket,
+        postcopy=args.options.postcopy,
     )
 
 
@@ -101,21 +107,65 @@ def _check_export(tunnel: Tunnel, name: str, drive: object) -> None:
 
 
 async def resume(guest: Guest, _args: NoArgs) -> Result:
-    """Let the VM run, once its whole state is here and everything of it is on disk."""
+    """Let the VM run, once its whole state is here and everything of it is on disk.
+
+    Raises: TunnelError: it does not run. Where that is not known, the source has no answer.
+    """
     tunnel, services = guest.tunnel, guest.tunnel.services
-    if tunnel.watch is not None and not await tunnel.watch.wait(services.clock, WHOLE_S):
-        raise TimedOut(f"VM {tunnel.vmid} still waits for its state")
-    machine = await services.hypervisor.state(tunnel.vmid)
+    partly = not await _until_ready(tunnel)
+    machine = await tunnel.claim.machine_state()
     if machine.status == "off":
         raise WrongState(f"VM {tunnel.vmid} not running")
     if machine.status == "inmigrate":
         raise WrongState(f"the state of VM {tunnel.vmid} has not arrived in full")
     if machine.status != "running":
         await services.storage.sync(tunnel.own.volumes)
-        await tunnel.ledger.write("resuming")
-        await services.hypervisor.resume(tunnel.vmid)
+        await tunnel.ledger.write("resuming_partly" if partly else "resuming")
+        await _let_run(tunnel, partly=partly)
         await tunnel.ledger.note("resumed")
     return DONE
+
+
+async def _let_run(tunnel: Tunnel, *, partly: bool) -> None:
+    """Raises: WrongState: it does not run. Any other error: it may run, and the source was not told no."""
+    try:
+        await tunnel.services.hypervisor.resume(tunnel.vmid, partly=partly)
+    except WrongState:
+        raise
+    except TunnelError as error:
+        if not await _is_seen_running(tunnel):
+            tunnel.task.warn(f"VM {tunnel.vmid} was told to run, and nobody knows whether it does: {error.text}")
+            # An answer would be taken for a no.
+            tunnel.sockets.abort_streams((COMMANDS,))
+            await tunnel.sockets.wait_for_end(COMMANDS, tunnel.services.clock, UNSURE_S)
+            raise
+
+
+async def _is_seen_running(tunnel: Tunnel) -> bool:
+    clock = tunnel.services.clock
+    end_s = clock.seconds() + UNSURE_S
+    while clock.seconds() < end_s:
+        with suppress(TunnelError):
+            if (await tunnel.claim.machine_state()).status == "running":
+                return True
+        await pause(clock, _LOOK_S)
+    return False
+
+
+async def _until_ready(tunnel: Tunnel) -> bool:
+    """Wait until the VM can run here. Returns: whether it is whole; else the rest of its memory comes by post-copy.
+
+    Raises: TimedOut: neither.
+    """
+    clock, watch = tunnel.services.clock, tunnel.watch
+    end_s = clock.seconds() + WHOLE_S
+    while watch is not None and not await watch.wait(clock, min(_LOOK_S, WHOLE_S)):
+        machine = await tunnel.claim.machine_state()
+        if machine.partly and not machine.cut and machine.status == "paused":
+            return False
+        if clock.seconds() >= end_s:
+            raise TimedOut(f"VM {tunnel.vmid} still waits for its state")
+    return True
 
 
 async def stop_nbd(guest: Guest, _args: NoArgs) -> Result:
@@ -131,6 +181,9 @@ async def trim(guest: Guest, _args: NoArgs) -> Result:
 
 
 async def stop(guest: Guest, _args: NoArgs) -> Result:
-    """End the VM; success where it is off."""
-    await guest.tunnel.services.hypervisor.stop(guest.tunnel.vmid)
+    """End the VM; success where it is off. Raises: WrongState: it was told to run here."""
+    tunnel = guest.tunnel
+    if tunnel.ledger.owed.resuming and tunnel.claim.runs():
+        raise WrongState(f"refusing to stop VM {tunnel.vmid}: it was told to run here")
+    await tunnel.claim.stop_machine()
     return DONE

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
@@ -22,8 +23,9 @@ from mtunnel_tx.stream.parkedvalue import ParkedValue
 from mtunnel_tx.stream.peer import PeerConnection
 from mtunnel_tx.tls.context import TlsContext
 from mtunnel_tx.tls.protocol import TlsProtocol
-from mtunnel_tx.workers.channel import Message, MessageChannel, count_unread
-from mtunnel_tx.workers.parking import RUNNING, read_value, write_value
+from mtunnel_tx.unread import count_unread
+from mtunnel_tx.workers.channel import Message, MessageChannel
+from mtunnel_tx.workers.parking import ENDS, KEPT, PARKED, RUNNING, read_value, write_value
 from mtunnel_tx.workers.process.connection import PlaintextForwarder, ReceivedTransport
 from mtunnel_tx.workers.terms import read_terms
 
@@ -59,8 +61,10 @@ class GrantedFlow:
         self._aborted = False
         self._superseded: str | None = None
         self._told = (0, 0)
+        self._ends: list[tuple[str, str | None]] = []
         self._terms: Deferred[FlowTerms] = Deferred()
         self._value: ParkedValue | None = None
+        self._returned: tuple[Message, BinaryIO] | None = None
         self._gone = gone
         self._channel = MessageChannel(reactor, messages, self._hear, self._lose)
         Deferred.fromCoroutine(self._run(peer)).addErrback(self._fail)
@@ -72,7 +76,7 @@ class GrantedFlow:
             taken.close()
             return
         flow = self._flow = Flow(self._relay, self._local, terms)
-        flow.value = self._value
+        flow.value, self._value = self._value, None
         flow.done.addCallback(self._tell, "peer")
         flow.released.addCallback(self._tell, "closed")
         for end in (flow.done, flow.released):
@@ -89,7 +93,10 @@ class GrantedFlow:
 
     def _hear(self, message: Message, files: list[Any]) -> None:
         if "ask" in message:
+            self._say_returned()
             self._say_positions(message["ask"])
+        elif KEPT in message:
+            self._drop()
         elif "abort" in message:
             self._abort(message["abort"])
         elif "park" in message:
@@ -120,24 +127,37 @@ class GrantedFlow:
     def _pass_on(self, reason: str, value: ParkedValue | None) -> None:
         if value is None:
             return  # it has ended meanwhile, which is told in the usual way
-        numbers, file = write_value(value)
-        with file:
-            counts = {"in": value.taken, "out": value.sent}
-            self._channel.send({**counts, "over": "parked", "reason": reason, "value": numbers}, [file])
         self._flow = None
+        counts = {"in": value.taken, "out": value.sent, "at": time.monotonic()}
+        try:
+            numbers, file = write_value(value)
+            self._returned = {**counts, "over": PARKED, "reason": reason, "value": numbers}, file
+            self._say_returned()
+        except OSError as error:
+            log.error("a flow cannot be parked, and ends: {reason}", reason=str(error))
+            self._drop()
         self._local.close()
-        self._channel.finish()
+
+    def _say_returned(self) -> None:
+        """Until the daemon says that it keeps the value, another one may ask for it."""
+        if self._returned is not None:
+            message, file = self._returned
+            self._channel.send(message, [file])
 
     def _say_positions(self, number: object) -> None:
         """For a daemon that has found this flow. What waits is counted before what was read: nothing is missed."""
         queued = 0 if self._local.fileno() < 0 else count_unread(self._local)
         flow = self._flow
         bytes_in, bytes_out, taken = (flow.bytes_in, flow.bytes_out, flow.bytes_taken) if flow else (0, 0, 0)
-        self._channel.send({"in": bytes_in, "out": bytes_out, "taken": taken, "queued": queued, "asked": number})
+        counts = {"in": bytes_in, "out": bytes_out, "taken": taken, "queued": queued}
+        state = {"terms": self._terms.called, "runs": flow is not None, "ends": self._ends}
+        self._channel.send({**counts, "asked": number, **state})
 
     def _lose(self) -> None:
         """Nobody hears of the flow any more, and nobody could end it: it ends now, unless it is over."""
         flow, self._aborted = self._flow, True
+        if self._returned is not None:
+            self._returned[1].close()
         if flow is None:
             self._local.close()
             if not self._terms.called:
@@ -159,6 +179,8 @@ class GrantedFlow:
 
     def _say(self, flow: Flow, **more: Any) -> None:
         self._told = flow.bytes_in, flow.bytes_out
+        if more.get("over") in ENDS:
+            self._ends.append((more["over"], more.get("reason")))
         self._channel.send({"in": flow.bytes_in, "out": flow.bytes_out, **more})
 
     def _finish(self, result: Result, flow: Flow) -> Result:
@@ -169,12 +191,13 @@ class GrantedFlow:
     def _fail(self, failure: Failure) -> None:
         if self._flow is None and not self._aborted and failure.check(ConnectionLost) is not None:
             self._pass_on("the connection was lost before it was used", self._value)
-        self._drop()
+        if self._returned is None:
+            self._drop()
         if failure.check(ConnectionLost) is None:
             log.failure("unexpected failure at the start of a flow", failure)
 
     def _drop(self) -> None:
-        """The flow never began; the daemon sees the channel end."""
+        """It never began, or another one has it; the daemon sees the channel end."""
         self._local.close()
         self._channel.close()
 
@@ -190,14 +213,18 @@ class WorkerService:
         self._context: TlsContext | None = None
         self._handshake_s = 0.0
         self._flows: set[GrantedFlow] = set()
+        self._is_retired = False
         self._channel = MessageChannel(reactor, channel, self._hear, finished)
         self._counting = LoopingCall(self._count)
         self._counting.clock = reactor
         self._counting.start(COUNT_S, now=False)
 
     def _hear(self, message: Message, sockets: list[socket.socket]) -> None:
-        if sockets:
-            self._take(*sockets)
+        if "connection" in message:
+            self._take_connection(sockets)
+            return
+        if "retire" in message:
+            self._is_retired = True
             return
         self._handshake_s = message["handshake_s"]
         try:
@@ -209,9 +236,17 @@ class WorkerService:
         else:
             self._channel.send({"ready": True})
 
-    def _take(self, sock: socket.socket, plaintext: socket.socket) -> None:
-        assert self._context is not None
-        connection = SSL.Connection(self._context.context, None)
+    def _take_connection(self, sockets: list[socket.socket]) -> None:
+        """Where no descriptor was left for it, that is the end of this connection alone."""
+        if len(sockets) == 2 and self._context is not None:
+            self._take(self._context, *sockets)
+            return
+        log.error("a connection cannot be taken: {count} of 2 sockets came", count=len(sockets))
+        for sock in sockets:
+            sock.close()
+
+    def _take(self, context: TlsContext, sock: socket.socket, plaintext: socket.socket) -> None:
+        connection = SSL.Connection(context.context, None)
         connection.set_accept_state()
         forwarder = PlaintextForwarder(self._reactor, plaintext, self._granted)
         tls = TlsProtocol(connection, forwarder, self._reactor, self._handshake_s)
@@ -230,6 +265,8 @@ class WorkerService:
         self._channel.send({"alive": True})
         for flow in list(self._flows):
             flow.count()
+        if self._is_retired and not self._flows:
+            self._channel.close()
 
 
 def load(certificate: bytes, key: bytes) -> TlsContext:
