@@ -32,7 +32,7 @@ from mtunnel_tx.http.operation import Parts
 from mtunnel_tx.http.parameters import read_header
 from mtunnel_tx.http.resumptions import ResumeLimits, Resumptions
 from mtunnel_tx.http.table import BASE, OPERATIONS
-from mtunnel_tx.http.upgrade import make_terms, upgrade
+from mtunnel_tx.http.upgrade import expect_nothing, go_on_unused, make_terms, upgrade
 from mtunnel_tx.http.websocket import Upgrader
 from mtunnel_tx.local import make_guests, make_history, make_machines, make_proxmox_machines, make_storage
 from mtunnel_tx.net.commandsocket import listen_commands, resume_commands
@@ -41,7 +41,7 @@ from mtunnel_tx.ports.events import Observer
 from mtunnel_tx.ports.holding import Store
 from mtunnel_tx.ports.journal import Journal
 from mtunnel_tx.ports.streams import Route
-from mtunnel_tx.stream.flow import Relay
+from mtunnel_tx.stream.flow import Flow, Relay
 from mtunnel_tx.stream.limits import FlowLimits
 from mtunnel_tx.stream.unixside import dial
 from mtunnel_tx.tls.certificate import fingerprint
@@ -283,15 +283,18 @@ def make_resumptions(reactor: Any, settings: Settings) -> Resumptions:
 
 
 def _make_upgrader(reactor: Any, relay: Relay, limits: FlowLimits, resumptions: Resumptions) -> Upgrader:
-    parts: dict[str, Any] = {"relay": relay, "limits": limits, "reactor": reactor}
-    if isinstance(relay, WorkerRelay):
-        parts["expect"] = relay.expect
+    expect = relay.expect if isinstance(relay, WorkerRelay) else expect_nothing
+    parts: dict[str, Any] = {"relay": relay, "limits": limits, "reactor": reactor, "expect": expect}
 
     async def join(request: Any, handshake: Handshake, route: Route) -> None:
         """Join a websocket with the socket that its route names."""
+        is_wanted = is_asked_for(read_header(request, HEADER.encode("ascii")))
+        unused = route.unused() if is_wanted else None
+        if isinstance(unused, Flow):
+            await go_on_unused(request, handshake, unused, resumptions, parts["expect"])
+            return
         route.check_room()
         local = await dial(reactor, route.file)
-        is_wanted = is_asked_for(read_header(request, HEADER.encode("ascii")))
         resumption = resumptions.begin(route) if is_wanted else None
         if resumption is None:
             await upgrade(request, handshake, local, route, **parts)

@@ -60,6 +60,10 @@ class NearRoute:
     def check_room(self) -> None:
         """The other node checks that."""
 
+    def unused(self) -> TunnelFlow | None:
+        """None: the other node looks for it."""
+        return None
+
     def opened(self, flow: TunnelFlow) -> None:
         """The client's flow is about to run. Raises: Unreachable: the other flow has ended already."""
         if self._crossing.is_broken:

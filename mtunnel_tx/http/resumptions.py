@@ -20,7 +20,7 @@ from mtunnel_tx.errors import NotYet, TunnelError, Unauthenticated, WrongState
 from mtunnel_tx.net.kinds import Reactor
 from mtunnel_tx.ports.clock import Clock, Timer
 from mtunnel_tx.ports.events import TunnelEnded, TunnelEvent
-from mtunnel_tx.ports.streams import Route
+from mtunnel_tx.ports.streams import Route, TunnelFlow
 from mtunnel_tx.stream.flow import Flow, FlowOutcome
 from mtunnel_tx.wire.flow import LEAST_WINDOW_BYTES
 from mtunnel_tx.wire.resuming import ID_BYTES, AttachClaim, ResumeOffer, make_flow_id, make_key
@@ -252,6 +252,17 @@ class Resumptions:
         key = make_key(self._secret, vmid=route.vmid, flow_id=lasting.id, token=route.token)
         offer = ResumeOffer(id=lasting.id, key=key, window_bytes=lasting.window_bytes, park_s=lasting.park_s)
         resumption = self._flows[lasting.id] = Resumption(self, self.clock, route, offer)
+        return resumption
+
+    def renew(self, flow: TunnelFlow) -> Resumption | None:
+        """Give a flow that nobody has used another name and key. Returns: None: it cannot be resumed."""
+        resumption = next((one for one in self._flows.values() if one.flow is flow), None)
+        if resumption is not None:
+            self.drop(resumption)
+            offer, flow_id = resumption.offer, make_flow_id(self._random_bytes(ID_BYTES))
+            key = make_key(self._secret, vmid=resumption.route.vmid, flow_id=flow_id, token=resumption.route.token)
+            resumption.offer, resumption.generation = replace(offer, id=flow_id, key=key), 0
+            self._flows[flow_id] = resumption
         return resumption
 
     def drop(self, resumption: Resumption) -> None:

@@ -11,8 +11,9 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from mtunnel_tx.errors import WrongState
 from mtunnel_tx.http.handshake import Handshake, with_header
-from mtunnel_tx.http.resumptions import Resumption
+from mtunnel_tx.http.resumptions import Resumption, Resumptions
 from mtunnel_tx.net.kinds import Reactor, Request
 from mtunnel_tx.ports.streams import Route
 from mtunnel_tx.stream.flow import Flow, FlowTerms, Relay
@@ -59,6 +60,22 @@ async def upgrade(
         raise
     flow.attach(peer)
     return flow
+
+
+async def go_on_unused(
+    request: Request, handshake: Handshake, flow: Flow, resumptions: Resumptions,
+    expect: Callable[[Flow], None] = expect_nothing,
+) -> None:  # fmt: skip
+    """Let a request's connection carry a flow that was opened, and whose peer has not heard of it.
+
+    Under another name: what was said of the first one, to whomever, is void. Raises: as `upgrade`.
+    """
+    await check_connected(request, resumptions.clock)
+    resumption = resumptions.renew(flow) if flow.is_unused else None
+    if resumption is None:
+        raise WrongState("somebody was faster")
+    expect(flow)
+    flow.attach(await leave_http(request, with_header(handshake.answer, HEADER, write_offer(resumption.offer))))
 
 
 def make_terms(route: Route, resumption: Resumption | None, *, limits: FlowLimits) -> FlowTerms:

@@ -17,6 +17,10 @@ class TunnelFlow(Protocol):
     @property
     def bytes_out(self) -> int: ...
 
+    @property
+    def is_unused(self) -> bool:
+        """It is parked, and has carried nothing."""
+
     def abort(self) -> None:
         """End both sides now."""
 
@@ -32,6 +36,9 @@ class Route(Protocol):
 
     def check_room(self) -> None:
         """To be asked before the socket is dialled, whose owner may take one connection only. Raises: WrongState."""
+
+    def unused(self) -> TunnelFlow | None:
+        """A flow that goes on with this connection: whoever opened it has not heard of it. None: there is none."""
 
     def opened(self, flow: TunnelFlow) -> None:
         """The flow runs from now on. Raises: WrongState (409): the one command connection is there already."""

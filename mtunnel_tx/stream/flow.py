@@ -163,6 +163,11 @@ class Flow:
     def kept_bytes(self) -> int:
         return self.traffic.kept_bytes if self.traffic else 0
 
+    @property
+    def is_unused(self) -> bool:
+        """It is parked, and has carried nothing."""
+        return self._is_parked and self.bytes_in == self.bytes_out == self.kept_bytes == 0
+
     def take_value(self) -> ParkedValue | None:
         """What to go on with, for the one who runs the flow: nobody else keeps the bytes."""
         value, self.value = self.value, None

@@ -127,6 +127,7 @@ async def _go_on(
     services: Services, candidate: _Candidate, child: Any, gone: Gone, undone: dict[int, Undone]
 ) -> CommandSession:
     """Raises: TunnelError."""
+    await services.guests.tidy(candidate.vmid)
     _, (sock,) = await _store(services).get(f"commands/{candidate.vmid}")
     try:
         unsaid = await _find_unsaid(services, candidate, sock)

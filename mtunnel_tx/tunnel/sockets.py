@@ -178,10 +178,22 @@ class SocketRoute:
         if self._has_room:
             return
         taken = self._table.routes
-        if self.kind.single and any(other._socket is self._socket for other in taken):
-            raise WrongState(f"tunnel of VM {self.vmid} has its command connection already")
+        if self.kind.single and self._flows():
+            raise WrongState(f"tunnel of VM {self.vmid} has its connection for {self.kind.name} already")
         if len(taken) >= self._table.most_streams:
             raise WrongState(f"too many streams in the tunnel of VM {self.vmid}")
+
+    def unused(self) -> TunnelFlow | None:
+        """A parked flow to the same socket, where that takes one, that has carried nothing.
+
+        Who opened it never heard the answer, and asks again: the socket's owner still waits at that flow's end.
+        """
+        return next((flow for flow in self._flows() if self.kind.single and flow.is_unused), None)
+
+    def _flows(self) -> list[TunnelFlow]:
+        """To the same socket."""
+        same = [route.stream for route in self._table.routes if route._socket is self._socket]
+        return [flow for flow in same if flow is not None]
 
     def opened(self, flow: TunnelFlow) -> None:
         """Count the relay in. Raises: WrongState: others were faster."""

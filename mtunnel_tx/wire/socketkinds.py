@@ -23,7 +23,7 @@ class SocketKind:
 
     name: in a word, for people and metrics.
     urgent: carries few bytes, and somebody waits for each of them; they must not queue behind payload.
-    single: takes one flow at a time.
+    single: takes one flow at a time: its owner accepts one connection.
     ends_both: the end of file of this socket ends both ways of its flow, not only its own.
     ends_both_at_source: the same for a Close frame that comes to the source; QEMU would go on sending there.
     """
@@ -40,7 +40,12 @@ class SocketKind:
 COMMANDS = SocketKind(name="commands", suffix=".mtunnel", urgent=True, single=True, ends_both=True)
 DISK_IMPORT = SocketKind(name="disk-import", suffix=".storage", single=True)
 MEMORY = SocketKind(
-    name="memory", suffix=".migrate", folder=SocketFolder.MACHINE, ends_both=True, ends_both_at_source=True
+    name="memory",
+    suffix=".migrate",
+    folder=SocketFolder.MACHINE,
+    single=True,
+    ends_both=True,
+    ends_both_at_source=True,
 )
 NBD = SocketKind(
     name="nbd", suffix="_nbd.migrate", folder=SocketFolder.MACHINE, ends_both=True, ends_both_at_source=True

@@ -61,7 +61,10 @@ class WorkerRelay:
 
     def expect(self, flow: Flow) -> None:
         """Keep a resumable flow from before its peer hears of it: whoever knows its name may come back to it."""
-        if flow.terms.window_bytes is not None:
+        job = self._running.find(flow)
+        if isinstance(job, ParkedJob):
+            job.kept.park(job.stored, flow.local)
+        elif flow.terms.window_bytes is not None:
             kept = self._expected[flow] = KeptFlow(self.store, flow.terms.owner)
             kept.expect(flow.local)
             flow.done.addBoth(self._forget_expected, flow)

@@ -160,6 +160,7 @@ class GoingOnTests(AdoptionCase):
         after = self.registry.live()[0]
         self.assertEqual((after.vmid, after.upid, after.since), (100, before.upid, before.since))
         self.assertEqual((self.pending, self.unsaid), (b"", b""))
+        self.assertIn("tidy 100", self.fake.events)
         self.assertEqual(self.registry._sessions[100].tunnel.facts.address, "192.0.2.7")
         self.assertIs(self.ask({"cmd": "version"})["success"], True)
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import signal
 import ssl
+import struct
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 from tests.leaks import memory_bytes
 from tests.patience import patience_s, wait_for
 from tests.whole.limited import Case
+from tests.whole.moving import RAW, SIZE_BYTES, import_line
 from tests.whole.node import SECRET, TOKEN
 from tests.whole.peer import call
-from tests.whole.resuming import ResumableTunnel
+from tests.whole.resuming import Attached, ResumableTunnel
 
 OTHER = "mig@pve!t2"
 USER = f"user:mig@pve:1:0:::::\ntoken:{TOKEN}:0:0::\ntoken:{OTHER}:0:0::\n\nacl:1:/:mig@pve:Administrator:\n"
@@ -85,6 +89,54 @@ class ForgottenTests(AttachCase):
             self.assertEqual(mine.attach(key="x" * 43).answer, 401)
             late = call(self.node, "POST", "/nodes/localhost/qemu/100/mtunnellate", {"upid": mine.opened["upid"]})
             self.assertEqual(late.json["data"]["verdict"], "rolled back")
+
+
+class UnheardTests(AttachCase):
+    """Who never heard the answer asks for the socket again; what accepts one connection has that one still."""
+
+    limits = {"park_s": 60}
+
+    def open(self, mine: ResumableTunnel, path: str) -> Attached:
+        ticket = mine.ask(cmd="ticket", path=path)["ticket"]
+        query = f"ticket={quote(ticket, safe='')}&socket={quote(path, safe='')}"
+        return Attached(self.node, f"/api2/json/nodes/{self.node.name}/qemu/100/mtunnelwebsocket?{query}", "1")
+
+    def move(self, meanwhile: Callable[[ResumableTunnel], None]) -> None:
+        mine = ResumableTunnel(self.node.keep_port(), 100)
+        mine.ask(cmd="version")
+        path = mine.ask(**import_line(100, 0, "raw"))["socket"]
+        unheard = self.open(mine, path)
+        self.assertEqual(unheard.answer, 101)
+        unheard.sock.close()
+        wait_for("a parked flow", lambda: mine.parked() == ["disk-import"])
+        meanwhile(mine)
+        stream = self.open(mine, path)
+        self.assertEqual(stream.answer, 101)
+        self.assertEqual(mine.attach(generation=1, flow_id=unheard.offer["id"], key=unheard.offer["key"]).answer, 410)
+        payload = struct.pack("<Q", SIZE_BYTES) + RAW
+        stream.send(payload)
+        stream.say(f"e {len(payload)}")
+        replies = iter(lambda: mine.ask(cmd="query-disk-import"), None)
+        done = next(reply for reply in replies if reply["status"] != "pending")
+        self.assertEqual(done["status"], "complete", done)
+        self.assertEqual((self.node.storage / "images" / "100" / "vm-100-disk-0.raw").read_bytes(), RAW)
+        mine.leave()
+
+    def test_it_is_given_the_same_connection_of_the_socket(self) -> None:
+        self.move(lambda _: None)
+
+
+class UnheardBeforeRestartTests(UnheardTests):
+    extra = 'workers = 1\nuser = "nobody"'
+    limits = {"park_s": 60, "restart_s": 120}
+
+    def test_so_it_is_after_a_restart(self) -> None:
+        def restart(mine: ResumableTunnel) -> None:
+            self.node.stop(signal.SIGKILL)
+            self.node.start()
+            self.assertEqual(mine.parked(), ["disk-import"])
+
+        self.move(restart)
 
 
 class FloodTests(AttachCase):

@@ -67,7 +67,7 @@ class TunnelTests(Case):
     def test_a_second_command_connection(self) -> None:
         tunnel = self.open()
         raw = RawWebsocket(self.node, VMID, tunnel.opened["socket"], tunnel.opened["ticket"])
-        reason = f"tunnel of VM {VMID} has its command connection already".encode()
+        reason = f"tunnel of VM {VMID} has its connection for commands already".encode()
         self.assertEqual(raw.answer.partition(b"\r\n")[0], b"HTTP/1.1 409 " + reason)
         raw.drop()
         self.leave(tunnel)
