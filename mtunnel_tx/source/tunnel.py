@@ -115,8 +115,12 @@ class TargetTunnel:
             raise BackendFailed("the target names a socket that is not this tunnel's")
         return path, stream
 
-    async def connect_stream(self, path: str, sock: socket.socket) -> JoinedSocket:
-        """Join a socket with one at the target, by a ticket of its own; takes `sock` over.
+    async def ticket(self, path: str) -> str:
+        """A ticket for a socket there; whoever has one has reached the target just now. Raises: TunnelError."""
+        return read_text(await self._commands.call("ticket", SHORT_S, {"path": path}), "ticket")
+
+    async def connect_stream(self, path: str, sock: socket.socket, ticket: str | None = None) -> JoinedSocket:
+        """Join a socket with one at the target, by this ticket or one of its own; takes `sock` over.
 
         While the network is lost, it is tried again for as long as the other streams wait for it.
         """
@@ -125,17 +129,17 @@ class TargetTunnel:
         with sock:
             while True:
                 try:
-                    return await self._connect_once(path, sock.dup())
+                    return await self._connect_once(path, sock.dup(), ticket)
                 except Unreachable:
                     if self._reactor.seconds() >= last_s:
                         raise
+                    ticket = None
                     await pause(self._reactor, AGAIN_S)
 
-    async def _connect_once(self, path: str, sock: socket.socket) -> JoinedSocket:
+    async def _connect_once(self, path: str, sock: socket.socket, ticket: str | None) -> JoinedSocket:
         try:
-            reply = await self._commands.call("ticket", SHORT_S, {"path": path})
-            path_query = self._url(("socket", path), ("ticket", read_text(reply, "ticket")))
-        except Exception:
+            path_query = self._url(("socket", path), ("ticket", ticket or await self.ticket(path)))
+        except BaseException:
             sock.close()
             raise
         kind = find_socket_kind(path)

@@ -125,6 +125,16 @@ class MemoryWatchTest(SynchronousTestCase):
         self.assertEqual(self.advised(memory(1, 9), memory(2, 4), memory(3, 4, status="pre-switchover"))[-1], [])
 
 
+class NoForwards:
+    """Nothing is joined."""
+
+    async def prepare(self, path):
+        pass
+
+    def cut_last(self, path):
+        pass
+
+
 class LimitsTest(LiveCase):
     """What QEMU is told, and what those who watch are."""
 
@@ -146,7 +156,7 @@ class LimitsTest(LiveCase):
 
     def copy(self, clock):
         pace = Pace(disks={"scsi0": 0}, memory_bytes_s=0, downtime_ms=100)
-        return LiveCopy(self.machines, replace(self.world(), reactor=clock), pace, Patience(), None)
+        return LiveCopy(self.machines, NoForwards(), replace(self.world(), reactor=clock), pace, Patience(), None)
 
     async def test_a_disk_that_falls_behind_while_the_memory_is_sent(self):
         clock = Clock()

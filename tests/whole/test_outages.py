@@ -261,17 +261,52 @@ class ProxmoxSourceTests(SynchronousTestCase):
         wait_for("the end of the tunnel", lambda: not there.ask(cmd="status")["tunnels"])
 
 
+class Swallowing(threading.Thread):
+    """Nothing arrives any more from the moment when a connection through a proxy follows the start of QEMU there."""
+
+    def __init__(self, through: Through) -> None:
+        super().__init__(daemon=True)
+        self.begun = threading.Event()
+        self._proxy, self._record = through.proxy, through.node.runtime / "200.pid"
+        self.start()
+
+    def run(self) -> None:
+        while not self._record.exists():
+            time.sleep(0.0005)
+        count = len(self._proxy.connections)
+        while len(self._proxy.connections) == count:
+            time.sleep(0.0005)
+        self._proxy.swallow()
+        self.begun.set()
+
+
 class RunningVmTests(OnlineCase):
     def make_target(self) -> Node:
         return Node("there", extra="[limits]\npark_s = 60").start()
+
+    def send(self, through: Through) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", through.endpoint, "--online"]
+        return self.start([*argv, "--target-vmid", "200", "--target-storage", "local", "--bwlimit", "4096"])
+
+    def test_it_does_not_stand_still_for_a_network_that_is_lost_when_its_disks_begin(self) -> None:
+        """QEMU does, until the target's export has answered."""
+        before, through = self.boot(), Through(self, self.there)
+        swallowing = Swallowing(through)
+        migration = self.send(through)
+        wait_for("the first disk", swallowing.begun.is_set)
+        seen = len(before.beats)
+        wait_for("two seconds of beats", lambda: len(before.beats) > seen + 40)
+        self.assertIsNone(migration.poll())
+        through.proxy.pass_again()
+        out, err = migration.communicate(timeout=patience_s(120))
+        self.assertEqual(migration.returncode, 0, (out, err))
+        self.assertIn("running", self.status(self.there, 200))
 
     def test_not_a_beat_is_lost(self) -> None:
         before, after = self.boot(), Listener(self.there.runtime / "200.serial0")
         self.addCleanup(setattr, after, "stopped", True)
         through = Through(self, self.there)
-        argv = [sys.executable, "-m", "mtunnel_tx.cli", "migrate", "100", through.endpoint, "--online"]
-        argv += ["--target-vmid", "200", "--target-storage", "local", "--bwlimit", "4096"]
-        migration = self.start(argv)
+        migration = self.send(through)
         cutter = through.cut(most=30, every_s=(0.2, 0.8))
         out, err = migration.communicate(timeout=patience_s(120))
         cutter.stop()

@@ -14,7 +14,9 @@ from mtunnel_tx.source.order import SourceWorld
 from mtunnel_tx.source.pace import Pace
 from mtunnel_tx.source.patience import OnTimeout, Patience
 from mtunnel_tx.source.qemu.convergence import SAY_EVERY_S, Advice, MemoryWatch, MirrorWatch, compare
+from mtunnel_tx.source.qemu.forwards import Forwards
 from mtunnel_tx.source.qemu.meters import Meters
+from mtunnel_tx.source.qemu.mirroring import start_mirror
 
 _UNDER_WAY = "active"
 
@@ -28,9 +30,11 @@ class LiveCopy:
     """Copies a VM that goes on writing. Its time runs from when this is made."""
 
     def __init__(
-        self, running: Running, host: SourceWorld, pace: Pace, patience: Patience, journal: DepartureJournal
-    ) -> None:
+        self, running: Running, forwards: Forwards, host: SourceWorld, pace: Pace, patience: Patience,
+        journal: DepartureJournal,
+    ) -> None:  # fmt: skip
         self._running = running
+        self._forwards = forwards
         self._journal = journal
         self._clock = host.reactor
         self._progress = host.progress
@@ -47,7 +51,10 @@ class LiveCopy:
         if not mirrors:
             return
         for key, (path, export) in mirrors.items():
-            await self._running.start_mirror(key, path, export, limit_bytes_s=self._pace.disks[key])
+            limit_bytes_s = self._pace.disks[key]
+            await start_mirror(
+                self._running, self._forwards, self._clock, key, path, export, limit_bytes_s=limit_bytes_s
+            )
         self._progress.tell(Reached(phase=MovePhase.MIRROR))
         with Meters(self._progress) as meters:
 

@@ -5,14 +5,31 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mtunnel_tx.source.links import JoinedSocket, Reactor
 from mtunnel_tx.source.localsocket import LocalSocket
 from mtunnel_tx.source.tunnel import TargetTunnel
 
 log = Logger()
+
+
+class _Forwarded:
+    """One connection from here; `cut` ends it, whether it has reached the target or not."""
+
+    def __init__(self, tunnel: TargetTunnel, remote: str, sock: socket.socket, ticket: str | None) -> None:
+        self._link: JoinedSocket | None = None
+        self._work = Deferred.fromCoroutine(self._join(tunnel, remote, sock, ticket)).addErrback(_report)
+
+    async def _join(self, tunnel: TargetTunnel, remote: str, sock: socket.socket, ticket: str | None) -> None:
+        self._link = await tunnel.connect_stream(remote, sock, ticket)
+
+    def cut(self) -> None:
+        if self._link is not None:
+            self._link.abort()
+        self._work.cancel()
 
 
 class Forwards:
@@ -24,25 +41,39 @@ class Forwards:
         self._folder = folder
         self._vmid = vmid
         self._sockets: list[LocalSocket] = []
-        self._links: list[JoinedSocket] = []
+        self._remotes: dict[Path, str] = {}
+        self._tickets: dict[Path, str] = {}
+        self._forwarded: list[tuple[Path, _Forwarded]] = []
 
     def open(self, remote: str) -> Path:
         """Listen for connections to a socket of the target's. Returns: where. Raises: BackendFailed."""
         path = self._folder / f"{self._vmid}.out{len(self._sockets)}"
-        self._sockets.append(LocalSocket(self._reactor, path, lambda sock: self._accept(remote, sock)))
+        self._sockets.append(LocalSocket(self._reactor, path, lambda sock: self._accept(path, sock)))
+        self._remotes[path] = remote
         return path
 
-    def _accept(self, remote: str, sock: socket.socket) -> None:
-        Deferred.fromCoroutine(self._join(remote, sock)).addErrback(
-            lambda failure: log.warn("cannot reach the target: {reason}", reason=failure.getErrorMessage())
-        )
+    async def prepare(self, path: Path) -> None:
+        """Reach the target, and have what the next connection from here needs. Raises: TunnelError."""
+        self._tickets[path] = await self._tunnel.ticket(self._remotes[path])
 
-    async def _join(self, remote: str, sock: socket.socket) -> None:
-        self._links.append(await self._tunnel.connect_stream(remote, sock))
+    def cut_last(self, path: Path) -> None:
+        """End the connection that came last."""
+        came = [forwarded for found, forwarded in self._forwarded if found == path]
+        for forwarded in came[-1:]:
+            forwarded.cut()
+
+    def _accept(self, path: Path, sock: socket.socket) -> None:
+        ticket = self._tickets.pop(path, None)
+        self._forwarded.append((path, _Forwarded(self._tunnel, self._remotes[path], sock, ticket)))
 
     def close(self) -> None:
         """Stop listening, end what is still open."""
         for listening in self._sockets:
             listening.close()
-        for link in self._links:
-            link.abort()
+        for _, forwarded in self._forwarded:
+            forwarded.cut()
+
+
+def _report(failure: Failure) -> None:
+    if failure.check(CancelledError) is None:
+        log.warn("cannot reach the target: {reason}", reason=failure.getErrorMessage())

@@ -90,7 +90,7 @@ class LiveMove:
         fields = await self._start_fields(drives)
         await self._journal.announce("starting")
         memory_socket, mirrors = self._open_forwards(await self._tunnel.start(fields), drives)
-        copy = self._copy = LiveCopy(self._running, self._host, pace, patience, self._journal)
+        copy = self._copy = LiveCopy(self._running, self._forwards, self._host, pace, patience, self._journal)
         try:
             await copy.disks(mirrors)
             await copy.memory(memory_socket)

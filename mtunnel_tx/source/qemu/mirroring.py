@@ -1,0 +1,39 @@
+"""The start of a mirror.
+
+QEMU connects to the target's export by itself. Until that has answered, it stands still as a whole, and the guest with
+it: it must never wait for a network that is lost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtunnel_tx.errors import BackendFailed
+from mtunnel_tx.ports.clock import Clock
+from mtunnel_tx.source.links import Running
+from mtunnel_tx.source.qemu.forwards import Forwards
+
+ANSWERS_S = (2.0, 4.0, 8.0)
+"""How long QEMU may wait for the export, at the first try and at further ones. Each begins when the target has just
+been reached; a good network takes a few round trips.
+"""
+
+
+async def start_mirror(
+    running: Running, forwards: Forwards, clock: Clock, drive: str, path: Path, export: str, *, limit_bytes_s: int
+) -> None:
+    """Begin to copy a disk. Args: path: the socket here that leads there. Raises: TunnelError."""
+    for answer_s in ANSWERS_S:
+        await forwards.prepare(path)
+        timer = clock.callLater(answer_s, forwards.cut_last, path)
+        try:
+            await running.start_mirror(drive, path, export, limit_bytes_s=limit_bytes_s)
+        except BackendFailed:
+            if timer.active():
+                raise
+        else:
+            return
+        finally:
+            if timer.active():
+                timer.cancel()
+    raise BackendFailed(f"the target's export of {drive} did not answer within {ANSWERS_S[-1]:g} s")
