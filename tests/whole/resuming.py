@@ -154,9 +154,12 @@ class ResumableTunnel:
         self.end()
 
     def end(self) -> None:
-        """Say that nothing comes any more, and be gone."""
+        """Say that nothing comes any more, hear the same, and be gone."""
         self.wire.say(f"e {self.sent_bytes}")
         wait_for("the end of the tunnel", lambda: not self.is_there())
+        while not self.wire.ended and not any(record.startswith("e ") for record in self.wire.records):
+            self.wire._read()
+        self.wire.say("d")
         self.lose()
 
     def is_there(self) -> bool:

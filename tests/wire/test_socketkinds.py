@@ -34,7 +34,7 @@ class SocketKinds(SynchronousTestCase):
 
     def test_what_depends_on_the_kind(self):
         self.assertEqual([kind for kind in SOCKET_KINDS if kind.urgent], [COMMANDS])
-        self.assertEqual([kind for kind in SOCKET_KINDS if kind.single], [COMMANDS, DISK_IMPORT])
+        self.assertEqual([kind for kind in SOCKET_KINDS if kind.single], [COMMANDS, DISK_IMPORT, MEMORY])
         # An importer may have more to say after its input; the others have not.
         self.assertEqual([kind for kind in SOCKET_KINDS if not kind.ends_both], [DISK_IMPORT])
         self.assertEqual([kind for kind in SOCKET_KINDS if kind.ends_both_at_source], [MEMORY, NBD])
