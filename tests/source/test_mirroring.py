@@ -76,4 +76,4 @@ class AnswerTests(SynchronousTestCase):
         for answer_s in ANSWERS_S:
             self.clock.advance(answer_s)
         text = self.failureResultOf(self.started, BackendFailed).value.text
-        self.assertEqual(text, "the target's export of scsi0 did not answer within 8 s")
+        self.assertEqual(text, "the target's export of scsi0 did not answer within 16 s")

@@ -13,7 +13,7 @@ from mtunnel_tx.ports.clock import Clock
 from mtunnel_tx.source.links import Running
 from mtunnel_tx.source.qemu.forwards import Forwards
 
-ANSWERS_S = (2.0, 4.0, 8.0)
+ANSWERS_S = (2.0, 4.0, 8.0, 16.0)
 """How long QEMU may wait for the export, at the first try and at further ones. Each begins when the target has just
 been reached; a good network takes a few round trips.
 """
