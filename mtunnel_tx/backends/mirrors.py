@@ -61,14 +61,15 @@ class MirroredMachine:
         return str((await self._call("query-status"))["status"])
 
     async def start_mirror(
-        self, drive: str, socket: Path, export: str, *, limit_bytes_s: int = 0, reconnect_s: int = RECONNECT_S
-    ) -> None:
+        self, drive: str, socket: Path, export: str, *, limit_bytes_s: int = 0, reconnect_s: int = RECONNECT_S,
+        connected: Callable[[], object] = lambda: None,
+    ) -> None:  # fmt: skip
         """Copy a disk to an NBD export, and then whatever the guest writes to the disk.
 
         While the connection is down, QEMU stands still as a whole if the guest is stopped, for `reconnect_s` at most.
         Args: drive: its key, e.g. `scsi0`. limit_bytes_s: of the first full copy; 0: no limit; a buffer (see `_pace`)
             may go beyond it at the start and whenever the disk is drained. reconnect_s: how long the connection may be
-            down before the mirror fails.
+            down before the mirror fails. connected: called when the export has answered: QEMU stands still until then.
         """
         node = f"{_MIRROR}{drive}"
         await self._clear(node)
@@ -82,6 +83,7 @@ class MirroredMachine:
         }
         target |= {"reconnect-delay": reconnect_s, "detect-zeroes": "unmap"}
         await self._call("blockdev-add", target)
+        connected()
         job = {"job-id": node, "device": f"drive-{drive}", "target": node, "sync": "full", "copy-mode": "background"}
         # It waits for `end_mirrors`: a job that ended by itself would take a layer from under the guest's writes.
         end = {"on-target-error": "stop", "auto-dismiss": False}

@@ -58,7 +58,7 @@ async def _take_over(call: Call, claim: AttachClaim) -> None:
     flow = found.flow
     peer = await leave_http(request, with_header(handshake.answer, HEADER, VERSION))
     assert flow is not None, "a flow that is known runs"
-    if found.generation != claim.generation:
+    if (found.offer.id, found.generation) != (values["id"], claim.generation):
         peer.close()  # a younger connection was faster
         return
     flow.attach(peer)

@@ -75,7 +75,12 @@ async def go_on_unused(
     if resumption is None:
         raise WrongState("somebody was faster")
     expect(flow)
-    flow.attach(await leave_http(request, with_header(handshake.answer, HEADER, write_offer(resumption.offer))))
+    offer = resumption.offer
+    peer = await leave_http(request, with_header(handshake.answer, HEADER, write_offer(offer)))
+    if resumption.offer is not offer:
+        peer.close()  # somebody has asked again
+        return
+    flow.attach(peer)
 
 
 def make_terms(route: Route, resumption: Resumption | None, *, limits: FlowLimits) -> FlowTerms:

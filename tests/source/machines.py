@@ -75,7 +75,8 @@ class FakeMachine:
             self.now = self.before
             raise BackendFailed("migration failed: Unable to write to socket: Broken pipe")
 
-    async def start_mirror(self, drive, _socket, _export, *, limit_bytes_s):
+    async def start_mirror(self, drive, _socket, _export, *, limit_bytes_s, connected):
+        connected()
         self.mirrored.append(drive)
 
     async def until_ready(self, told):

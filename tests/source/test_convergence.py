@@ -131,8 +131,8 @@ class NoForwards:
     async def prepare(self, path):
         pass
 
-    def cut_last(self, path):
-        pass
+    def cut_fresh(self, path):
+        return False
 
 
 class LimitsTest(LiveCase):

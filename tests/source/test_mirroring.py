@@ -17,34 +17,41 @@ class FakeMachine:
 
     def __init__(self):
         self.waits = []
+        self.job = None
 
-    async def start_mirror(self, drive, path, export, *, limit_bytes_s):
+    async def start_mirror(self, drive, path, export, *, limit_bytes_s, connected):
         self.waits.append(Deferred())
         await self.waits[-1]
+        connected()
+        self.job = Deferred()
+        await self.job
 
     def fail(self, text="Failed to read initial magic"):
         self.waits[-1].errback(BackendFailed(text))
 
 
 class FakeForwards:
-    def __init__(self, machine):
-        self.machine = machine
+    def __init__(self, machine, clock):
+        self.machine, self.clock = machine, clock
         self.reached = Deferred()
         self.prepared = 0
+        self.has_come = True
 
     async def prepare(self, path):
         self.prepared += 1
         await self.reached
 
-    def cut_last(self, path):
+    def cut_fresh(self, path):
         assert path == PATH
-        self.machine.fail()
+        if self.has_come:
+            self.clock.callLater(0, self.machine.fail)
+        return self.has_come
 
 
 class AnswerTests(SynchronousTestCase):
     def setUp(self):
         self.clock, self.machine = Clock(), FakeMachine()
-        self.forwards = FakeForwards(self.machine)
+        self.forwards = FakeForwards(self.machine, self.clock)
         started = start_mirror(self.machine, self.forwards, self.clock, "scsi0", PATH, "drive-scsi0", limit_bytes_s=0)
         self.started = Deferred.fromCoroutine(started)
 
@@ -52,6 +59,7 @@ class AnswerTests(SynchronousTestCase):
         self.assertEqual(self.machine.waits, [])
         self.forwards.reached.callback(None)
         self.machine.waits[-1].callback(None)
+        self.machine.job.callback(None)
         self.successResultOf(self.started)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -63,7 +71,25 @@ class AnswerTests(SynchronousTestCase):
         self.clock.advance(1000)  # the target is out of reach, and the guest runs
         self.forwards.reached.callback(None)
         self.machine.waits[-1].callback(None)
+        self.machine.job.callback(None)
         self.successResultOf(self.started)
+
+    def test_once_it_is_answered_nothing_is_cut(self):
+        self.forwards.reached.callback(None)
+        self.machine.waits[-1].callback(None)
+        self.clock.advance(1000)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.machine.job.callback(None)
+        self.successResultOf(self.started)
+
+    def test_one_that_comes_late_is_cut_when_it_has_come(self):
+        self.forwards.reached.callback(None)
+        self.forwards.has_come = False
+        self.clock.advance(ANSWERS_S[0])
+        self.assertEqual(self.forwards.prepared, 1)
+        self.forwards.has_come = True
+        self.clock.advance(ANSWERS_S[0])
+        self.assertEqual(self.forwards.prepared, 2)
 
     def test_a_refusal_is_one(self):
         self.forwards.reached.callback(None)

@@ -43,7 +43,8 @@ class Forwards:
         self._sockets: list[LocalSocket] = []
         self._remotes: dict[Path, str] = {}
         self._tickets: dict[Path, str] = {}
-        self._forwarded: list[tuple[Path, _Forwarded]] = []
+        self._forwarded: list[_Forwarded] = []
+        self._fresh: dict[Path, _Forwarded] = {}
 
     def open(self, remote: str) -> Path:
         """Listen for connections to a socket of the target's. Returns: where. Raises: BackendFailed."""
@@ -54,23 +55,26 @@ class Forwards:
 
     async def prepare(self, path: Path) -> None:
         """Reach the target, and have what the next connection from here needs. Raises: TunnelError."""
+        self._fresh.pop(path, None)
         self._tickets[path] = await self._tunnel.ticket(self._remotes[path])
 
-    def cut_last(self, path: Path) -> None:
-        """End the connection that came last."""
-        came = [forwarded for found, forwarded in self._forwarded if found == path]
-        for forwarded in came[-1:]:
+    def cut_fresh(self, path: Path) -> bool:
+        """End the connection that came since `prepare`. Returns: whether one did; others there are left alone."""
+        forwarded = self._fresh.pop(path, None)
+        if forwarded is not None:
             forwarded.cut()
+        return forwarded is not None
 
     def _accept(self, path: Path, sock: socket.socket) -> None:
         ticket = self._tickets.pop(path, None)
-        self._forwarded.append((path, _Forwarded(self._tunnel, self._remotes[path], sock, ticket)))
+        forwarded = self._fresh[path] = _Forwarded(self._tunnel, self._remotes[path], sock, ticket)
+        self._forwarded.append(forwarded)
 
     def close(self) -> None:
         """Stop listening, end what is still open."""
         for listening in self._sockets:
             listening.close()
-        for _, forwarded in self._forwarded:
+        for forwarded in self._forwarded:
             forwarded.cut()
 
 
