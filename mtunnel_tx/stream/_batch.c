@@ -3,6 +3,7 @@
  * Inward:  TCP socket --recv--> scratch --memory BIO--> SSL_read, record by record --> block    (pull)
  *          block: find the frames, undo the masks in place, note where payload lies             (decode)
  *          payload --sendmsg--> UNIX socket                                                     (push)
+ *          all three, block by block, while everything is as usual                              (pass_on)
  * Outward: UNIX socket --recv--> room, a header put in front --SSL_write--> BIO_read --> block --send--> TCP socket,
  *          frame by frame                                                                        (forward)
  *          one frame or record the same way                                                      (send)
@@ -23,7 +24,7 @@
 #include <sys/uio.h>
 
 enum { MOST_SPANS = 1024 };
-enum { HEADER_ROOM = 14, MOST_FRAMES = 16 };
+enum { HEADER_ROOM = 14, MOST_FRAMES = 32 };
 enum { FIN_TEXT = 0x81, FIN_BINARY = 0x82, MASKED = 0x80, LENGTH_16 = 126, LENGTH_64 = 127 };
 enum { WANT_READ = 2, ZERO_RETURN = 6 }; /* SSL_ERROR_… */
 
@@ -372,6 +373,35 @@ static size_t forget(struct span *spans, size_t first, size_t sent)
     return first;
 }
 
+/* Send the spans of a block, as far as the socket takes them, from `*first` on. Returns: how much, 0 with an errno. */
+static size_t send_spans(int fd, uint8_t *block, struct span *spans, size_t *first, size_t span_count, int *error)
+{
+    struct iovec pieces[MOST_SPANS];
+    size_t piece_count = 0;
+    for (size_t i = *first; i < span_count && piece_count < MOST_SPANS; i++, piece_count++)
+        pieces[piece_count] = (struct iovec){block + spans[i].begin, spans[i].end - spans[i].begin};
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = piece_count};
+    ssize_t sent;
+    do
+        sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    *error = sent < 0 ? errno : 0;
+    if (sent <= 0)
+        return 0;
+    *first = forget(spans, *first, (size_t)sent);
+    return (size_t)sent;
+}
+
+static bool check_spans(const struct span *spans, Py_ssize_t first, Py_ssize_t span_count, Py_ssize_t block_size)
+{
+    for (Py_ssize_t i = first; i < span_count; i++)
+        if (spans[i].begin > spans[i].end || spans[i].end > (size_t)block_size) {
+            PyErr_SetString(PyExc_ValueError, "span outside of the block");
+            return false;
+        }
+    return true;
+}
+
 /* push(fd, block, spans, first, span_count) -> (first, sent, errno) */
 static PyObject *push(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
@@ -390,31 +420,106 @@ static PyObject *push(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (!get_position(args[4], 0, spans_view.len / (Py_ssize_t)sizeof *spans, &span_count) ||
         !get_position(args[3], 0, span_count, &first))
         goto release_spans;
-    struct iovec pieces[MOST_SPANS];
-    size_t piece_count = 0;
-    for (Py_ssize_t i = first; i < span_count && piece_count < MOST_SPANS; i++, piece_count++) {
-        if (spans[i].begin > spans[i].end || spans[i].end > (size_t)block.len) {
-            PyErr_SetString(PyExc_ValueError, "span outside of the block");
-            goto release_spans;
-        }
-        pieces[piece_count].iov_base = (uint8_t *)block.buf + spans[i].begin;
-        pieces[piece_count].iov_len = spans[i].end - spans[i].begin;
-    }
-    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = piece_count};
-    ssize_t sent;
+    if (!check_spans(spans, first, span_count, block.len))
+        goto release_spans;
+    size_t next = (size_t)first, sent;
     Py_BEGIN_ALLOW_THREADS
-    do
-        sent = sendmsg(fd, &message, MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    error = sent < 0 ? errno : 0;
+    sent = send_spans(fd, block.buf, spans, &next, (size_t)span_count, &error);
     Py_END_ALLOW_THREADS
-    if (sent > 0)
-        first = (Py_ssize_t)forget(spans, (size_t)first, (size_t)sent);
-    result = Py_BuildValue("nni", first, sent < 0 ? (Py_ssize_t)0 : (Py_ssize_t)sent, error);
+    result = Py_BuildValue("nni", (Py_ssize_t)next, (Py_ssize_t)sent, error);
 release_spans:
     PyBuffer_Release(&spans_view);
 release_block:
     PyBuffer_Release(&block);
+    return result;
+}
+
+/* All of it: ciphertext to the UNIX socket */
+
+struct passing {
+    struct inward in;
+    struct decoding d;
+    int fd;
+    size_t first, found, sent, most;
+    int error;
+};
+
+/* Block by block, until one is not full of payload, there is something that Python is to look at, the UNIX socket takes
+ * no more, or `most` payload was found. Returns: what became of the carrier. */
+static enum outcome run_pass_on(struct passing *p)
+{
+    for (;;) {
+        p->in.end = p->d.position = p->d.payload = 0;
+        enum outcome outcome = run_pull(&p->in);
+        p->d.end = p->in.end;
+        run_decode(&p->d);
+        p->found += p->d.payload;
+        if (p->first < p->d.span_count)
+            p->sent += send_spans(p->fd, p->d.block, p->d.spans, &p->first, p->d.span_count, &p->error);
+        if (p->first < p->d.span_count) {
+            if (p->error == EAGAIN)
+                p->error = 0;
+            return outcome;
+        }
+        p->first = p->d.span_count = 0;
+        bool is_usual = p->d.position == p->d.end && p->d.payload >= (size_t)p->in.block.len / 2;
+        if (outcome != FULL || !is_usual || p->found >= p->most)
+            return outcome;
+    }
+}
+
+/* pass_on(ssl, out, fd, local_fd, scratch, block, record_room, left, key, masked, texts, limit, gather, spans, most)
+ *   -> (outcome, errno, end, position, left, key, found, sent, first, span_count, local_errno) */
+static PyObject *pass_on(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (!check_count(count, 15))
+        return NULL;
+    struct passing p = {0};
+    Py_buffer key, spans;
+    Py_ssize_t room;
+    p.in.ssl = PyLong_AsVoidPtr(args[0]);
+    p.in.out = PyLong_AsVoidPtr(args[1]);
+    p.in.fd = (int)PyLong_AsLong(args[2]);
+    p.fd = (int)PyLong_AsLong(args[3]);
+    p.d.left = PyLong_AsUnsignedLongLong(args[7]);
+    p.d.masked = PyObject_IsTrue(args[9]);
+    p.d.texts = PyObject_IsTrue(args[10]);
+    p.d.limit = PyLong_AsUnsignedLongLong(args[11]);
+    p.d.gather = PyLong_AsSize_t(args[12]);
+    p.most = PyLong_AsSize_t(args[14]);
+    if (PyErr_Occurred() || !get_buffer(args[4], &p.in.scratch, true))
+        return NULL;
+    PyObject *result = NULL;
+    if (!get_buffer(args[5], &p.in.block, true))
+        goto release_scratch;
+    if (!get_buffer(args[8], &key, false))
+        goto release_block;
+    if (!get_buffer(args[13], &spans, true))
+        goto release_key;
+    if (key.len != 4 || p.in.block.len > UINT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "a key has four bytes, a block at most 4 GiB");
+    } else if (get_position(args[6], 0, p.in.block.len, &room)) {
+        memcpy(p.d.key, key.buf, 4);
+        p.in.record_room = (size_t)room;
+        p.d.block = p.in.block.buf;
+        p.d.spans = spans.buf;
+        p.d.most_spans = (size_t)spans.len / sizeof *p.d.spans;
+        enum outcome outcome;
+        Py_BEGIN_ALLOW_THREADS
+        outcome = run_pass_on(&p);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("iinnKy#nnnni", (int)outcome, p.in.error, (Py_ssize_t)p.in.end, (Py_ssize_t)p.d.position,
+                               (unsigned long long)p.d.left, p.d.key, (Py_ssize_t)4, (Py_ssize_t)p.found,
+                               (Py_ssize_t)p.sent, (Py_ssize_t)p.first, (Py_ssize_t)p.d.span_count, p.error);
+    }
+    PyBuffer_Release(&spans);
+release_key:
+    PyBuffer_Release(&key);
+release_block:
+    PyBuffer_Release(&p.in.block);
+release_scratch:
+    PyBuffer_Release(&p.in.scratch);
     return result;
 }
 
@@ -602,13 +707,14 @@ static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t cou
 }
 
 /* Grows with each change of a function's arguments or results; native.py wants the same. */
-#define INTERFACE 2
+#define INTERFACE 3
 
 static PyMethodDef methods[] = {
     {"bind", (PyCFunction)(void (*)(void))bind_openssl, METH_FASTCALL, "Take the addresses of OpenSSL's functions."},
     {"pull", (PyCFunction)(void (*)(void))pull, METH_FASTCALL, "Receive and decrypt a batch."},
     {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL, "Find the usual frames of a batch, unmask them."},
     {"push", (PyCFunction)(void (*)(void))push, METH_FASTCALL, "Send payload to the UNIX socket."},
+    {"pass_on", (PyCFunction)(void (*)(void))pass_on, METH_FASTCALL, "All three, for a turn."},
     {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "Frame, encrypt and send a batch."},
     {"send", (PyCFunction)(void (*)(void))send_tls, METH_FASTCALL, "Encrypt and send."},
     {NULL, NULL, 0, NULL},

@@ -30,8 +30,8 @@ from mtunnel_tx.stream.sides import (
     receive,
     reset_on_close,
 )
-from mtunnel_tx.wire.flow import Chunks
 from mtunnel_tx.wire.frames import Decoder, Role
+from mtunnel_tx.wire.kept import Chunks
 
 PINGS = 64
 """Unanswered pings that are remembered; older ones are forgotten."""

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 from OpenSSL import SSL
 
 from mtunnel_tx.stream.engine import StreamEnded, StreamFailed, waiting_bytes
+from mtunnel_tx.stream.payload import GATHER_BYTES
 from mtunnel_tx.stream.sides import MOST_UNSENT_BYTES, RECORD_ROOM_BYTES, UNREAD, Blocks, put_leftover
-from mtunnel_tx.wire.frames import SENT_PAYLOAD_BYTES
+from mtunnel_tx.wire.frames import SENT_PAYLOAD_BYTES, Decoder
 
 SWITCH = "MTUNNEL_NATIVE"
 """An environment variable: `0` keeps the native module out, for comparisons and to rule it out as a cause."""
 
-INTERFACE = 2
+INTERFACE = 3
 """Of `_batch.c`: one that was built from another version has other arguments."""
 
 FUNCTIONS = (
@@ -56,6 +57,25 @@ class Forwarded(NamedTuple):
     more: bool
     local_failure: Failure | None
     failure: Failure | None
+
+
+class PassedOn(NamedTuple):
+    """What `NativeSide.pass_on` has moved: `sent_bytes` of `found_bytes` of payload.
+
+    What is left is in the last block: `block[position:end]` is to be decoded, in front of which `left_bytes` of the
+    present frame are to come, with this mask; `spans[first:span_count]` wait for the UNIX socket. local_number: the
+    errno with which that failed, 0: it did not.
+    """
+
+    end: int
+    position: int
+    left_bytes: int
+    key: bytes
+    found_bytes: int
+    sent_bytes: int
+    first: int
+    span_count: int
+    local_number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +156,50 @@ class NativeSide:
         return self._begin < self._end
 
     def read(self, block: memoryview) -> int:
-        if self.waits and waiting_bytes(self._connection) > MOST_UNSENT_BYTES:
-            raise StreamFailed(UNREAD)
+        self._refuse_unread()
+        outcome = number = 0
         end, self._leftover = put_leftover(block, self._leftover)
         if self._failure is None:
             end, outcome, number = self._native.pull(
                 self._ssl, self._out, self._number, self._blocks.scratch, block, end, RECORD_ROOM_BYTES
             )
-            self.more = outcome != DRAINED
-            if outcome > FULL:
-                self._failure = describe_outcome(outcome, "receive", number)
-        if end == 0 and self._failure is not None:
+        self._note(outcome, number, is_nothing=end == 0)
+        return int(end)
+
+    def _refuse_unread(self) -> None:
+        if self.waits and waiting_bytes(self._connection) > MOST_UNSENT_BYTES:
+            raise StreamFailed(UNREAD)
+
+    def _note(self, outcome: int, number: int, *, is_nothing: bool) -> None:
+        """What became of the carrier, which is told behind the bytes that came before."""
+        if outcome > FULL:
+            self._failure = describe_outcome(outcome, "receive", number)
+        self.more = outcome != DRAINED or self._failure is not None
+        if is_nothing and self._failure is not None:
             kind, text = self._failure
             raise kind(text)
-        return int(end)
+
+    @property
+    def passes_on(self) -> bool:
+        """All that comes is in the socket."""
+        return not self._leftover and self._failure is None
+
+    def pass_on(
+        self, local: socket.socket, block: memoryview, decoder: Decoder, spans: bytearray, most_bytes: int
+    ) -> PassedOn:
+        """Receive, decode and send to the UNIX socket, block by block, until so much payload was found.
+
+        It ends before that where anything is out of the ordinary. Raises: StreamEnded, StreamFailed: nothing came.
+        """
+        self._refuse_unread()
+        outcome, number, *passed = self._native.pass_on(
+            self._ssl, self._out, self._number, local.fileno(), self._blocks.scratch, block, RECORD_ROOM_BYTES,
+            decoder.left_bytes, decoder.key, decoder.is_masked, decoder.texts_are_payload, decoder.limit_bytes,
+            GATHER_BYTES, spans, most_bytes,
+        )  # fmt: skip
+        result = PassedOn(*passed)
+        self._note(outcome, number, is_nothing=result.end == 0 and result.found_bytes == 0)
+        return result
 
     def write(self, data: memoryview | bytes) -> None:
         self._send(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mtunnel_tx.stream.ends import Sender, Way
-from mtunnel_tx.wire.flow import Bytes
+from mtunnel_tx.wire.kept import Bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

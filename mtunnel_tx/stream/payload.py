@@ -136,13 +136,24 @@ class NativePayload:
         self, decoder: Decoder, block: memoryview, begin: int, end: int, left_bytes: int, key: bytes
     ) -> tuple[int, int, bytes]:
         """Returns: the position behind the usual frames, what is left of the last one, and its mask."""
-        self._spans = self._spans or bytearray(_SPAN.size * MOST_SPANS)
         position, left_bytes, key, size_bytes, self._count = self._native.decode(
             block, begin, end, left_bytes, key, decoder.is_masked, decoder.texts_are_payload, decoder.limit_bytes,
-            GATHER_BYTES, self._spans, self._count,
+            GATHER_BYTES, self.lend_spans(), self._count,
         )  # fmt: skip
         self.found_bytes += size_bytes
         return position, left_bytes, key
+
+    def lend_spans(self) -> bytearray:
+        """For somebody else that finds payload and sends it, while nothing waits; `passed_on` tells what is left."""
+        self._spans = self._spans or bytearray(_SPAN.size * MOST_SPANS)
+        return self._spans
+
+    def passed_on(self, found_bytes: int, first: int, count: int) -> None:
+        """So much was found; of its last spans `spans[first:count]` wait."""
+        self.found_bytes += found_bytes
+        self._first, self._count = first, count
+        if first == count:
+            self.drop()
 
     def send(self, local: socket.socket, block: memoryview) -> int:
         self._first, sent_bytes, number = self._native.push(

@@ -23,9 +23,13 @@ class PumpedFlow:
         self.running = running
         self.carrier: Carrier | None = None
         self.peer_number = NO_NUMBER
-        self.peer_event = self.local_event = True
-        self.due_s: float | None = 0.0
+        self.make_due()
         self.interest: Interest | None = None
         self.masks: dict[socket.socket, int] = {running.local: 0}
         self.told_local = self.told_peer = False
         self.pace = FlowPace()
+
+    def make_due(self) -> None:
+        """Let the next pass serve it, with a look at both sockets."""
+        self.peer_event = self.local_event = True
+        self.due_s: float | None = 0.0

@@ -24,6 +24,7 @@ class ResumableOutward(Outward):
     """See the module. `sending`: its positions."""
 
     _keeps = True
+    _batch_frames = 32  # the room of a chunk, where reads bring less than whole frames
     _ends: ResumableEnds
 
     def __init__(self, local: socket.socket, ends: ResumableEnds, *, terms: FlowTerms, tools: ThreadTools) -> None:
@@ -198,7 +199,9 @@ class ResumableInward(Inward):
     def _push(self) -> None:
         if self._ends.inward.done:
             self._payload.drop()
-            return
-        before_bytes = self.position
-        super()._push()
-        self.receiving.take(self.position - before_bytes, self._now())
+        else:
+            super()._push()
+
+    def _note_taken(self, size_bytes: int) -> None:
+        super()._note_taken(size_bytes)
+        self.receiving.take(size_bytes, self._now())

@@ -7,6 +7,7 @@ socket becomes ready. Without a carrier a way moves nothing.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from mtunnel_tx.stream.ends import Ends, Sender
 from mtunnel_tx.stream.engine import StreamEnded, StreamFailed
 from mtunnel_tx.stream.limits import Bucket, FlowLimits
 from mtunnel_tx.stream.native import NativeSide
-from mtunnel_tx.stream.payload import make_payload
+from mtunnel_tx.stream.payload import NativePayload, make_payload
 from mtunnel_tx.stream.sides import NO_SIDE, Side, describe, receive
 from mtunnel_tx.wire.frames import (
     HEADER_ROOM_BYTES,
@@ -33,12 +34,10 @@ from mtunnel_tx.wire.frames import (
     pong_frame,
 )
 
-BLOCKS = 4
-"""Inward, in a row before another flow gets its turn: 1 MiB, which takes half a millisecond."""
-BATCHES = 2
-"""Outward, the same: frames, or batches of them."""
-BATCH_FRAMES = 8
-
+TURN_BYTES = 1 << 20
+"""A way moves about so many in a row before another flow gets its turn: a millisecond or two."""
+BLOCKS, BATCHES = 4, 2
+"""The same, inward where blocks have little payload, outward where frames are small."""
 
 _HEARD = (Event.PING, Event.PONG, Event.CLOSE, Event.RECORD)
 
@@ -83,14 +82,17 @@ class Inward:
     def carry(self, now_s: float) -> None:
         """Move what can be moved."""
         self.bucket.due_s = None
+        turn_bytes = self._payload.found_bytes + TURN_BYTES
         for _ in range(BLOCKS):
+            self.again = False
             self._push()
             if self._payload.waits or not self._ends.hears:
                 return
             if self.bucket.is_empty(now_s) or not self._pull():
                 break
-        else:
             self.again = True
+            if self._payload.found_bytes >= turn_bytes:
+                break
         self._push()
 
     def attach(self, carrier: Carrier) -> None:
@@ -127,7 +129,7 @@ class Inward:
         """Returns: whether there may be more."""
         block = self._block = self._block or self._blocks.lend()
         try:
-            size_bytes = self._side.read(block)
+            position, size_bytes = self._pass_on(block) or (0, self._side.read(block))
         except StreamEnded as end:
             self._ends.carrier_ended(f"peer ended without a Close frame: {end}")
             return False
@@ -138,11 +140,34 @@ class Inward:
             if not self._side.more:
                 self._ends.drained(self._ends.inward)
             return self._side.more
-        self._decode(block, size_bytes)
+        self._decode(block, position, size_bytes)
         return self._side.more or self._ends.hears_out
 
-    def _decode(self, block: memoryview, end: int) -> None:
-        decoder, payload, position = self._decoder, self._payload, 0
+    def _pass_on(self, block: memoryview) -> tuple[int, int] | None:
+        """Let native code do all of it, as long as all is as usual.
+
+        Returns: what is left to be decoded of the block, and where it ends; None: this is not the moment for it.
+        Raises: StreamEnded, StreamFailed: nothing came.
+        """
+        side, decoder, payload = self._side, self._decoder, self._payload
+        if not (isinstance(side, NativeSide) and isinstance(payload, NativePayload) and decoder is not None):
+            return None
+        if not (side.passes_on and decoder.is_usual and self._ends.inward.sender is Sender.OPEN):
+            return None
+        most_bytes = 0 if self.bucket.is_limited else TURN_BYTES
+        passed = side.pass_on(self._local, block, decoder, payload.lend_spans(), most_bytes)
+        decoder.go_on(passed.left_bytes, passed.key)
+        self.bucket.spend(passed.found_bytes)
+        payload.passed_on(passed.found_bytes, passed.first, passed.span_count)
+        self._note_arrived()
+        self._note_taken(passed.sent_bytes)
+        if passed.local_number:
+            self._deafen(OSError(passed.local_number, os.strerror(passed.local_number)))
+            return passed.end, passed.end
+        return passed.position, passed.end
+
+    def _decode(self, block: memoryview, position: int, end: int) -> None:
+        decoder, payload = self._decoder, self._payload
         assert decoder is not None, "bytes come from a carrier"
         before_bytes = payload.found_bytes
         try:
@@ -172,10 +197,17 @@ class Inward:
         if block is None or not self._payload.waits:
             return
         try:
-            self.position += self._payload.send(self._local, block)
+            self._note_taken(self._payload.send(self._local, block))
         except OSError as error:
-            self._payload.drop()
-            self._ends.local_deaf(f"UNIX side: {describe('send', error)}")
+            self._deafen(error)
+
+    def _note_taken(self, size_bytes: int) -> None:
+        """The UNIX socket has taken so many."""
+        self.position += size_bytes
+
+    def _deafen(self, error: OSError) -> None:
+        self._payload.drop()
+        self._ends.local_deaf(f"UNIX side: {describe('send', error)}")
 
 
 class Outward:
@@ -186,6 +218,8 @@ class Outward:
 
     _keeps: ClassVar[bool] = False
     """Frames stay as they are until they are acknowledged."""
+    _batch_frames: ClassVar[int] = 16
+    """The most that native code forwards in one call."""
 
     def __init__(self, local: socket.socket, ends: Ends, *, role: Role, limits: FlowLimits, tools: ThreadTools) -> None:
         self.position = 0
@@ -227,6 +261,7 @@ class Outward:
     def carry(self, now_s: float) -> None:
         """Move what can be moved."""
         self.bucket.due_s = None
+        turn_bytes = self.position + TURN_BYTES
         for _ in range(BATCHES):
             if self.waits:
                 self.flush()
@@ -234,6 +269,8 @@ class Outward:
                 return
             if self.bucket.is_empty(now_s) or not self._pull():
                 return
+            if self.position >= turn_bytes:
+                break
         self.again = True
 
     def _may_pull(self) -> bool:
@@ -332,7 +369,7 @@ class Outward:
 
     def _most_frames(self) -> int:
         """A limited rate may be overdrawn by one frame."""
-        return 1 if self.bucket.is_limited else BATCH_FRAMES
+        return 1 if self.bucket.is_limited else self._batch_frames
 
     def _note_sent(self, sizes_bytes: Sequence[int]) -> None:
         """So many bytes went out in frames, one behind the other in the room; kept by resumable flows only."""

@@ -12,7 +12,7 @@ says `a N`, and sends nothing else before it has heard the peer's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mtunnel_tx.wire.frames import (
@@ -24,9 +24,9 @@ from mtunnel_tx.wire.frames import (
     Role,
     frame_header,
 )
+from mtunnel_tx.wire.kept import Bytes, Chunks, Frame, KeptFrames
 from mtunnel_tx.wire.records import FlowRecord, RecordKind, record_frame
 
-CHUNK_BYTES = 8 * (HEADER_ROOM_BYTES + SENT_PAYLOAD_BYTES)
 WINDOW_BYTES = 16 << 20
 LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 20, 256 << 20
 LEAST_CHARGE_BYTES = 256
@@ -34,151 +34,6 @@ LEAST_CHARGE_BYTES = 256
 ACK_BYTES = 4 << 20
 ACK_S = 0.02
 """An acknowledgement is sent for each ACK_BYTES taken (a quarter of the window if that is less), or ACK_S later."""
-
-Bytes = memoryview | bytes
-Frame = Bytes
-
-
-def _take_from_heap(size_bytes: int) -> memoryview:
-    return memoryview(bytearray(size_bytes))
-
-
-class Chunks:
-    """Memory for kept bytes, CHUNK_BYTES each; shared by the flows of one thread. `lent` counts those in use.
-
-    Args: make: where memory of so many bytes comes from. most_free: what is kept for the next ones.
-    """
-
-    def __init__(self, make: Callable[[int], memoryview] = _take_from_heap, *, most_free: int = 8) -> None:
-        self.lent = 0
-        self.make = make
-        self._free: list[memoryview] = []
-        self._most_free = most_free
-
-    def lend(self) -> memoryview:
-        self.lent += 1
-        return self._free.pop() if self._free else self.make(CHUNK_BYTES)
-
-    def give_back(self, chunk: memoryview) -> None:
-        self.lent -= 1
-        if len(self._free) < self._most_free:
-            self._free.append(chunk)
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """`used_bytes` are filled with frames; `frames` of them are still kept."""
-
-    view: memoryview
-    used_bytes: int = 0
-    frames: int = 0
-
-
-@dataclass(slots=True)
-class _KeptFrame:
-    """A frame in a chunk: its payload is `chunk.view[begin:end]`, up to the position `stop` of the way.
-
-    Never changed, and yet not frozen: to make it would take three times as long, for each frame.
-    """
-
-    stop: int
-    chunk: _Chunk
-    begin: int
-    end: int
-
-    @property
-    def position(self) -> int:
-        """Of its first byte."""
-        return self.stop - self.end + self.begin
-
-    def from_position(self, position: int, role: Role) -> Frame:
-        """The frame as it went out, or a new one for what is left of it from `position` on."""
-        skipped_bytes = max(0, position - self.position)
-        payload = self.chunk.view[self.begin + skipped_bytes : self.end]
-        header = frame_header(role, Opcode.BINARY, len(payload))
-        return header + bytes(payload) if skipped_bytes else self.chunk.view[self.begin - len(header) : self.end]
-
-
-class _Kept:
-    """The frames that nobody has acknowledged, in order, where they were made."""
-
-    def __init__(self, chunks: Chunks) -> None:
-        self._chunks = chunks
-        self._frames: deque[_KeptFrame] = deque()
-        self._filling: _Chunk | None = None
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def room(self) -> memoryview:
-        """Where the next frames may be made, each with HEADER_ROOM_BYTES in front of its payload.
-
-        Returns: room for SENT_PAYLOAD_BYTES at least, as reads into small rests cost more than they save.
-        """
-        chunk = self._filling
-        if chunk is None or len(chunk.view) - chunk.used_bytes < SENT_PAYLOAD_BYTES + HEADER_ROOM_BYTES:
-            self._release_filling()
-            chunk = self._filling = _Chunk(self._chunks.lend())
-        return chunk.view[chunk.used_bytes :]
-
-    def add(self, position: int, sizes_bytes: Sequence[int]) -> int:
-        """Frames with so many payload bytes were made in the room, each right behind the one before.
-
-        Returns: the position behind them.
-        """
-        chunk = self._filling
-        assert chunk is not None, "room() comes first"
-        end = chunk.used_bytes
-        for size_bytes in sizes_bytes:
-            begin = end + HEADER_ROOM_BYTES
-            end = begin + size_bytes
-            position += size_bytes
-            self._frames.append(_KeptFrame(position, chunk, begin, end))
-        chunk.used_bytes = end
-        chunk.frames += len(sizes_bytes)
-        return position
-
-    def forget(self, position: int) -> None:
-        """Everything before `position` was acknowledged."""
-        while self._frames and self._frames[0].stop <= position:
-            chunk = self._frames.popleft().chunk
-            chunk.frames -= 1
-            if chunk.frames == 0 and chunk is not self._filling:
-                self._chunks.give_back(chunk.view)
-        if not self._frames:
-            self._release_filling()
-
-    def after(self, position: int, role: Role) -> list[tuple[int, Frame]]:
-        """What is to be sent again, each with the position where it begins."""
-        frames = (frame for frame in self._frames if frame.stop > position)
-        return [(max(position, frame.position), frame.from_position(position, role)) for frame in frames]
-
-    def payload(self, position: int, size_bytes: int) -> Bytes:
-        """All bytes from there on. Args: size_bytes: how many they are."""
-        room = self._chunks.make(size_bytes) if size_bytes else memoryview(b"")
-        filled = 0
-        for frame in (frame for frame in self._frames if frame.stop > position):
-            piece = frame.chunk.view[frame.begin + max(0, position - frame.position) : frame.end]
-            room[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        return room
-
-    def drop(self) -> None:
-        """Give everything back."""
-        while self._frames:
-            self.forget(self._frames[-1].stop)
-        self._release_filling()
-
-    def give_back(self) -> None:
-        """Return the room in which nothing came."""
-        if self._filling is not None and self._filling.frames == 0:
-            self._release_filling()
-
-    def _release_filling(self) -> None:
-        """Let the chunk that is being filled go, at once or with its last frame."""
-        chunk, self._filling = self._filling, None
-        if chunk is not None and chunk.frames == 0:
-            self._chunks.give_back(chunk.view)
 
 
 class Sending:
@@ -199,7 +54,7 @@ class Sending:
         self._role = role
         self._window_bytes = window_bytes
         self._most_frames = window_bytes // LEAST_CHARGE_BYTES
-        self._kept = _Kept(chunks)
+        self._kept = KeptFrames(chunks)
         self._again: deque[tuple[int, Frame]] = deque()
 
     @property
@@ -229,7 +84,7 @@ class Sending:
         return bool(self._again)
 
     def room(self) -> memoryview:
-        """Where the next frames are to be made: see `_Kept.room`."""
+        """Where the next frames are to be made: see `KeptFrames.room`."""
         return self._kept.room()
 
     def add(self, size_bytes: int) -> memoryview:

@@ -56,6 +56,21 @@ class TlsPump(PumpTests, TestCase):
             self.assertEqual(ask(thread, lambda thread: thread.tools.blocks.lent), 0)
 
     @in_thread
+    def test_a_flow_that_only_goes_on_looks_at_no_other_socket(self):
+        self.scene()
+
+        def looks(thread, due_s):
+            (job,) = thread._jobs.values()
+            job.peer_event = job.local_event = False
+            job.due_s = thread._due_s = due_s
+            self.assertIn(id(job), thread._take_due())
+            return job.peer_event, job.local_event
+
+        (thread,) = self.relay._threads
+        self.assertEqual(ask(thread, lambda thread: looks(thread, 0.0)), (False, False))
+        self.assertEqual(ask(thread, lambda thread: looks(thread, 0.1)), (True, True))
+
+    @in_thread
     def test_commands_do_not_wait_for_payload(self):
         busy, urgent = self.scene(), self.scene(urgent=True)
         gate = threading.Event()

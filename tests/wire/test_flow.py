@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mtunnel_tx.wire.flow import ACK_S, CHUNK_BYTES, LEAST_CHARGE_BYTES, Chunks, Receiving, Sending
+from mtunnel_tx.wire.flow import ACK_S, LEAST_CHARGE_BYTES, Receiving, Sending
 from mtunnel_tx.wire.frames import HEADER_ROOM_BYTES, SENT_PAYLOAD_BYTES, Decoder, Event, FrameError, Role, unmask_bytes
+from mtunnel_tx.wire.kept import CHUNK_BYTES, Chunks
 from mtunnel_tx.wire.records import RecordKind, parse_record
 from tests.leaks import memory_bytes
 
