@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
@@ -92,6 +91,8 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 async def connect_agent(reactor: Any, path: Path, wait_s: float = ANSWER_S) -> Agent:
     """Connect to an agent that answers. Raises: BackendFailed, TimedOut."""
+    from twisted.internet.endpoints import UNIXClientEndpoint  # imports all of TLS
+
     endpoint = UNIXClientEndpoint(reactor, str(path), timeout=wait_s)
     try:
         agent: Agent = await endpoint.connect(Factory.forProtocol(lambda: Agent(reactor)))

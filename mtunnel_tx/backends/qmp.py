@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
@@ -161,6 +160,8 @@ async def connect_monitor(reactor: Any, path: Path, wait_s: float = CALL_S) -> M
 
     Raises: MonitorLost: nobody listens, or QEMU hangs up. TimedOut: the monitor is in use, or does not answer.
     """
+    from twisted.internet.endpoints import UNIXClientEndpoint  # imports all of TLS
+
     factory = Factory.forProtocol(lambda: Monitor(reactor))
     end_s = reactor.seconds() + wait_s
     try:

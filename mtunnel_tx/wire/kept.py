@@ -27,7 +27,7 @@ class Chunks:
     Args: make: where memory of so many bytes comes from. most_free: what is kept for the next ones.
     """
 
-    def __init__(self, make: Callable[[int], memoryview] = _take_from_heap, *, most_free: int = 8) -> None:
+    def __init__(self, make: Callable[[int], memoryview] = _take_from_heap, *, most_free: int = 4) -> None:
         self.lent = 0
         self.make = make
         self._free: list[memoryview] = []

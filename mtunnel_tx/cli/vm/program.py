@@ -24,13 +24,12 @@ from mtunnel_tx.backends.virsh import Virsh
 from mtunnel_tx.checks import FormatError, clean, dns_name
 from mtunnel_tx.cli.output import fail, forget_output, print_failure, warn
 from mtunnel_tx.cli.program import read_vmid, run_reactor
-from mtunnel_tx.cli.vm.departures import settle_kept
 from mtunnel_tx.config import Settings
 from mtunnel_tx.config.host import make_private_directory
 from mtunnel_tx.errors import NoSuchGuest, TunnelError, os_reason
 from mtunnel_tx.guests.plainhost import PlainHost
 from mtunnel_tx.local import make_environ, make_guests, make_machines, make_storage
-from mtunnel_tx.ports.storage import Report
+from mtunnel_tx.ports.storage import Report, Storage
 from mtunnel_tx.source.journal import describe_departure
 
 
@@ -151,9 +150,15 @@ def make_host(threads: ReactorThreads, settings: Settings, note: Report) -> Plai
         changes=FileChanges(threads, state_dir=settings.state_dir, lock_dir=settings.lock_dir),
         owner=owner,
         note=note,
-        settle_kept=partial(settle_kept, threads, settings, storage, note),
+        settle_kept=partial(_settle_kept, threads, settings, storage, note),
         departing=partial(describe_departure, departures, HostPrograms()),
     )
+
+
+async def _settle_kept(threads: ReactorThreads, settings: Settings, storage: Storage, note: Report, vmid: int) -> None:
+    from mtunnel_tx.cli.vm.departures import settle_kept  # half of the imports, for a few VMs at a boot
+
+    await settle_kept(threads, settings, storage, note, vmid)
 
 
 def _show(args: argparse.Namespace, answer: Answer, notes: Sequence[str]) -> None:

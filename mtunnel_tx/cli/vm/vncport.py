@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import maybeDeferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.protocols.portforward import ProxyClientFactory, ProxyFactory, ProxyServer
 
@@ -57,8 +56,8 @@ async def listen_vnc(path: Path, address: str, port: int) -> VncPort:
     """Args: path: the UNIX socket. port: 0 for any. Raises: BackendFailed: the port cannot be had."""
     from twisted.internet import reactor
 
-    kind: Any = TCP6ServerEndpoint if ":" in address else TCP4ServerEndpoint
+    ports: Any = reactor
     try:
-        return VncPort(await kind(reactor, port, interface=address).listen(_Viewers(reactor, path)))
+        return VncPort(ports.listenTCP(port, _Viewers(reactor, path), interface=address))
     except CannotListenError as error:
         raise BackendFailed(f"cannot listen on {address}:{port}: {error.socketError}") from error
