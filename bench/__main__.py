@@ -19,11 +19,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bench.case import FOUR, FULL, MIB, QUICK, VERIFIED, Case, Comparison
+from bench.case import FOUR, FULL, MIB, PROXMOX, QUICK, VERIFIED, Case, Comparison
 from bench.measure import Bench, Relay
 from bench.moves import WholeMoves
 from bench.ours import Mtunnel, make_node
-from bench.peers import Autobahn, Nginx, Place, Socat, Websockify
+from bench.peers import Autobahn, Nginx, Place, ProxmoxLike, Socat, Websockify
 from bench.processes import Trouble
 from bench.report import Findings, make_row, write, write_documents
 from bench.targets import Samples, at_most, judge
@@ -31,6 +31,9 @@ from bench.watched import measure_watched
 
 SMALL_BYTES = 16 << 10
 """Smaller frames are slow."""
+
+SLOWED = ("mtunnel", "mtunnel-reactor", "autobahn", "websockify", "nginx", PROXMOX)
+"""Those that meet a slow sink, ours first."""
 
 ROOM = Path("build/bench").resolve()
 
@@ -42,6 +45,7 @@ def make_relays(place: Place) -> dict[str, Relay]:
         Mtunnel("mtunnel-w2", place, workers=2),
         Mtunnel("mtunnel-reactor", place, relays="reactor"),
         Autobahn("autobahn", place),
+        ProxmoxLike(PROXMOX, place),
         Websockify("websockify", place),
         Socat("socat", place),
         Socat("socat-2m", place, ",sndbuf=2097152"),
@@ -141,8 +145,9 @@ class Session:
 
     def _be_slow(self) -> None:
         length_s = 2.0 if self._quick else 10.0
-        for name in ("mtunnel",) if self._quick else ("mtunnel", "mtunnel-reactor", "autobahn", "websockify", "nginx"):
-            self._try("slow sink", name, partial(self._measure_slow, name, length_s))
+        for name in ("mtunnel",) if self._quick else SLOWED:
+            if name in self._relays:
+                self._try("slow sink", name, partial(self._measure_slow, name, length_s))
 
     def _measure_slow(self, name: str, length_s: float) -> None:
         sample = self._bench.run_slow(self._relays[name], Case(), length_s)

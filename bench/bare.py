@@ -1,7 +1,8 @@
-"""`python -m bench.bare FOLDER`: a running VM moves between two QEMUs on UNIX sockets, with nothing in between.
+"""`python -m bench.bare FOLDER [MEMORY DISK]`: a running VM moves between two QEMUs on UNIX sockets.
 
-The QEMUs, their command lines and what they are told are those of `mtunnel migrate --online`. Prints a line of JSON:
-`took_s` from the target's start to the VM's life there, `downtime_ms` as QEMU has it.
+There is nothing in between; or the source uses two other sockets, which lead to those of the target. The QEMUs, their
+command lines and what they are told are those of `mtunnel migrate --online`. Prints a line of JSON: `took_s` from the
+target's start to the VM's life there, `downtime_ms` as QEMU has it.
 """
 
 from __future__ import annotations
@@ -45,16 +46,24 @@ class Volumes:
         return {}
 
 
-async def move(reactor: Any, folder: Path) -> dict[str, float]:
-    """Returns: took_s, downtime_ms. Raises: TunnelError."""
+def sockets_there(folder: Path) -> tuple[Path, Path]:
+    """Where the target in a folder waits for memory, and for the disk."""
+    return folder / f"there/{THERE}.migrate", folder / f"there/{THERE}_nbd.migrate"
+
+
+async def move(reactor: Any, folder: Path, *between: Path) -> dict[str, float]:
+    """Args: between: what leads to the target's sockets, if they are not to be used. Returns: took_s, downtime_ms.
+
+    Raises: TunnelError.
+    """
     here, there = (_machines(reactor, folder, name) for name in ("here", "there"))
     write_disk(folder / "here-100.raw")
     (folder / "there-200.raw").touch()
     os.truncate(folder / "there-200.raw", DISK_BYTES)
-    run = folder / "there"
+    memory, disk = sockets_there(folder)
     incoming = Incoming(
-        migrate_socket=run / "200.migrate",
-        nbd_socket=run / "200_nbd.migrate",
+        migrate_socket=memory,
+        nbd_socket=disk,
         exports={"scsi0": "local:200/there-200.raw"},
         from_node="here",
     )
@@ -66,7 +75,7 @@ async def move(reactor: Any, folder: Path) -> dict[str, float]:
         began_s = time.monotonic()
         conf = parse_guest_config(CONFIG.format(volume="local:200/there-200.raw"))
         await there.start(THERE, conf, incoming, _unheard)
-        downtime_ms = await _send(here, incoming)
+        downtime_ms = await _send(here, *(between or (memory, disk)))
         await there.stop_nbd(THERE)
         await there.resume(THERE)
         took_s = time.monotonic() - began_s
@@ -76,12 +85,11 @@ async def move(reactor: Any, folder: Path) -> dict[str, float]:
     return {"took_s": took_s, "downtime_ms": downtime_ms}
 
 
-async def _send(here: QemuMachines, incoming: Incoming) -> float:
-    assert incoming.nbd_socket is not None
+async def _send(here: QemuMachines, memory: Path, disk: Path) -> float:
     async with here.attached(HERE) as running:
-        await running.start_mirror("scsi0", incoming.nbd_socket, "drive-scsi0")
+        await running.start_mirror("scsi0", disk, "drive-scsi0")
         await running.until_ready()
-        await running.start_migration(incoming.migrate_socket)
+        await running.start_migration(memory)
         await running.until_switchover()
         await running.complete_mirrors()
         await running.switch_over()
@@ -105,8 +113,8 @@ def _unheard(_line: str) -> None:
     """Reports are of no interest here."""
 
 
-async def _print(reactor: Any, folder: str) -> None:
-    print(json.dumps(await move(reactor, Path(folder))))
+async def _print(reactor: Any, *paths: str) -> None:
+    print(json.dumps(await move(reactor, *map(Path, paths))))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ OURS = ("mtunnel", "mtunnel-reactor")
 WITH_FRAMES = (*OURS, "autobahn", "websockify")
 WITHOUT_FRAMES = ("socat", "socat-2m", "nginx")
 ALL = (*WITH_FRAMES, *WITHOUT_FRAMES)
+PROXMOX = "proxmox-like"
+"""It takes part where Proxmox's own server would: in streams by TLS, one at a time."""
 
 TO_UNIX = Case()
 FROM_UNIX = Case(direction="out")
@@ -66,13 +68,13 @@ SHARING = (*OURS, "mtunnel-w2", "socat", "nginx-w2")
 
 FULL: Sequence[Comparison] = (
     (
-        *each(ALL, TO_UNIX),
+        *each((*ALL, PROXMOX), TO_UNIX),
         *each(OURS, RESUMABLE_IN),
-        *each(WITH_FRAMES, MASKED),
+        *each((*WITH_FRAMES, PROXMOX), MASKED),
         *each(("mtunnel", "socat", "nginx"), SIXTEEN),
         *each(("mtunnel", "nginx"), *PACED.values()),
     ),
-    (*each(ALL, FROM_UNIX), *each(OURS, RESUMABLE_OUT)),
+    (*each((*ALL, PROXMOX), FROM_UNIX), *each(OURS, RESUMABLE_OUT)),
     (*each(ALL, Case(tls=False)), *each(OURS, Case(tls=False, mask="random"))),
     each(ALL, Case(tls=False, direction="out")),
     each(WITH_FRAMES, Case(frame_bytes=16 * KIB)),

@@ -1,4 +1,4 @@
-"""A whole migration of a running VM: `mtunnel migrate --online`, beside the same QEMUs with nothing in between."""
+"""A whole migration of a running VM: `mtunnel migrate --online`, beside the same QEMUs alone, and by Proxmox's path."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 
+from bench.bare import sockets_there
 from bench.guest import CONFIG, counting, counts, write_disk
 from bench.processes import PATIENCE_S, Trouble
+from bench.proxmoxpath import proxmox_path
 from bench.tunnel import Tunnel
 from mtunnel_tx.demo.nodes import DemoNode
 from mtunnel_tx.errors import TunnelError
@@ -45,11 +47,24 @@ class Voyage:
 def move_bare() -> Voyage:
     """Between two QEMUs on UNIX sockets. Raises: Trouble."""
     with _folder() as folder:
-        argv = [sys.executable, "-m", "bench.bare", str(folder)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=BARE_S, check=False)
-        if done.returncode:
-            raise Trouble(done.stderr.strip().rpartition("\n")[2])
-        return Voyage(**json.loads(done.stdout))
+        return _run_bare(folder)
+
+
+def move_by_proxmox() -> Voyage:
+    """The same by Proxmox's path, without anything that its programs do besides. Raises: Trouble."""
+    with _folder() as folder:
+        here, relays = (folder / "memory.sock", folder / "disk.sock"), folder / "relays"
+        relays.mkdir()
+        with proxmox_path(relays, dict(zip(here, sockets_there(folder), strict=True))):
+            return _run_bare(folder, *here)
+
+
+def _run_bare(*paths: Path) -> Voyage:
+    argv = [sys.executable, "-m", "bench.bare", *map(str, paths)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=BARE_S, check=False)
+    if done.returncode:
+        raise Trouble(done.stderr.strip().rpartition("\n")[2])
+    return Voyage(**json.loads(done.stdout))
 
 
 def move_through_tunnel() -> Voyage:

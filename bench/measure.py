@@ -72,7 +72,7 @@ class Bench:
         with self._joined(relay, case, each_bytes, load_options=("--prepared",)) as (running, sink, load):
             wait_until_idle(running.pid)
             clock = CpuClock(running.pid)
-            load.go()
+            _begin(case, sink, load)
             result = (sink if case.direction == "in" else load).read(60.0)
             used_s = clock.read_s()
             peak = peak_bytes(running.pid)
@@ -88,7 +88,7 @@ class Bench:
         """Compare every byte. Returns: how many. Raises: Trouble: some differ."""
         each_bytes = size_bytes // case.streams // MIB * MIB
         with self._joined(relay, case, each_bytes, "--verify") as (_, sink, load):
-            load.go()
+            _begin(case, sink, load)
             result = (sink if case.direction == "in" else load).read(60.0)
             load.finish()
         if result["bad"] or result["bytes"] != each_bytes * case.streams:
@@ -177,6 +177,13 @@ class Bench:
     @property
     def _log(self) -> Path:
         return self._place.folder / "programs.log"
+
+
+def _begin(case: Case, sink: Reporter, load: Reporter) -> None:
+    """Whoever receives comes first."""
+    load.go()
+    if case.direction == "out":
+        sink.go()
 
 
 def _elsewhere(case: Case) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import socket
+import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from bench.case import Case
 from bench.processes import pin, started, wait_until_listening
@@ -53,6 +55,10 @@ class PeerRelay(ABC):
         """Whether it could be installed."""
         return True
 
+    def load_options(self) -> Sequence[str]:
+        """How the load client gets through."""
+        return () if self.framed else ("--raw",)
+
     def shown(self, case: Case) -> str:
         """The command line for people, without our folders."""
         words = shlex.join(self.argv(case, "PORT")) + self.remark
@@ -66,7 +72,7 @@ class PeerRelay(ABC):
         port, log = free_port(), self.place.folder / f"{self.name}.log"
         with started([*pin(0 if case.pinned else None), *self.argv(case, port)], log) as process:
             wait_until_listening(process, port, log)
-            yield Running(pid=process.pid, port=port, options=() if self.framed else ("--raw",))
+            yield Running(pid=process.pid, port=port, options=self.load_options())
 
 
 class Socat(PeerRelay):
@@ -152,6 +158,34 @@ class Autobahn(PeerRelay):
         tls = f"ssl:{port}:interface=127.0.0.1:certKey={place.certificate}:privateKey={place.key}"
         plain = f"tcp:{port}:interface=127.0.0.1"
         return [sys.executable, "-m", "bench.autobahn_relay", tls if case.tls else plain, str(place.sink)]
+
+
+class ProxmoxLike(PeerRelay):
+    """A stand-in for the HTTP server of Proxmox VE: AnyEvent in one Perl process. It has no plain side."""
+
+    framed = True
+    MODULES = ("AnyEvent::Handle", "AnyEvent::TLS", "EV")
+
+    def is_there(self) -> bool:
+        """Whether Perl and its modules could be installed."""
+        argv = ["perl", *(f"-M{module}" for module in self.MODULES), "-e", "1"]
+        try:
+            return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+        except FileNotFoundError:
+            return False
+
+    def argv(self, case: Case, port: int | str) -> list[str]:  # noqa: ARG002
+        program = Path(__file__).with_name("proxmox_relay.pl")
+        return ["perl", str(program), str(port), str(self.place.certificate), str(self.place.key)]
+
+    def load_options(self) -> Sequence[str]:
+        """Its websockets name their UNIX sockets."""
+        return ("--target", self.target(self.place.sink))
+
+    @staticmethod
+    def target(path: Path) -> str:
+        """The path and query of a websocket to a UNIX socket."""
+        return f"/?socket={quote(str(path), safe='')}"
 
 
 def free_port() -> int:

@@ -3,10 +3,12 @@
  *   sink --unix PATH --bytes N [--streams K] [--rate BYTES_PER_S] [--verify] [--source]
  *
  * Prints {"ready":true} once it listens, and {"first_s","last_s","bytes","bad","cpu_s"} when N bytes of each of the K
- * streams have moved. --source writes instead of reading. Runs until it is killed. MIT licence, see LICENSE. */
+ * streams have moved. --source writes instead of reading, after a byte on its standard input: a relay that takes
+ * without a bound would have everything before the clock starts. Runs until it is killed. MIT licence, see LICENSE. */
 #include "common.h"
 
 #include <getopt.h>
+#include <poll.h>
 #include <sys/un.h>
 
 #define READ_BYTES (256u << 10)
@@ -39,8 +41,17 @@ static void drain(int fd)
     free(buffer);
 }
 
+/* The byte stays where it is, for all streams. */
+static void wait_until_told(void)
+{
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    while (poll(&input, 1, -1) < 0)
+        continue;
+}
+
 static void fill(int fd)
 {
+    wait_until_told();
     uint64_t moved = 0;
     while (moved < bytes) {
         size_t at = moved % PATTERN_BYTES;

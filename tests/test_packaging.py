@@ -136,7 +136,7 @@ class Project(SynchronousTestCase):
 
     def test_every_import_of_the_tests_is_a_dependency(self):
         groups = [PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values()]
-        self.assert_known("tests", set().union(*map(names, groups)) | {"mtunnel_tx", "tests"})
+        self.assert_known("tests", set().union(*map(names, groups)) | {"mtunnel_tx", "tests", "bench"})
 
     def assert_known(self, folder, known):
         for file in (TREE / folder).rglob("*.py"):
