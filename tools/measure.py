@@ -12,7 +12,7 @@ import os
 import sys
 
 TRIAL = "twisted/trial"
-FIRST, THEN_EACH = 16, 8
+FIRST, THEN_EACH = 8, 16
 
 
 def start(rcfile: str) -> None:
