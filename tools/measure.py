@@ -60,7 +60,7 @@ def is_one_of_a_few(folder: str) -> bool:
     if any(TRIAL in word for word in sys.orig_argv):
         return True
     words = [word for word in sys.orig_argv[1:] if word.isalpha()]
-    alike = "-".join([*sys.orig_argv[1:3], *words[:3]])[-200:].replace("/", "_")
+    alike = "-".join([*sys.orig_argv[1:3], *words[:3]])[-60:].replace("/", "_")
     os.makedirs(folder, exist_ok=True)  # noqa: PTH103 - as above
     number = 0
     while True:

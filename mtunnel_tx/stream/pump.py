@@ -3,8 +3,8 @@
 A source sends a VM's memory, its disks and the commands about them as websockets over TLS; behind each one is a UNIX
 socket, with QEMU, an importer or a tunnel's commands at its other end. HTTP has checked the request and answered 101
 (`http/upgrade.py`). From then on the TCP socket, its TLS state and what was already read of it are the carrier of a
-flow; the UNIX socket is the flow's. Pump threads (`pumpthread.py`) run the flows (`RunningFlow`). The
-reactor stays free for the API and the commands.
+flow; the UNIX socket is the flow's. Pump threads (`pumpthread.py`) run the flows (`RunningFlow`). The reactor stays
+free for the API and the commands.
 
 One pump thread serves many flows with one epoll. Flows that carry commands have a thread of their own, because somebody
 waits for each reply. Inward, for each flow whose carrier is readable:
@@ -13,8 +13,8 @@ waits for each reply. Inward, for each flow whose carrier is readable:
     block: find the frames, XOR masks away where they lie --sendmsg, all payload at once--> UNIX socket
 
 and outward the same way back: 128 KiB from the UNIX socket, a header in front, SSL_write, BIO_read, send; both again
-and again, a MiB or two in one call without the interpreter's lock, which is why threads help here. The UNIX socket has
-a send buffer of 2 MiB: its reader and the pump work at the same time.
+and again, a MiB or two in one call without the interpreter's lock, which is why threads help here. Payload is never
+copied by Python. The UNIX socket has a send buffer of 2 MiB: its reader and the pump work at the same time.
 
 Memory is bounded: a way reads only when its receiver has taken everything before. A flow holds at most one block of 288
 KiB for each way, one of ciphertext, and what OpenSSL makes of one frame; an idle flow holds none. So a slow disk closes
